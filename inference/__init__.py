@@ -1,0 +1,1 @@
+"""The worker: knows token ids and tensors; no HTTP, no text."""

@@ -1,0 +1,127 @@
+"""One step's tensors: the scheduled tokens of all sequences, one after the other.
+
+Knows the layout of tokens and slots, nothing of the model or of sampling.
+"""
+
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from inference.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Sequences of the batch that one attention call serves, padded to its longest context.
+
+    Either B sequences with one query token each (Q = 1), or one sequence (B = 1) with Q tokens.
+    """
+
+    tokens: slice
+    """Of the batch's tokens: the B * Q queries of this group."""
+    slots: torch.Tensor  # [B, L] of each sequence's context, padded with the cache's padding slot
+    query_positions: torch.Tensor  # [B, Q]
+    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, sliding_window: int | None) -> torch.Tensor:
+        """[B, Q, L], True where a query sees a key: not after it, and within the window."""
+        if sliding_window not in self._masks:
+            keys = torch.arange(self.slots.shape[1], device=self.slots.device)
+            distance = self.query_positions[:, :, None] - keys
+            visible = distance >= 0
+            if sliding_window is not None:
+                visible &= distance < sliding_window
+            self._masks[sliding_window] = visible
+        return self._masks[sliding_window]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T tokens of several sequences; S of these sequences sample their next token."""
+
+    token_ids: torch.Tensor  # [T]
+    positions: torch.Tensor  # [T]
+    slots: torch.Tensor  # [T] where the keys and values go
+    groups: list[AttentionGroup]
+    sampled_tokens: torch.Tensor  # [S] indices into T
+    sampling: list[Sequence]
+    """The S sequences that sample, in the order of `sampled_tokens`."""
+
+
+class BatchBuilder:
+    def __init__(self, block_size: int, padding_slot: int, device: torch.device) -> None:
+        self.block_size = block_size
+        self.padding_slot = padding_slot
+        self.device = device
+
+    def build(self, scheduled: list[Sequence]) -> Batch:
+        # Single queries first, of similar context length side by side, so that they share a call.
+        ordered = sorted(scheduled, key=_group_key)
+        positions = [_positions(sequence) for sequence in ordered]
+        slots = [self._context_slots(sequence) for sequence in ordered]
+        token_ids = [_scheduled_token_ids(sequence) for sequence in ordered]
+        ends = np.cumsum([len(ids) for ids in token_ids])
+        own_slots = [context[-len(ids) :] for context, ids in zip(slots, token_ids, strict=True)]
+        samples = [sequence.samples_next for sequence in ordered]
+        return Batch(
+            token_ids=self._tensor(np.concatenate(token_ids)),
+            positions=self._tensor(np.concatenate(positions)),
+            slots=self._tensor(np.concatenate(own_slots)),
+            groups=self._groups(ordered, positions, slots),
+            sampled_tokens=self._tensor(ends[samples] - 1),
+            sampling=[sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
+        )
+
+    def _groups(
+        self, ordered: list[Sequence], positions: list[np.ndarray], slots: list[np.ndarray]
+    ) -> list[AttentionGroup]:
+        groups = []
+        start = 0
+        for _, members in groupby(range(len(ordered)), key=lambda i: _group_key(ordered[i])):
+            indices = list(members)
+            queries = np.stack([positions[i] for i in indices])  # [B, Q]
+            groups.append(
+                AttentionGroup(
+                    tokens=slice(start, start + queries.size),
+                    slots=self._tensor(self._pad([slots[i] for i in indices])),
+                    query_positions=self._tensor(queries),
+                )
+            )
+            start += queries.size
+        return groups
+
+    def _context_slots(self, sequence: Sequence) -> np.ndarray:
+        """The slots of all tokens up to the last scheduled one."""
+        length = sequence.num_computed_tokens + sequence.num_scheduled_tokens
+        blocks = np.asarray(sequence.block_table, dtype=np.int64)
+        slots = blocks[:, None] * self.block_size + np.arange(self.block_size)
+        return slots.reshape(-1)[:length]
+
+    def _pad(self, rows: list[np.ndarray]) -> np.ndarray:
+        padded = np.full((len(rows), max(map(len, rows))), self.padding_slot, dtype=np.int64)
+        for row, values in zip(padded, rows, strict=True):
+            row[: len(values)] = values
+        return padded
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+
+def _group_key(sequence: Sequence) -> tuple[int, int]:
+    """Equal for single queries whose contexts differ by less than a factor of two."""
+    if sequence.num_scheduled_tokens == 1:
+        return 0, sequence.num_tokens.bit_length()
+    return 1, sequence.number
+
+
+def _positions(sequence: Sequence) -> np.ndarray:
+    first = sequence.num_computed_tokens
+    return np.arange(first, first + sequence.num_scheduled_tokens, dtype=np.int64)
+
+
+def _scheduled_token_ids(sequence: Sequence) -> np.ndarray:
+    first = sequence.num_computed_tokens
+    ids = sequence.token_ids[first : first + sequence.num_scheduled_tokens]
+    return np.array(ids, dtype=np.int64)

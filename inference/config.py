@@ -1,0 +1,38 @@
+"""The worker's configuration, frozen. Torch-free, so that the gateway can build it."""
+
+from typing import Literal
+
+import msgspec
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class EngineConfig(msgspec.Struct, frozen=True):
+    """What the worker needs to know before it loads a model."""
+
+    source: str = "embedded"
+    """"embedded", a directory, or a Hugging Face hub id."""
+    cache_directory: str = "~/.cache/tiller"
+    device: Device = "auto"
+    """"auto": cuda where there is one, else cpu."""
+    dtype: DType = "auto"
+    """"auto": float32 on the CPU, the model's own dtype on CUDA."""
+    threads: int | None = None
+    """CPU threads of one operation; None leaves the choice to torch."""
+    context_length: int | None = None
+    """Upper limit of prompt + completion in tokens; None: the model's own."""
+    block_size: int = 16
+    """Tokens in one block of the KV cache."""
+    kv_cache_gib: float | None = None
+    """Memory of the KV cache; None: 2 GiB on the CPU, what is free (less a tenth) on CUDA."""
+    max_batch_tokens: int = 512
+    """Tokens that one step may compute."""
+    max_running: int = 256
+    """Sequences that may run at the same time."""
+    max_queued: int = 1024
+    """Sequences that may wait; a request beyond that is refused."""
+    nice_ageing_seconds: float = 30.0
+    """A `nice` sequence yields to all others until it has waited this long."""
+    seed: int | None = None
+    """Makes sampling repeatable, for tests; None: from the operating system."""

@@ -1,0 +1,137 @@
+"""Many generations in one continuously filled batch: add, abort, step. Knows no sockets."""
+
+import random
+from collections import defaultdict
+
+from inference.block_manager import BlockManager
+from inference.config import EngineConfig
+from inference.model_runner import ModelRunner, SampledToken
+from inference.protocol import (
+    Admission,
+    Failure,
+    FinishReason,
+    GenerationRequest,
+    RefusalCode,
+    StepReport,
+    TokenEvent,
+)
+from inference.sampler import NOT_A_TOKEN
+from inference.scheduler import Scheduler
+from inference.sequence import Sequence, build_sequences
+
+
+class Engine:
+    def __init__(self, runner: ModelRunner, config: EngineConfig) -> None:
+        self.runner = runner
+        self.blocks = BlockManager(runner.num_blocks, config.block_size)
+        self.scheduler = Scheduler(
+            self.blocks,
+            max_batch_tokens=config.max_batch_tokens,
+            max_running=config.max_running,
+            nice_ageing_seconds=config.nice_ageing_seconds,
+        )
+        self.context_length = _context_length(runner, config)
+        self._max_queued = config.max_queued
+        self._seeds = random.Random(config.seed)  # noqa: S311 - sampling, not secrets
+        self._sequences: defaultdict[str, dict[int, Sequence]] = defaultdict(dict)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._sequences
+
+    def add(self, request: GenerationRequest) -> Admission:
+        """Queues the request's n sequences, or says why not and keeps nothing of it."""
+        if refusal := self._refusal(request):
+            return refusal
+        for sequence in build_sequences(request, self.scheduler.clock(), self._seeds):
+            self._sequences[request.request_id][sequence.index] = sequence
+            self.scheduler.add(sequence)
+        return Admission(request.request_id)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends one choice of a request, or all; no events follow. Harmless if they have ended."""
+        choices = self._sequences.get(request_id, {})
+        for sequence in list(choices.values()):
+            if index is None or sequence.index == index:
+                self._finish(sequence)
+
+    def step(self) -> StepReport:
+        """Computes the next tokens of what is most urgent."""
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return StepReport()
+        sampled = self.runner.run(scheduled)
+        return self._apply(scheduled, sampled)
+
+    def fail_all(self, detail: str) -> StepReport:
+        """Ends every request with a failure, after a step that cannot be trusted."""
+        failures = [Failure(request_id, detail) for request_id in self._sequences]
+        for failure in failures:
+            self.abort(failure.request_id)
+        return StepReport(failures=failures)
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError if the bookkeeping of blocks is wrong."""
+        self.blocks.check_integrity(self.scheduler.sequences())
+
+    def _refusal(self, request: GenerationRequest) -> Admission | None:
+        if request.steering is not None and request.steering.concepts:
+            # The engine has no concepts yet, so none is known.
+            unknown = request.steering.concepts[0]
+            return Admission(request.request_id, RefusalCode.UNKNOWN_STEERING_CONCEPT, unknown)
+        length = len(request.prompt_token_ids) + request.max_tokens
+        if length > self.context_length:
+            return Admission(request.request_id, RefusalCode.CONTEXT_LENGTH_EXCEEDED)
+        if self.scheduler.num_waiting + request.n > self._max_queued:
+            return Admission(request.request_id, RefusalCode.QUEUE_FULL)
+        return None
+
+    def _apply(self, scheduled: list[Sequence], sampled: list[SampledToken]) -> StepReport:
+        for sequence in scheduled:
+            before = sequence.num_computed_tokens
+            sequence.num_computed_tokens += sequence.num_scheduled_tokens
+            sequence.num_scheduled_tokens = 0
+            self.blocks.register(sequence, before)
+        report = StepReport(events=[], failures=[])
+        for token in sampled:
+            if token.token_id == NOT_A_TOKEN:
+                request_id = token.sequence.request_id
+                if request_id in self._sequences:
+                    report.failures.append(Failure(request_id, "the model's output is not finite"))
+                self.abort(request_id)
+            else:
+                report.events.append(self._append(token))
+        return report
+
+    def _append(self, token: SampledToken) -> TokenEvent:
+        sequence = token.sequence
+        sequence.token_ids.append(token.token_id)
+        reason = _finish_reason(sequence, token.token_id)
+        if reason is not None:
+            self._finish(sequence)
+        return TokenEvent(sequence.request_id, sequence.index, token.token_id, reason, token.logprobs)
+
+    def _finish(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        choices = self._sequences[sequence.request_id]
+        del choices[sequence.index]
+        if not choices:
+            del self._sequences[sequence.request_id]
+
+
+def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
+    if token_id in sequence.stop_token_ids:
+        return FinishReason.STOP
+    if sequence.num_output_tokens >= sequence.max_tokens:
+        return FinishReason.LENGTH
+    return None
+
+
+def _context_length(runner: ModelRunner, config: EngineConfig) -> int:
+    """What the model, the configuration and the KV cache allow a sequence, whichever is least.
+
+    The last token of a sequence needs no place in the cache, since nothing is computed from it.
+    """
+    limits = [runner.num_blocks * config.block_size + 1]
+    limits += [length for length in (runner.model.context_length, config.context_length) if length]
+    return min(limits)

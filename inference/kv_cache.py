@@ -1,0 +1,37 @@
+"""The keys and values of all sequences' tokens, by layer and slot. Knows no sequences.
+
+Slot s is place s % block_size of block s // block_size. One slot beyond the last block stays
+zero for ever: what pads a gather reads from there, so that it never meets another's numbers.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class LayerShape(NamedTuple):
+    """What one attention layer stores per token."""
+
+    num_heads: int
+    key_size: int
+    value_size: int
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        return self.num_heads * (self.key_size + self.value_size) * dtype.itemsize
+
+
+class KVCache:
+    def __init__(
+        self, shapes: list[LayerShape], num_slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        def allocate(num_heads: int, size: int) -> torch.Tensor:
+            return torch.zeros(num_slots + 1, num_heads, size, dtype=dtype, device=device)
+
+        self.padding_slot = num_slots
+        self.keys = [allocate(shape.num_heads, shape.key_size) for shape in shapes]
+        self.values = [allocate(shape.num_heads, shape.value_size) for shape in shapes]
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """`slots` [T]; `keys` and `values` [T, num_heads, size]."""
+        self.keys[layer].index_copy_(0, slots, keys)
+        self.values[layer].index_copy_(0, slots, values)

@@ -1,0 +1,146 @@
+"""The transformers model: loaded, checked, and run on a batch. Knows nothing of requests."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+
+from inference import attention
+from inference.attention import PagedBatch
+from inference.batch import Batch
+from inference.kv_cache import KVCache, LayerShape
+
+# These stretch positions by the longest sequence of the batch, so that a row would depend on
+# its neighbours.
+_BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+class UnsupportedModelError(Exception):
+    """The model asks for something that the engine cannot do right. The message says what."""
+
+
+class CausalLM:
+    """A causal language model of transformers, its code unchanged, with our attention."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """`model`: in eval mode, on its device. Raises UnsupportedModelError."""
+        self.config = model.config.get_text_config()
+        _check_rope(self.config)
+        self._model = model
+        self.layer_shapes = _probe_layers(model)
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.vocab_size = int(self.config.vocab_size)
+
+    @property
+    def context_length(self) -> int | None:
+        """The model's own limit in tokens, if its configuration names one."""
+        length = getattr(self.config, "max_position_embeddings", None)
+        return None if length is None else int(length)
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The end tokens that the model's generation config, else its config, names."""
+        generation = self._model.generation_config
+        ids = getattr(generation, "eos_token_id", None)
+        if ids is None:
+            ids = getattr(self.config, "eos_token_id", None)
+        if ids is None:
+            return ()
+        return tuple(ids) if isinstance(ids, list) else (int(ids),)
+
+    def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
+        """The float32 logits [S, vocab_size] at the batch's sampled tokens."""
+        logits: torch.Tensor = self._model(
+            input_ids=batch.token_ids[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            logits_to_keep=batch.sampled_tokens,
+            paged=PagedBatch(batch, cache),
+        ).logits
+        return logits[0].float()
+
+    def digest(self) -> str:
+        """Hex; names the weights' values, whatever device they are on."""
+        summary = hashlib.sha256()
+        for name, tensor in sorted(self._model.state_dict().items()):
+            summary.update(f"{name} {list(tensor.shape)} {tensor.dtype} {_checksum(tensor)};".encode())
+        return summary.hexdigest()
+
+
+def load(directory: Path, dtype: torch.dtype | None, device: torch.device) -> CausalLM:
+    """Loads a directory in the transformers layout; dtype None keeps the weights' own.
+
+    Raises UnsupportedModelError, and what transformers raises for a broken directory.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype="auto" if dtype is None else dtype,
+        device_map={"": device},
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    return CausalLM(model.eval())
+
+
+def _check_rope(config: Any) -> None:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [value for value in parameters.values() if isinstance(value, dict)]
+    for rope in [parameters, *by_layer_type]:
+        kind = rope.get("rope_type")
+        if kind in _BATCH_DEPENDENT_ROPE:
+            raise UnsupportedModelError(f"rotary embeddings of type {kind!r} are not supported")
+
+
+def _probe_layers(model: PreTrainedModel) -> list[LayerShape]:
+    """Runs one token through the model to learn what each attention layer will store.
+
+    Raises UnsupportedModelError if the model does not go through transformers' attention
+    interface in every layer, or asks for what `paged_attention` would not honour.
+    """
+    shapes: dict[int, LayerShape] = {}
+
+    def record(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        _attention_mask: torch.Tensor | None,
+        **arguments: Any,
+    ) -> tuple[torch.Tensor, None]:
+        if names := attention.unsupported_arguments(module, arguments):
+            raise UnsupportedModelError(f"its attention needs {', '.join(names)}, which is not supported")
+        layer: Any = module.layer_idx
+        shapes[layer] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1])
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+
+    AttentionInterface.register("tiller_probe", record)
+    model.set_attn_implementation("tiller_probe")
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    with torch.inference_mode():
+        model(input_ids=token, position_ids=token, use_cache=False)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if sorted(shapes) != list(range(num_layers)):
+        raise UnsupportedModelError("not all of its layers use transformers' attention interface")
+    return [shapes[layer] for layer in range(num_layers)]
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    """Exact integer sums over the tensor's bits: plain, and weighted by row and by column."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    rows = tensor.shape[0] if tensor.dim() else 1
+    bits = tensor.detach().contiguous().view(-1).view(integers[tensor.element_size()]).view(rows, -1)
+    by_row, by_column = bits.sum(1, dtype=torch.int64), bits.sum(0, dtype=torch.int64)
+    return f"{_weighted(by_row)} {_weighted(by_column)}"
+
+
+def _weighted(sums: torch.Tensor) -> int:
+    """A sum that changes when two entries change places; wraps around at 64 bits."""
+    weights = torch.arange(1, sums.numel() + 1, device=sums.device)
+    return int((sums * weights).sum())

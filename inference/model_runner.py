@@ -1,0 +1,59 @@
+"""Runs scheduled sequences through the model: batch, forward, sample. Decides nothing."""
+
+from dataclasses import dataclass
+
+import torch
+
+from inference.batch import BatchBuilder
+from inference.config import EngineConfig
+from inference.kv_cache import KVCache
+from inference.model import CausalLM
+from inference.protocol import TokenLogprobs
+from inference.sampler import Sampler
+from inference.sequence import Sequence
+
+_GIB = 2**30
+_DEFAULT_CPU_CACHE_GIB = 2.0
+_CUDA_SHARE = 0.9  # of the free memory; the rest is for activations
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """`token_id` is sampler.NOT_A_TOKEN where the model's output was not finite."""
+
+    sequence: Sequence
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+class ModelRunner:
+    def __init__(self, model: CausalLM, config: EngineConfig) -> None:
+        self.model = model
+        self.num_blocks = _num_blocks(model, config)
+        num_slots = self.num_blocks * config.block_size
+        self._cache = KVCache(model.layer_shapes, num_slots, model.dtype, model.device)
+        self._builder = BatchBuilder(config.block_size, self._cache.padding_slot, model.device)
+        self._sampler = Sampler(model.vocab_size, model.device)
+
+    @torch.inference_mode()
+    def run(self, scheduled: list[Sequence]) -> list[SampledToken]:
+        """Computes each sequence's scheduled tokens; samples for those that reach their end."""
+        batch = self._builder.build(scheduled)
+        logits = self.model.forward(batch, self._cache)
+        if not batch.sampling:
+            return []
+        sampled = self._sampler.sample(logits, self._sampler.prepare(batch.sampling))
+        rows = zip(batch.sampling, sampled.token_ids, sampled.logprobs, strict=True)
+        return [SampledToken(*row) for row in rows]
+
+
+def _num_blocks(model: CausalLM, config: EngineConfig) -> int:
+    """How many blocks the memory for the KV cache holds; at least one."""
+    if config.kv_cache_gib is not None:
+        memory = config.kv_cache_gib * _GIB
+    elif model.device.type == "cuda":
+        memory = torch.cuda.mem_get_info(model.device)[0] * _CUDA_SHARE
+    else:
+        memory = _DEFAULT_CPU_CACHE_GIB * _GIB
+    per_token = sum(shape.num_bytes(model.dtype) for shape in model.layer_shapes)
+    return max(1, int(memory) // (per_token * config.block_size))

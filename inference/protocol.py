@@ -1,0 +1,160 @@
+"""The messages between gateway and worker: typed, dumb, torch-free.
+
+A worker is one process that serves one model. Gateway and worker each hold one end of a ZeroMQ
+PAIR socket over a Unix socket; every message is one frame of MessagePack. The gateway sends
+`Command`s, the worker sends `Report`s.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True):
+    """How a token is chosen from a position's logits. The defaults change nothing."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely token."""
+    top_p: float = 1.0
+    top_k: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    """Token id to a number added to its logit. <= -100 bans; >= 100 leaves only such tokens."""
+    top_logprobs: int | None = None
+    """None: no log probabilities; k: those of the sampled token and of the k most likely ones."""
+
+
+class SteeringSpec(msgspec.Struct, frozen=True):
+    """The concepts that a request's activations are steered by, and how strongly."""
+
+    concepts: tuple[str, ...]
+    strength: float
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, tag="submit"):
+    """One request into the engine: `n` sequences that continue the same prompt."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    max_tokens: int
+    n: int = 1
+    sampling: SamplingParams = SamplingParams()
+    stop_token_ids: tuple[int, ...] = ()
+    nice: bool = False
+    steering: SteeringSpec | None = None
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Nobody waits any more for choice `index` of a request, or for any of them (None)."""
+
+    request_id: str
+    index: int | None = None
+
+
+Command = GenerationRequest | Abort
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    """The token is one of the request's stop tokens; it is no content."""
+    LENGTH = "length"
+    """The token is the last that max_tokens allows."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities at one position, by the model's own distribution there."""
+
+    logprob: float
+    """That of the sampled token."""
+    top: list[tuple[int, float]]
+    """(token id, log probability) of the most likely tokens, best first."""
+
+
+class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
+    """One sampled token of one choice. The event with a finish_reason is the choice's last."""
+
+    request_id: str
+    index: int
+    token_id: int
+    finish_reason: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None
+
+
+class RefusalCode(StrEnum):
+    CONTEXT_LENGTH_EXCEEDED = "CONTEXT_LENGTH_EXCEEDED"
+    UNKNOWN_STEERING_CONCEPT = "UNKNOWN_STEERING_CONCEPT"
+    QUEUE_FULL = "QUEUE_FULL"
+    INTERNAL = "INTERNAL"
+
+
+class Admission(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a GenerationRequest: accepted, or refused for a reason."""
+
+    request_id: str
+    refusal: RefusalCode | None = None
+    detail: str = ""
+    """What was refused, such as the unknown concept's id."""
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """An accepted request ends here, whole, because of a fault of the engine's."""
+
+    request_id: str
+    detail: str
+
+
+class StepReport(msgspec.Struct, frozen=True, tag="step"):
+    """What one turn of the worker's loop brought, for all requests together, in this order."""
+
+    admissions: list[Admission] = []
+    events: list[TokenEvent] = []
+    failures: list[Failure] = []
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What the gateway needs to know of the loaded model."""
+
+    directory: str
+    """Where tokenizer.json and the chat template lie."""
+    context_length: int
+    """Prompt and completion together, in tokens."""
+    vocab_size: int
+    stop_token_ids: tuple[int, ...]
+    """The model's own end-of-turn tokens."""
+    weights_digest: str
+    """Hex; changes when the weights do, and with nothing else."""
+    dtype: str
+
+
+class Started(msgspec.Struct, frozen=True, tag="started"):
+    """The model is loaded; the worker takes commands."""
+
+    model: ModelInfo
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag="start_failed"):
+    """The worker could not start and ends. `message` is one line for the operator."""
+
+    message: str
+
+
+Report = Started | StartFailed | StepReport
+
+
+def encode(message: Command | Report) -> bytes:
+    return msgspec.msgpack.encode(message)
+
+
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+def decode_command(frame: bytes) -> Command:
+    """Raises msgspec.DecodeError on a frame that is no command."""
+    return _command_decoder.decode(frame)
+
+
+def decode_report(frame: bytes) -> Report:
+    """Raises msgspec.DecodeError on a frame that is no report."""
+    return _report_decoder.decode(frame)

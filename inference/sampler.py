@@ -1,0 +1,220 @@
+"""From logits to tokens, each row by its own parameters. Knows no model and no text.
+
+Order: penalties, logit_bias, temperature, top_k, top_p, sampling. What no row of a batch asks
+for is None in the prepared tensors and costs nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from inference.protocol import SamplingParams, TokenLogprobs
+from inference.sequence import Sequence
+
+BAN = -100.0
+"""A logit_bias of this or less forbids the token."""
+SELECT = 100.0
+"""With a logit_bias of this or more on any token, only such tokens can be chosen."""
+_MIN_TEMPERATURE = 1e-5  # below it, dividing float32 logits has the same result as the maximum
+
+NOT_A_TOKEN = -1
+"""Stands for the token of a row whose logits are not finite."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What each row drew."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Numbers at single places of the [S, vocab_size] logits."""
+
+    rows: torch.Tensor  # [N]
+    columns: torch.Tensor  # [N]
+    values: torch.Tensor  # [N] float32
+
+
+@dataclass(frozen=True)
+class SamplingBatch:
+    """The parameters of S rows."""
+
+    penalties: Entries | None
+    bias: Entries | None
+    selections: Entries | None
+    """Of rows in which only these tokens can be chosen; the values are 0."""
+    drawing: torch.Tensor | None  # [R] rows that draw at random; the others take the maximum
+    temperature: torch.Tensor  # [R, 1]
+    uniform: torch.Tensor  # [R, 1] float64 in [0, 1)
+    truncated: torch.Tensor | None  # [R'] indices into R: rows with top_k or top_p
+    top_k: torch.Tensor  # [R', 1]
+    top_p: torch.Tensor  # [R', 1]
+    logprob_rows: torch.Tensor | None  # [P]
+    num_logprobs: list[int | None]
+    """Per row of S: None, or how many of the most likely tokens are asked for."""
+
+
+class Sampler:
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size = vocab_size
+        self.device = device
+
+    def prepare(self, sequences: list[Sequence]) -> SamplingBatch:
+        params = [sequence.sampling for sequence in sequences]
+        drawing = [row for row, p in enumerate(params) if not _is_greedy(p)]
+        drawn = [params[row] for row in drawing]
+        truncated = [i for i, p in enumerate(drawn) if p.top_k is not None or p.top_p < 1]
+        num_logprobs = [p.top_logprobs for p in params]
+        return SamplingBatch(
+            penalties=self._entries(_penalties(sequences)),
+            bias=self._entries(_biases(params)),
+            selections=self._entries(_selections(params)),
+            drawing=self._indices(drawing),
+            temperature=self._column([p.temperature for p in drawn], torch.float32),
+            uniform=self._column([_uniform(sequences[row]) for row in drawing], torch.float64),
+            truncated=self._indices(truncated),
+            top_k=self._column([drawn[i].top_k or self.vocab_size for i in truncated], torch.int64),
+            top_p=self._column([drawn[i].top_p for i in truncated], torch.float64),
+            logprob_rows=self._indices([row for row, k in enumerate(num_logprobs) if k is not None]),
+            num_logprobs=num_logprobs,
+        )
+
+    def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
+        """`logits`: [S, vocab_size] float32; they are changed in place.
+
+        A row whose logits are not finite draws NOT_A_TOKEN.
+        """
+        logprobs = None
+        if batch.logprob_rows is not None:
+            logprobs = logits[batch.logprob_rows].log_softmax(-1)
+        if batch.penalties is not None:
+            _add(logits, batch.penalties)
+        if batch.bias is not None:
+            _add(logits, batch.bias)
+        if batch.selections is not None:
+            _keep_only(logits, batch.selections)
+        tokens = self._choose(logits, batch)
+        return Sampled(tokens.tolist(), _token_logprobs(logprobs, tokens, batch))
+
+    def _choose(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+        highest = logits.amax(-1, keepdim=True)  # [S, 1]
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        # Ties go to the lowest id; argmax leaves it open.
+        tokens = torch.where(logits == highest, ids, self.vocab_size).amin(-1)
+        if batch.drawing is not None:
+            # The maximum becomes 0, so that no temperature can make the others overflow.
+            shifted = (logits[batch.drawing] - highest[batch.drawing]) / batch.temperature
+            tokens[batch.drawing] = _draw(shifted, batch)
+        return torch.where(highest[:, 0].isfinite(), tokens, NOT_A_TOKEN)
+
+    def _entries(self, entries: list[tuple[int, int, float]]) -> Entries | None:
+        if not entries:
+            return None
+        rows, columns, values = zip(*entries, strict=True)
+        return Entries(
+            torch.tensor(rows, device=self.device),
+            torch.tensor(columns, device=self.device),
+            torch.tensor(values, dtype=torch.float32, device=self.device),
+        )
+
+    def _indices(self, values: list[int]) -> torch.Tensor | None:
+        return torch.tensor(values, device=self.device) if values else None
+
+    def _column(self, values: list[float] | list[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.device)[:, None]
+
+
+def _is_greedy(params: SamplingParams) -> bool:
+    return params.temperature < _MIN_TEMPERATURE or params.top_p == 0 or params.top_k == 1
+
+
+def _uniform(sequence: Sequence) -> float:
+    """In [0, 1), and so coarse (32 bits) that times a float64 sum it stays below the sum."""
+    return sequence.random.getrandbits(32) / 2**32
+
+
+def _penalties(sequences: list[Sequence]) -> list[tuple[int, int, float]]:
+    """frequency_penalty for each time a token occurs in the output, presence_penalty once."""
+    entries = []
+    for row, sequence in enumerate(sequences):
+        frequency, presence = sequence.sampling.frequency_penalty, sequence.sampling.presence_penalty
+        if frequency or presence:
+            counts = sequence.output_counts()
+            entries += [(row, token, -(frequency * n + presence)) for token, n in counts.items()]
+    return entries
+
+
+def _biases(params: list[SamplingParams]) -> list[tuple[int, int, float]]:
+    return [
+        (row, token, float("-inf") if bias <= BAN else bias)
+        for row, p in enumerate(params)
+        for token, bias in p.logit_bias.items()
+    ]
+
+
+def _selections(params: list[SamplingParams]) -> list[tuple[int, int, float]]:
+    return [
+        (row, token, 0.0)
+        for row, p in enumerate(params)
+        for token, bias in p.logit_bias.items()
+        if bias >= SELECT
+    ]
+
+
+def _add(logits: torch.Tensor, entries: Entries) -> None:
+    logits.index_put_((entries.rows, entries.columns), entries.values, accumulate=True)
+
+
+def _keep_only(logits: torch.Tensor, selections: Entries) -> None:
+    selected = torch.zeros_like(logits, dtype=torch.bool)
+    selected[selections.rows, selections.columns] = True
+    logits.masked_fill_(selected.any(-1, keepdim=True) & ~selected, float("-inf"))
+
+
+def _draw(shifted: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """Tokens [R] drawn by inverting each row's cumulative distribution at its uniform number."""
+    probabilities = shifted.softmax(-1)
+    tokens = _invert(probabilities.cumsum(-1, dtype=torch.float64), batch.uniform)
+    if batch.truncated is not None:
+        rows = batch.truncated
+        ranked, ids = probabilities[rows].sort(dim=-1, descending=True, stable=True)
+        kept = _truncate(ranked.double(), batch.top_k, batch.top_p)
+        chosen = _invert(kept.cumsum(-1), batch.uniform[rows])
+        tokens[rows] = ids.gather(-1, chosen[:, None])[:, 0]
+    return tokens
+
+
+def _truncate(ranked: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Zeroes all but the top_k first, then all after those whose sum first reaches top_p of the rest.
+
+    `ranked`: probabilities [R', vocab_size], falling. top_p: Holtzman et al., arXiv:1904.09751.
+    """
+    ranks = torch.arange(ranked.shape[-1], device=ranked.device)
+    ranked = ranked * (ranks < top_k)
+    before = ranked.cumsum(-1) - ranked
+    return ranked * (before < top_p * ranked.sum(-1, keepdim=True))
+
+
+def _invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first index [R] whose cumulative sum exceeds `uniform` of the total."""
+    indices = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+    return indices.clamp(max=cumulative.shape[-1] - 1)  # beyond it only where the sums are nan
+
+
+def _token_logprobs(
+    logprobs: torch.Tensor | None, tokens: torch.Tensor, batch: SamplingBatch
+) -> list[TokenLogprobs | None]:
+    results: list[TokenLogprobs | None] = [None] * len(batch.num_logprobs)
+    if logprobs is None or batch.logprob_rows is None:
+        return results
+    chosen = logprobs.gather(-1, tokens[batch.logprob_rows, None].clamp(min=0))[:, 0].tolist()
+    most = max(k for k in batch.num_logprobs if k is not None)
+    values, ids = logprobs.topk(most)
+    rows = zip(batch.logprob_rows.tolist(), chosen, ids.tolist(), values.tolist(), strict=True)
+    for row, logprob, top_ids, top_values in rows:
+        k = batch.num_logprobs[row]
+        results[row] = TokenLogprobs(logprob, list(zip(top_ids[:k], top_values[:k], strict=True)))
+    return results

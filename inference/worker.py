@@ -1,0 +1,160 @@
+"""The worker process: one engine behind a socket, one thread.
+
+Started by the gateway as `python -m inference.worker ENDPOINT`, with an EngineConfig as the first
+line of its stdin. When its stdin ends, the gateway has gone, and so does the worker.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import torch
+import zmq
+
+from inference import model, protocol, sources
+from inference.config import EngineConfig
+from inference.engine import Engine
+from inference.model import UnsupportedModelError
+from inference.model_runner import ModelRunner
+from inference.protocol import Abort, Admission, GenerationRequest, ModelInfo, StepReport
+from inference.sources import SourceError
+
+logger = logging.getLogger("tiller.worker")
+
+_IDLE_POLL_MILLISECONDS = 1000
+
+
+class Worker:
+    """Moves commands from the socket into the engine and reports back out."""
+
+    def __init__(self, engine: Engine, socket: zmq.Socket[bytes]) -> None:
+        self._engine = engine
+        self._socket = socket
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Makes `run` return after the current step."""
+        self._stopping = True
+
+    def run(self) -> None:
+        while not self._stopping:
+            admissions = self._take_commands()
+            report = self._step()
+            report = msgspec.structs.replace(report, admissions=admissions)
+            if admissions or report.events or report.failures:
+                self._socket.send(protocol.encode(report))
+
+    def _take_commands(self) -> list[Admission]:
+        """Carries out what has arrived; waits for something only while the engine is idle."""
+        admissions = []
+        timeout = _IDLE_POLL_MILLISECONDS if self._engine.is_idle else 0
+        while self._socket.poll(timeout):
+            command = protocol.decode_command(self._socket.recv())
+            match command:
+                case GenerationRequest():
+                    admissions.append(self._engine.add(command))
+                case Abort():
+                    self._engine.abort(command.request_id, command.index)
+            timeout = 0
+        return admissions
+
+    def _step(self) -> StepReport:
+        try:
+            report = self._engine.step()
+            if self._engine.is_idle:
+                self._engine.check_integrity()
+            return report
+        except Exception:
+            logger.exception("a step failed; all requests in flight end")
+            return self._engine.fail_all("the engine failed")
+
+
+def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
+    """Loads the model. Raises SourceError, UnsupportedModelError, OSError and ValueError."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = _device(config)
+    directory = sources.resolve(config.source, Path(config.cache_directory).expanduser())
+    print(f"Loading {directory.name} on {device}", file=sys.stderr, flush=True)
+    loaded = model.load(directory, _dtype(config, device), device)
+    engine = Engine(ModelRunner(loaded, config), config)
+    info = ModelInfo(
+        directory=str(directory),
+        context_length=engine.context_length,
+        vocab_size=loaded.vocab_size,
+        stop_token_ids=loaded.stop_token_ids,
+        weights_digest=loaded.digest(),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+    )
+    return engine, info
+
+
+def _device(config: EngineConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise SourceError("engine.device is cuda, but torch finds no CUDA device")
+    return torch.device(config.device)
+
+
+def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
+    if config.dtype == "auto":
+        return None if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, config.dtype)
+    assert isinstance(dtype, torch.dtype)  # noqa: S101 - for the type checker
+    return dtype
+
+
+def _end_with_stdin() -> None:
+    """Ends the process, whatever it is doing, once the gateway's end of stdin is closed."""
+    # Not sys.stdin.read: it would hold a lock that the interpreter needs to shut down.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(0)
+
+
+def main() -> int:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then ends us
+    signal.signal(signal.SIGTERM, _exit_at_once)
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        socket.set_hwm(0)
+        socket.linger = 1000
+        socket.connect(sys.argv[1])
+        return _serve(config, socket)
+
+
+def _serve(config: EngineConfig, socket: zmq.Socket[bytes]) -> int:
+    try:
+        engine, info = build_engine(config)
+    except Exception as error:
+        logger.debug("could not start", exc_info=True)
+        socket.send(protocol.encode(protocol.StartFailed(_one_line(error))))
+        return 1
+    worker = Worker(engine, socket)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    socket.send(protocol.encode(protocol.Started(info)))
+    worker.run()
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    """What an operator can act on; errors that are not ours are named by their type as well."""
+    if isinstance(error, SourceError | UnsupportedModelError):
+        return str(error)
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def _exit_at_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

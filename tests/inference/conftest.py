@@ -1,0 +1,158 @@
+"""Tiny random models of several architectures, and an engine around one of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from inference.config import EngineConfig
+from inference.engine import Engine
+from inference.model import CausalLM
+from inference.model_runner import ModelRunner
+from inference.protocol import (
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    StepReport,
+    TokenEvent,
+)
+
+torch.set_num_threads(1)  # these models are too small for more to help
+
+VOCAB_SIZE = 199
+COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+ARCHITECTURES = {
+    "llama": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 11},
+    "gemma2": {"sliding_window": 9, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0},
+    "gemma3_text": {"sliding_window": 9, "query_pre_attn_scalar": 8},
+    "qwen2": {},
+    "phi3": {},
+    "granite": {"logits_scaling": 3.0},
+}
+
+
+def make_model(architecture: str = "llama", seed: int = 0, **overrides: object) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    options = {**COMMON, **ARCHITECTURES[architecture], **overrides}
+    config = AutoConfig.for_model(architecture, **options)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    for parameter in model.parameters():  # sharper than the usual initialisation, so that greedy varies
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@dataclass
+class Result:
+    """What one choice brought."""
+
+    token_ids: list[int] = field(default_factory=list)
+    events: list[TokenEvent] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+class Driver:
+    """Runs an engine to the end and sorts its events by request and choice."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.results: dict[tuple[str, int], Result] = {}
+        self.num_steps = 0
+
+    def step(self) -> StepReport:
+        self.num_steps += 1
+        report = self.engine.step()
+        for event in report.events:
+            result = self.results.setdefault((event.request_id, event.index), Result())
+            assert result.finish_reason is None, "an event after the last one"
+            result.token_ids.append(event.token_id)
+            result.events.append(event)
+            result.finish_reason = event.finish_reason
+        self.engine.check_integrity()
+        return report
+
+    def run(self, *requests: GenerationRequest) -> dict[tuple[str, int], Result]:
+        for request in requests:
+            assert self.engine.add(request).refusal is None
+        for _ in range(10_000):
+            if self.engine.is_idle:
+                return self.results
+            self.step()
+        raise AssertionError("the engine does not come to an end")
+
+
+def build_driver(model: PreTrainedModel, **config: object) -> Driver:
+    options = {"num_blocks": None, **config}
+    num_blocks = options.pop("num_blocks")
+    engine_config = EngineConfig(**{"kv_cache_gib": 0.01, "seed": 0, **options})
+    causal_lm = CausalLM(model)
+    if num_blocks is not None:
+        per_token = sum(shape.num_bytes(causal_lm.dtype) for shape in causal_lm.layer_shapes)
+        gib = num_blocks * engine_config.block_size * per_token / 2**30
+        engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
+    return Driver(Engine(ModelRunner(causal_lm, engine_config), engine_config))
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return make_model("llama")
+
+
+def request(
+    request_id: str,
+    prompt: list[int],
+    max_tokens: int = 16,
+    *,
+    n: int = 1,
+    nice: bool = False,
+    stop_token_ids: tuple[int, ...] = (),
+    **sampling: object,
+) -> GenerationRequest:
+    """Greedy unless told otherwise."""
+    params = SamplingParams(**{"temperature": 0.0, **sampling})
+    return GenerationRequest(
+        request_id, prompt, max_tokens, n=n, sampling=params, nice=nice, stop_token_ids=stop_token_ids
+    )
+
+
+@contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The model as transformers runs it, for a while."""
+    ours = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    yield
+    model.set_attn_implementation(ours)
+
+
+def generate(
+    model: PreTrainedModel, prompt: list[int], max_tokens: int, eos_token_id: int | None = None
+) -> list[int]:
+    """The oracle: greedy continuation by plain transformers, with its own attention and cache."""
+    with plain_attention(model):
+        output = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=eos_token_id,
+            pad_token_id=0,
+        )
+    return output[0, len(prompt) :].tolist()
