@@ -1,0 +1,131 @@
+"""Who holds which block, and who may share one. No tensors."""
+
+import random
+
+import pytest
+
+from inference.block_manager import BlockManager
+from inference.protocol import SamplingParams
+from inference.sequence import Sequence
+
+
+def make_sequence(token_ids: list[int], steering_digest: bytes = b"") -> Sequence:
+    return Sequence(
+        request_id="r",
+        index=0,
+        token_ids=list(token_ids),
+        max_tokens=1000,
+        stop_token_ids=frozenset(),
+        sampling=SamplingParams(),
+        nice=False,
+        arrival=0.0,
+        random=random.Random(0),
+        steering_digest=steering_digest,
+    )
+
+
+def compute(blocks: BlockManager, sequence: Sequence) -> None:
+    """Allocates and computes all tokens of a sequence, as a step would."""
+    assert blocks.allocate(sequence, sequence.num_tokens)
+    before, sequence.num_computed_tokens = sequence.num_computed_tokens, sequence.num_tokens
+    blocks.register(sequence, before)
+
+
+def cached_tokens(blocks: BlockManager, token_ids: list[int], steering_digest: bytes = b"") -> int:
+    """How many tokens of a new sequence are found, which then goes away again."""
+    sequence = make_sequence(token_ids, steering_digest)
+    blocks.match_prefix(sequence)
+    found = sequence.num_computed_tokens
+    blocks.free(sequence)
+    return found
+
+
+def test_a_computed_prefix_is_found_in_whole_blocks() -> None:
+    blocks = BlockManager(num_blocks=8, block_size=4)
+    compute(blocks, make_sequence(list(range(11))))
+    assert cached_tokens(blocks, list(range(20))) == 8
+
+
+def test_at_least_one_token_is_left_to_compute() -> None:
+    blocks = BlockManager(num_blocks=8, block_size=4)
+    compute(blocks, make_sequence(list(range(8))))
+    assert cached_tokens(blocks, list(range(8))) == 4
+
+
+def test_a_prefix_is_shared_only_from_its_beginning() -> None:
+    blocks = BlockManager(num_blocks=8, block_size=4)
+    compute(blocks, make_sequence(list(range(12))))
+    assert cached_tokens(blocks, [99, *range(1, 12)]) == 0
+    assert cached_tokens(blocks, [*range(4), 99, *range(5, 12)]) == 4
+
+
+def test_blocks_are_shared_only_under_the_same_steering() -> None:
+    blocks = BlockManager(num_blocks=32, block_size=4)
+    tokens = list(range(12))
+    compute(blocks, make_sequence(tokens))
+    compute(blocks, make_sequence(tokens, b"kind"))
+    assert cached_tokens(blocks, [*tokens, 1], b"rude") == 0
+    assert cached_tokens(blocks, [*tokens, 1], b"kind") == 12
+    assert cached_tokens(blocks, [*tokens, 1]) == 12
+
+
+def test_steered_and_unsteered_hold_different_blocks() -> None:
+    blocks = BlockManager(num_blocks=32, block_size=4)
+    plain, steered = make_sequence(list(range(9))), make_sequence(list(range(9)), b"kind")
+    compute(blocks, plain)
+    blocks.match_prefix(steered)
+    compute(blocks, steered)
+    assert not set(plain.block_table) & set(steered.block_table)
+    blocks.check_integrity([plain, steered])
+
+
+def test_sharing_and_freeing_keep_the_references_right() -> None:
+    blocks = BlockManager(num_blocks=8, block_size=4)
+    first, second = make_sequence(list(range(9))), make_sequence(list(range(10)))
+    compute(blocks, first)
+    blocks.match_prefix(second)
+    compute(blocks, second)
+    assert first.block_table[:2] == second.block_table[:2]
+    blocks.check_integrity([first, second])
+    blocks.free(first)
+    blocks.check_integrity([second])
+    assert blocks.num_free_blocks == 5
+    blocks.free(second)
+    blocks.check_integrity([])
+    assert blocks.num_free_blocks == 8
+
+
+def test_the_least_recently_used_content_is_overwritten_first() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=4)
+    for start in (0, 100):
+        sequence = make_sequence(list(range(start, start + 8)))
+        compute(blocks, sequence)
+        blocks.free(sequence)
+    compute(blocks, make_sequence(list(range(200, 206))))  # needs two blocks: those of the first
+    assert cached_tokens(blocks, [*range(8), 1]) == 0
+    assert cached_tokens(blocks, [*range(100, 108), 1]) == 8
+
+
+def test_it_gives_all_blocks_or_none() -> None:
+    blocks = BlockManager(num_blocks=3, block_size=4)
+    sequence = make_sequence(list(range(13)))
+    assert not blocks.allocate(sequence, 13)
+    assert sequence.block_table == []
+    assert blocks.num_free_blocks == 3
+
+
+def test_hashes_differ_between_processes() -> None:
+    one, other = (BlockManager(4, 4) for _ in range(2))
+    first, second = make_sequence(list(range(8))), make_sequence(list(range(8)))
+    compute(one, first)
+    compute(other, second)
+    assert first.block_hashes != second.block_hashes
+
+
+def test_check_integrity_notices_a_lost_block() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=4)
+    sequence = make_sequence(list(range(8)))
+    compute(blocks, sequence)
+    sequence.block_table.pop()
+    with pytest.raises(RuntimeError, match="reference counts"):
+        blocks.check_integrity([sequence])
