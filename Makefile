@@ -1,0 +1,50 @@
+# Two commands are enough: `make serve` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= configs/quickstart.yaml
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help serve test lint format clean
+
+help:
+	@echo "make serve   set up and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
+	@echo "make test    set up and run all tests"
+	@echo "make lint    set up and run ruff, mypy and import-linter"
+	@echo "make format  let ruff format the code"
+	@echo "make clean   remove the virtual environment"
+
+serve: $(VENV)/.serve
+	@exec $(BIN)/tiller serve --config $(CONFIG)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tiller needs Python 3.11 or later; name one with make PYTHON=…")'
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing what the server needs (some minutes the first time)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.serve
+	@echo "Installing what development needs"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@

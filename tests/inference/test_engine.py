@@ -1,0 +1,109 @@
+"""Adding, aborting, refusing, failing: what an engine does with requests, not with numbers."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from inference.protocol import Admission, GenerationRequest, RefusalCode, SteeringSpec
+from tests.inference.conftest import build_driver, request
+
+
+def test_a_request_beyond_the_context_is_refused(llama: PreTrainedModel) -> None:
+    driver = build_driver(llama, context_length=20)
+    refused = driver.engine.add(request("long", [5] * 10, 11))
+    assert refused == Admission("long", RefusalCode.CONTEXT_LENGTH_EXCEEDED)
+    assert driver.engine.is_idle
+    assert len(driver.run(request("fits", [5] * 10, 10))["fits", 0].token_ids) == 10
+
+
+def test_the_context_is_no_longer_than_the_cache(llama: PreTrainedModel) -> None:
+    driver = build_driver(llama, num_blocks=2, block_size=8)
+    assert driver.engine.context_length == 17
+    assert len(driver.run(request("all", [5] * 3, 14))["all", 0].token_ids) == 14
+
+
+def test_a_full_queue_refuses_all_choices_of_a_request(llama: PreTrainedModel) -> None:
+    driver = build_driver(llama, max_queued=3)
+    assert driver.engine.add(request("a", [5], n=2)).refusal is None
+    assert driver.engine.add(request("b", [5], n=2)).refusal is RefusalCode.QUEUE_FULL
+    assert driver.engine.add(request("c", [5])).refusal is None
+    assert set(driver.run()) == {("a", 0), ("a", 1), ("c", 0)}
+
+
+def test_a_steering_concept_is_unknown(llama: PreTrainedModel) -> None:
+    steering = SteeringSpec(("_worker/kind", "_worker/rude"), 0.0)
+    refused = build_driver(llama).engine.add(GenerationRequest("a", [5], 5, steering=steering))
+    assert refused == Admission("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, "_worker/kind")
+
+
+def test_one_choice_can_be_aborted(llama: PreTrainedModel) -> None:
+    driver = build_driver(llama)
+    driver.engine.add(request("a", [5, 6], 10, n=3))
+    for _ in range(4):
+        driver.step()
+    driver.engine.abort("a", 1)
+    driver.engine.abort("a", 1)
+    driver.engine.abort("nobody")
+    results = driver.run()
+    assert [len(results["a", i].token_ids) for i in (0, 2)] == [10, 10]
+    assert results["a", 1].finish_reason is None
+
+
+def test_an_abort_frees_all_that_was_held(llama: PreTrainedModel) -> None:
+    driver = build_driver(llama, max_running=1)
+    driver.engine.add(request("runs", [5] * 40, 100))
+    driver.engine.add(request("waits", [6] * 40, 100))
+    driver.step()
+    driver.engine.abort("runs")
+    driver.engine.abort("waits")
+    assert driver.engine.is_idle
+    assert driver.engine.blocks.num_free_blocks == driver.engine.blocks.num_blocks
+    assert driver.step().events == []
+
+
+def test_a_request_whose_numbers_break_takes_down_only_itself(llama: PreTrainedModel) -> None:
+    with torch.no_grad():
+        llama.model.embed_tokens.weight[13] = float("nan")
+    driver = build_driver(llama)
+    healthy = request("healthy", [5, 6, 7], 12)
+    alone = build_driver(llama).run(healthy)["healthy", 0].token_ids
+    driver.engine.add(request("broken", [13] * 20, 12, n=2))
+    driver.engine.add(healthy)
+    failures = []
+    while not driver.engine.is_idle:
+        failures += driver.step().failures
+    assert [failure.request_id for failure in failures] == ["broken"]
+    assert driver.results["healthy", 0].token_ids == alone
+    after = request("after", [5] * 40, 12)
+    assert driver.run(after)["after", 0].token_ids == build_driver(llama).run(after)["after", 0].token_ids
+
+
+def test_after_a_fault_all_requests_end_and_new_ones_are_served(llama: PreTrainedModel) -> None:
+    driver = build_driver(llama, max_running=1)
+    for name in ("runs", "waits"):
+        driver.engine.add(request(name, [5] * 4, 50, n=2))
+    driver.step()
+    report = driver.engine.fail_all("a fault")
+    assert [(failure.request_id, failure.detail) for failure in report.failures] == [
+        ("runs", "a fault"),
+        ("waits", "a fault"),
+    ]
+    assert driver.engine.is_idle
+    assert len(driver.run(request("new", [5, 6], 5))["new", 0].token_ids) == 5
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_sampling_repeats_with_the_seed(llama: PreTrainedModel, seed: int) -> None:
+    drawn = [
+        build_driver(llama, seed=s).run(request("a", [5, 6], 30, temperature=1.0))["a", 0].token_ids
+        for s in (seed, seed, seed + 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_preemption_does_not_change_what_is_drawn(llama: PreTrainedModel) -> None:
+    requests = [request(f"r{i}", [5 + i] * 12, 40, temperature=1.0) for i in range(4)]
+    roomy, tight = build_driver(llama), build_driver(llama, num_blocks=8, block_size=8)
+    expected = {key: result.token_ids for key, result in roomy.run(*requests).items()}
+    assert {key: result.token_ids for key, result in tight.run(*requests).items()} == expected
+    assert tight.engine.scheduler.num_preemptions > 0

@@ -1,0 +1,153 @@
+"""The worker as its gateway meets it: a process behind a socket."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+import zmq
+
+from inference.config import EngineConfig
+from inference.protocol import (
+    Abort,
+    Admission,
+    Command,
+    GenerationRequest,
+    RefusalCode,
+    Report,
+    SamplingParams,
+    Started,
+    StartFailed,
+    SteeringSpec,
+    StepReport,
+    decode_report,
+    encode,
+)
+from tests.inference.conftest import generate, make_model
+
+TIMEOUT_MILLISECONDS = 60_000
+
+
+class Process:
+    """A worker process and the gateway's end of its socket."""
+
+    def __init__(self, directory: Path, config: EngineConfig) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.linger = 0
+        endpoint = f"ipc://{directory}/worker.sock"
+        self._socket.bind(endpoint)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "inference.worker", endpoint], stdin=subprocess.PIPE
+        )
+        assert self.process.stdin is not None
+        self.stdin = self.process.stdin
+        self.stdin.write(msgspec.json.encode(config) + b"\n")
+        self.stdin.flush()
+
+    def send(self, command: Command) -> None:
+        self._socket.send(encode(command))
+
+    def receive(self) -> Report:
+        assert self._socket.poll(TIMEOUT_MILLISECONDS), "the worker says nothing"
+        return decode_report(self._socket.recv())
+
+    def receive_steps(self, num_events: int) -> list[StepReport]:
+        """Reports until so many tokens have come."""
+        reports: list[StepReport] = []
+        while sum(len(report.events) for report in reports) < num_events:
+            report = self.receive()
+            assert isinstance(report, StepReport)
+            reports.append(report)
+        return reports
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.stdin.close()
+        self._socket.close()
+        self._context.term()
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    make_model("llama").save_pretrained(directory)
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+@pytest.fixture
+def worker(tmp_path: Path, model_directory: Path) -> Iterator[Process]:
+    process = Process(tmp_path, EngineConfig(source=str(model_directory), kv_cache_gib=0.001, threads=1))
+    yield process
+    process.close()
+
+
+def test_it_serves_until_its_gateway_is_gone(worker: Process, model_directory: Path) -> None:
+    started = worker.receive()
+    assert isinstance(started, Started)
+    assert started.model.directory == str(model_directory)
+    assert (started.model.vocab_size, started.model.context_length) == (199, 512)
+    assert (started.model.stop_token_ids, started.model.dtype) == ((1,), "float32")
+
+    greedy = SamplingParams(temperature=0.0)
+    worker.send(GenerationRequest("a", [5, 6, 7], 8, sampling=greedy))
+    worker.send(GenerationRequest("b", [9] * 20, 8, sampling=greedy, n=2))
+    worker.send(GenerationRequest("c", [9], 8, steering=SteeringSpec(("_worker/x",), 1.0)))
+    worker.send(GenerationRequest("d", [9] * 500, 13))
+    reports = worker.receive_steps(24)
+    admissions = {a.request_id: a for report in reports for a in report.admissions}
+    assert admissions == {
+        "a": Admission("a"),
+        "b": Admission("b"),
+        "c": Admission("c", RefusalCode.UNKNOWN_STEERING_CONCEPT, "_worker/x"),
+        "d": Admission("d", RefusalCode.CONTEXT_LENGTH_EXCEEDED),
+    }
+    events = [event for report in reports for event in report.events]
+    model = make_model("llama")
+    for request_id, index, prompt in [("a", 0, [5, 6, 7]), ("b", 0, [9] * 20), ("b", 1, [9] * 20)]:
+        mine = [event for event in events if (event.request_id, event.index) == (request_id, index)]
+        assert [event.token_id for event in mine] == generate(model, prompt, 8)
+        assert [event.finish_reason for event in mine] == [None] * 7 + ["length"]
+
+    worker.stdin.close()
+    assert worker.process.wait(timeout=10) == 0
+
+
+def test_an_abort_ends_a_generation_and_nothing_else(worker: Process) -> None:
+    assert isinstance(worker.receive(), Started)
+    worker.send(GenerationRequest("long", [5], 500))
+    worker.send(GenerationRequest("other", [6], 40))
+    worker.receive_steps(4)
+    worker.send(Abort("long"))
+    worker.send(Abort("unknown"))
+    events = [event for report in worker.receive_steps(36) for event in report.events]
+    while not any(event.finish_reason for event in events):
+        events += [event for report in worker.receive_steps(1) for event in report.events]
+    assert events[-1].request_id == "other"
+    assert sum(event.request_id == "long" for event in events) < 100
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(timeout=10) == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "config", "message"),
+    [
+        ("/no/such/model", {}, "model directory /no/such/model does not exist"),
+        ("", {"device": "cuda"}, "engine.device is cuda, but torch finds no CUDA device"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_one_line(
+    tmp_path: Path, model_directory: Path, source: str, config: dict[str, str], message: str
+) -> None:
+    if config and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    process = Process(tmp_path, EngineConfig(source=source or str(model_directory), **config))
+    assert process.receive() == StartFailed(message)
+    assert process.process.wait(timeout=10) == 1
+    process.close()
