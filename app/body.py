@@ -1,0 +1,82 @@
+"""A request's bytes -> a request model. Knows JSON and how to say in one sentence what is wrong with it."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, from_json
+from starlette.requests import Request
+
+from app.errors import ApiError, ErrorCode, InvalidRequest, shorten
+from app.schemas.base import RequestModel
+
+Model = TypeVar("Model", bound=RequestModel)
+
+
+async def read_json(request: Request, model: type[Model]) -> Model:
+    """Raises ApiError: UNSUPPORTED_MEDIA_TYPE, PAYLOAD_TOO_LARGE or INVALID_REQUEST."""
+    _check_content_type(request.headers.get("content-type"))
+    body = await request.body()
+    try:
+        content = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise invalid_request(error.errors(include_url=False)) from None
+
+
+def invalid_request(errors: Sequence[Any]) -> InvalidRequest:
+    """The first of pydantic's errors, or of FastAPI's in the query, as ours."""
+    error: ErrorDetails = errors[0]
+    context = error.get("ctx", {})
+    path = _path((*error["loc"], *context.get("at", ()))).removeprefix("query.")
+    rule = _RULES.get(error["type"], error["msg"]).format_map(context)
+    if error["type"] == "missing":
+        return InvalidRequest(f"{path} {rule}", path)
+    given = shorten(context.get("given", error["input"]))
+    return InvalidRequest(f"{path or 'the body'} {rule}, got {given}", path or None)
+
+
+_RULES = {
+    "broken": "{rule}",
+    "missing": "is required",
+    "model_type": "must be an object",
+    "string_type": "must be a string",
+    "string_too_short": "must have at least {min_length} character(s)",
+    "string_too_long": "must have at most {max_length} characters",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be a boolean",
+    "bool_parsing": "must be a boolean",
+    "list_type": "must be an array",
+    "tuple_type": "must be a string or an array of strings",
+    "too_long": "must have at most {max_length} items",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than_equal": "must be at most {le:g}",
+}
+
+
+def _check_content_type(content_type: str | None) -> None:
+    if content_type is None:
+        return
+    essence = content_type.partition(";")[0].strip().lower()
+    if essence != "application/json" and not essence.endswith("+json"):
+        message = f"the body must be application/json, got {shorten(content_type)}"
+        raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, message)
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """`messages[0].content`; keys that came from the caller are shortened."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier():
+            path += f".{part[:40]}"
+        else:
+            path += f"[{shorten(part[:40])}]"
+    return path.removeprefix(".")

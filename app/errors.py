@@ -1,0 +1,140 @@
+"""The error tree, and the one table from an error's code to its HTTP status.
+
+Knows the wire shape of an error; does not know who raises which.
+"""
+
+import logging
+import reprlib
+from enum import StrEnum
+
+from starlette.responses import JSONResponse, Response
+
+_log = logging.getLogger(__name__)
+
+
+class ErrorCode(StrEnum):
+    INVALID_REQUEST = "INVALID_REQUEST"
+    CONTEXT_LENGTH_EXCEEDED = "CONTEXT_LENGTH_EXCEEDED"
+    MISSING_CAPABILITY = "MISSING_CAPABILITY"
+    UNAUTHORIZED = "UNAUTHORIZED"
+    UNKNOWN_MODEL = "UNKNOWN_MODEL"
+    UNKNOWN_STEERING_CONCEPT = "UNKNOWN_STEERING_CONCEPT"
+    NOT_FOUND = "NOT_FOUND"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    REQUEST_TIMEOUT = "REQUEST_TIMEOUT"
+    CONFLICT = "CONFLICT"
+    PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"
+    UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
+    RATE_LIMITED = "RATE_LIMITED"
+    HEADERS_TOO_LARGE = "HEADERS_TOO_LARGE"
+    INTERNAL = "INTERNAL"
+    QUEUE_FULL = "QUEUE_FULL"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+STATUS = {
+    ErrorCode.INVALID_REQUEST: 400,
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: 400,
+    ErrorCode.MISSING_CAPABILITY: 400,
+    ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.UNKNOWN_MODEL: 404,
+    ErrorCode.UNKNOWN_STEERING_CONCEPT: 404,
+    ErrorCode.NOT_FOUND: 404,
+    ErrorCode.METHOD_NOT_ALLOWED: 405,
+    ErrorCode.REQUEST_TIMEOUT: 408,
+    ErrorCode.CONFLICT: 409,
+    ErrorCode.PAYLOAD_TOO_LARGE: 413,
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
+    ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.HEADERS_TOO_LARGE: 431,
+    ErrorCode.INTERNAL: 500,
+    ErrorCode.QUEUE_FULL: 503,
+    ErrorCode.UNAVAILABLE: 503,
+}
+
+_OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "1"},
+}
+
+# Nobody receives it: what metrics show for a client that left before it was answered.
+CLIENT_CLOSED_REQUEST = 499
+
+# A character takes at most six bytes in JSON, so these keep every body under 4 KB.
+MAX_MESSAGE = 400
+MAX_PARAM = 80
+
+
+class ApiError(Exception):
+    """A request that cannot be served, and why. The message is for the caller: no internals."""
+
+    def __init__(self, code: ErrorCode, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = clip(message, MAX_MESSAGE)
+        self.param = None if param is None else clip(param, MAX_PARAM)
+
+    @property
+    def status(self) -> int:
+        return STATUS[self.code]
+
+    def body(self) -> dict[str, object]:
+        fallback = "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {
+            "message": self.message,
+            "type": _OPENAI_TYPES.get(self.status, fallback),
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error, "code": self.code}
+
+    def response(self) -> Response:
+        return JSONResponse(self.body(), self.status, headers=_HEADERS.get(self.status))
+
+
+class StartError(Exception):
+    """The server cannot start; the message is one line for the operator."""
+
+
+class InvalidRequest(ApiError):  # noqa: N818
+    """The request breaks a rule; `param` is the field's path."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(ErrorCode.INVALID_REQUEST, message, param)
+
+
+class EngineUnavailable(ApiError):  # noqa: N818
+    """The engine is down or going down; another try may succeed later."""
+
+    def __init__(self, message: str = "the engine is not available") -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, message)
+
+
+class InternalError(ApiError):
+    """A fault of ours. What happened is in the log, under the request id."""
+
+    def __init__(self, message: str = "internal error") -> None:
+        super().__init__(ErrorCode.INTERNAL, message)
+
+
+def clip(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def shorten(value: object) -> str:
+    """A short representation of what was given, whatever its size and depth."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 60
+    brief.maxlist = brief.maxdict = brief.maxlevel = 3
+    return clip(brief.repr(value), 100)
+
+
+def for_caller(error: Exception, request_id: str) -> ApiError:
+    """What the caller may know of an error: of a fault of ours only where to look for it, in the log."""
+    if isinstance(error, ApiError) and error.code is not ErrorCode.INTERNAL:
+        return error
+    _log.error("request %s failed", request_id, exc_info=error)
+    return InternalError(f"internal error; the server's log has it as request {request_id}")

@@ -1,0 +1,48 @@
+"""What the routes work with, put together once by create_app. Has no behaviour of its own."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app import __version__
+from app.engine import Engine
+from app.metrics import Metrics
+from app.prompts import PromptRenderer
+from app.settings import Settings
+from app.tokenizer import Tokenizer
+from inference.protocol import ModelInfo
+
+
+@dataclass(frozen=True)
+class Gateway:
+    settings: Settings
+    engine: Engine
+    tokenizer: Tokenizer
+    prompts: PromptRenderer | None
+    """None: the model has no chat template and cannot chat."""
+    metrics: Metrics
+    system_fingerprint: str
+    started: int
+    """Seconds since 1970."""
+
+
+def fingerprint(model: ModelInfo) -> str:
+    """Changes with the weights, the dtype and the server's version, and with nothing else."""
+    identity = "\n".join((model.weights_digest, model.dtype, __version__))
+    return "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def _request_id(request: Request) -> str:
+    request_id: str = request.state.request_id
+    return request_id
+
+
+GatewayDep = Annotated[Gateway, Depends(_gateway)]
+RequestId = Annotated[str, Depends(_request_id)]

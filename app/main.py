@@ -1,0 +1,85 @@
+"""create_app: the gateway's parts put together. Knows no defaults and starts no process."""
+
+import time
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from app import __version__
+from app.auth import Authenticate
+from app.body import invalid_request
+from app.engine import Engine
+from app.errors import ApiError, ErrorCode, for_caller, shorten
+from app.gateway import Gateway, fingerprint
+from app.metrics import Metrics
+from app.middleware import LimitBody, Observe
+from app.openapi import build_openapi
+from app.prompts import load_prompt_renderer
+from app.routes import chat, models, operations, tokens
+from app.settings import Settings
+from app.tokenizer import Tokenizer
+
+
+def create_app(settings: Settings, engine: Engine) -> FastAPI:
+    """The gateway over an engine that has started. Loads the tokenizer from `engine.model.directory`.
+
+    Raises StartError when the tokenizer or the chat template cannot be used.
+    """
+    gateway = _build_gateway(settings, engine)
+    app = FastAPI(
+        title="Tiller",
+        version=__version__,
+        openapi_url=None,  # our own routes serve the document and its page, under both prefixes
+        redirect_slashes=False,
+        middleware=[
+            Middleware(Observe, metrics=gateway.metrics),
+            Middleware(Authenticate, auth=settings.auth),
+            Middleware(LimitBody, limit=settings.server.max_body_bytes),
+        ],
+    )
+    for kind in (ApiError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer_error)
+    app.state.gateway = gateway
+    for module in (chat, models, tokens, operations):
+        app.include_router(module.router)
+        app.include_router(module.router, prefix="/v1", include_in_schema=False)
+    document = build_openapi(app)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    return app
+
+
+def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
+    directory = Path(engine.model.directory)
+    tokenizer = Tokenizer(directory)
+    return Gateway(
+        settings=settings,
+        engine=engine,
+        tokenizer=tokenizer,
+        prompts=load_prompt_renderer(directory, tokenizer),
+        metrics=Metrics(),
+        system_fingerprint=fingerprint(engine.model),
+        started=int(time.time()),
+    )
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    response = for_caller(_as_api_error(request, error), request.state.request_id).response()
+    if isinstance(error, HTTPException):
+        response.headers.update(error.headers or {})  # `Allow`, with a 405
+    return response
+
+
+def _as_api_error(request: Request, error: Exception) -> Exception:
+    """What FastAPI and its router raise by themselves, as ours."""
+    asked = f"{request.method} {shorten(request.url.path)}"
+    match error:
+        case RequestValidationError():
+            return invalid_request(error.errors())
+        case HTTPException(status_code=404):
+            return ApiError(ErrorCode.NOT_FOUND, f"{asked} does not exist")
+        case HTTPException(status_code=405):
+            return ApiError(ErrorCode.METHOD_NOT_ALLOWED, f"{asked} is not allowed")
+    return error

@@ -1,0 +1,87 @@
+"""What holds for every request: an id, a count, a limit of the body, an answer even to a fault of ours."""
+
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.auth import unversioned
+from app.errors import CLIENT_CLOSED_REQUEST, ApiError, ErrorCode, for_caller
+from app.metrics import Metrics
+
+
+class Observe:
+    """ASGI middleware: gives the request its id, counts the answer, and turns a fault into a 500."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_counted(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+                self._metrics.count_request(_route(scope), message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_counted)
+        except ClientDisconnect:
+            await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send_counted)
+        except Exception as error:
+            answer = for_caller(error, request_id)
+            if started:
+                raise  # The server cuts the connection, so that half an answer does not look whole.
+            await answer.response()(scope, receive, send_counted)
+
+
+class LimitBody:
+    """ASGI middleware: 413 for a longer body, whether or not its length was announced."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif self._announces_too_much(Headers(scope=scope)):
+            await self._error().response()(scope, receive, send)
+        else:
+            await self._app(scope, self._limited(receive), send)
+
+    def _announces_too_much(self, headers: Headers) -> bool:
+        length = headers.get("content-length", "")
+        return length.isdecimal() and int(length[:20]) > self._limit
+
+    def _limited(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise self._error()
+            return message
+
+        return receive_limited
+
+    def _error(self) -> ApiError:
+        return ApiError(ErrorCode.PAYLOAD_TOO_LARGE, f"the body must have at most {self._limit} bytes")
+
+
+def _route(scope: Scope) -> str:
+    """The matched route's pattern: the path itself would give every typing mistake a time series."""
+    return unversioned(getattr(scope.get("route"), "path", "other"))

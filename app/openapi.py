@@ -1,0 +1,99 @@
+"""The OpenAPI document. The routes read their bodies themselves, so what FastAPI cannot see is told here."""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from app.errors import STATUS, ErrorCode
+from app.schemas.base import RequestModel
+from app.schemas.chat import ChatRequest
+from app.schemas.completions import ChatChunk, ChatCompletion
+from app.schemas.models import AvailableModel, ModelCard, ModelList, ModelSetting
+from app.schemas.operations import Health
+from app.schemas.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+
+_BODIES: tuple[type[RequestModel], ...] = (ChatRequest, TokenizeRequest, DetokenizeRequest)
+_ANSWERS = (
+    *(ChatCompletion, ChatChunk),
+    *(ModelCard, ModelList, AvailableModel, ModelSetting),
+    *(Tokenized, Detokenized, Health),
+)
+
+_STREAM: dict[str, Any] = {
+    "type": "string",
+    "description": "With `stream`: events of one line, `data: ` and a ChatChunk; the last `data: [DONE]`.",
+    "contentMediaType": "application/json",
+    "contentSchema": {"$ref": "#/components/schemas/ChatChunk"},
+}
+
+
+def describe(
+    body: type[RequestModel] | None = None,
+    answer: Any = str,
+    *,
+    media_type: str = "application/json",
+    streams: bool = False,
+    errors: tuple[int, ...] = (401, 500),
+) -> dict[str, Any]:
+    """What a route's decorator tells of it. A body adds the errors that reading it can bring."""
+    content = {media_type: {"schema": _schema(answer)}}
+    if streams:
+        content["text/event-stream"] = {"schema": _STREAM}
+    extra: dict[str, Any] = {} if 401 in errors else {"security": []}
+    if body:
+        errors += (400, 413, 415)
+        schema = {"$ref": f"#/components/schemas/{body.__name__}"}
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    responses: dict[int, Any] = {200: {"description": "The answer", "content": content}}
+    responses |= {status: _error_response(status) for status in sorted(errors)}
+    return {"openapi_extra": extra, "responses": responses}
+
+
+def build_openapi(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        servers=[{"url": "/"}, {"url": "/v1", "description": "Every route is served here as well."}],
+    )
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's own; a request that breaks a rule gets 400
+    template = "#/components/schemas/{}"
+    _, bodies = models_json_schema(
+        [(body, "validation") for body in _BODIES], ref_template=template.format("{model}")
+    )
+    _, answers = msgspec.json.schema_components(_ANSWERS, ref_template=template.format("{name}"))
+    document["components"] = {
+        "schemas": bodies["$defs"] | answers | {"Error": _error_schema()},
+        "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+    }
+    document["security"] = [{"bearer": []}]
+    return document
+
+
+def _schema(answer: Any) -> dict[str, Any]:
+    (schema,), _ = msgspec.json.schema_components([answer], ref_template="#/components/schemas/{name}")
+    return schema
+
+
+def _error_response(status: int) -> dict[str, Any]:
+    codes = [code.value for code in ErrorCode if STATUS[code] == status]
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {"description": " or ".join(codes), "content": content}
+
+
+def _error_schema() -> dict[str, Any]:
+    code = {"type": "string", "enum": [code.value for code in ErrorCode]}
+    error = {
+        "message": {"type": "string"},
+        "type": {"type": "string"},
+        "param": {"type": ["string", "null"], "description": "The field at fault."},
+        "code": code,
+    }
+    fields = {"error": {"type": "object", "properties": error, "required": list(error)}, "code": code}
+    return {"type": "object", "properties": fields, "required": list(fields)}

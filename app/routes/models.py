@@ -1,0 +1,81 @@
+"""The routes that say which model is served and what it can do."""
+
+import msgspec
+from fastapi import APIRouter, Response
+from fastapi.responses import FileResponse
+
+from app.gateway import Gateway, GatewayDep
+from app.openapi import describe
+from app.schemas.models import AvailableModel, ModelCard, ModelList, ModelSetting
+from app.validation import check_model
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models", **describe(answer=ModelList))
+async def list_models(gateway: GatewayDep) -> Response:
+    """OpenAI's list of models."""
+    return _json(ModelList(data=[_card(gateway)]))
+
+
+@router.get("/models/{model:path}/tokenizer", **describe(answer=dict, errors=(401, 404, 500)))
+async def read_tokenizer(gateway: GatewayDep, model: str) -> Response:
+    """The model's `tokenizer.json`, as it is."""
+    check_model(model, gateway.settings.model.name)
+    return FileResponse(gateway.tokenizer.file, media_type="application/json")
+
+
+@router.get("/models/{model:path}", **describe(answer=ModelCard, errors=(401, 404, 500)))
+async def read_model(gateway: GatewayDep, model: str) -> Response:
+    """One of OpenAI's list of models."""
+    check_model(model, gateway.settings.model.name)
+    return _json(_card(gateway))
+
+
+@router.get("/models_available", **describe(answer=list[AvailableModel]))
+async def list_available_models(gateway: GatewayDep) -> Response:
+    """Aleph Alpha's list of models."""
+    settings = gateway.settings.model
+    model = AvailableModel(
+        name=settings.name,
+        description=settings.description,
+        max_context_size=gateway.engine.model.context_length,
+        hostings=[],
+        image_support=False,
+        qa_support=False,
+        summarization_support=False,
+        embedding_types=[],
+        maximum_completion_tokens=gateway.engine.model.context_length,
+        aligned=gateway.prompts is not None,
+    )
+    return _json([model])
+
+
+@router.get("/model-settings", **describe(answer=list[ModelSetting]))
+async def list_model_settings(gateway: GatewayDep) -> Response:
+    """Aleph Alpha's list of what each model can do: chat, and none of the older tasks."""
+    settings = gateway.settings.model
+    model = ModelSetting(
+        name=settings.name,
+        status="available" if gateway.engine.available else "unavailable",
+        description=settings.description,
+        multimodal=False,
+        max_context_size=gateway.engine.model.context_length,
+        semantic_embedding=False,
+        completion_type="none",
+        embedding_type=None,
+        aligned=gateway.prompts is not None,
+        chat=gateway.prompts is not None,
+        prompt_template=None,
+        maximum_completion_tokens=gateway.engine.model.context_length,
+        worker_type="tiller",
+    )
+    return _json([model])
+
+
+def _card(gateway: Gateway) -> ModelCard:
+    return ModelCard(id=gateway.settings.model.name, created=gateway.started, owned_by="tiller")
+
+
+def _json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")

@@ -1,0 +1,204 @@
+"""The gateway's configuration: frozen, built once from a YAML file and TILLER_* variables.
+
+A mistake in it is a SettingsError of one line that names the key and the rule.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings.exceptions import SettingsError as SourceError
+
+from app.errors import shorten
+from inference.config import Device, DType, EngineConfig
+
+ENVIRONMENT_PREFIX = "TILLER_"
+# Kubernetes sets these in every container where a service is called "tiller".
+_SERVICE_LINK = re.compile(r"TILLER_(SERVICE|PORT)(_(?!_)|$)")
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message is one line for the operator."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class ServerSettings(Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0 takes any free port."""
+    max_body_bytes: PositiveInt = 8 * 2**20
+    drain_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """How long running requests may go on after the server was told to stop."""
+
+
+class ModelSettings(Section):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "smollm2-135m-instruct"
+    """What requests call the model."""
+    source: Annotated[str, StringConstraints(min_length=1)] = "embedded"
+    """ "embedded", a directory, or a Hugging Face hub id."""
+    description: str = ""
+
+
+class EngineSettings(Section):
+    """The fields of EngineConfig; see there for what they mean."""
+
+    device: Device = "auto"
+    dtype: DType = "auto"
+    threads: PositiveInt | None = None
+    context_length: PositiveInt | None = None
+    block_size: PositiveInt = 16
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    max_batch_tokens: PositiveInt = 512
+    max_running: PositiveInt = 256
+    max_queued: Annotated[int, Field(ge=0)] = 1024
+    nice_ageing_seconds: Annotated[float, Field(ge=0)] = 30.0
+    seed: int | None = None
+
+
+class LimitSettings(Section):
+    """What one request may ask for."""
+
+    max_n: PositiveInt = 16
+    max_messages: PositiveInt = 4096
+
+
+class AccessToken(Section):
+    """`tiller token new` makes one. The token itself is kept nowhere."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    sha256: Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
+
+
+class AuthSettings(Section):
+    tokens: tuple[AccessToken, ...] = ()
+    """None configured: everything is open, which is allowed on a loopback address only."""
+    open_metrics: bool = False
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        allow_inf_nan=False,
+    )
+
+    server: ServerSettings = ServerSettings()
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    limits: LimitSettings = LimitSettings()
+    auth: AuthSettings = AuthSettings()
+    cache_directory: str = "~/.cache/tiller"
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        fields = self.engine.model_dump()
+        return msgspec.convert(
+            fields | {"source": self.model.source, "cache_directory": self.cache_directory}, EngineConfig
+        )
+
+
+def load_settings(path: Path | None, **overrides: Mapping[str, object]) -> Settings:
+    """The defaults, overridden by the file, then by the environment, then by `overrides`.
+
+    Raises SettingsError.
+    """
+    _refuse_unknown_variables()
+    given = {} if path is None else _read_mapping(path)
+    try:
+        settings = _settings_over(given)(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        where = "settings" if path is None else str(path)
+        raise SettingsError(f"{where}: {_explain(error.errors()[0])}") from None
+    except SourceError as error:
+        raise SettingsError(f"environment: {error}") from None
+    _refuse_open_network(settings)
+    return settings
+
+
+def _settings_over(file: dict[str, Any]) -> type[Settings]:
+    """Settings that take from `file` what neither the caller nor the environment gives."""
+
+    class FileSettings(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, file)
+
+    return FileSettings
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SettingsError(f"{path}: must be a mapping of sections, got {shorten(content)}")
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _refuse_unknown_variables() -> None:
+    """pydantic-settings looks only for the variables that it knows, so a typing mistake would pass."""
+    for name in os.environ:
+        if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.match(name):
+            continue
+        section = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")[0].lower()
+        if section not in Settings.model_fields:
+            raise SettingsError(f"environment: {name} is no setting")
+
+
+def _explain(error: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{key} is no setting"
+    if error["type"] == "model_type":
+        return f"{key} must be a mapping, got {shorten(error['input'])}"
+    rule = error["msg"].replace("Input should be", "must be").replace("String should", "must")
+    return f"{key} {rule}, got {shorten(error['input'])}"
+
+
+def _refuse_open_network(settings: Settings) -> None:
+    if settings.auth.tokens or _is_loopback(settings.server.host):
+        return
+    raise SettingsError(
+        f"server.host {settings.server.host} can be reached by others, and no tokens are configured: "
+        "make one with `tiller token new NAME` and add it under auth.tokens, or use 127.0.0.1"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

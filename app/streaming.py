@@ -1,0 +1,123 @@
+"""An admitted request's way out: as server-sent events or whole. A client that leaves ends its generation.
+
+Knows HTTP and the order of events; what is in them comes from the transcript.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import anyio
+import msgspec
+from sse_starlette import EventSourceResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.completions import Progress, Transcript
+from app.engine import Generation
+from app.errors import CLIENT_CLOSED_REQUEST, InternalError, for_caller
+from app.metrics import Metrics
+from app.schemas.completions import ChatChunk
+
+DRAIN_MARGIN = 3.0
+"""Seconds for the last events to leave once the engine has ended all generations."""
+
+_DONE = b"data: [DONE]\n\n"
+
+# JSON may hold these as they are, but many clients split lines at them.
+_LINE_BREAKS = [
+    ("\u0085".encode(), rb"\u0085"),
+    ("\u2028".encode(), rb"\u2028"),
+    ("\u2029".encode(), rb"\u2029"),
+]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generation that runs, and the transcript that it fills."""
+
+    request_id: str
+    generation: Generation
+    transcript: Transcript
+    metrics: Metrics
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """However the context is left, and however early, nothing goes on generating."""
+        with self.metrics.running.track_inprogress():
+            try:
+                yield
+            finally:
+                if not self.transcript.ended:
+                    self.generation.abort()
+                self.metrics.count_tokens(self.transcript.usage)
+
+    async def steps(self) -> AsyncIterator[Progress]:
+        """Raises what the generation raises."""
+        async for events in self.generation:
+            for step in self.transcript.feed(events):
+                if step.running:
+                    self.generation.abort(step.index)
+                yield step
+        if not self.transcript.ended:
+            raise InternalError("the engine left a choice without an end")
+
+
+class AnswerStream(EventSourceResponse):
+    """Ends when the client leaves. A server that stops gives it time until the engine has ended it."""
+
+    def __init__(self, answer: Answer, include_usage: bool, drain_seconds: float) -> None:
+        super().__init__(
+            _events(answer, include_usage),
+            ping=0,
+            sep="\n",
+            shutdown_grace_period=drain_seconds + DRAIN_MARGIN,
+        )
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._answer.running():
+            await super().__call__(scope, receive, send)
+
+
+async def respond(answer: Answer, receive: Receive) -> Response:
+    """The whole answer at once; the generation is aborted as soon as the client leaves."""
+    with answer.running(), anyio.CancelScope() as scope:
+        watcher = asyncio.create_task(_cancel_at_disconnect(receive, scope))
+        try:
+            completion = answer.transcript.completion([step async for step in answer.steps()])
+        finally:
+            watcher.cancel()
+        return Response(msgspec.json.encode(completion), media_type="application/json")
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _cancel_at_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+async def _events(answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:
+    transcript = answer.transcript
+    try:
+        yield _encode(transcript.opening())
+        async for step in answer.steps():
+            yield _encode(transcript.chunks(step))
+        if include_usage:
+            yield _encode([transcript.usage_chunk()])
+        yield _DONE
+    except Exception as error:  # The status is sent: all that is left is one last event.
+        yield _event(for_caller(error, answer.request_id).body())
+
+
+def _encode(chunks: list[ChatChunk]) -> bytes:
+    return b"".join(map(_event, chunks))
+
+
+def _event(content: object) -> bytes:
+    line = msgspec.json.encode(content)
+    for character, escaped in _LINE_BREAKS:
+        line = line.replace(character, escaped)
+    return b"data: " + line + b"\n\n"

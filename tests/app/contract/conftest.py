@@ -1,0 +1,104 @@
+"""Fixtures beside those of tests/app: `serve` for gateways with other settings, `spell` for tokens."""
+
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from tokenizers import Tokenizer
+
+from app.main import create_app
+from app.settings import Settings
+from inference.protocol import decode_command, encode
+from tests.app.fakes import FakeEngine, model_info, write_model_directory
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def shared(model_directory: Path, tiny_tokenizer: Tokenizer) -> tuple[FakeEngine, FastAPI]:
+    """One gateway for most tests: building one takes longer than most of them."""
+    engine = FakeEngine(model_info(model_directory, tiny_tokenizer.get_vocab_size()))
+    return engine, create_app(Settings(model={"name": "tiny"}), engine)
+
+
+@pytest.fixture
+def engine(shared: tuple[FakeEngine, FastAPI]) -> FakeEngine:
+    """The shared gateway's engine, as new. (`app` and `live_url` have a gateway of their own over it.)"""
+    engine, _ = shared
+    engine.__init__(engine.model)
+    return engine
+
+
+@pytest.fixture
+async def client(shared: tuple[FakeEngine, FastAPI], engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(shared[1]) as client:
+        yield client
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://tiller")
+
+
+@pytest.fixture(autouse=True)
+def _requests_fit_the_wire(engine: FakeEngine) -> Iterator[None]:
+    """Whatever was handed to the engine in a test survives the frame to the worker."""
+    yield
+    for request in engine.requests:
+        assert decode_command(encode(request)) == request
+
+
+@pytest.fixture
+async def serve(engine: FakeEngine) -> AsyncIterator[Serve]:
+    """`await serve(limits={…})`: a client of another gateway, with these settings (and this engine)."""
+    async with AsyncExitStack() as stack:
+
+        async def start(engine: FakeEngine = engine, **sections: Any) -> httpx.AsyncClient:
+            settings = Settings(**{"model": {"name": "tiny"}, **sections})
+            return await stack.enter_async_context(client_of(create_app(settings, engine)))
+
+        yield start
+
+
+@pytest.fixture
+def templateless(tmp_path: Path) -> FakeEngine:
+    """An engine whose model cannot chat: it has no chat template."""
+    tokenizer = write_model_directory(tmp_path, chat_template=None)
+    return FakeEngine(model_info(tmp_path, tokenizer.get_vocab_size()))
+
+
+@pytest.fixture
+def reworked(engine: FakeEngine) -> Callable[..., FakeEngine]:
+    """An engine like `engine`, but for some facts of its model."""
+
+    def rework(**facts: Any) -> FakeEngine:
+        known = {name: getattr(engine.model, name) for name in engine.model.__struct_fields__}
+        return dataclasses.replace(engine, model=type(engine.model)(**{**known, **facts}))
+
+    return rework
+
+
+@pytest.fixture(scope="session")
+def byte_ids(tiny_tokenizer: Tokenizer) -> list[int]:
+    """The id of the token that stands for each byte (GPT-2's table of printable stand-ins)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable}
+    letters |= {byte: chr(256 + rank) for rank, byte in enumerate(hidden)}
+    return [tiny_tokenizer.token_to_id(letters[byte]) for byte in range(256)]
+
+
+@pytest.fixture(scope="session")
+def spell(byte_ids: list[int]) -> Callable[[str | bytes], list[int]]:
+    """A text as tokens of one byte each, so that characters and words are split over tokens."""
+
+    def spelled(text: str | bytes) -> list[int]:
+        raw = text.encode() if isinstance(text, str) else text
+        return [byte_ids[byte] for byte in raw]
+
+    return spelled

@@ -1,0 +1,147 @@
+"""Bearer tokens: who needs one, and that it is asked for before the body is read."""
+
+import hashlib
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.main import create_app
+from app.settings import Settings
+from tests.app.contract.support import CHAT, JSON, assert_error, body, chat, post_scope
+from tests.app.fakes import FakeEngine
+
+TOKEN, OTHER = "tiller-first-Token_1", "tiller-second-token"
+AUTH = {
+    "tokens": [
+        {"name": name, "sha256": hashlib.sha256(token.encode()).hexdigest()}
+        for name, token in [("ada", TOKEN), ("bob", OTHER)]
+    ]
+}
+GUARDED = [
+    ("POST", CHAT),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("GET", "/models"),
+    ("GET", "/models/tiny"),
+    ("GET", "/models/tiny/tokenizer"),
+    ("GET", "/models_available"),
+    ("GET", "/model-settings"),
+    ("GET", "/metrics"),
+    ("GET", "/nowhere"),
+    ("GET", "/healthz"),
+    ("GET", "/health/x"),
+    ("GET", "/docs/../metrics"),
+]
+OPEN = ["/health", "/version", "/docs", "/openapi.json"]
+WRONG = [
+    None,
+    "",
+    "Bearer",
+    "Bearer ",
+    f"Bearer {TOKEN}x",
+    f"Bearer {TOKEN[:-1]}",
+    f"Bearer {TOKEN.lower()}",
+    f"Bearer {hashlib.sha256(TOKEN.encode()).hexdigest()}",
+    f"Bearer{TOKEN}",
+    f"Basic {TOKEN}",
+    f"Bearer {TOKEN} {OTHER}",
+    f"Bearer {TOKEN},{OTHER}",
+    TOKEN,
+    "Bearer \xff\xfe",
+    "Bearer " + "x" * 20_000,
+]
+
+
+@pytest.fixture
+async def guarded(serve) -> httpx.AsyncClient:
+    return await serve(auth=AUTH)
+
+
+@pytest.fixture
+def guarded_app(engine: FakeEngine) -> FastAPI:
+    return create_app(Settings(model={"name": "tiny"}, auth=AUTH), engine)
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def assert_unauthorized(response: httpx.Response) -> None:
+    assert_error(response, 401, "UNAUTHORIZED")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("token", [TOKEN, OTHER])
+async def test_each_token_is_let_in(guarded: httpx.AsyncClient, token: str) -> None:
+    assert (await guarded.post(CHAT, json=body(), headers=bearer(token))).status_code == 200
+
+
+@pytest.mark.parametrize("header", WRONG, ids=lambda header: repr(header)[:30])
+async def test_a_missing_or_wrong_token_is_not(
+    guarded: httpx.AsyncClient, engine: FakeEngine, header: str | None
+) -> None:
+    headers = {} if header is None else {"authorization": header.encode("latin-1")}
+    response = await guarded.post(CHAT, json=body(), headers=headers)
+    assert_unauthorized(response)
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+async def test_all_else_needs_a_token(
+    guarded: httpx.AsyncClient, prefix: str, method: str, path: str
+) -> None:
+    assert_unauthorized(await guarded.request(method, prefix + path))
+    assert (await guarded.request(method, prefix + path, headers=bearer(TOKEN))).status_code != 401
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+@pytest.mark.parametrize("path", OPEN)
+async def test_open_routes_need_none(guarded: httpx.AsyncClient, prefix: str, path: str) -> None:
+    assert (await guarded.get(prefix + path)).status_code == 200
+    assert (await guarded.get(prefix + path, headers=bearer("wrong"))).status_code == 200
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+async def test_metrics_can_be_opened(serve, prefix: str) -> None:
+    client = await serve(auth={**AUTH, "open_metrics": True})
+    assert (await client.get(f"{prefix}/metrics")).status_code == 200
+    assert_unauthorized(await client.get(f"{prefix}/models"))
+
+
+async def test_a_streamed_request_without_a_token_is_no_stream(guarded: httpx.AsyncClient) -> None:
+    assert_unauthorized(await chat(guarded, stream=True))
+
+
+Message = dict[str, Any]
+
+
+async def answer_without_a_body(app: FastAPI, headers: dict[str, str]) -> list[Message]:
+    """What the app sends to a POST when reading the body is a fault."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        pytest.fail("the body was read")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(post_scope(CHAT, headers), receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("extra", [{}, {"content-length": "999999999999"}, {"content-type": "text/plain"}])
+async def test_the_token_is_asked_for_before_the_body_is_read(
+    guarded_app: FastAPI, extra: dict[str, str]
+) -> None:
+    start, *rest = await answer_without_a_body(guarded_app, {**JSON, **extra})
+    assert start["status"] == 401
+    assert (b"www-authenticate", b"Bearer") in {(name.lower(), value) for name, value in start["headers"]}
+    assert b"UNAUTHORIZED" in b"".join(part.get("body", b"") for part in rest)
+
+
+async def test_without_configured_tokens_everything_is_open(client: httpx.AsyncClient) -> None:
+    assert (await chat(client)).status_code == 200
+    assert (await client.get("/models", headers=bearer("whatever"))).status_code == 200

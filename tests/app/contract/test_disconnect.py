@@ -1,0 +1,207 @@
+"""Over a real socket: tokens arrive as they are made, and a client that leaves ends its generation."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.errors import InternalError
+from inference.protocol import GenerationRequest
+from tests.app.contract.support import (
+    CHAT,
+    assert_error_payload,
+    body,
+    events,
+    post_scope,
+    steps,
+    until,
+    was_aborted,
+)
+from tests.app.fakes import HANG, FakeEngine, FakeGeneration, Step
+
+Spell = Callable[[str | bytes], list[int]]
+
+
+@asynccontextmanager
+async def streaming(url: str, **fields: Any) -> AsyncIterator[httpx.Response]:
+    """A streamed answer that is read as it comes, for five seconds at most; its client leaves at the end."""
+    async with (
+        asyncio.timeout(5),
+        httpx.AsyncClient(base_url=url) as client,
+        client.stream("POST", CHAT, json=body(stream=True, **fields)) as response,
+    ):
+        yield response
+
+
+async def answer_of(url: str, **fields: Any) -> str:
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = (await client.post(CHAT, json=body(**fields))).json()
+    return answer["choices"][0]["message"]["content"]
+
+
+def endless(request: GenerationRequest) -> Iterable[Step]:
+    """Every choice says the same token for ever."""
+    while True:
+        yield [event for index in range(request.n) for event in events(request, [70], index)]
+
+
+async def read_text(response: httpx.Response, wanted: str, n: int = 1) -> None:
+    """Reads until every choice has sent this text."""
+    texts = [""] * n
+    async for line in response.aiter_lines():
+        if line:
+            (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+            texts[choice["index"]] += choice["delta"].get("content", "")
+        if texts == [wanted] * n:
+            return
+    pytest.fail(f"the stream ended with {texts}")
+
+
+async def test_text_arrives_before_the_next_token_is_there(
+    live_url: str, engine: FakeEngine, spell: Spell
+) -> None:
+    engine.script = steps(spell("Hel"), spell("lo"), HANG)
+    async with streaming(live_url) as response:
+        await read_text(response, "Hello")
+
+
+async def test_only_what_may_become_a_stop_sequence_is_held_back(
+    live_url: str, engine: FakeEngine, spell: Spell
+) -> None:
+    engine.script = steps(*([token_id] for token_id in spell("abEN")), HANG)
+    async with streaming(live_url, stop=["END", "no"]) as response:
+        await read_text(response, "ab")
+
+
+async def test_only_the_incomplete_character_is_held_back(
+    live_url: str, engine: FakeEngine, spell: Spell
+) -> None:
+    engine.script = steps(spell("ab日"), spell("本")[:2], HANG)
+    async with streaming(live_url) as response:
+        await read_text(response, "ab日")
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_streamed_generation_ends_when_its_client_leaves(
+    live_url: str, engine: FakeEngine, spell: Spell, n: int
+) -> None:
+    def play(request: GenerationRequest) -> Iterable[Step]:
+        yield [event for index in range(n) for event in events(request, spell("Hello"), index)]
+        yield HANG
+
+    engine.script = play
+    async with streaming(live_url, n=n) as response:
+        await read_text(response, "Hello", n)
+    await until(lambda: was_aborted(engine, engine.requests[0]))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_an_unstreamed_generation_ends_when_its_client_leaves(
+    live_url: str, engine: FakeEngine, spell: Spell, n: int
+) -> None:
+    engine.script = steps(spell("Hello"), HANG)
+    await leave_unanswered(live_url, lambda: engine.steps_played, body(n=n))
+    await until(lambda: was_aborted(engine, engine.requests[0]))
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_generation_in_full_flow_ends_when_its_client_leaves(
+    live_url: str, engine: FakeEngine, streamed: bool
+) -> None:
+    engine.script = endless
+    await leave_unanswered(live_url, lambda: engine.steps_played, body(n=2, stream=streamed))
+    await until(lambda: was_aborted(engine, engine.requests[0]))
+    played = engine.steps_played
+    await asyncio.sleep(0.1)
+    assert engine.steps_played <= played + 1
+
+
+async def leave_unanswered(url: str, when: Callable[[], Any], payload: dict[str, Any]) -> None:
+    """Sends the request over a socket of its own and closes that when the engine is so far."""
+    _, _, address = url.rpartition("/")
+    host, port = address.split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    raw = json.dumps(payload).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+    await until(when)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_one_client_that_leaves_does_not_disturb_another(
+    live_url: str, engine: FakeEngine, spell: Spell
+) -> None:
+    hanging, answering = steps(spell("a"), HANG), steps(spell("fine"))
+    engine.script = lambda request: (hanging if len(engine.requests) == 1 else answering)(request)
+    await leave_unanswered(live_url, lambda: engine.steps_played, body(stream=True))
+    assert await answer_of(live_url) == "fine"
+    await until(lambda: was_aborted(engine, engine.requests[0]))
+
+
+async def test_a_stream_that_fails_is_closed_after_its_error(
+    live_url: str, engine: FakeEngine, spell: Spell
+) -> None:
+    engine.script = steps(spell("abc"), InternalError())
+    async with streaming(live_url) as response:
+        lines = [line async for line in response.aiter_lines() if line]
+    assert_error_payload(lines[-1].removeprefix("data: ").encode(), "INTERNAL")
+    assert not any("[DONE]" in line for line in lines)
+
+
+async def test_requests_are_answered_side_by_side(live_url: str, engine: FakeEngine, spell: Spell) -> None:
+    hanging, answering = steps(spell("a"), HANG), steps(spell("fine"))
+    engine.script = lambda request: (hanging if len(engine.requests) == 1 else answering)(request)
+    async with streaming(live_url) as response:
+        await read_text(response, "a")
+        assert await answer_of(live_url) == "fine"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_leaves_while_its_request_is_admitted_ends_it(
+    live_url: str, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    asked, admitted = asyncio.Event(), asyncio.Event()
+    submit = engine.submit
+
+    async def submit_slowly(request: GenerationRequest) -> FakeGeneration:
+        asked.set()
+        await admitted.wait()
+        return await submit(request)
+
+    monkeypatch.setattr(engine, "submit", submit_slowly)
+    engine.script = endless
+    await leave_unanswered(live_url, asked.is_set, body(stream=streamed))
+    await asyncio.sleep(0.05)
+    admitted.set()
+    await asyncio.sleep(0.1)
+    assert all(was_aborted(engine, request) for request in engine.requests)
+
+
+async def test_a_client_that_leaves_before_the_first_chunk_ends_its_generation(
+    app: FastAPI, engine: FakeEngine, spell: Spell
+) -> None:
+    """As a server does it that waits for a client which reads nothing, and then is gone."""
+    engine.script = steps(spell("Hello"), HANG)
+    messages = [{"type": "http.request", "body": json.dumps(body(stream=True)).encode()}]
+    gone = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            gone.set()
+            await asyncio.sleep(3600)
+
+    async with asyncio.timeout(5):
+        await app(post_scope(CHAT), receive, send)
+    await until(lambda: was_aborted(engine, engine.requests[0]), seconds=1)

@@ -1,0 +1,233 @@
+"""/openapi.json tells the truth about the contract."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.openapi.models import OpenAPI
+
+from tests.app.contract.support import CHAT
+
+ROUTES = [
+    ("post", CHAT),
+    ("post", "/tokenize"),
+    ("post", "/detokenize"),
+    ("get", "/models"),
+    ("get", "/models/{model}"),
+    ("get", "/models/{model}/tokenizer"),
+    ("get", "/models_available"),
+    ("get", "/model-settings"),
+    ("get", "/version"),
+    ("get", "/health"),
+    ("get", "/metrics"),
+]
+OPEN = {"/version", "/health"}
+RANGES = {
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "top_logprobs": (0, 20),
+    "max_tokens": (1, None),
+    "max_completion_tokens": (1, None),
+    "maximum_tokens": (1, None),
+    "n": (1, None),
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "steering_strength": (-2, 2),
+    "top_k": (1, None),
+}
+TYPES = {
+    "messages": "array",
+    "model": "string",
+    "logit_bias": "object",
+    "logprobs": "boolean",
+    "stream": "boolean",
+    "steering_concepts": "array",
+    **{name: "integer" for name, (low, high) in RANGES.items() if high in (None, 20)},
+    **{name: "number" for name, (low, high) in RANGES.items() if high in (1, 2)},
+}
+Schema = dict[str, Any]
+
+
+@pytest.fixture
+async def document(client: httpx.AsyncClient) -> Schema:
+    response = await client.get("/openapi.json")
+    assert response.status_code == 200
+    return response.json()
+
+
+def walk(node: Any) -> Iterator[Schema]:
+    """Every object in the document."""
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from walk(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from walk(value)
+
+
+def resolve(document: Schema, node: Schema) -> Schema:
+    """The node without `$ref`, and without the alternative that it is null."""
+    while "$ref" in node:
+        siblings = {name: value for name, value in node.items() if name != "$ref"}
+        target = document
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            target = target[part.replace("~1", "/").replace("~0", "~")]
+        node = {**target, **siblings}
+    present = [option for option in node.get("anyOf", []) if option.get("type") != "null"]
+    if len(present) == 1:
+        siblings = {name: value for name, value in node.items() if name != "anyOf"}
+        return resolve(document, {**present[0], **siblings})
+    return node
+
+
+def operation(document: Schema, method: str, path: str) -> Schema:
+    """The operation, under whichever prefix it is documented; a path parameter may have any name."""
+    for documented, item in document["paths"].items():
+        plain = documented.removeprefix("/v1").replace(":path}", "}")
+        parts = ["{model}" if part.startswith("{") else part for part in plain.split("/")]
+        if "/".join(parts) == path and method in item:
+            return item[method]
+    pytest.fail(f"{method} {path} is not documented")
+
+
+def chat_request(document: Schema) -> Schema:
+    content = operation(document, "post", CHAT)["requestBody"]["content"]
+    return resolve(document, content["application/json"]["schema"])
+
+
+def field(document: Schema, name: str) -> Schema:
+    return resolve(document, chat_request(document)["properties"][name])
+
+
+async def test_it_is_an_openapi_document(document: Schema) -> None:
+    assert document["openapi"].startswith("3.")
+    OpenAPI.model_validate(document)
+
+
+async def test_it_is_the_same_under_both_prefixes(client: httpx.AsyncClient, document: Schema) -> None:
+    assert (await client.get("/v1/openapi.json")).json()["paths"] == document["paths"]
+
+
+async def test_every_reference_leads_somewhere(document: Schema) -> None:
+    references = [node for node in walk(document) if isinstance(node.get("$ref"), str)]
+    for node in references:
+        assert node["$ref"].startswith("#/")
+        assert resolve(document, node)
+    assert references
+
+
+async def test_operation_ids_are_told_apart(document: Schema) -> None:
+    operations = [entry for item in document["paths"].values() for entry in item.values()]
+    ids = [entry["operationId"] for entry in operations if "operationId" in entry]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_every_route_is_documented(document: Schema, method: str, path: str) -> None:
+    assert any(status.startswith("2") for status in operation(document, method, path)["responses"])
+
+
+async def test_path_parameters_are_declared(document: Schema) -> None:
+    for path, item in document["paths"].items():
+        names = {part.strip("{}").removesuffix(":path") for part in path.split("/") if part.startswith("{")}
+        for entry in item.values():
+            declared = {p["name"] for p in entry.get("parameters", []) if p["in"] == "path"}
+            assert declared == names
+
+
+async def test_there_is_no_422(document: Schema) -> None:
+    statuses = [
+        status for item in document["paths"].values() for o in item.values() for status in o["responses"]
+    ]
+    assert "422" not in statuses
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+@pytest.mark.parametrize("name", [*TYPES, "stop", "stream_options"])
+async def test_every_field_of_a_chat_request_is_documented(document: Schema, name: str) -> None:
+    schema = field(document, name)
+    assert name not in TYPES or schema["type"] == TYPES[name]
+
+
+async def test_messages_and_model_are_required_and_nothing_else(document: Schema) -> None:
+    assert set(chat_request(document)["required"]) == {"messages", "model"}
+
+
+@pytest.mark.parametrize(("name", "bounds"), list(RANGES.items()))
+async def test_ranges_are_there(document: Schema, name: str, bounds: tuple[int, int | None]) -> None:
+    schema = field(document, name)
+    assert (schema.get("minimum"), schema.get("maximum")) == bounds
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [("temperature", 1), ("top_p", 1), ("steering_strength", 1), ("steering_concepts", [])],
+)
+async def test_defaults_are_there(document: Schema, name: str, default: Any) -> None:
+    assert field(document, name)["default"] == default
+
+
+async def test_roles_are_an_enum(document: Schema) -> None:
+    message = resolve(document, field(document, "messages")["items"])
+    role = resolve(document, message["properties"]["role"])
+    assert set(role["enum"]) == {"system", "user", "assistant"}
+    assert {"role", "content"} <= set(message["required"])
+
+
+async def test_finish_reasons_are_an_enum(document: Schema) -> None:
+    enums = [set(node["enum"]) - {None} for node in walk(document) if isinstance(node.get("enum"), list)]
+    assert {"stop", "length", "content_filter"} in enums
+
+
+async def test_the_limits_of_stop_are_there(document: Schema) -> None:
+    nodes = list(walk(field(document, "stop")))
+    assert any(node.get("maxItems") == 16 for node in nodes)
+    assert any((node.get("minLength"), node.get("maxLength")) == (1, 256) for node in nodes)
+
+
+async def test_the_concepts_pattern_is_there(document: Schema) -> None:
+    patterns = [node["pattern"] for node in walk(field(document, "steering_concepts")) if "pattern" in node]
+    assert patterns
+    assert "_worker/" in patterns[0]
+
+
+async def test_aleph_alphas_name_for_max_tokens_is_deprecated(document: Schema) -> None:
+    assert chat_request(document)["properties"]["maximum_tokens"]["deprecated"] is True
+    assert "deprecated" not in chat_request(document)["properties"]["temperature"]
+
+
+async def test_nice_is_a_boolean_query_parameter(document: Schema) -> None:
+    (nice,) = [p for p in operation(document, "post", CHAT)["parameters"] if p["name"] == "nice"]
+    assert (nice["in"], resolve(document, nice["schema"])["type"]) == ("query", "boolean")
+    assert not nice.get("required")
+
+
+async def test_chat_answers_json_or_an_event_stream(document: Schema) -> None:
+    content = operation(document, "post", CHAT)["responses"]["200"]["content"]
+    assert set(content) == {"application/json", "text/event-stream"}
+    answer = resolve(document, content["application/json"]["schema"])
+    assert {"id", "object", "created", "model", "system_fingerprint", "choices", "usage"} <= answer[
+        "properties"
+    ].keys()
+
+
+@pytest.mark.parametrize("status", ["400", "401", "404", "413", "415", "500", "503"])
+async def test_chats_errors_are_documented_in_the_contracts_shape(document: Schema, status: str) -> None:
+    response = resolve(document, operation(document, "post", CHAT)["responses"][status])
+    schema = resolve(document, response["content"]["application/json"]["schema"])
+    assert schema["properties"].keys() == {"error", "code"}
+    error = resolve(document, schema["properties"]["error"])
+    assert error["properties"].keys() == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_routes_that_need_a_token_say_so(document: Schema, method: str, path: str) -> None:
+    security = operation(document, method, path).get("security", document.get("security", []))
+    schemes = document["components"]["securitySchemes"]
+    named = [schemes[name] for requirement in security for name in requirement]
+    if path in OPEN:
+        assert named == []
+    else:
+        assert [(scheme["type"], scheme["scheme"].lower()) for scheme in named] == [("http", "bearer")]

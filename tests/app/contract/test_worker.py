@@ -1,0 +1,129 @@
+"""What a worker process says, as a client sees it: refusals, failures, and the worker's death.
+
+The worker here is a script that speaks the protocol; `max_tokens` tells it what to do.
+"""
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.main import create_app
+from app.settings import Settings
+from app.worker_engine import run_worker
+from inference.config import EngineConfig
+from tests.app.contract.conftest import client_of
+from tests.app.contract.support import assert_error, assert_error_payload, chat, event_payloads
+
+WORKER = """
+import json, sys
+sys.path.insert(0, {root!r})
+import zmq
+from inference.protocol import *
+
+socket = zmq.Context().socket(zmq.PAIR)
+socket.connect(sys.argv[-1])
+directory = json.loads(sys.stdin.readline())["source"]
+socket.send(encode(Started(ModelInfo(directory, 256, 300, (2,), "00", "float32"))))
+
+def report(**parts):
+    socket.send(encode(StepReport(**parts)))
+
+while True:
+    request = decode_command(socket.recv())
+    if isinstance(request, Abort):
+        continue
+    name, wish = request.request_id, request.max_tokens
+    if request.steering:
+        concept = request.steering.concepts[-1]
+        report(admissions=[Admission(name, RefusalCode.UNKNOWN_STEERING_CONCEPT, concept)])
+    elif wish in {refusals!r}:
+        code = RefusalCode({refusals!r}[wish])
+        detail = "CUDA error in /srv/worker.py" if code == RefusalCode.INTERNAL else ""
+        report(admissions=[Admission(name, code, detail)])
+    else:
+        report(admissions=[Admission(name)])
+        report(events=[TokenEvent(name, 0, 70), TokenEvent(name, 0, 71)])
+        if wish == {fail}:
+            report(failures=[Failure(name, "CUDA error in /srv/worker.py")])
+        elif wish == {die}:
+            sys.exit(1)
+        elif wish != {hang}:
+            report(events=[TokenEvent(name, 0, 2, FinishReason.STOP)])
+"""
+QUEUE_FULL, TOO_LONG, INTERNAL, FAIL, DIE, HANG = range(101, 107)
+REFUSALS = {QUEUE_FULL: "QUEUE_FULL", TOO_LONG: "CONTEXT_LENGTH_EXCEEDED", INTERNAL: "INTERNAL"}
+STATUS = {"QUEUE_FULL": 503, "CONTEXT_LENGTH_EXCEEDED": 400, "INTERNAL": 500}
+
+streamed_or_not = pytest.mark.parametrize("streamed", [True, False])
+
+
+@pytest.fixture
+async def client(
+    tmp_path: Path, model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A gateway over a worker process of its own."""
+    root = str(Path(__file__).parents[3])
+    source = WORKER.format(root=root, refusals=REFUSALS, fail=FAIL, die=DIE, hang=HANG)
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f"#!{sys.executable}\n{source}")
+    interpreter.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    config = EngineConfig(source=str(model_directory), cache_directory=str(tmp_path))
+    async with run_worker(config) as engine:
+        app = create_app(Settings(model={"name": "tiny"}), engine)
+        async with client_of(app) as client:
+            yield client
+
+
+async def test_a_worker_answers_request_after_request(client: httpx.AsyncClient) -> None:
+    for _ in range(3):
+        answer = (await chat(client, max_tokens=5)).json()
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        assert answer["usage"]["completion_tokens"] == 2
+
+
+@streamed_or_not
+async def test_each_refusal_has_its_status(client: httpx.AsyncClient, streamed: bool) -> None:
+    for wish, code in REFUSALS.items():
+        response = await chat(client, max_tokens=wish, stream=streamed)
+        assert_error(response, STATUS[code], code)
+        assert "CUDA" not in response.text
+        if code == "QUEUE_FULL":
+            assert int(response.headers["retry-after"]) >= 1
+
+
+@streamed_or_not
+@pytest.mark.parametrize("given", ["_worker/nobody-1", "nobody-1"])
+async def test_an_unknown_concept_is_not_found_by_its_id(
+    client: httpx.AsyncClient, given: str, streamed: bool
+) -> None:
+    response = await chat(client, steering_concepts=[given], stream=streamed)
+    assert_error(response, 404, "UNKNOWN_STEERING_CONCEPT", "_worker/nobody-1", param="steering_concepts")
+
+
+async def test_a_request_that_fails_leaves_the_worker_in_service(client: httpx.AsyncClient) -> None:
+    assert_error(await chat(client, max_tokens=FAIL), 500, "INTERNAL")
+    response = await chat(client, max_tokens=FAIL, stream=True)
+    last = event_payloads(response.content)[-1]
+    assert_error_payload(last.encode(), "INTERNAL")
+    assert "CUDA" not in response.text
+    assert (await chat(client, max_tokens=5)).status_code == 200
+
+
+@streamed_or_not
+async def test_the_workers_death_ends_what_runs_and_refuses_what_comes(
+    client: httpx.AsyncClient, streamed: bool
+) -> None:
+    response = await chat(client, max_tokens=DIE, stream=streamed)
+    if streamed:
+        assert response.status_code == 200
+        assert_error_payload(event_payloads(response.content)[-1].encode(), "UNAVAILABLE")
+    else:
+        assert_error(response, 503, "UNAVAILABLE")
+    assert (await client.get("/health")).status_code == 503
+    later = await chat(client, stream=streamed)
+    assert_error(later, 503, "UNAVAILABLE")
+    assert int(later.headers["retry-after"]) >= 1

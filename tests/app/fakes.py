@@ -1,0 +1,165 @@
+"""An engine that plays a script, and the tiny model directory that goes with it. No worker, no torch."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from inference.protocol import FinishReason, GenerationRequest, ModelInfo, TokenEvent, TokenLogprobs
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+END_OF_TURN = 2
+CONTEXT_LENGTH = 256
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+_CORPUS = [
+    "Hello, world! The quick brown fox jumps over the lazy dog.",
+    "hello there, how are you today?",
+] * 4
+
+
+def build_tokenizer() -> Tokenizer:
+    """Byte-level BPE over all 256 bytes and a few merges; ids 0-2 are SPECIAL_TOKENS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[AddedToken(text, special=True) for text in SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return tokenizer
+
+
+def write_model_directory(directory: Path, chat_template: str | None = CHAT_TEMPLATE) -> Tokenizer:
+    """Writes tokenizer.json, tokenizer_config.json and (unless None) chat_template.jinja."""
+    tokenizer = build_tokenizer()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    if chat_template is not None:
+        (directory / "chat_template.jinja").write_text(chat_template)
+    return tokenizer
+
+
+def model_info(directory: Path, vocab_size: int) -> ModelInfo:
+    return ModelInfo(
+        directory=str(directory),
+        context_length=CONTEXT_LENGTH,
+        vocab_size=vocab_size,
+        stop_token_ids=(END_OF_TURN,),
+        weights_digest="5f" * 32,
+        dtype="float32",
+    )
+
+
+class Pause(Enum):
+    """Steps of a script that bring nothing."""
+
+    HANG = "hang"
+    """The generation waits here until it is aborted."""
+
+
+HANG = Pause.HANG
+
+Step = list[TokenEvent] | Exception | Pause
+"""One engine step: its events, or an exception to raise, or HANG."""
+
+Script = Callable[[GenerationRequest], Iterable[Step]]
+
+
+def reply(
+    token_ids: Iterable[int],
+    finish: FinishReason = FinishReason.STOP,
+    logprobs: Callable[[int], TokenLogprobs] | None = None,
+) -> Script:
+    """Every choice says these tokens, one a step; STOP adds the end-of-turn token, LENGTH ends with the last.
+
+    `logprobs` maps a token id to its log probabilities; without it, all -0.5 (and `top` filled
+    with ids counting up from 10), given only to requests that ask for them.
+    """
+    spoken = list(token_ids)
+    if finish is FinishReason.STOP:
+        spoken.append(END_OF_TURN)
+
+    def script(request: GenerationRequest) -> Iterable[Step]:
+        for position, token_id in enumerate(spoken):
+            reason = finish if position == len(spoken) - 1 else None
+            measured = _logprobs(request, token_id, logprobs)
+            yield [
+                TokenEvent(request.request_id, index, token_id, reason, measured)
+                for index in range(request.n)
+            ]
+
+    return script
+
+
+def _logprobs(
+    request: GenerationRequest, token_id: int, given: Callable[[int], TokenLogprobs] | None
+) -> TokenLogprobs | None:
+    count = request.sampling.top_logprobs
+    if count is None:
+        return None
+    if given is not None:
+        return given(token_id)
+    return TokenLogprobs(-0.5, [(10 + rank, -0.5 - rank) for rank in range(count)])
+
+
+@dataclass
+class FakeGeneration:
+    """Plays one request's script; stops at an abort of the whole request."""
+
+    engine: "FakeEngine"
+    request: GenerationRequest
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    aborted: set[int] = field(default_factory=set)
+
+    async def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
+        for step in self.engine.script(self.request):
+            await asyncio.sleep(0)
+            if step is HANG:
+                await self.ended.wait()
+            if self.ended.is_set():
+                return
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, list):
+                self.engine.steps_played += 1
+                yield [event for event in step if event.index not in self.aborted]
+
+    def abort(self, index: int | None = None) -> None:
+        self.engine.aborts.append((self.request.request_id, index))
+        self.aborted |= set(range(self.request.n)) if index is None else {index}
+        if len(self.aborted) == self.request.n:
+            self.ended.set()
+
+
+@dataclass
+class FakeEngine:
+    """Implements app.engine.Engine. Set `script`, `refusal`, `available`; look at the rest."""
+
+    model: ModelInfo
+    script: Script = field(default_factory=lambda: reply([]))
+    refusal: Exception | None = None
+    """Raised by submit: an app.errors.ApiError as the real engine would raise it."""
+    available: bool = True
+    requests: list[GenerationRequest] = field(default_factory=list)
+    aborts: list[tuple[str, int | None]] = field(default_factory=list)
+    """(request id, choice or None for all of them), in order."""
+    steps_played: int = 0
+
+    async def submit(self, request: GenerationRequest) -> FakeGeneration:
+        self.requests.append(request)
+        if self.refusal is not None:
+            raise self.refusal
+        return FakeGeneration(self, request)

@@ -1,0 +1,51 @@
+"""Every error is small, of one shape, and says nothing of our inside."""
+
+import json
+import logging
+
+import pytest
+
+from app.errors import STATUS, ApiError, ErrorCode, InternalError, InvalidRequest, for_caller, shorten
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_every_code_has_a_status_and_the_one_shape(code: ErrorCode) -> None:
+    response = ApiError(code, "message", "field").response()
+    body = json.loads(bytes(response.body))
+    assert response.status_code == STATUS[code]
+    assert body["code"] == body["error"]["code"] == code.value
+    assert body["error"]["param"] == "field"
+
+
+@pytest.mark.parametrize("filling", ["x", '"', "\\", "\x00", "€", "😀"])
+def test_a_body_stays_below_4_kb(filling: str) -> None:
+    assert len(bytes(InvalidRequest(filling * 10**6, filling * 10**6).response().body)) < 4096
+
+
+@pytest.mark.parametrize(
+    ("code", "header", "value"),
+    [
+        (ErrorCode.UNAUTHORIZED, "www-authenticate", "Bearer"),
+        (ErrorCode.RATE_LIMITED, "retry-after", "1"),
+        (ErrorCode.QUEUE_FULL, "retry-after", "1"),
+        (ErrorCode.UNAVAILABLE, "retry-after", "1"),
+    ],
+)
+def test_headers_that_go_with_a_status(code: ErrorCode, header: str, value: str) -> None:
+    assert ApiError(code, "message").response().headers[header] == value
+
+
+@pytest.mark.parametrize("error", [RuntimeError("/secret/path"), InternalError("/secret/path")])
+def test_a_fault_of_ours_is_logged_and_only_its_place_told(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        told = for_caller(error, "r42")
+    assert "r42" in told.message
+    assert "secret" not in json.dumps(told.body())
+    assert "/secret/path" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, [[[[["x" * 10**6]]]]] * 10**4, {"x" * 10**6: 1}, 10**4000])
+def test_what_was_given_is_shortened(value: object) -> None:
+    assert len(shorten(value)) <= 100

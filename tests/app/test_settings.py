@@ -1,0 +1,113 @@
+"""Settings come from file, environment and command line, and a mistake is one clear line."""
+
+from pathlib import Path
+
+import pytest
+
+from app.settings import AccessToken, AuthSettings, EngineSettings, Settings, SettingsError, load_settings
+from inference.config import EngineConfig
+
+ROOT = Path(__file__).parents[2]
+TOKEN = {"name": "ada", "sha256": "ab" * 32}
+
+
+def write(directory: Path, text: str) -> Path:
+    file = directory / "tiller.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_the_defaults_are_those_of_the_worker() -> None:
+    config = EngineConfig()
+    assert Settings().engine_config == config
+    assert set(EngineSettings.model_fields) == {*config.__struct_fields__} - {"source", "cache_directory"}
+
+
+def test_the_command_line_beats_the_environment_beats_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, "server: {port: 1, host: 127.0.0.3, max_body_bytes: 3}")
+    monkeypatch.setenv("TILLER_SERVER__PORT", "2")
+    monkeypatch.setenv("TILLER_SERVER__HOST", "127.0.0.2")
+    server = load_settings(file, server={"port": 3}).server
+    assert (server.port, server.host, server.max_body_bytes) == (3, "127.0.0.2", 3)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "server:\n", "server: {}\n"])
+def test_an_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> None:
+    assert load_settings(write(tmp_path, text)).model_dump() == Settings().model_dump()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sever: {}", "sever is no setting"),
+        ("server: {prt: 1}", "server.prt is no setting"),
+        ("server: {port: many}", "server.port must be a valid integer"),
+        ("server: {port: 70000}", "server.port must be less than or equal to 65535, got 70000"),
+        ("server: 5", "server must be a mapping, got 5"),
+        ("engine: {dtype: int8}", "engine.dtype must be 'auto', 'float32'"),
+        ("engine: {kv_cache_gib: .nan}", "engine.kv_cache_gib must be"),
+        ("auth: {tokens: [{name: a, sha256: secret}]}", "auth.tokens.0.sha256 must match"),
+        ("- 1", "must be a mapping of sections"),
+        ("1: 2", "must be a mapping of sections"),
+        ("a: [", "no YAML"),
+    ],
+)
+def test_a_mistake_in_the_file_names_file_key_and_rule(tmp_path: Path, text: str, message: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(SettingsError) as error:
+        load_settings(file)
+    assert str(error.value).startswith(f"{file}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"none\.yaml: cannot be read: No such file"):
+        load_settings(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", ["TILLER_PORT", "TILLER_SERVER__PRT", "TILLER_SERVR__PORT"])
+def test_an_unknown_variable_is_a_mistake(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match="is no setting"):
+        load_settings(None)
+
+
+def test_the_variables_of_kubernetes_for_a_service_of_our_name_are_none_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("TILLER_PORT", "TILLER_SERVICE_HOST", "TILLER_PORT_8000_TCP_ADDR"):
+        monkeypatch.setenv(name, "tcp://10.0.0.1:8000")
+    assert load_settings(None).server.port == 8000
+
+
+def test_a_variable_that_is_no_json_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILLER_SERVER", "{")
+    with pytest.raises(SettingsError, match="server"):
+        load_settings(None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
+def test_others_are_let_in_only_with_tokens(host: str) -> None:
+    with pytest.raises(SettingsError, match="tiller token new"):
+        load_settings(None, server={"host": host})
+    assert load_settings(None, server={"host": host}, auth={"tokens": [TOKEN]}).server.host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_this_machine_needs_no_tokens(host: str) -> None:
+    assert load_settings(None, server={"host": host}).auth == AuthSettings()
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().server.port = 1  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        AccessToken(**TOKEN).name = "eve"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["quickstart.yaml", "gpu.yaml"])
+def test_the_shipped_files_can_be_used(name: str) -> None:
+    assert load_settings(ROOT / "configs" / name).model.name

@@ -1,0 +1,201 @@
+"""The engine over a socket, with this test as the worker at its other end."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, StartError
+from app.worker_engine import WorkerEngine, WorkerGeneration, run_worker
+from inference.config import EngineConfig
+from inference.protocol import (
+    Abort,
+    Admission,
+    Command,
+    Failure,
+    FinishReason,
+    GenerationRequest,
+    RefusalCode,
+    StepReport,
+    TokenEvent,
+    decode_command,
+    encode,
+)
+from tests.app.fakes import model_info
+
+
+class Worker:
+    """The worker's end of the socket, and a process that lives until it is killed."""
+
+    def __init__(self, socket: zmq.asyncio.Socket, process: asyncio.subprocess.Process) -> None:
+        self.socket = socket
+        self.process = process
+
+    async def receive(self) -> Command:
+        return decode_command(await asyncio.wait_for(self.socket.recv(), 5))
+
+    async def report(self, **fields: object) -> None:
+        await self.socket.send(encode(StepReport(**fields)))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[WorkerEngine, Worker]]:
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    with zmq.asyncio.Context() as context, context.socket(zmq.PAIR) as near, context.socket(zmq.PAIR) as far:
+        near.bind("inproc://worker")
+        far.connect("inproc://worker")
+        near.linger = far.linger = 0
+        engine = WorkerEngine(near, model_info(Path(), 300))
+        serving = asyncio.create_task(engine.serve(process))
+        yield engine, Worker(far, process)
+        serving.cancel()
+        await asyncio.wait({serving})
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def request(request_id: str = "r", n: int = 1) -> GenerationRequest:
+    return GenerationRequest(request_id, [1, 2], 10, n)
+
+
+async def submitted(pair: tuple[WorkerEngine, Worker], request_id: str = "r", n: int = 1) -> WorkerGeneration:
+    engine, worker = pair
+    task = asyncio.create_task(engine.submit(request(request_id, n)))
+    assert await worker.receive() == request(request_id, n)
+    await worker.report(admissions=[Admission(request_id)])
+    return await task
+
+
+async def collected(generation: WorkerGeneration) -> list[list[int]]:
+    return [[event.token_id for event in events] async for events in generation]
+
+
+async def test_events_come_by_step_until_every_choice_has_ended(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair, n=2)
+    _, worker = pair
+    await worker.report(events=[TokenEvent("r", 0, 5), TokenEvent("r", 1, 6)])
+    await worker.report(events=[TokenEvent("r", 0, 7, FinishReason.LENGTH)])
+    await worker.report(events=[TokenEvent("other", 0, 1), TokenEvent("r", 1, 8, FinishReason.STOP)])
+    assert await collected(generation) == [[5, 6], [7], [8]]
+
+
+async def test_requests_do_not_mix(pair: tuple[WorkerEngine, Worker]) -> None:
+    one, two = await submitted(pair, "one"), await submitted(pair, "two")
+    end = FinishReason.STOP
+    await pair[1].report(events=[TokenEvent("two", 0, 2, end), TokenEvent("one", 0, 1, end)])
+    assert await asyncio.gather(collected(one), collected(two)) == [[[1]], [[2]]]
+
+
+@pytest.mark.parametrize("code", RefusalCode)
+async def test_a_refusal_is_raised_with_its_code(
+    pair: tuple[WorkerEngine, Worker], code: RefusalCode
+) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.submit(request()))
+    await worker.receive()
+    await worker.report(admissions=[Admission("r", code, "_worker/x")])
+    with pytest.raises(ApiError, match="_worker/x") as refused:
+        await task
+    assert refused.value.code == ErrorCode(code.value)
+
+
+async def test_a_failure_ends_only_its_request(pair: tuple[WorkerEngine, Worker]) -> None:
+    bad, good = await submitted(pair, "bad"), await submitted(pair, "good")
+    await pair[1].report(
+        events=[TokenEvent("good", 0, 1, FinishReason.STOP)], failures=[Failure("bad", "reason")]
+    )
+    assert await collected(good) == [[1]]
+    with pytest.raises(InternalError, match="reason"):
+        await collected(bad)
+
+
+async def test_an_aborted_choice_brings_nothing_more(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair, n=2)
+    _, worker = pair
+    generation.abort(0)
+    generation.abort(0)
+    assert await worker.receive() == Abort("r", 0)
+    await worker.report(events=[TokenEvent("r", 0, 5), TokenEvent("r", 1, 6, FinishReason.STOP)])
+    assert await collected(generation) == [[6]]
+
+
+async def test_aborting_everything_ends_an_iteration_that_waits(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair, n=2)
+    waiting = asyncio.create_task(collected(generation))
+    await asyncio.sleep(0)
+    generation.abort()
+    assert await asyncio.wait_for(waiting, 5) == []
+    assert await pair[1].receive() == Abort("r", None)
+
+
+async def test_leaving_the_iteration_aborts(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair)
+    await pair[1].report(events=[TokenEvent("r", 0, 5)])
+    events = generation.__aiter__()
+    await anext(events)
+    await events.aclose()
+    assert await pair[1].receive() == Abort("r", None)
+
+
+async def test_nobody_waiting_for_admission_aborts(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.submit(request()))
+    await worker.receive()
+    task.cancel()
+    await asyncio.wait({task})
+    assert await worker.receive() == Abort("r", None)
+    await worker.report(admissions=[Admission("r")], events=[TokenEvent("r", 0, 5)])
+    assert await collected(await submitted_after(pair)) == [[7]]
+
+
+async def submitted_after(pair: tuple[WorkerEngine, Worker]) -> WorkerGeneration:
+    generation = await submitted(pair, "later")
+    await pair[1].report(events=[TokenEvent("later", 0, 7, FinishReason.STOP)])
+    return generation
+
+
+async def test_a_dead_worker_fails_what_is_open_and_what_comes(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair)
+    engine, worker = pair
+    waiting = asyncio.create_task(engine.submit(request("waiting")))
+    await worker.receive()
+    worker.process.kill()
+    with pytest.raises(EngineUnavailable):
+        await collected(generation)
+    with pytest.raises(EngineUnavailable):
+        await waiting
+    assert not engine.available
+    with pytest.raises(EngineUnavailable):
+        await engine.submit(request("late"))
+
+
+async def test_a_worker_that_talks_nonsense_is_given_up(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair)
+    await pair[1].socket.send(b"nonsense")
+    with pytest.raises(EngineUnavailable):
+        await collected(generation)
+    assert not pair[0].available
+
+
+async def test_a_draining_engine_finishes_in_its_time(pair: tuple[WorkerEngine, Worker]) -> None:
+    quick, slow = await submitted(pair, "quick"), await submitted(pair, "slow")
+    engine, worker = pair
+    engine.drain(0.05)
+    with pytest.raises(EngineUnavailable):
+        await engine.submit(request("new"))
+    await worker.report(events=[TokenEvent("quick", 0, 1, FinishReason.STOP)])
+    assert await collected(quick) == [[1]]
+    with pytest.raises(EngineUnavailable):
+        await collected(slow)
+
+
+async def test_a_worker_that_ends_at_once_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(StartError, match=r"ended while it was starting \(status 1\)"):
+        async with run_worker(EngineConfig()):
+            raise AssertionError("started")

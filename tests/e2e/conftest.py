@@ -1,0 +1,104 @@
+"""The real thing: `tiller serve` as a process, with its worker and the embedded model."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from app.settings import Settings
+from inference.sources import resolve
+
+MODEL = "smollm2-135m-instruct"
+TOKEN = "a token for tests"
+TOKEN_SHA256 = hashlib.sha256(TOKEN.encode()).hexdigest()
+START_SECONDS = 600  # the first start downloads and converts the model
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    process: subprocess.Popen[str]
+
+    def post(self, path: str, body: object, **options: object) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=120, **options)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
+
+    def chat(self, content: str, **fields: object) -> dict:
+        """A whole answer; greedy unless told otherwise."""
+        body = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            **fields,
+        }
+        response = self.post("/chat/completions", body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+@contextmanager
+def serving(config: dict, directory: Path) -> Iterator[Server]:
+    """A server with this configuration, on a free port, until the end of the block."""
+    file = directory / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve", "--config", str(file), "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    watchdog = threading.Timer(START_SECONDS, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        welcome = re.search(r"at (http://\S+)", process.stdout.readline())
+        assert welcome is not None, f"it did not start: exit status {process.wait()}"
+        watchdog.cancel()
+        yield Server(welcome[1], process)
+    finally:
+        watchdog.cancel()
+        process.terminate()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def embedded_config() -> dict:
+    return {"auth": {"tokens": [{"name": "tests", "sha256": TOKEN_SHA256}]}}
+
+
+@pytest.fixture(scope="session")
+def server(embedded_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(embedded_config, tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def embedded_directory() -> Path:
+    """The embedded model as the server has it."""
+    cache = os.environ.get("TILLER_CACHE_DIRECTORY", Settings.model_fields["cache_directory"].default)
+    return resolve("embedded", Path(cache).expanduser())
+
+
+@pytest.fixture(scope="session")
+def reference_model(embedded_directory: Path) -> PreTrainedModel:
+    """The embedded model in plain transformers."""
+    return AutoModelForCausalLM.from_pretrained(embedded_directory, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="session")
+def reference_tokenizer(embedded_directory: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(embedded_directory)
