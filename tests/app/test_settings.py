@@ -68,7 +68,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_settings(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("name", ["TILLER_PORT", "TILLER_SERVER__PRT", "TILLER_SERVR__PORT"])
+@pytest.mark.parametrize("name", ["TILLER_HOST", "TILLER_SERVER__PRT", "TILLER_SERVR__PORT"])
 def test_an_unknown_variable_is_a_mistake(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "1")
     with pytest.raises(SettingsError, match="is no setting"):
