@@ -1,6 +1,8 @@
 """Fixtures beside those of tests/app: `serve` for gateways with other settings, `spell` for tokens."""
 
+import asyncio
 import dataclasses
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from tokenizers import Tokenizer
 
@@ -38,6 +41,20 @@ def engine(shared: tuple[FakeEngine, FastAPI]) -> FakeEngine:
 async def client(shared: tuple[FakeEngine, FastAPI], engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
     async with client_of(shared[1]) as client:
         yield client
+
+
+@pytest.fixture
+async def live_url(app: FastAPI) -> AsyncIterator[str]:
+    """As in tests/app, but a generation that nobody ends does not keep the server from ending."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        await serving
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:

@@ -1,0 +1,173 @@
+"""Starting and stopping: what an operator sees, and that nothing is left behind."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import MODEL, TOKEN, Server, serving
+from tests.inference.conftest import make_model
+
+
+@pytest.fixture(scope="module")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory, embedded_directory: Path) -> dict:
+    """A model that loads at once: random weights, with the embedded model's tokenizer."""
+    directory = tmp_path_factory.mktemp("tiny")
+    make_model("llama", vocab_size=49152, max_position_embeddings=100_000).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (directory / name).write_bytes((embedded_directory / name).read_bytes())
+    return {"model": {"name": MODEL, "source": str(directory)}, "engine": {"kv_cache_gib": 0.1}}
+
+
+def serve(directory: Path, config: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`tiller serve` that is expected to end by itself."""
+    file = directory / "config.yaml"
+    file.write_text(config)
+    command = [sys.executable, "-m", "app.cli", "serve", "--config", str(file), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def expect_one_line(ended: subprocess.CompletedProcess[str], status: int, text: str) -> None:
+    assert ended.returncode == status
+    assert text in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+
+
+def worker_of(server: Server) -> int:
+    children = subprocess.run(
+        ["pgrep", "-P", str(server.process.pid), "-f", "inference.worker"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(children.stdout)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pid: int, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while is_running(pid):
+        assert time.monotonic() < deadline, "the worker goes on"
+        time.sleep(0.05)
+
+
+def test_an_unknown_key_is_one_line(tmp_path: Path) -> None:
+    expect_one_line(serve(tmp_path, "engine: {block_sise: 16}"), 2, "engine.block_sise is no setting")
+
+
+def test_a_missing_model_directory_is_one_line(tmp_path: Path) -> None:
+    ended = serve(tmp_path, "model: {source: /no/such/model}", "--port", "0")
+    expect_one_line(ended, 1, "model directory /no/such/model does not exist")
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        expect_one_line(serve(tmp_path, "", "--port", str(port)), 1, f"127.0.0.1:{port}: Address already")
+
+
+def test_it_does_not_open_itself_to_the_network_without_tokens(tmp_path: Path) -> None:
+    expect_one_line(serve(tmp_path, "", "--host", "0.0.0.0"), 2, "tiller token new")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order(tiny_config: dict, tmp_path: Path, number: signal.Signals) -> None:
+    with serving(tiny_config, tmp_path) as server:
+        worker = worker_of(server)
+        assert server.chat("Hello", max_tokens=3)["usage"]["completion_tokens"] == 3
+        server.process.send_signal(number)
+        assert server.process.wait(timeout=20) == 0
+        wait_until_gone(worker)
+
+
+def test_a_killed_gateway_takes_its_worker_along(tiny_config: dict, tmp_path: Path) -> None:
+    with serving(tiny_config, tmp_path) as server:
+        worker = worker_of(server)
+        server.process.kill()
+        wait_until_gone(worker)
+
+
+def test_a_killed_worker_ends_its_requests_and_is_reported(tiny_config: dict, tmp_path: Path) -> None:
+    with serving(tiny_config, tmp_path) as server:
+        body = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_tokens": 90_000,
+            "stream": True,
+            "logit_bias": {"1": -100},
+        }
+        with httpx.stream("POST", f"{server.url}/chat/completions", json=body, timeout=30) as response:
+            lines = response.iter_lines()
+            for _ in range(10):
+                next(lines)
+            os.kill(worker_of(server), signal.SIGKILL)
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-1].removeprefix("data: "))["code"] == "UNAVAILABLE"
+        assert server.get("/health").status_code == 503
+        refused = server.post("/chat/completions", {**body, "stream": False})
+        assert (refused.status_code, refused.json()["code"]) == (503, "UNAVAILABLE")
+        assert "Retry-After" in refused.headers
+
+
+def test_clients_that_leave_free_what_they_held(tiny_config: dict, tmp_path: Path) -> None:
+    with serving({**tiny_config, "engine": {"kv_cache_gib": 0.1, "max_running": 4}}, tmp_path) as server:
+        body = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_tokens": 90_000,
+            "logit_bias": {"1": -100},
+        }
+
+        def leave(stream: bool) -> None:
+            url = f"{server.url}/chat/completions"
+            with (
+                contextlib.suppress(httpx.ReadTimeout),  # an unstreamed answer does not come in time
+                httpx.stream("POST", url, json={**body, "stream": stream}, timeout=1.0) as response,
+            ):
+                assert stream
+                next(response.iter_lines())
+
+        threads = [threading.Thread(target=leave, args=(i % 2 == 0,)) for i in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        started = time.monotonic()
+        assert server.chat("Hello", max_tokens=3)["usage"]["completion_tokens"] == 3
+        assert time.monotonic() - started < 5.0, "the abandoned requests go on"
+
+
+def test_a_token_made_by_the_command_opens_the_door(tiny_config: dict, tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "app.cli", "token", "new", "someone"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    token = made.split("Token: ")[1].split()[0]
+    digest = made.split("sha256: ")[1].split()[0]
+    config = {**tiny_config, "auth": {"tokens": [{"name": "someone", "sha256": digest}]}}
+    with serving(config, tmp_path) as server:
+        models = f"{server.url}/models"
+        assert httpx.get(models, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        assert httpx.get(models, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 401
+        assert httpx.get(models).status_code == 401
+        assert httpx.get(f"{server.url}/health").status_code == 200
