@@ -19,13 +19,15 @@ NAME = "tiller_paged"
 
 _HONOURED = frozenset({"scaling", "sliding_window", "softcap"})
 # What models also pass, which means nothing here: rotary positions are applied before, there is
-# no dropout in inference, and the cache is ours.
+# no dropout in inference, and the cache is ours. `paged` is what we pass ourselves.
 _IRRELEVANT = frozenset(
     {
         "cache_position",
         "dropout",
         "is_causal",
         "output_attentions",
+        "output_router_logits",
+        "paged",
         "past_key_values",
         "position_embeddings",
         "position_ids",
@@ -52,7 +54,7 @@ def paged_attention(
     query: torch.Tensor,  # [1, num_heads, T, key_size]
     key: torch.Tensor,  # [1, num_kv_heads, T, key_size]
     value: torch.Tensor,  # [1, num_kv_heads, T, value_size]
-    _attention_mask: torch.Tensor | None,  # always None: who sees whom follows from the batch
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - None; who sees whom follows from the batch
     scaling: float | None = None,
     *,
     paged: PagedBatch,
@@ -103,7 +105,7 @@ def _attend(
         .permute(0, 2, 3, 1, 4)
         .reshape(num_rows, num_kv_heads, shared * num_queries, key_size)
     )
-    mask = group.mask(sliding_window)[:, None].repeat(1, 1, shared, 1)  # [B, 1, shared * Q, L]
+    mask = group.mask(sliding_window, shared)
     if softcap is None:
         attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scaling)
     else:

@@ -3,6 +3,7 @@
 Knows the layout of tokens and slots, nothing of the model or of sampling.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 
 from inference.sequence import Sequence
+
+_MAX_GATHERED_TOKENS = 2**17  # contexts that one attention call copies out of the cache, padding included
 
 
 @dataclass(frozen=True)
@@ -23,18 +26,23 @@ class AttentionGroup:
     """Of the batch's tokens: the B * Q queries of this group."""
     slots: torch.Tensor  # [B, L] of each sequence's context, padded with the cache's padding slot
     query_positions: torch.Tensor  # [B, Q]
-    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, sliding_window: int | None) -> torch.Tensor:
-        """[B, Q, L], True where a query sees a key: not after it, and within the window."""
-        if sliding_window not in self._masks:
-            keys = torch.arange(self.slots.shape[1], device=self.slots.device)
-            distance = self.query_positions[:, :, None] - keys
+    def mask(self, sliding_window: int | None, repeats: int) -> torch.Tensor:
+        """[B, 1, repeats * Q, L], True where a query sees a key: not after it, within the window.
+
+        The Q queries come `repeats` times, one after the other. Made once for all layers.
+        """
+        key = sliding_window, repeats
+        if key not in self._masks:
+            distance = self.query_positions[:, :, None] - torch.arange(
+                self.slots.shape[1], device=self.slots.device
+            )
             visible = distance >= 0
             if sliding_window is not None:
                 visible &= distance < sliding_window
-            self._masks[sliding_window] = visible
-        return self._masks[sliding_window]
+            self._masks[key] = visible[:, None].repeat(1, 1, repeats, 1)
+        return self._masks[key]
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,7 @@ class BatchBuilder:
     ) -> list[AttentionGroup]:
         groups = []
         start = 0
-        for _, members in groupby(range(len(ordered)), key=lambda i: _group_key(ordered[i])):
-            indices = list(members)
+        for indices in _split(ordered):
             queries = np.stack([positions[i] for i in indices])  # [B, Q]
             groups.append(
                 AttentionGroup(
@@ -109,11 +116,19 @@ class BatchBuilder:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
 
 
+def _split(ordered: list[Sequence]) -> Iterator[list[int]]:
+    """Indices of the sequences that one attention call serves, of bounded size when gathered."""
+    for (_, width), members in groupby(range(len(ordered)), key=lambda i: _group_key(ordered[i])):
+        indices = list(members)
+        size = max(1, _MAX_GATHERED_TOKENS >> width)
+        yield from (indices[i : i + size] for i in range(0, len(indices), size))
+
+
 def _group_key(sequence: Sequence) -> tuple[int, int]:
     """Equal for single queries whose contexts differ by less than a factor of two."""
     if sequence.num_scheduled_tokens == 1:
-        return 0, sequence.num_tokens.bit_length()
-    return 1, sequence.number
+        return 0, (sequence.num_computed_tokens + 1).bit_length()
+    return 1 + sequence.number, 0
 
 
 def _positions(sequence: Sequence) -> np.ndarray:

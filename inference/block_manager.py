@@ -35,23 +35,19 @@ class BlockManager:
 
         At least the newest token is left to compute, since the step that computes it samples.
         """
-        self._update_hashes(sequence)
-        limit = (sequence.num_tokens - 1) // self.block_size
-        for block_hash in sequence.block_hashes[:limit]:
-            block = self._block_of_hash.get(block_hash)
-            if block is None:
-                break
+        for block in self._cached_prefix(sequence):
             self._acquire(block)
             sequence.block_table.append(block)
         sequence.num_computed_tokens = len(sequence.block_table) * self.block_size
 
-    def num_missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
-        """How many blocks `sequence` lacks to hold `num_tokens` tokens."""
-        return max(0, -(-num_tokens // self.block_size) - len(sequence.block_table))
+    def num_blocks_to_start(self, sequence: Sequence) -> int:
+        """How many free blocks a sequence without any would take to hold all its tokens."""
+        shared = sum(self._references[block] > 0 for block in self._cached_prefix(sequence))
+        return self._num_blocks_for(sequence.num_tokens) - shared
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         """Gives `sequence` the blocks for `num_tokens` tokens in all, or nothing if they lack."""
-        missing = self.num_missing_blocks(sequence, num_tokens)
+        missing = self._num_blocks_for(num_tokens) - len(sequence.block_table)
         if missing > len(self._free):
             return False
         for _ in range(missing):
@@ -86,6 +82,11 @@ class BlockManager:
         sequence.block_table.clear()
         sequence.num_computed_tokens = 0
 
+    def discard(self, sequence: Sequence) -> None:
+        """Makes what the sequence's blocks hold unknown to others, since it cannot be trusted."""
+        for block in sequence.block_table:
+            self._forget(block)
+
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Raises RuntimeError unless every block is accounted for. `sequences`: all that hold any."""
         held = [0] * self.num_blocks
@@ -98,6 +99,20 @@ class BlockManager:
             raise RuntimeError("the free blocks are not those without a reference")
         if {h: b for b, h in self._hash_of_block.items()} != self._block_of_hash:
             raise RuntimeError("the two directions of the hash table differ")
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """The computed blocks that hold the beginning of a sequence, its newest token left out."""
+        self._update_hashes(sequence)
+        blocks = []
+        for block_hash in sequence.block_hashes[: (sequence.num_tokens - 1) // self.block_size]:
+            block = self._block_of_hash.get(block_hash)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
 
     def _acquire(self, block: int) -> None:
         if self._references[block] == 0:

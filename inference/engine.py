@@ -1,7 +1,7 @@
 """Many generations in one continuously filled batch: add, abort, step. Knows no sockets."""
 
+import itertools
 import random
-from collections import defaultdict
 
 from inference.block_manager import BlockManager
 from inference.config import EngineConfig
@@ -17,7 +17,7 @@ from inference.protocol import (
 )
 from inference.sampler import NOT_A_TOKEN
 from inference.scheduler import Scheduler
-from inference.sequence import Sequence, build_sequences
+from inference.sequence import Sequence, Status, build_sequences
 
 
 class Engine:
@@ -33,7 +33,8 @@ class Engine:
         self.context_length = _context_length(runner, config)
         self._max_queued = config.max_queued
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling, not secrets
-        self._sequences: defaultdict[str, dict[int, Sequence]] = defaultdict(dict)
+        self._numbers = itertools.count()
+        self._sequences: dict[str, dict[int, Sequence]] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -43,8 +44,9 @@ class Engine:
         """Queues the request's n sequences, or says why not and keeps nothing of it."""
         if refusal := self._refusal(request):
             return refusal
-        for sequence in build_sequences(request, self.scheduler.clock(), self._seeds):
-            self._sequences[request.request_id][sequence.index] = sequence
+        sequences = build_sequences(request, self.scheduler.clock(), self._numbers, self._seeds)
+        self._sequences[request.request_id] = {sequence.index: sequence for sequence in sequences}
+        for sequence in sequences:
             self.scheduler.add(sequence)
         return Admission(request.request_id)
 
@@ -75,37 +77,57 @@ class Engine:
         self.blocks.check_integrity(self.scheduler.sequences())
 
     def _refusal(self, request: GenerationRequest) -> Admission | None:
+        if fault := self._fault(request):
+            return Admission(request.request_id, RefusalCode.INTERNAL, fault)
         if request.steering is not None and request.steering.concepts:
             # The engine has no concepts yet, so none is known.
             unknown = request.steering.concepts[0]
             return Admission(request.request_id, RefusalCode.UNKNOWN_STEERING_CONCEPT, unknown)
-        length = len(request.prompt_token_ids) + request.max_tokens
-        if length > self.context_length:
+        if len(request.prompt_token_ids) + request.max_tokens > self.context_length:
             return Admission(request.request_id, RefusalCode.CONTEXT_LENGTH_EXCEEDED)
-        if self.scheduler.num_waiting + request.n > self._max_queued:
+        if request.n > self._num_places:
             return Admission(request.request_id, RefusalCode.QUEUE_FULL)
         return None
 
+    def _fault(self, request: GenerationRequest) -> str | None:
+        """What the gateway should have refused, and what would end every request in the batch."""
+        ids = (*request.prompt_token_ids, *request.sampling.logit_bias)
+        if request.request_id in self._sequences:
+            return "the request's id is in use"
+        if not request.prompt_token_ids or request.max_tokens < 1 or request.n < 1:
+            return "the request asks for nothing"
+        if min(ids) < 0 or max(ids) >= self.runner.model.vocab_size:
+            return "a token id is not in the model's vocabulary"
+        return None
+
+    @property
+    def _num_places(self) -> int:
+        """How many more sequences can run or wait."""
+        free = max(0, self.scheduler.max_running - len(self.scheduler.running))
+        return self._max_queued + free - self.scheduler.num_waiting
+
     def _apply(self, scheduled: list[Sequence], sampled: list[SampledToken]) -> StepReport:
+        broken = {token.sequence for token in sampled if token.token_id == NOT_A_TOKEN}
         for sequence in scheduled:
             before = sequence.num_computed_tokens
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
             sequence.num_scheduled_tokens = 0
-            self.blocks.register(sequence, before)
-        report = StepReport(events=[], failures=[])
-        for token in sampled:
-            if token.token_id == NOT_A_TOKEN:
-                request_id = token.sequence.request_id
-                if request_id in self._sequences:
-                    report.failures.append(Failure(request_id, "the model's output is not finite"))
-                self.abort(request_id)
-            else:
-                report.events.append(self._append(token))
-        return report
+            if sequence not in broken:
+                self.blocks.register(sequence, before)
+        failures = [self._fail(sequence) for sequence in broken if sequence.status is not Status.FINISHED]
+        events = [self._append(token) for token in sampled if token.sequence.status is not Status.FINISHED]
+        return StepReport(events=events, failures=failures)
+
+    def _fail(self, sequence: Sequence) -> Failure:
+        """Ends the request of a sequence whose numbers broke; nothing of it is reused."""
+        for choice in self._sequences[sequence.request_id].values():
+            self.blocks.discard(choice)
+        self.abort(sequence.request_id)
+        return Failure(sequence.request_id, "the model's output is not finite")
 
     def _append(self, token: SampledToken) -> TokenEvent:
         sequence = token.sequence
-        sequence.token_ids.append(token.token_id)
+        sequence.append(token.token_id)
         reason = _finish_reason(sequence, token.token_id)
         if reason is not None:
             self._finish(sequence)

@@ -15,21 +15,21 @@ class LayerShape(NamedTuple):
     num_heads: int
     key_size: int
     value_size: int
+    dtype: torch.dtype
 
-    def num_bytes(self, dtype: torch.dtype) -> int:
-        return self.num_heads * (self.key_size + self.value_size) * dtype.itemsize
+    @property
+    def num_bytes(self) -> int:
+        return self.num_heads * (self.key_size + self.value_size) * self.dtype.itemsize
 
 
 class KVCache:
-    def __init__(
-        self, shapes: list[LayerShape], num_slots: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        def allocate(num_heads: int, size: int) -> torch.Tensor:
-            return torch.zeros(num_slots + 1, num_heads, size, dtype=dtype, device=device)
+    def __init__(self, shapes: list[LayerShape], num_slots: int, device: torch.device) -> None:
+        def allocate(shape: LayerShape, size: int) -> torch.Tensor:
+            return torch.zeros(num_slots + 1, shape.num_heads, size, dtype=shape.dtype, device=device)
 
         self.padding_slot = num_slots
-        self.keys = [allocate(shape.num_heads, shape.key_size) for shape in shapes]
-        self.values = [allocate(shape.num_heads, shape.value_size) for shape in shapes]
+        self.keys = [allocate(shape, shape.key_size) for shape in shapes]
+        self.values = [allocate(shape, shape.value_size) for shape in shapes]
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """`slots` [T]; `keys` and `values` [T, num_heads, size]."""

@@ -28,8 +28,9 @@ class CausalLM:
     def __init__(self, model: PreTrainedModel) -> None:
         """`model`: in eval mode, on its device. Raises UnsupportedModelError."""
         self.config = model.config.get_text_config()
-        _check_rope(self.config)
+        _check_config(model.config)
         self._model = model
+        self._own_attention = model.config._attn_implementation
         self.layer_shapes = _probe_layers(model)
         attention.register()
         model.set_attn_implementation(attention.NAME)
@@ -66,6 +67,13 @@ class CausalLM:
         ).logits
         return logits[0].float()
 
+    def reference_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """The float32 logits [T, vocab_size] of one sequence [T], by the model's own attention."""
+        self._model.set_attn_implementation(self._own_attention)
+        logits: torch.Tensor = self._model(input_ids=token_ids[None], use_cache=False).logits
+        self._model.set_attn_implementation(attention.NAME)
+        return logits[0].float()
+
     def digest(self) -> str:
         """Hex; names the weights' values, whatever device they are on."""
         summary = hashlib.sha256()
@@ -79,14 +87,30 @@ def load(directory: Path, dtype: torch.dtype | None, device: torch.device) -> Ca
 
     Raises UnsupportedModelError, and what transformers raises for a broken directory.
     """
-    model = AutoModelForCausalLM.from_pretrained(
+    model, loading = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype="auto" if dtype is None else dtype,
         device_map={"": device},
         local_files_only=True,
         trust_remote_code=False,
+        output_loading_info=True,
     )
+    absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    if absent:
+        raise UnsupportedModelError(
+            f"{directory} lacks {len(absent)} of the model's tensors, such as {absent[0]}"
+        )
     return CausalLM(model.eval())
+
+
+def _check_config(config: Any) -> None:
+    """Refuses what would go wrong only in longer contexts than a test when loading can try."""
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError("models with an encoder are not supported")
+    text = config.get_text_config()
+    if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+        raise UnsupportedModelError("chunked attention is not supported")
+    _check_rope(text)
 
 
 def _check_rope(config: Any) -> None:
@@ -102,38 +126,47 @@ def _probe_layers(model: PreTrainedModel) -> list[LayerShape]:
     """Runs one token through the model to learn what each attention layer will store.
 
     Raises UnsupportedModelError if the model does not go through transformers' attention
-    interface in every layer, or asks for what `paged_attention` would not honour.
+    interface once in every layer, or asks for what `paged_attention` would not honour.
     """
     shapes: dict[int, LayerShape] = {}
+    windows: dict[int, int | None] = {}
 
     def record(
         module: nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        _attention_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,  # noqa: ARG001 - the interface's
         **arguments: Any,
     ) -> tuple[torch.Tensor, None]:
         if names := attention.unsupported_arguments(module, arguments):
             raise UnsupportedModelError(f"its attention needs {', '.join(names)}, which is not supported")
         layer: Any = module.layer_idx
-        shapes[layer] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1])
+        if layer in shapes or "paged" not in arguments:
+            raise UnsupportedModelError("it does not call transformers' attention interface as others do")
+        shapes[layer] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], key.dtype)
+        windows[layer] = arguments.get("sliding_window")
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 
     AttentionInterface.register("tiller_probe", record)
     model.set_attn_implementation("tiller_probe")
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     with torch.inference_mode():
-        model(input_ids=token, position_ids=token, use_cache=False)
-    num_layers = model.config.get_text_config().num_hidden_layers
-    if sorted(shapes) != list(range(num_layers)):
+        model(input_ids=token, position_ids=token, use_cache=False, logits_to_keep=token[0], paged=True)
+    text = model.config.get_text_config()
+    if sorted(shapes) != list(range(text.num_hidden_layers)):
         raise UnsupportedModelError("not all of its layers use transformers' attention interface")
-    return [shapes[layer] for layer in range(num_layers)]
+    for layer, kind in enumerate(getattr(text, "layer_types", None) or ()):
+        if kind == "sliding_attention" and windows[layer] is None:
+            raise UnsupportedModelError("its sliding windows are known to its attention mask alone")
+    return [shapes[layer] for layer in range(text.num_hidden_layers)]
 
 
 def _checksum(tensor: torch.Tensor) -> str:
     """Exact integer sums over the tensor's bits: plain, and weighted by row and by column."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    if tensor.numel() == 0:
+        return "empty"
     rows = tensor.shape[0] if tensor.dim() else 1
     bits = tensor.detach().contiguous().view(-1).view(integers[tensor.element_size()]).view(rows, -1)
     by_row, by_column = bits.sum(1, dtype=torch.int64), bits.sum(0, dtype=torch.int64)

@@ -31,7 +31,7 @@ class ModelRunner:
         self.model = model
         self.num_blocks = _num_blocks(model, config)
         num_slots = self.num_blocks * config.block_size
-        self._cache = KVCache(model.layer_shapes, num_slots, model.dtype, model.device)
+        self._cache = KVCache(model.layer_shapes, num_slots, model.device)
         self._builder = BatchBuilder(config.block_size, self._cache.padding_slot, model.device)
         self._sampler = Sampler(model.vocab_size, model.device)
 
@@ -39,10 +39,11 @@ class ModelRunner:
     def run(self, scheduled: list[Sequence]) -> list[SampledToken]:
         """Computes each sequence's scheduled tokens; samples for those that reach their end."""
         batch = self._builder.build(scheduled)
+        sampling = self._sampler.prepare(batch.sampling)  # before the device has work to wait for
         logits = self.model.forward(batch, self._cache)
         if not batch.sampling:
             return []
-        sampled = self._sampler.sample(logits, self._sampler.prepare(batch.sampling))
+        sampled = self._sampler.sample(logits, sampling)
         rows = zip(batch.sampling, sampled.token_ids, sampled.logprobs, strict=True)
         return [SampledToken(*row) for row in rows]
 
@@ -55,5 +56,5 @@ def _num_blocks(model: CausalLM, config: EngineConfig) -> int:
         memory = torch.cuda.mem_get_info(model.device)[0] * _CUDA_SHARE
     else:
         memory = _DEFAULT_CPU_CACHE_GIB * _GIB
-    per_token = sum(shape.num_bytes(model.dtype) for shape in model.layer_shapes)
+    per_token = sum(shape.num_bytes for shape in model.layer_shapes)
     return max(1, int(memory) // (per_token * config.block_size))

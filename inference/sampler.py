@@ -5,16 +5,14 @@ for is None in the prepared tensors and costs nothing.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from inference.protocol import SamplingParams, TokenLogprobs
-from inference.sequence import Sequence
+from inference.sequence import FloatArray, IntArray, Sequence
 
-BAN = -100.0
-"""A logit_bias of this or less forbids the token."""
-SELECT = 100.0
-"""With a logit_bias of this or more on any token, only such tokens can be chosen."""
 _MIN_TEMPERATURE = 1e-5  # below it, dividing float32 logits has the same result as the maximum
 
 NOT_A_TOKEN = -1
@@ -36,6 +34,14 @@ class Entries:
     rows: torch.Tensor  # [N]
     columns: torch.Tensor  # [N]
     values: torch.Tensor  # [N] float32
+
+
+class RowEntries(NamedTuple):
+    """What one row contributes to Entries."""
+
+    row: int
+    columns: IntArray
+    values: FloatArray
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,8 @@ class Sampler:
         num_logprobs = [p.top_logprobs for p in params]
         return SamplingBatch(
             penalties=self._entries(_penalties(sequences)),
-            bias=self._entries(_biases(params)),
-            selections=self._entries(_selections(params)),
+            bias=self._entries(_biases(sequences)),
+            selections=self._entries(_selections(sequences)),
             drawing=self._indices(drawing),
             temperature=self._column([p.temperature for p in drawn], torch.float32),
             uniform=self._column([_uniform(sequences[row]) for row in drawing], torch.float64),
@@ -110,15 +116,14 @@ class Sampler:
             tokens[batch.drawing] = _draw(shifted, batch)
         return torch.where(highest[:, 0].isfinite(), tokens, NOT_A_TOKEN)
 
-    def _entries(self, entries: list[tuple[int, int, float]]) -> Entries | None:
-        if not entries:
+    def _entries(self, parts: list[RowEntries]) -> Entries | None:
+        """Joins what the rows contribute; no Python per entry."""
+        if not parts:
             return None
-        rows, columns, values = zip(*entries, strict=True)
-        return Entries(
-            torch.tensor(rows, device=self.device),
-            torch.tensor(columns, device=self.device),
-            torch.tensor(values, dtype=torch.float32, device=self.device),
-        )
+        rows = np.repeat([part.row for part in parts], [len(part.columns) for part in parts])
+        columns = np.concatenate([part.columns for part in parts])
+        values = np.concatenate([part.values for part in parts])
+        return Entries(*(torch.from_numpy(array).to(self.device) for array in (rows, columns, values)))
 
     def _indices(self, values: list[int]) -> torch.Tensor | None:
         return torch.tensor(values, device=self.device) if values else None
@@ -136,31 +141,34 @@ def _uniform(sequence: Sequence) -> float:
     return sequence.random.getrandbits(32) / 2**32
 
 
-def _penalties(sequences: list[Sequence]) -> list[tuple[int, int, float]]:
+def _penalties(sequences: list[Sequence]) -> list[RowEntries]:
     """frequency_penalty for each time a token occurs in the output, presence_penalty once."""
-    entries = []
+    parts = []
     for row, sequence in enumerate(sequences):
-        frequency, presence = sequence.sampling.frequency_penalty, sequence.sampling.presence_penalty
-        if frequency or presence:
-            counts = sequence.output_counts()
-            entries += [(row, token, -(frequency * n + presence)) for token, n in counts.items()]
-    return entries
+        sampling = sequence.sampling
+        for penalty, occurrences in (
+            (sampling.frequency_penalty, sequence.output_token_ids),
+            (sampling.presence_penalty, sequence.distinct_output_token_ids),
+        ):
+            if penalty and occurrences:
+                columns = np.array(occurrences)
+                parts.append(RowEntries(row, columns, np.full(len(columns), -penalty, np.float32)))
+    return parts
 
 
-def _biases(params: list[SamplingParams]) -> list[tuple[int, int, float]]:
+def _biases(sequences: list[Sequence]) -> list[RowEntries]:
     return [
-        (row, token, float("-inf") if bias <= BAN else bias)
-        for row, p in enumerate(params)
-        for token, bias in p.logit_bias.items()
+        RowEntries(row, sequence.bias.token_ids, sequence.bias.values)
+        for row, sequence in enumerate(sequences)
+        if sequence.bias is not None
     ]
 
 
-def _selections(params: list[SamplingParams]) -> list[tuple[int, int, float]]:
+def _selections(sequences: list[Sequence]) -> list[RowEntries]:
     return [
-        (row, token, 0.0)
-        for row, p in enumerate(params)
-        for token, bias in p.logit_bias.items()
-        if bias >= SELECT
+        RowEntries(row, sequence.bias.selected, np.zeros(len(sequence.bias.selected), np.float32))
+        for row, sequence in enumerate(sequences)
+        if sequence.bias is not None and len(sequence.bias.selected)
     ]
 
 
@@ -195,7 +203,8 @@ def _truncate(ranked: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) ->
     ranks = torch.arange(ranked.shape[-1], device=ranked.device)
     ranked = ranked * (ranks < top_k)
     before = ranked.cumsum(-1) - ranked
-    return ranked * (before < top_p * ranked.sum(-1, keepdim=True))
+    # The first stays even where top_p is so small that the product is 0.
+    return ranked * ((before < top_p * ranked.sum(-1, keepdim=True)) | (ranks == 0))
 
 
 def _invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -212,9 +221,18 @@ def _token_logprobs(
         return results
     chosen = logprobs.gather(-1, tokens[batch.logprob_rows, None].clamp(min=0))[:, 0].tolist()
     most = max(k for k in batch.num_logprobs if k is not None)
-    values, ids = logprobs.topk(most)
-    rows = zip(batch.logprob_rows.tolist(), chosen, ids.tolist(), values.tolist(), strict=True)
+    values, ids = _top(logprobs, min(most, logprobs.shape[-1]))
+    asking = [row for row, k in enumerate(batch.num_logprobs) if k is not None]
+    rows = zip(asking, chosen, ids.tolist(), values.tolist(), strict=True)
     for row, logprob, top_ids, top_values in rows:
         k = batch.num_logprobs[row]
         results[row] = TokenLogprobs(logprob, list(zip(top_ids[:k], top_values[:k], strict=True)))
     return results
+
+
+def _top(logprobs: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k highest of each row and their ids; equals in the order of their ids, which topk leaves open."""
+    ids = torch.arange(logprobs.shape[-1], device=logprobs.device)
+    # Less than the distance of any two float32 log probabilities that can both be among the highest.
+    found = (logprobs.double() - ids * 1e-13).topk(k).indices
+    return logprobs.gather(-1, found), found

@@ -35,29 +35,38 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._waiting: list[tuple[float, int, Sequence]] = []
+        self._following: list[Sequence] = []
+        """They wait, and are not started before their leader has computed the prompt."""
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._following)
 
     def sequences(self) -> Iterator[Sequence]:
         """All that wait or run."""
         yield from self.running
         yield from (sequence for _, _, sequence in self._waiting)
+        yield from self._following
 
     def add(self, sequence: Sequence) -> None:
         sequence.status = Status.WAITING
-        heapq.heappush(self._waiting, (self._rank(sequence), sequence.number, sequence))
+        if sequence.awaits_leader:
+            self._following.append(sequence)
+        else:
+            heapq.heappush(self._waiting, (self._rank(sequence), sequence.number, sequence))
 
     def finish(self, sequence: Sequence) -> None:
         """Lets go of a sequence, whether it runs or waits."""
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
             self.blocks.free(sequence)
+        elif sequence in self._following:
+            self._following.remove(sequence)
         elif sequence.status is Status.WAITING:
             self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
             heapq.heapify(self._waiting)
         sequence.status = Status.FINISHED
+        self._replace_leader(sequence)
 
     def schedule(self) -> list[Sequence]:
         """The next step's sequences, each with its num_scheduled_tokens (>= 1) and blocks for them.
@@ -65,19 +74,21 @@ class Scheduler:
         The token budget goes to generating sequences, then to prompts that are being read, then
         to waiting sequences; within each, `nice` ones that have not aged come last.
         """
+        self._release_followers()
+        self._make_room()
         budget = self.max_batch_tokens
         scheduled: list[Sequence] = []
-        self._make_room()
-        num_preemptions = self.num_preemptions
+        blocks_lack = False
         for sequence in sorted(self.running, key=self._urgency):
-            if budget == 0:
-                break
-            if sequence.status is Status.RUNNING and self._grant(sequence, budget):
+            if budget == 0 or sequence.status is not Status.RUNNING:
+                continue
+            blocks_lack |= not self._grant(sequence, budget)
+            if sequence.status is Status.RUNNING:
                 budget -= sequence.num_scheduled_tokens
                 scheduled.append(sequence)
-        if self.num_preemptions > num_preemptions:
-            # Blocks lack, so nothing new is started; and one that lost its blocks to a sequence
-            # that was scheduled after it is not computed.
+        if blocks_lack:
+            # A generating sequence of low rank, scheduled early, may have lost its blocks to a
+            # prompt of higher rank that was scheduled after it.
             return [sequence for sequence in scheduled if sequence.status is Status.RUNNING]
         while budget and (started := self._start_next(budget)):
             budget -= started.num_scheduled_tokens
@@ -99,65 +110,48 @@ class Scheduler:
         )
 
     def _grant(self, sequence: Sequence, budget: int) -> bool:
-        """Schedules what the budget allows of a running sequence.
+        """Schedules what the budget allows of a running sequence; False if blocks lacked.
 
-        While blocks lack, those that rank last are preempted; False if it is this one itself.
+        Then those that rank last were preempted to get them, this one itself if it ranks last.
         """
         num_tokens = min(sequence.num_uncomputed_tokens, budget)
+        enough = True
         while not self.blocks.allocate(sequence, sequence.num_computed_tokens + num_tokens):
+            enough = False
             victim = self._last_running()
             self._preempt(victim)
             if victim is sequence:
                 return False
         sequence.num_scheduled_tokens = num_tokens
-        return True
+        return enough
 
     def _start_next(self, budget: int) -> Sequence | None:
         """Moves the first waiting sequence into the batch, if there is room for it."""
-        entry = self._pop_startable()
-        if entry is None:
+        if not self._waiting or not self._fits(self._waiting[0][2]):
             return None
-        sequence = entry[2]
+        sequence = heapq.heappop(self._waiting)[2]
         self.blocks.match_prefix(sequence)
-        if not self.blocks.allocate(sequence, sequence.num_tokens):
-            self.blocks.free(sequence)
-            heapq.heappush(self._waiting, entry)
-            return None
+        self.blocks.allocate(sequence, sequence.num_tokens)
         sequence.status = Status.RUNNING
         sequence.num_scheduled_tokens = min(sequence.num_uncomputed_tokens, budget)
         self.running.append(sequence)
         return sequence
 
-    def _pop_startable(self) -> tuple[float, int, Sequence] | None:
-        """The first waiting entry that need not await its leader's prompt."""
-        if len(self.running) >= self.max_running:
-            return None
-        passed_over = []
-        found = None
-        while self._waiting and found is None:
-            entry = heapq.heappop(self._waiting)
-            if entry[2].awaits_leader:
-                passed_over.append(entry)
-            else:
-                found = entry
-        for entry in passed_over:
-            heapq.heappush(self._waiting, entry)
-        return found
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether a waiting sequence can start and leave every running one a block to grow into."""
+        needed = self.blocks.num_blocks_to_start(sequence) + len(self.running)
+        return len(self.running) < self.max_running and needed <= self.blocks.num_free_blocks
 
     def _make_room(self) -> None:
-        """Sends a yielding sequence back to wait where it keeps a more urgent one from starting."""
-        while self._waiting and self.running:
-            first, last = self._waiting[0][2], self._last_running()
-            if self._yields(first) or first.awaits_leader:
-                return
-            if not self._yields(last) or self._fits(first):
-                return
-            self._preempt(last)
-
-    def _fits(self, sequence: Sequence) -> bool:
-        """Whether a waiting sequence could start now. Errs towards no where its prefix is cached."""
-        missing = self.blocks.num_missing_blocks(sequence, sequence.num_tokens)
-        return len(self.running) < self.max_running and missing <= self.blocks.num_free_blocks
+        """Sends yielding sequences back to wait, if that lets a more urgent one start."""
+        if not self._waiting or self._yields(first := self._waiting[0][2]) or self._fits(first):
+            return
+        victims = sorted(filter(self._yields, self.running), key=self._rank)
+        held = sum(len(victim.block_table) for victim in victims)
+        if self.blocks.num_blocks_to_start(first) > self.blocks.num_free_blocks + held:
+            return
+        while victims and not self._fits(first):
+            self._preempt(victims.pop())
 
     def _last_running(self) -> Sequence:
         return max(self.running, key=lambda sequence: (self._rank(sequence), sequence.number))
@@ -169,3 +163,19 @@ class Scheduler:
         self.blocks.free(sequence)
         sequence.num_scheduled_tokens = 0
         self.add(sequence)
+
+    def _release_followers(self) -> None:
+        followers, self._following = self._following, []
+        for sequence in followers:
+            if not sequence.awaits_leader:
+                sequence.leader = None
+            self.add(sequence)
+
+    def _replace_leader(self, leader: Sequence) -> None:
+        """Where a leader ended before it computed the prompt, the first that follows it leads."""
+        followers = [sequence for sequence in self._following if sequence.leader is leader]
+        if followers and leader.num_output_tokens == 0:
+            first, *others = followers
+            first.leader = None
+            for sequence in others:
+                sequence.leader = first

@@ -3,21 +3,41 @@
 Knows no tensors and no other sequence.
 """
 
-import itertools
 import random
-from collections import Counter
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from inference.protocol import GenerationRequest, SamplingParams
 
-_numbers = itertools.count()
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+
+BAN = -100.0
+"""A logit_bias of this or less forbids the token."""
+SELECT = 100.0
+"""With a logit_bias of this or more on any token, only such tokens can be chosen."""
 
 
 class Status(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class LogitBias:
+    """A request's logit_bias, made once for all its sequences and steps."""
+
+    token_ids: IntArray
+    values: FloatArray
+    """-inf where the token is forbidden."""
+    selected: IntArray
+    """If not empty, only these tokens can be chosen."""
 
 
 @dataclass(eq=False, slots=True)
@@ -37,12 +57,14 @@ class Sequence:
     sampling: SamplingParams
     nice: bool
     arrival: float
+    number: int
+    """Counts the sequences of an engine, and decides between equals."""
     random: random.Random
     steering_digest: bytes = b""
     """Names what the sequence is steered by; sequences share blocks only when it is equal."""
+    bias: LogitBias | None = None
     leader: "Sequence | None" = None
     """The request's first choice, whose prompt blocks this one reuses."""
-    number: int = field(default_factory=lambda: next(_numbers))
     status: Status = Status.WAITING
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
@@ -50,10 +72,20 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     """Of the full blocks so far; they outlive a preemption, since the tokens do."""
-    _output_counts: Counter[int] = field(default_factory=Counter)
+    output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))
+    distinct_output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))
+    _seen: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+
+    def append(self, token_id: int) -> None:
+        """Adds a sampled token."""
+        self.token_ids.append(token_id)
+        self.output_token_ids.append(token_id)
+        if token_id not in self._seen:
+            self._seen.add(token_id)
+            self.distinct_output_token_ids.append(token_id)
 
     @property
     def num_tokens(self) -> int:
@@ -66,12 +98,6 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
-
-    def output_counts(self) -> Counter[int]:
-        """How often each token occurs in the output. Not to be changed."""
-        counted = self._output_counts.total()
-        self._output_counts.update(self.token_ids[self.num_prompt_tokens + counted :])
-        return self._output_counts
 
     @property
     def is_decoding(self) -> bool:
@@ -86,15 +112,19 @@ class Sequence:
     @property
     def awaits_leader(self) -> bool:
         """Whether the leader is still computing the prompt that this sequence will reuse."""
-        leader = self.leader
-        return leader is not None and leader.status is not Status.FINISHED and leader.num_output_tokens == 0
+        return self.leader is not None and self.leader.num_output_tokens == 0
 
 
 def build_sequences(
-    request: GenerationRequest, arrival: float, seeds: random.Random, steering_digest: bytes = b""
+    request: GenerationRequest,
+    arrival: float,
+    numbers: Iterator[int],
+    seeds: random.Random,
+    steering_digest: bytes = b"",
 ) -> list[Sequence]:
     """The n sequences of a request; each draws its own random numbers from a seed of its own."""
     sequences: list[Sequence] = []
+    bias = _build_bias(request.sampling.logit_bias)
     for index in range(request.n):
         sequences.append(
             Sequence(
@@ -106,9 +136,21 @@ def build_sequences(
                 sampling=request.sampling,
                 nice=request.nice,
                 arrival=arrival,
+                number=next(numbers),
                 random=random.Random(seeds.getrandbits(64)),  # noqa: S311 - sampling, not secrets
                 steering_digest=steering_digest,
+                bias=bias,
                 leader=sequences[0] if sequences else None,
             )
         )
     return sequences
+
+
+def _build_bias(logit_bias: dict[int, float]) -> LogitBias | None:
+    if not logit_bias:
+        return None
+    token_ids = np.fromiter(logit_bias.keys(), np.int64, len(logit_bias))
+    given = np.fromiter(logit_bias.values(), np.float64, len(logit_bias))
+    # Beyond +-100 a bias says no more than at it, and could be too large for a float32.
+    values = np.where(given <= BAN, -np.inf, np.minimum(given, SELECT)).astype(np.float32)
+    return LogitBias(token_ids, values, token_ids[given >= SELECT])

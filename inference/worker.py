@@ -16,7 +16,7 @@ import msgspec
 import torch
 import zmq
 
-from inference import model, protocol, sources
+from inference import model, protocol, sources, verification
 from inference.config import EngineConfig
 from inference.engine import Engine
 from inference.model import UnsupportedModelError
@@ -42,12 +42,17 @@ class Worker:
         self._stopping = True
 
     def run(self) -> None:
+        """Raises RuntimeError when the engine's bookkeeping is wrong: then nothing can be trusted."""
         while not self._stopping:
-            admissions = self._take_commands()
-            report = self._step()
-            report = msgspec.structs.replace(report, admissions=admissions)
-            if admissions or report.events or report.failures:
-                self._socket.send(protocol.encode(report))
+            was_idle = self._engine.is_idle
+            self._send(StepReport(admissions=self._take_commands()))
+            self._send(self._step())
+            if self._engine.is_idle and not was_idle:
+                self._engine.check_integrity()
+
+    def _send(self, report: StepReport) -> None:
+        if report.admissions or report.events or report.failures:
+            self._socket.send(protocol.encode(report))
 
     def _take_commands(self) -> list[Admission]:
         """Carries out what has arrived; waits for something only while the engine is idle."""
@@ -65,10 +70,9 @@ class Worker:
 
     def _step(self) -> StepReport:
         try:
-            report = self._engine.step()
-            if self._engine.is_idle:
-                self._engine.check_integrity()
-            return report
+            return self._engine.step()
+        except torch.AcceleratorError:
+            raise  # The device is unusable for the rest of the process's life.
         except Exception:
             logger.exception("a step failed; all requests in flight end")
             return self._engine.fail_all("the engine failed")
@@ -82,6 +86,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     directory = sources.resolve(config.source, Path(config.cache_directory).expanduser())
     print(f"Loading {directory.name} on {device}", file=sys.stderr, flush=True)
     loaded = model.load(directory, _dtype(config, device), device)
+    verification.verify(loaded)
     engine = Engine(ModelRunner(loaded, config), config)
     info = ModelInfo(
         directory=str(directory),

@@ -46,6 +46,7 @@ ARCHITECTURES = {
     "qwen2": {},
     "phi3": {},
     "granite": {"logits_scaling": 3.0},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 
 
@@ -54,10 +55,15 @@ def make_model(architecture: str = "llama", seed: int = 0, **overrides: object) 
     options = {**COMMON, **ARCHITECTURES[architecture], **overrides}
     config = AutoConfig.for_model(architecture, **options)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    for parameter in model.parameters():  # sharper than the usual initialisation, so that greedy varies
+    sharpen(model)
+    return model.eval()
+
+
+def sharpen(model: PreTrainedModel) -> None:
+    """Larger weights than the usual initialisation's, so that every part matters and greedy varies."""
+    for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
 
 
 @dataclass
@@ -105,7 +111,7 @@ def build_driver(model: PreTrainedModel, **config: object) -> Driver:
     engine_config = EngineConfig(**{"kv_cache_gib": 0.01, "seed": 0, **options})
     causal_lm = CausalLM(model)
     if num_blocks is not None:
-        per_token = sum(shape.num_bytes(causal_lm.dtype) for shape in causal_lm.layer_shapes)
+        per_token = sum(shape.num_bytes for shape in causal_lm.layer_shapes)
         gib = num_blocks * engine_config.block_size * per_token / 2**30
         engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
     return Driver(Engine(ModelRunner(causal_lm, engine_config), engine_config))

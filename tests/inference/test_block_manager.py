@@ -5,23 +5,14 @@ import random
 import pytest
 
 from inference.block_manager import BlockManager
-from inference.protocol import SamplingParams
-from inference.sequence import Sequence
+from inference.protocol import GenerationRequest
+from inference.sequence import Sequence, build_sequences
 
 
 def make_sequence(token_ids: list[int], steering_digest: bytes = b"") -> Sequence:
-    return Sequence(
-        request_id="r",
-        index=0,
-        token_ids=list(token_ids),
-        max_tokens=1000,
-        stop_token_ids=frozenset(),
-        sampling=SamplingParams(),
-        nice=False,
-        arrival=0.0,
-        random=random.Random(0),
-        steering_digest=steering_digest,
-    )
+    request = GenerationRequest("r", token_ids, max_tokens=1000)
+    [sequence] = build_sequences(request, 0.0, iter([0]), random.Random(0), steering_digest)
+    return sequence
 
 
 def compute(blocks: BlockManager, sequence: Sequence) -> None:
@@ -104,6 +95,25 @@ def test_the_least_recently_used_content_is_overwritten_first() -> None:
     compute(blocks, make_sequence(list(range(200, 206))))  # needs two blocks: those of the first
     assert cached_tokens(blocks, [*range(8), 1]) == 0
     assert cached_tokens(blocks, [*range(100, 108), 1]) == 8
+
+
+def test_starting_needs_only_blocks_that_nobody_holds() -> None:
+    blocks = BlockManager(num_blocks=8, block_size=4)
+    held, cached = make_sequence(list(range(8))), make_sequence(list(range(100, 108)))
+    compute(blocks, held)
+    compute(blocks, cached)
+    blocks.free(cached)
+    assert blocks.num_blocks_to_start(make_sequence([*range(8), 1])) == 1
+    assert blocks.num_blocks_to_start(make_sequence([*range(100, 108), 1])) == 3
+
+
+def test_discarded_content_is_not_found_again() -> None:
+    blocks = BlockManager(num_blocks=8, block_size=4)
+    sequence = make_sequence(list(range(8)))
+    compute(blocks, sequence)
+    blocks.discard(sequence)
+    assert cached_tokens(blocks, list(range(9))) == 0
+    blocks.check_integrity([sequence])
 
 
 def test_it_gives_all_blocks_or_none() -> None:

@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from inference.protocol import Admission, GenerationRequest, RefusalCode, SteeringSpec
-from tests.inference.conftest import build_driver, request
+from tests.inference.conftest import VOCAB_SIZE, build_driver, request
 
 
 def test_a_request_beyond_the_context_is_refused(llama: PreTrainedModel) -> None:
@@ -23,7 +23,7 @@ def test_the_context_is_no_longer_than_the_cache(llama: PreTrainedModel) -> None
 
 
 def test_a_full_queue_refuses_all_choices_of_a_request(llama: PreTrainedModel) -> None:
-    driver = build_driver(llama, max_queued=3)
+    driver = build_driver(llama, max_running=2, max_queued=1)
     assert driver.engine.add(request("a", [5], n=2)).refusal is None
     assert driver.engine.add(request("b", [5], n=2)).refusal is RefusalCode.QUEUE_FULL
     assert driver.engine.add(request("c", [5])).refusal is None
@@ -76,6 +76,46 @@ def test_a_request_whose_numbers_break_takes_down_only_itself(llama: PreTrainedM
     assert driver.results["healthy", 0].token_ids == alone
     after = request("after", [5] * 40, 12)
     assert driver.run(after)["after", 0].token_ids == build_driver(llama).run(after)["after", 0].token_ids
+
+
+def test_a_choice_that_ends_while_another_breaks_harms_nobody(llama: PreTrainedModel) -> None:
+    with torch.no_grad():
+        llama.model.embed_tokens.weight[13:60] = float("nan")
+    for seed in range(5):
+        driver = build_driver(llama, seed=seed)
+        stops = tuple(range(60, 199))
+        driver.engine.add(request("mixed", [5, 6], 12, n=8, temperature=2.0, stop_token_ids=stops))
+        driver.engine.add(request("healthy", [5, 6, 7], 30, logit_bias=dict.fromkeys(range(13, 60), -100)))
+        while not driver.engine.is_idle:
+            failures = driver.step().failures
+            assert {failure.request_id for failure in failures} <= {"mixed"}
+        assert len(driver.results["healthy", 0].token_ids) == 30
+
+
+@pytest.mark.parametrize(
+    "faulty",
+    [
+        request("a", []),
+        request("a", [5], 0),
+        request("a", [5], n=0),
+        request("a", [5, VOCAB_SIZE]),
+        request("a", [-1]),
+        request("a", [5], logit_bias={VOCAB_SIZE: 1.0}),
+        request("taken", [5]),
+    ],
+)
+def test_what_would_break_a_step_is_not_let_in(llama: PreTrainedModel, faulty: GenerationRequest) -> None:
+    driver = build_driver(llama)
+    driver.engine.add(request("taken", [5, 6], 10))
+    assert driver.engine.add(faulty).refusal is RefusalCode.INTERNAL
+    assert [len(result.token_ids) for result in driver.run().values()] == [10]
+
+
+def test_no_queue_at_all_still_lets_requests_run(llama: PreTrainedModel) -> None:
+    driver = build_driver(llama, max_running=2, max_queued=0)
+    assert driver.engine.add(request("a", [5], n=2)).refusal is None
+    assert driver.engine.add(request("b", [5])).refusal is RefusalCode.QUEUE_FULL
+    assert len(driver.run()) == 2
 
 
 def test_after_a_fault_all_requests_end_and_new_ones_are_served(llama: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from tests.inference.conftest import make_model
 
 
 def test_the_shape_of_what_each_layer_stores_is_found_out() -> None:
-    assert CausalLM(make_model("llama")).layer_shapes == [LayerShape(2, 8, 8)] * 3
+    assert CausalLM(make_model("llama")).layer_shapes == [LayerShape(2, 8, 8, torch.float32)] * 3
 
 
 def test_stop_tokens_come_from_the_generation_config_first() -> None:

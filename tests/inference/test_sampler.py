@@ -6,27 +6,19 @@ import pytest
 import torch
 from scipy import stats
 
-from inference.protocol import SamplingParams
+from inference.protocol import GenerationRequest, SamplingParams
 from inference.sampler import NOT_A_TOKEN, Sampled, Sampler
-from inference.sequence import Sequence
+from inference.sequence import Sequence, build_sequences
 
 LOGITS = torch.tensor([1.0, 3.0, 0.5, 2.0, 2.9, -4.0, 0.0, 1.5])
 SIZE = len(LOGITS)
 
 
 def make_sequence(output: list[int] | None = None, seed: int = 0, **sampling: object) -> Sequence:
-    sequence = Sequence(
-        request_id="r",
-        index=0,
-        token_ids=[0],
-        max_tokens=100,
-        stop_token_ids=frozenset(),
-        sampling=SamplingParams(**sampling),
-        nice=False,
-        arrival=0.0,
-        random=random.Random(seed),
-    )
-    sequence.token_ids += output or []
+    request = GenerationRequest("r", [0], max_tokens=100, sampling=SamplingParams(**sampling))
+    [sequence] = build_sequences(request, 0.0, iter([0]), random.Random(seed))
+    for token_id in output or []:
+        sequence.append(token_id)
     return sequence
 
 
@@ -116,7 +108,7 @@ def test_counts_follow_the_output_as_it_grows() -> None:
     chosen = []
     for _ in range(6):
         token = sample([sequence]).token_ids[0]
-        sequence.token_ids.append(token)
+        sequence.append(token)
         chosen.append(token)
     expected, counts = [], torch.zeros(SIZE)
     counts[1] = 1
@@ -134,13 +126,13 @@ def test_logit_bias_is_added() -> None:
     expect(distribution(logit_bias={0: 2.5, 4: -1.0}), biased.softmax(-1))
 
 
-@pytest.mark.parametrize("bias", [-100.0, -1e30])
+@pytest.mark.parametrize("bias", [-100.0, -1e300])
 def test_a_bias_of_minus_100_bans(bias: float) -> None:
     logits = torch.tensor([500.0, 0.0, 1.0])
     assert distribution(draws=500, logits=logits, logit_bias={0: bias})[0] == 0
 
 
-@pytest.mark.parametrize("bias", [100.0, 1e30])
+@pytest.mark.parametrize("bias", [100.0, 1e300])
 def test_a_bias_of_100_leaves_no_other(bias: float) -> None:
     logits = torch.tensor([500.0, -500.0, 1.0, 0.0])
     assert distribution(draws=500, logits=logits, logit_bias={1: bias})[1] == 500
@@ -150,6 +142,7 @@ def test_several_selected_tokens_compete_with_each_other() -> None:
     selected = LOGITS.clone()
     selected[[0, 1, 2, 4, 5, 7]] = float("-inf")
     expect(distribution(logit_bias={3: 100.0, 6: 100.0}), selected.softmax(-1))
+    expect(distribution(logit_bias={3: 1e300, 6: 100.0}), selected.softmax(-1))
 
 
 def test_each_row_has_its_own_parameters() -> None:
@@ -210,3 +203,21 @@ def test_a_row_without_finite_logits_harms_no_other() -> None:
 def test_extreme_logits_do_not_overflow(temperature: float) -> None:
     logits = torch.tensor([3e38, -3e38, 0.0])
     assert sample([make_sequence(temperature=temperature)], logits).token_ids == [0]
+
+
+def test_the_smallest_top_p_keeps_the_most_likely() -> None:
+    assert distribution(draws=50, top_p=5e-324, top_k=3)[1] == 50
+
+
+def test_equals_among_the_most_likely_come_in_the_order_of_their_ids() -> None:
+    logits = torch.zeros(5000)
+    logits[[4000, 70, 900, 2]] = torch.tensor([1.0, 1.0, 1.0, 2.0])
+    [entry] = sample([make_sequence(temperature=0.0, top_logprobs=3)], logits).logprobs
+    assert entry is not None
+    assert [token for token, _ in entry.top] == [2, 70, 900]
+
+
+def test_more_logprobs_than_tokens_are_all_of_them() -> None:
+    [entry] = sample([make_sequence(top_logprobs=20)]).logprobs
+    assert entry is not None
+    assert len(entry.top) == SIZE

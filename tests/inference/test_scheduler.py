@@ -1,5 +1,6 @@
 """Who runs next, who waits, who yields. No tensors: computing is pretended."""
 
+import itertools
 import random
 
 from hypothesis import given, settings
@@ -32,13 +33,14 @@ class Bench:
             nice_ageing_seconds=nice_ageing_seconds,
             clock=lambda: self.now,
         )
+        self._numbers = itertools.count()
         self._seeds = random.Random(0)
         self._prompts = random.Random(1)
 
     def add(self, length: int, max_tokens: int = 100, *, nice: bool = False, n: int = 1) -> list[Sequence]:
         prompt = [self._prompts.randrange(10**6) for _ in range(length)]
         request = GenerationRequest("r", prompt, max_tokens, n=n, nice=nice)
-        sequences = build_sequences(request, self.now, self._seeds)
+        sequences = build_sequences(request, self.now, self._numbers, self._seeds)
         for sequence in sequences:
             self.scheduler.add(sequence)
         return sequences
@@ -66,7 +68,7 @@ class Bench:
         sequence.num_scheduled_tokens = 0
         self.blocks.register(sequence, before)
         if samples:
-            sequence.token_ids.append(7)
+            sequence.append(7)
             if sequence.num_output_tokens >= sequence.max_tokens:
                 self.scheduler.finish(sequence)
 
@@ -163,12 +165,37 @@ def test_choices_wait_until_the_first_one_has_read_the_prompt() -> None:
     assert bench.step() == {first: 1, second: 4, third: 3}
 
 
-def test_choices_do_not_wait_for_a_first_one_that_is_gone() -> None:
+def test_when_the_first_choice_is_gone_the_second_reads_the_prompt() -> None:
     bench = Bench(max_batch_tokens=8)
-    first, second = bench.add(20, 3, n=2)
+    first, second, third = bench.add(20, 3, n=3)
     bench.step()
     bench.scheduler.finish(first)
-    assert list(bench.step()) == [second]
+    assert bench.step() == {second: 8}  # after the 8 tokens that the first one left
+    assert bench.step() == {second: 4}
+    assert bench.step() == {second: 1, third: 4}
+
+
+def test_nice_sequences_stay_where_their_going_would_not_help() -> None:
+    bench = Bench(num_blocks=12, block_size=4)
+    [old] = bench.add(20, 20)
+    bench.step()
+    [nice] = bench.add(4, 50, nice=True)
+    bench.step()
+    bench.add(40)  # has no room while the first one runs
+    for _ in range(3):
+        assert nice in bench.step()
+    assert old.num_output_tokens == 5
+
+
+def test_nice_sequences_stay_where_a_cached_prefix_leaves_room() -> None:
+    bench = Bench(num_blocks=14, block_size=4)
+    [old] = bench.add(20, 20)
+    [nice] = bench.add(8, 50, nice=True)
+    bench.step()
+    request = GenerationRequest("s", [*old.token_ids[:20], 1, 2], 5)
+    [sharing] = build_sequences(request, bench.now, bench._numbers, bench._seeds)
+    bench.scheduler.add(sharing)
+    assert set(bench.step()) == {old, nice, sharing}
 
 
 def test_a_finished_sequence_leaves_nothing_behind() -> None:

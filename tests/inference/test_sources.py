@@ -44,7 +44,7 @@ def test_a_directory_without_a_needed_file_is_refused(name: str, tmp_path: Path)
 
 
 def test_a_hub_id_is_fetched_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(model_id: str, cache_dir: Path, allow_patterns: list[str]) -> str:
+    def download(model_id: str, cache_dir: Path, allow_patterns: list[str], **_: object) -> str:
         assert "*.safetensors" in allow_patterns
         return str(make_model_directory(cache_dir / model_id))
 

@@ -1,0 +1,65 @@
+"""Whether a model says through our attention what it says through its own. Run once, when it is loaded.
+
+A model can use transformers' attention interface and still keep state elsewhere (as recurrent layers
+do), or put into its attention mask what we never see. Such a model would answer, and answer wrongly.
+"""
+
+import random
+import statistics
+
+import torch
+
+from inference.batch import BatchBuilder
+from inference.kv_cache import KVCache
+from inference.model import CausalLM, UnsupportedModelError
+from inference.protocol import GenerationRequest
+from inference.sequence import Sequence, build_sequences
+
+_LENGTHS = (48, 41, 33, 29, 22)
+_FIRST_PIECE = 19  # of each prompt; the rest is computed in a second step
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
+"""Allowed error of the log probabilities, relative to their spread."""
+
+
+@torch.inference_mode()
+def verify(model: CausalLM) -> None:
+    """Raises UnsupportedModelError if the model's own logits and ours differ."""
+    rng = random.Random(0)  # noqa: S311 - any tokens will do
+    prompts = [[rng.randrange(model.vocab_size) for _ in range(length)] for length in _LENGTHS]
+    ours = _run_paged(model, prompts)
+    errors = [_error(model, prompt, row) for prompt, row in zip(prompts, ours, strict=True)]
+    # The median, since rounding may send a token to another expert.
+    if not statistics.median(errors) <= _TOLERANCE[model.dtype]:
+        raise UnsupportedModelError("its layers keep state outside of attention, or mask it in their own way")
+
+
+def _error(model: CausalLM, prompt: list[int], logits: torch.Tensor) -> float:
+    """Root mean square error of the last log probabilities, relative to their standard deviation."""
+    reference = model.reference_logits(torch.tensor(prompt, device=model.device))[-1].log_softmax(-1)
+    difference = logits.log_softmax(-1) - reference
+    return float(difference.square().mean().sqrt() / reference.std())
+
+
+def _run_paged(model: CausalLM, prompts: list[list[int]]) -> list[torch.Tensor]:
+    """Each prompt's last logits [vocab_size], computed in two steps over a small cache."""
+    size = max(_LENGTHS)
+    cache = KVCache(model.layer_shapes, len(prompts) * size, model.device)
+    builder = BatchBuilder(size, cache.padding_slot, model.device)
+    sequences = [_make_sequence(block, prompt) for block, prompt in enumerate(prompts)]
+    for sequence in sequences:
+        sequence.num_scheduled_tokens = _FIRST_PIECE
+    model.forward(builder.build(sequences), cache)
+    for sequence in sequences:
+        sequence.num_computed_tokens = _FIRST_PIECE
+        sequence.num_scheduled_tokens = sequence.num_uncomputed_tokens
+    batch = builder.build(sequences)
+    rows = dict(zip(batch.sampling, model.forward(batch, cache), strict=True))
+    return [rows[sequence] for sequence in sequences]
+
+
+def _make_sequence(block: int, prompt: list[int]) -> Sequence:
+    """Lies in the block of its own number."""
+    request = GenerationRequest("verification", prompt, max_tokens=1)
+    [sequence] = build_sequences(request, 0.0, iter([block]), random.Random(0))  # noqa: S311
+    sequence.block_table.append(block)
+    return sequence

@@ -1,0 +1,42 @@
+"""Models that would load, run, and answer wrongly are found out when they are loaded."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from inference.model import CausalLM, UnsupportedModelError
+from inference.verification import verify
+from tests.inference.conftest import ARCHITECTURES, COMMON, make_model, sharpen
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_right_model_passes(architecture: str, dtype: torch.dtype) -> None:
+    verify(CausalLM(make_model(architecture).to(dtype)))
+
+
+def test_a_model_is_left_as_it_was() -> None:
+    model = CausalLM(make_model("llama"))
+    verify(model)
+    verify(model)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("falcon_h1", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}),
+        ("diffllama", {}),
+        ("llama4_text", {"attention_chunk_size": 16, "num_local_experts": 2, "intermediate_size_mlp": 32}),
+        ("bart", {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2}),
+        ("stablelm", {}),
+    ],
+)
+def test_a_model_that_would_answer_wrongly_is_refused(architecture: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **{**COMMON, **options})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    sharpen(model)
+    with pytest.raises(UnsupportedModelError):
+        verify(CausalLM(model))
