@@ -201,7 +201,8 @@ def _refusal(admission: Admission) -> ApiError:
 
 async def _start_process(endpoint: str) -> asyncio.subprocess.Process:
     """In a session of its own: Ctrl-C in a terminal is for the gateway alone."""
-    command = (sys.executable, "-m", "inference.worker", endpoint)
+    # -P: a folder called `inference` in the working directory is not ours.
+    command = (sys.executable, "-P", "-m", "inference.worker", endpoint)
     return await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
     )

@@ -1,0 +1,96 @@
+"""The image, as far as it can be tested where no Docker engine runs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dockerfile_parse import DockerfileParser
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def instructions() -> list[tuple[str, str]]:
+    parser = DockerfileParser(path=str(ROOT / "Dockerfile"))
+    return [(part["instruction"], part["value"]) for part in parser.structure]
+
+
+def values(instructions: list[tuple[str, str]], name: str) -> list[str]:
+    return [value for instruction, value in instructions if instruction == name]
+
+
+def test_both_variants_are_stages(instructions: list[tuple[str, str]]) -> None:
+    stages = [value.rpartition(" AS ")[2] for value in values(instructions, "FROM")]
+    assert stages == ["cpu", "cuda", "${VARIANT}"]
+    assert "VARIANT=cpu" in values(instructions, "ARG")
+
+
+def test_it_runs_as_an_unprivileged_user_and_reports_its_health(instructions: list[tuple[str, str]]) -> None:
+    assert values(instructions, "USER") == ["tiller"]
+    assert values(instructions, "VOLUME") == ["/var/cache/tiller"]
+    assert any("TILLER_CACHE_DIRECTORY=/var/cache/tiller" in value for value in values(instructions, "ENV"))
+    [health] = values(instructions, "HEALTHCHECK")
+    assert "/health" in health
+    order = [name for name, _ in instructions]
+    assert order.index("USER") > max(i for i, name in enumerate(order) if name == "RUN")
+
+
+def test_every_step_is_valid_shell(instructions: list[tuple[str, str]]) -> None:
+    for script in values(instructions, "RUN"):
+        subprocess.run(["sh", "-n", "-c", script], check=True)
+
+
+def test_what_is_copied_is_not_ignored(instructions: list[tuple[str, str]]) -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        name.removeprefix("./") for value in values(instructions, "COPY") for name in value.split()[:-1]
+    }
+    assert copied == kept
+
+
+def test_what_is_copied_can_be_installed_and_started(
+    instructions: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    """The install step on the copied files alone, into a folder; its packages must be the pinned ones."""
+    context = tmp_path / "context"
+    context.mkdir()
+    for value in values(instructions, "COPY"):
+        for name in value.split()[:-1]:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, context / name)
+    [install] = [value for value in values(instructions, "RUN") if "pip install" in value]
+    install = re.sub(r"^python -m pip install", "", install)
+    target = tmp_path / "installed"
+    pip = f"{sys.executable} -m pip install --quiet --disable-pip-version-check"
+    env = {**os.environ, "TORCH_INDEX": ""}
+    # With its dependencies, which are here already, and so must satisfy constraints.txt.
+    checked = f"{pip} --dry-run --no-build-isolation {install}"
+    subprocess.run(["sh", "-c", checked], cwd=context, env=env, check=True)
+    subprocess.run(
+        ["sh", "-c", f"{pip} --no-build-isolation --no-deps --target {target} {install}"],
+        cwd=context,
+        env=env,
+        check=True,
+    )
+    shown = subprocess.run(
+        [sys.executable, "-P", "-c", "import app, inference; print(app.__file__, inference.__file__)"],
+        cwd=tmp_path,
+        env={**env, "PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown.count(str(target)) == 2
+    told = subprocess.run(
+        [sys.executable, "-P", "-m", "app.cli", "token", "new", "alice"],
+        cwd=tmp_path,
+        env={**env, "PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "sha256" in told
