@@ -76,24 +76,41 @@ class Scheduler:
         """
         self._release_followers()
         self._make_room()
-        budget = self.max_batch_tokens
-        scheduled: list[Sequence] = []
-        blocks_lack = False
-        for sequence in sorted(self.running, key=self._urgency):
-            if budget == 0 or sequence.status is not Status.RUNNING:
-                continue
-            blocks_lack |= not self._grant(sequence, budget)
-            if sequence.status is Status.RUNNING:
-                budget -= sequence.num_scheduled_tokens
-                scheduled.append(sequence)
+        scheduled, blocks_lack = self._continue_running()
         if blocks_lack:
             # A generating sequence of low rank, scheduled early, may have lost its blocks to a
             # prompt of higher rank that was scheduled after it.
             return [sequence for sequence in scheduled if sequence.status is Status.RUNNING]
+        budget = self.max_batch_tokens - sum(sequence.num_scheduled_tokens for sequence in scheduled)
         while budget and (started := self._start_next(budget)):
             budget -= started.num_scheduled_tokens
             scheduled.append(started)
         return scheduled
+
+    def _continue_running(self) -> tuple[list[Sequence], bool]:
+        """Shares the budget out among running sequences; also says whether blocks lacked."""
+        budget = self.max_batch_tokens
+        scheduled: list[Sequence] = []
+        blocks_lack = False
+        ordered = sorted(self.running, key=self._urgency)
+        behind = sum(map(self._need, ordered))
+        if self._waiting and self._fits(self._waiting[0][2]):
+            behind += self._need(self._waiting[0][2])
+        for sequence in ordered:
+            behind -= self._need(sequence)
+            if budget == 0 or sequence.status is not Status.RUNNING:
+                continue
+            # A long prompt leaves up to half of the budget to those behind it.
+            share = max(-(-budget // 2), budget - behind)
+            blocks_lack |= not self._grant(sequence, share)
+            if sequence.status is Status.RUNNING:
+                budget -= sequence.num_scheduled_tokens
+                scheduled.append(sequence)
+        return scheduled, blocks_lack
+
+    def _need(self, sequence: Sequence) -> int:
+        """The tokens for which those before a sequence leave room."""
+        return 0 if self._yields(sequence) else sequence.num_uncomputed_tokens
 
     def _rank(self, sequence: Sequence) -> float:
         return sequence.arrival + (self.nice_ageing_seconds if sequence.nice else 0.0)

@@ -155,6 +155,22 @@ def test_clients_that_leave_free_what_they_held(tiny_config: dict, tmp_path: Pat
         assert time.monotonic() - started < 5.0, "the abandoned requests go on"
 
 
+def test_a_context_can_be_filled_to_the_last_token_and_no_further(tiny_config: dict, tmp_path: Path) -> None:
+    config = {**tiny_config, "engine": {"context_length": 200, "block_size": 8, "kv_cache_gib": 0.1}}
+    with serving(config, tmp_path) as server:
+        prompt = server.chat("word " * 100, max_tokens=1)["usage"]["prompt_tokens"]
+        for max_tokens in ({"max_tokens": 200 - prompt}, {}):
+            answer = server.chat("word " * 100, **max_tokens, logit_bias={"1": -100, "2": -100})
+            assert answer["usage"]["total_tokens"] == 200
+            assert answer["choices"][0]["finish_reason"] == "length"
+        messages = [{"role": "user", "content": "word " * 100}]
+        body = {"model": MODEL, "messages": messages, "max_tokens": 201 - prompt}
+        refused = server.post("/chat/completions", body)
+        assert (refused.status_code, refused.json()["code"]) == (400, "CONTEXT_LENGTH_EXCEEDED")
+        assert str(prompt) in refused.json()["error"]["message"]
+        assert "200" in refused.json()["error"]["message"]
+
+
 def test_a_token_made_by_the_command_opens_the_door(tiny_config: dict, tmp_path: Path) -> None:
     made = subprocess.run(
         [sys.executable, "-m", "app.cli", "token", "new", "someone"],

@@ -82,6 +82,24 @@ def test_a_long_prompt_does_not_stall_a_running_answer() -> None:
         assert bench.step() == {short: 1, long: 7}
 
 
+def test_a_short_prompt_need_not_wait_until_a_long_one_is_read() -> None:
+    bench = Bench(max_batch_tokens=8)
+    [long] = bench.add(40)
+    assert bench.step() == {long: 8}
+    [short] = bench.add(6)
+    assert bench.step() == {long: 4, short: 4}
+    assert bench.step() == {long: 6, short: 2}
+    assert bench.step() == {short: 1, long: 7}
+
+
+def test_a_long_prompt_takes_the_whole_step_while_nobody_else_can_start() -> None:
+    bench = Bench(max_batch_tokens=8, max_running=1)
+    [long] = bench.add(40)
+    bench.add(6)
+    for _ in range(5):
+        assert bench.step() == {long: 8}
+
+
 def test_first_come_first_served() -> None:
     bench = Bench(max_running=2)
     first, second, third = (bench.add(3, 4)[0] for _ in range(3))
@@ -126,8 +144,10 @@ def test_nice_sequences_get_what_the_others_leave_of_a_step() -> None:
     [nice] = bench.add(2, 50, nice=True)
     bench.step()
     [prompt] = bench.add(12)
-    assert bench.step() == {nice: 1, prompt: 7}  # it was not known yet how much others would need
-    assert bench.step() == {prompt: 5, nice: 1}
+    assert bench.step() == {nice: 1, prompt: 7}  # it starts with what is left of the step
+    [other] = bench.add(6)
+    assert bench.step() == {prompt: 5, other: 3}
+    assert bench.step() == {prompt: 1, other: 3, nice: 1}
 
 
 def test_a_nice_sequence_is_not_starved() -> None:
