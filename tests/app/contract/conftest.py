@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 import uvicorn
 from fastapi import FastAPI
 from tokenizers import Tokenizer
@@ -31,7 +32,7 @@ def shared(model_directory: Path, tiny_tokenizer: Tokenizer) -> tuple[FakeEngine
 
 @pytest.fixture
 def engine(shared: tuple[FakeEngine, FastAPI]) -> FakeEngine:
-    """The shared gateway's engine, as new. (`app` and `live_url` have a gateway of their own over it.)"""
+    """The shared gateway's engine, as new. (`app` and `live_url` are other gateways over it.)"""
     engine, _ = shared
     engine.__init__(engine.model)
     return engine
@@ -43,9 +44,11 @@ async def client(shared: tuple[FakeEngine, FastAPI], engine: FakeEngine) -> Asyn
         yield client
 
 
-@pytest.fixture
-async def live_url(app: FastAPI) -> AsyncIterator[str]:
-    """As in tests/app, but a generation that nobody ends does not keep the server from ending."""
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def live_gateway(shared: tuple[FakeEngine, FastAPI]) -> AsyncIterator[str]:
+    """The shared engine's gateway on a free loopback port. A generation that nobody ends does not hold it."""
+    engine, _ = shared
+    app = create_app(Settings(model={"name": "tiny"}), engine)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
@@ -55,6 +58,12 @@ async def live_url(app: FastAPI) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         await serving
+
+
+@pytest.fixture
+def live_url(live_gateway: str, engine: FakeEngine) -> str:
+    """Its tests run in the session's event loop: `pytest.mark.asyncio(loop_scope="session")`."""
+    return live_gateway
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:

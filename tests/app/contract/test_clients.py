@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import aleph_alpha_client as aleph
 import openai
 import pytest
+import pytest_asyncio
 from aleph_alpha_client import chat
 from aleph_alpha_client.aleph_alpha_client import BusyError
 from tokenizers import Tokenizer
@@ -18,7 +19,10 @@ from tests.app.fakes import FakeEngine
 Spell = Callable[[str | bytes], list[int]]
 TEXT = "Hé \u2028日\x85 🙂\n"
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def speaking(engine: FakeEngine, spell: Spell) -> FakeEngine:
     return engine
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def alpha(live_url: str) -> AsyncIterator[aleph.AsyncClient]:
     async with aleph.AsyncClient(
         "token", host=live_url, total_retries=0, hosting="aleph-alpha", tags=["t"]
@@ -36,7 +40,7 @@ async def alpha(live_url: str) -> AsyncIterator[aleph.AsyncClient]:
         yield client
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def sdk(live_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(api_key="token", base_url=f"{live_url}/v1", max_retries=0) as client:
         yield client

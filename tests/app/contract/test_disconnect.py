@@ -26,6 +26,8 @@ from tests.app.fakes import HANG, FakeEngine, FakeGeneration, Step
 
 Spell = Callable[[str | bytes], list[int]]
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 
 @asynccontextmanager
 async def streaming(url: str, **fields: Any) -> AsyncIterator[httpx.Response]:
