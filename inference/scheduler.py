@@ -71,8 +71,8 @@ class Scheduler:
     def schedule(self) -> list[Sequence]:
         """The next step's sequences, each with its num_scheduled_tokens (>= 1) and blocks for them.
 
-        The token budget goes to generating sequences, then to prompts that are being read, then
-        to waiting sequences; within each, `nice` ones that have not aged come last.
+        The token budget goes to running sequences and then to waiting ones. Among the running, those
+        that generate come before prompts that are being read, and `nice` ones that have not aged last.
         """
         self._release_followers()
         self._make_room()

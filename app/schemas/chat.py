@@ -84,12 +84,13 @@ def _name_concepts(given: Any) -> Any:
     """`_worker/` ids, each once, in the order given."""
     if not isinstance(given, list):
         raise broken("must be an array of strings", given)
-    if len(given) > MAX_STEERING_CONCEPTS:
-        raise broken(f"must have at most {MAX_STEERING_CONCEPTS} items", given)
     for position, concept in enumerate(given):
         if not isinstance(concept, str) or not re.fullmatch(_CONCEPT_ID[1:-1], concept):
             raise broken("must match ^_worker/[a-zA-Z0-9-_]{1,64}$", concept, position)
-    return tuple(dict.fromkeys("_worker/" + concept.removeprefix("_worker/") for concept in given))
+    distinct = tuple(dict.fromkeys("_worker/" + concept.removeprefix("_worker/") for concept in given))
+    if len(distinct) > MAX_STEERING_CONCEPTS:
+        raise broken(f"must name at most {MAX_STEERING_CONCEPTS} concepts", given)
+    return distinct
 
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -98,7 +99,7 @@ StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopList = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 TokenIdKey = Annotated[str, StringConstraints(pattern=_DECIMAL)]
 ConceptId = Annotated[str, StringConstraints(pattern=_CONCEPT_ID)]
-ConceptList = Annotated[list[ConceptId], Field(max_length=MAX_STEERING_CONCEPTS)]
+ConceptList = Annotated[list[ConceptId], Field(description=f"At most {MAX_STEERING_CONCEPTS} distinct ones.")]
 
 Rejected = Annotated[
     None,

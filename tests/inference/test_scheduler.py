@@ -146,8 +146,8 @@ def test_nice_sequences_get_what_the_others_leave_of_a_step() -> None:
     [prompt] = bench.add(12)
     assert bench.step() == {nice: 1, prompt: 7}  # it starts with what is left of the step
     [other] = bench.add(6)
-    assert bench.step() == {prompt: 4, other: 4}
-    assert bench.step() == {prompt: 1, other: 2, nice: 1}
+    assert bench.step() == {prompt: 4, nice: 1, other: 3}  # what runs comes before what starts
+    assert bench.step() == {prompt: 1, other: 3, nice: 1}
 
 
 def test_a_nice_sequence_is_not_starved() -> None:

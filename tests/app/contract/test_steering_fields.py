@@ -118,3 +118,8 @@ async def test_an_unknown_concept_is_not_found(
     )
     assert_error(response, 404, "UNKNOWN_STEERING_CONCEPT", "_worker/nobody")
     assert engine.requests[0].steering == SteeringSpec(("_worker/nobody",), float(strength))
+
+
+async def test_a_concept_named_many_times_is_one(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    request = await sent(client, engine, steering_concepts=["_worker/a", "a"] * 500)
+    assert request.steering == SteeringSpec(("_worker/a",), 1.0)
