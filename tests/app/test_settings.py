@@ -1,5 +1,6 @@
 """Settings come from file, environment and command line, and a mistake is one clear line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,13 @@ from inference.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
 TOKEN = {"name": "ada", "sha256": "ab" * 32}
+
+
+@pytest.fixture(autouse=True)
+def _no_variables_of_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("TILLER_"):
+            monkeypatch.delenv(name)
 
 
 def write(directory: Path, text: str) -> Path:
