@@ -46,6 +46,7 @@ class Worker:
         while not self._stopping:
             was_idle = self._engine.is_idle
             self._send(StepReport(admissions=self._take_commands()))
+            was_idle &= self._engine.is_idle
             self._send(self._step())
             if self._engine.is_idle and not was_idle:
                 self._engine.check_integrity()
