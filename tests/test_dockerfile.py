@@ -76,21 +76,17 @@ def test_what_is_copied_can_be_installed_and_started(
         env=env,
         check=True,
     )
-    shown = subprocess.run(
-        [sys.executable, "-P", "-c", "import app, inference; print(app.__file__, inference.__file__)"],
-        cwd=tmp_path,
-        env={**env, "PYTHONPATH": str(target)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+
+    def run_installed(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-P", *arguments],
+            cwd=tmp_path,
+            env={**env, "PYTHONPATH": str(target)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    shown = run_installed("-c", "import app, inference; print(app.__file__, inference.__file__)")
     assert shown.count(str(target)) == 2
-    told = subprocess.run(
-        [sys.executable, "-P", "-m", "app.cli", "token", "new", "alice"],
-        cwd=tmp_path,
-        env={**env, "PYTHONPATH": str(target)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "sha256" in told
+    assert "sha256" in run_installed("-m", "app.cli", "token", "new", "alice")

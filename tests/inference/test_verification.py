@@ -8,7 +8,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from inference.model import CausalLM, UnsupportedModelError
 from inference.verification import verify
-from tests.inference.conftest import ARCHITECTURES, COMMON, make_model, sharpen
+from tests.inference.conftest import (
+    ARCHITECTURES,
+    COMMON,
+    build_driver,
+    generate,
+    make_model,
+    request,
+    sharpen,
+)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -17,10 +25,12 @@ def test_a_right_model_passes(architecture: str, dtype: torch.dtype) -> None:
     verify(CausalLM(make_model(architecture).to(dtype)))
 
 
-def test_a_model_is_left_as_it_was() -> None:
-    model = CausalLM(make_model("llama"))
-    verify(model)
-    verify(model)
+def test_a_verified_model_serves_as_before() -> None:
+    model = make_model("llama")
+    driver = build_driver(model)
+    verify(driver.engine.runner.model)
+    results = driver.run(request("a", [5, 6, 7], 12))
+    assert results["a", 0].token_ids == generate(model, [5, 6, 7], 12)
 
 
 @pytest.mark.parametrize(
