@@ -5,11 +5,12 @@ CONFIG ?= configs/quickstart.yaml
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve test lint format clean
+.PHONY: help serve test eval lint format clean
 
 help:
 	@echo "make serve   set up and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
 	@echo "make test    set up and run all tests"
+	@echo "make eval    measure what steering does; writes docs/steering-evaluation.md"
 	@echo "make lint    set up and run ruff, mypy and import-linter"
 	@echo "make format  let ruff format the code"
 	@echo "make clean   remove the virtual environment"
@@ -19,6 +20,9 @@ serve: $(VENV)/.serve
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+eval: $(VENV)/.eval
+	$(BIN)/python -m benchmarks.steering
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -47,4 +51,11 @@ $(VENV)/.serve: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.serve
 	@echo "Installing what development needs"
 	@$(INSTALL) --editable '.[dev]'
+	@# An oracle of the tests. It asks for transformers < 5, but works with ours.
+	@$(INSTALL) --no-deps steering-vectors
+	@touch $@
+
+$(VENV)/.eval: $(VENV)/.dev
+	@echo "Installing what the evaluation needs"
+	@$(INSTALL) --editable '.[dev,eval]'
 	@touch $@

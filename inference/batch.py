@@ -10,6 +10,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from inference.probe import ProbeSpan, locate
 from inference.sequence import Sequence
 
 _MAX_GATHERED_TOKENS = 2**17  # contexts that one attention call copies out of the cache, padding included
@@ -46,16 +47,31 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
+class SteeringBatch:
+    """What is added to each token's activations: `scales` times `rows` of the steering bank.
+
+    Row 0 is zero: that of tokens that are not steered, and of every sequence's first token, whose
+    activations are tens of times larger than all others' and carry no meaning.
+    """
+
+    rows: torch.Tensor  # [T]
+    scales: torch.Tensor  # [T, 1] float32
+
+
+@dataclass(frozen=True)
 class Batch:
-    """T tokens of several sequences; S of these sequences sample their next token."""
+    """T tokens of several sequences; S of these sequences sample their next token, P tokens are scored."""
 
     token_ids: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
     slots: torch.Tensor  # [T] where the keys and values go
     groups: list[AttentionGroup]
-    sampled_tokens: torch.Tensor  # [S] indices into T
+    logit_tokens: torch.Tensor  # [S + P] indices into T
     sampling: list[Sequence]
-    """The S sequences that sample, in the order of `sampled_tokens`."""
+    """The S sequences that sample, in the order of `logit_tokens`."""
+    probes: list[ProbeSpan]
+    steering: SteeringBatch | None
+    """None when no row of the batch is steered."""
 
 
 class BatchBuilder:
@@ -73,14 +89,30 @@ class BatchBuilder:
         ends = np.cumsum([len(ids) for ids in token_ids])
         own_slots = [context[-len(ids) :] for context, ids in zip(slots, token_ids, strict=True)]
         samples = [sequence.samples_next for sequence in ordered]
+        probes = _probe_spans(ordered, ends)
+        logit_tokens = [ends[samples] - 1, *(np.array(span.scored_tokens, dtype=np.int64) for span in probes)]
         return Batch(
             token_ids=self._tensor(np.concatenate(token_ids)),
             positions=self._tensor(np.concatenate(positions)),
             slots=self._tensor(np.concatenate(own_slots)),
             groups=self._groups(ordered, positions, slots),
-            sampled_tokens=self._tensor(ends[samples] - 1),
+            logit_tokens=self._tensor(np.concatenate(logit_tokens)),
             sampling=[sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
+            probes=probes,
+            steering=self._steering(ordered),
         )
+
+    def _steering(self, ordered: list[Sequence]) -> SteeringBatch | None:
+        steered = [sequence.steering for sequence in ordered]
+        if not any(steered):
+            return None
+        counts = [sequence.num_scheduled_tokens for sequence in ordered]
+        rows = np.repeat([steering.row if steering else 0 for steering in steered], counts)
+        scales = np.repeat([steering.scale if steering else 0.0 for steering in steered], counts)
+        starts = np.cumsum([0, *counts[:-1]])
+        first = starts[[sequence.num_computed_tokens == 0 for sequence in ordered]]
+        rows[first], scales[first] = 0, 0.0
+        return SteeringBatch(self._tensor(rows), self._tensor(scales.astype(np.float32)[:, None]))
 
     def _groups(
         self, ordered: list[Sequence], positions: list[np.ndarray], slots: list[np.ndarray]
@@ -129,6 +161,14 @@ def _group_key(sequence: Sequence) -> tuple[int, int]:
     if sequence.num_scheduled_tokens == 1:
         return 0, (sequence.num_computed_tokens + 1).bit_length()
     return 1 + sequence.number, 0
+
+
+def _probe_spans(ordered: list[Sequence], ends: np.ndarray) -> list[ProbeSpan]:
+    return [
+        locate(sequence.probe, sequence.num_computed_tokens, range(end - sequence.num_scheduled_tokens, end))
+        for sequence, end in zip(ordered, ends.tolist(), strict=True)
+        if sequence.probe is not None
+    ]
 
 
 def _positions(sequence: Sequence) -> np.ndarray:

@@ -33,7 +33,7 @@ class BlockManager:
     def match_prefix(self, sequence: Sequence) -> None:
         """Gives a sequence without blocks those computed ones that hold the beginning of it.
 
-        At least the newest token is left to compute, since the step that computes it samples.
+        What `num_reusable_tokens` leaves out is left to compute.
         """
         for block in self._cached_prefix(sequence):
             self._acquire(block)
@@ -104,10 +104,10 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        """The computed blocks that hold the beginning of a sequence, its newest token left out."""
+        """The computed blocks that hold the beginning of a sequence, as far as it may reuse them."""
         self._update_hashes(sequence)
         blocks = []
-        for block_hash in sequence.block_hashes[: (sequence.num_tokens - 1) // self.block_size]:
+        for block_hash in sequence.block_hashes[: sequence.num_reusable_tokens // self.block_size]:
             block = self._block_of_hash.get(block_hash)
             if block is None:
                 break

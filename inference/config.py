@@ -34,5 +34,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """Sequences that may wait; a request beyond that is refused."""
     nice_ageing_seconds: float = 30.0
     """A `nice` sequence yields to all others until it has waited this long."""
+    steering_blocks: tuple[int, ...] | None = None
+    """The decoder blocks, from 0, whose output is steered; None: one at 0.6 of the depth."""
     seed: int | None = None
     """Makes sampling repeatable, for tests; None: from the operating system."""

@@ -1,11 +1,15 @@
 """Many generations in one continuously filled batch: add, abort, step. Knows no sockets."""
 
 import itertools
+import math
 import random
+
+import msgspec
 
 from inference.block_manager import BlockManager
 from inference.config import EngineConfig
 from inference.model_runner import ModelRunner, SampledToken
+from inference.probe import Probe
 from inference.protocol import (
     Admission,
     Failure,
@@ -17,12 +21,19 @@ from inference.protocol import (
 )
 from inference.sampler import NOT_A_TOKEN
 from inference.scheduler import Scheduler
-from inference.sequence import Sequence, Status, build_sequences
+from inference.sequence import Sequence, Status, build_probe_sequence, build_sequences
+from inference.steering.directions import DirectionFiles
+from inference.steering.steerer import Steerer
+from inference.steering.trainer import Trainer
 
 
 class Engine:
-    def __init__(self, runner: ModelRunner, config: EngineConfig) -> None:
+    def __init__(
+        self, runner: ModelRunner, config: EngineConfig, directions: DirectionFiles | None = None
+    ) -> None:
+        """`directions`: where trained concepts are kept; None: nowhere."""
         self.runner = runner
+        self.steerer = Steerer(runner.bank)
         self.blocks = BlockManager(runner.num_blocks, config.block_size)
         self.scheduler = Scheduler(
             self.blocks,
@@ -31,20 +42,32 @@ class Engine:
             nice_ageing_seconds=config.nice_ageing_seconds,
         )
         self.context_length = _context_length(runner, config)
+        self.trainer = Trainer(
+            self.steerer,
+            directions or DirectionFiles(None),
+            vocab_size=runner.model.vocab_size,
+            # The cache holds the last token of a probe as well.
+            max_tokens=min(self.context_length, runner.num_blocks * config.block_size),
+            shape=(len(runner.model.blocks), runner.model.hidden_size),
+        )
         self._max_queued = config.max_queued
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling, not secrets
         self._numbers = itertools.count()
         self._sequences: dict[str, dict[int, Sequence]] = {}
+        self._probing: set[Sequence] = set()
 
     @property
     def is_idle(self) -> bool:
-        return not self._sequences
+        """Whether there is nothing to do, training included."""
+        return not self._sequences and not self._probing and self.trainer.is_idle
 
     def add(self, request: GenerationRequest) -> Admission:
         """Queues the request's n sequences, or says why not and keeps nothing of it."""
         if refusal := self._refusal(request):
             return refusal
-        sequences = build_sequences(request, self.scheduler.clock(), self._numbers, self._seeds)
+        steering = self.steerer.steer(request.steering, request.n) if request.steering else None
+        arrival = self.scheduler.clock()
+        sequences = build_sequences(request, arrival, self._numbers, self._seeds, steering)
         self._sequences[request.request_id] = {sequence.index: sequence for sequence in sequences}
         for sequence in sequences:
             self.scheduler.add(sequence)
@@ -59,18 +82,21 @@ class Engine:
 
     def step(self) -> StepReport:
         """Computes the next tokens of what is most urgent."""
+        self._add_probes()
         scheduled = self.scheduler.schedule()
-        if not scheduled:
-            return StepReport()
-        sampled = self.runner.run(scheduled)
-        return self._apply(scheduled, sampled)
+        report = self._apply(scheduled, self.runner.run(scheduled)) if scheduled else StepReport()
+        return msgspec.structs.replace(report, training=self.trainer.take_updates())
 
     def fail_all(self, detail: str) -> StepReport:
         """Ends every request with a failure, after a step that cannot be trusted."""
         failures = [Failure(request_id, detail) for request_id in self._sequences]
         for failure in failures:
             self.abort(failure.request_id)
-        return StepReport(failures=failures)
+        for sequence in self._probing:
+            self._let_go(sequence)
+        self._probing.clear()
+        self.trainer.fail_all()
+        return StepReport(failures=failures, training=self.trainer.take_updates())
 
     def check_integrity(self) -> None:
         """Raises RuntimeError if the bookkeeping of blocks is wrong."""
@@ -79,9 +105,7 @@ class Engine:
     def _refusal(self, request: GenerationRequest) -> Admission | None:
         if fault := self._fault(request):
             return Admission(request.request_id, RefusalCode.INTERNAL, fault)
-        if request.steering is not None and request.steering.concepts:
-            # The engine has no concepts yet, so none is known.
-            unknown = request.steering.concepts[0]
+        if request.steering and (unknown := self.steerer.find_unknown(request.steering)):
             return Admission(request.request_id, RefusalCode.UNKNOWN_STEERING_CONCEPT, unknown)
         if len(request.prompt_token_ids) + request.max_tokens > self.context_length:
             return Admission(request.request_id, RefusalCode.CONTEXT_LENGTH_EXCEEDED)
@@ -102,9 +126,9 @@ class Engine:
 
     @property
     def _num_places(self) -> int:
-        """How many more sequences can run or wait."""
-        free = max(0, self.scheduler.max_running - len(self.scheduler.running))
-        return self._max_queued + free - self.scheduler.num_waiting
+        """How many more of the requests' sequences can run or wait."""
+        taken = sum(map(len, self._sequences.values()))
+        return self.scheduler.max_running + self._max_queued - taken
 
     def _apply(self, scheduled: list[Sequence], sampled: list[SampledToken]) -> StepReport:
         broken = {token.sequence for token in sampled if token.token_id == NOT_A_TOKEN}
@@ -114,6 +138,9 @@ class Engine:
             sequence.num_scheduled_tokens = 0
             if sequence not in broken:
                 self.blocks.register(sequence, before)
+        for sequence in scheduled:
+            if sequence.probe is not None and sequence.num_uncomputed_tokens == 0:
+                self._take_back(sequence, sequence.probe)
         failures = [self._fail(sequence) for sequence in broken if sequence.status is not Status.FINISHED]
         events = [self._append(token) for token in sampled if token.sequence.status is not Status.FINISHED]
         return StepReport(events=events, failures=failures)
@@ -133,8 +160,27 @@ class Engine:
             self._finish(sequence)
         return TokenEvent(sequence.request_id, sequence.index, token.token_id, reason, token.logprobs)
 
-    def _finish(self, sequence: Sequence) -> None:
+    def _add_probes(self) -> None:
+        for probe in self.trainer.hand_out(serving=bool(self._sequences)):
+            steering = None if probe.vectors is None else self.steerer.acquire(probe.vectors)
+            number = next(self._numbers)
+            sequence = build_probe_sequence(probe, self.scheduler.clock(), number, steering)
+            self._probing.add(sequence)
+            self.scheduler.add(sequence)
+
+    def _take_back(self, sequence: Sequence, probe: Probe) -> None:
+        if not math.isfinite(probe.mean_logprob):
+            self.blocks.discard(sequence)
+        self._let_go(sequence)
+        self._probing.remove(sequence)
+        self.trainer.take_back(probe)
+
+    def _let_go(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
+        self.steerer.release(sequence.steering)
+
+    def _finish(self, sequence: Sequence) -> None:
+        self._let_go(sequence)
         choices = self._sequences[sequence.request_id]
         del choices[sequence.index]
         if not choices:

@@ -1,11 +1,13 @@
 """The transformers model: loaded, checked, and run on a batch. Knows nothing of requests."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
 from inference import attention
@@ -16,6 +18,10 @@ from inference.kv_cache import KVCache, LayerShape
 # These stretch positions by the longest sequence of the batch, so that a row would depend on
 # its neighbours.
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+BlockHook = Callable[[torch.Tensor, Batch], None]
+"""Gets a decoder block's output [T, hidden_size] and the batch."""
 
 
 class UnsupportedModelError(Exception):
@@ -31,13 +37,16 @@ class CausalLM:
         _check_config(model.config)
         self._model = model
         self._own_attention = model.config._attn_implementation
-        self.layer_shapes = _probe_layers(model)
+        self.layer_shapes, attentions = _examine_layers(model)
+        self.blocks = _decoder_blocks(model, attentions)
+        """The decoder blocks; each is called with `paged`, as its attention is."""
         attention.register()
         model.set_attn_implementation(attention.NAME)
 
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.vocab_size = int(self.config.vocab_size)
+        self.hidden_size = int(self.config.hidden_size)
 
     @property
     def context_length(self) -> int | None:
@@ -57,15 +66,25 @@ class CausalLM:
         return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
     def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
-        """The float32 logits [S, vocab_size] at the batch's sampled tokens."""
+        """The float32 logits [S + P, vocab_size] at the batch's `logit_tokens`."""
         logits: torch.Tensor = self._model(
             input_ids=batch.token_ids[None],
             position_ids=batch.positions[None],
             use_cache=False,
-            logits_to_keep=batch.sampled_tokens,
+            logits_to_keep=batch.logit_tokens,
             paged=PagedBatch(batch, cache),
         ).logits
         return logits[0].float()
+
+    def hook_block(self, index: int, act: BlockHook) -> RemovableHandle:
+        """Has `act` see, and perhaps change in place, a decoder block's output in every forward pass."""
+
+        def hook(block: nn.Module, args: Any, arguments: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+            if "paged" in arguments:  # absent where the model runs by its own attention
+                hidden = output[0] if isinstance(output, tuple) else output
+                act(hidden[0], arguments["paged"].batch)
+
+        return self.blocks[index].register_forward_hook(hook, with_kwargs=True)
 
     def reference_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The float32 logits [T, vocab_size] of one sequence [T], by the model's own attention."""
@@ -122,13 +141,14 @@ def _check_rope(config: Any) -> None:
             raise UnsupportedModelError(f"rotary embeddings of type {kind!r} are not supported")
 
 
-def _probe_layers(model: PreTrainedModel) -> list[LayerShape]:
-    """Runs one token through the model to learn what each attention layer will store.
+def _examine_layers(model: PreTrainedModel) -> tuple[list[LayerShape], list[nn.Module]]:
+    """Runs one token through the model to learn what each attention layer will store, and which it is.
 
     Raises UnsupportedModelError if the model does not go through transformers' attention
     interface once in every layer, or asks for what `paged_attention` would not honour.
     """
     shapes: dict[int, LayerShape] = {}
+    modules: dict[int, nn.Module] = {}
     windows: dict[int, int | None] = {}
 
     def record(
@@ -145,6 +165,7 @@ def _probe_layers(model: PreTrainedModel) -> list[LayerShape]:
         if layer in shapes or "paged" not in arguments:
             raise UnsupportedModelError("it does not call transformers' attention interface as others do")
         shapes[layer] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], key.dtype)
+        modules[layer] = module
         windows[layer] = arguments.get("sliding_window")
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 
@@ -159,7 +180,18 @@ def _probe_layers(model: PreTrainedModel) -> list[LayerShape]:
     for layer, kind in enumerate(getattr(text, "layer_types", None) or ()):
         if kind == "sliding_attention" and windows[layer] is None:
             raise UnsupportedModelError("its sliding windows are known to its attention mask alone")
-    return [shapes[layer] for layer in range(text.num_hidden_layers)]
+    layers = range(text.num_hidden_layers)
+    return [shapes[layer] for layer in layers], [modules[layer] for layer in layers]
+
+
+def _decoder_blocks(model: PreTrainedModel, attentions: list[nn.Module]) -> list[nn.Module]:
+    """The list of the model's modules of which each holds one of the attention layers, in order."""
+    for modules in model.modules():
+        if isinstance(modules, nn.ModuleList) and len(modules) == len(attentions):
+            pairs = zip(modules, attentions, strict=True)
+            if all(attention in block.modules() for block, attention in pairs):
+                return list(modules)
+    raise UnsupportedModelError("its decoder blocks cannot be told apart")
 
 
 def _checksum(tensor: torch.Tensor) -> str:

@@ -29,6 +29,7 @@ class SteeringSpec(msgspec.Struct, frozen=True):
     """The concepts that a request's activations are steered by, and how strongly."""
 
     concepts: tuple[str, ...]
+    """The digests of their examples, so that a name that comes to mean something else changes nothing."""
     strength: float
 
 
@@ -52,7 +53,37 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     index: int | None = None
 
 
-Command = GenerationRequest | Abort
+class TrainConcept(msgspec.Struct, frozen=True, tag="train"):
+    """Make a concept's direction and measure it, as low-priority work; or find both in the cache.
+
+    The texts are token ids, without what comes before them in a conversation.
+    """
+
+    concept: str
+    """The digest of the examples, in hex."""
+    prompt_token_ids: list[int]
+    """Comes before each text: the chat template up to the assistant's words."""
+    positive: list[list[int]]
+    negative: list[list[int]]
+    neutral: list[list[int]]
+    """Texts that any steering should leave alone; the same for all concepts of a model."""
+    background: bool = False
+    """Work on it only while there is no request at all."""
+
+
+class HastenTraining(msgspec.Struct, frozen=True, tag="hasten"):
+    """Somebody waits for a concept now: from here on its training is not `background`."""
+
+    concept: str
+
+
+class ForgetConcept(msgspec.Struct, frozen=True, tag="forget"):
+    """Drop a concept's direction, trained or in training. What is running keeps it."""
+
+    concept: str
+
+
+Command = GenerationRequest | Abort | TrainConcept | HastenTraining | ForgetConcept
 
 
 class FinishReason(StrEnum):
@@ -104,12 +135,70 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     detail: str
 
 
+class Effect(msgspec.Struct, frozen=True):
+    """What a concept does at one strength."""
+
+    strength: float
+    shift: float
+    """By how much the log odds of held-out positive over negative texts move, in nats per token."""
+    perplexity_ratio: float
+    """Perplexity of neutral texts over that without steering."""
+
+
+class ConceptReport(msgspec.Struct, frozen=True):
+    """How well a concept works on one model, measured on examples held out of its direction."""
+
+    works: bool | None
+    """None: too few examples to tell."""
+    summary: str
+    """The same in words."""
+    warnings: list[str]
+    num_examples: int
+    num_held_out: int
+    """Pairs that were measured, each with a direction made without it."""
+    agreement: float | None
+    """Mean cosine between the differences of two pairs, -1 to 1; None with a single pair."""
+    effects: list[Effect]
+    """By strength, from -1 to 1."""
+    spearman: float | None
+    """Rank correlation of strength and shift."""
+    specificity: float | None
+    """Shift from -1 to +1, relative to that of random directions of the same norm."""
+    block: int
+    """The decoder block whose output is steered, from 0."""
+    dose: float
+    """Norm of what strength 1 adds, relative to the mean norm of that block's output."""
+
+
+class TrainingState(StrEnum):
+    TRAINING = "training"
+    """Its direction is being made."""
+    MEASURING = "measuring"
+    """It can be used; its report is being made."""
+    READY = "ready"
+    FAILED = "failed"
+
+
+class TrainingUpdate(msgspec.Struct, frozen=True, array_like=True):
+    """How far a TrainConcept has come. The one that is READY or FAILED is its last."""
+
+    concept: str
+    state: TrainingState
+    progress: float = 0.0
+    """0 to 1."""
+    report: ConceptReport | None = None
+    """With READY."""
+    detail: str = ""
+    """With FAILED: what is wrong with the examples, for whoever made them; empty: a fault of ours."""
+
+
 class StepReport(msgspec.Struct, frozen=True, tag="step"):
     """What one turn of the worker's loop brought, for all requests together, in this order."""
 
     admissions: list[Admission] = []
     events: list[TokenEvent] = []
     failures: list[Failure] = []
+    training: list[TrainingUpdate] = []
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.probe import Probe
 from inference.protocol import GenerationRequest, SamplingParams
 
 IntArray = NDArray[np.int64]
@@ -40,9 +41,19 @@ class LogitBias:
     """If not empty, only these tokens can be chosen."""
 
 
+@dataclass(frozen=True)
+class Steering:
+    """What is added to a sequence's activations: `scale` times a row of the steering bank."""
+
+    row: int
+    scale: float
+    digest: bytes
+    """Names the added values; sequences share blocks of the cache only when it is equal."""
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One choice of one request.
+    """One choice of one request, or a probe.
 
     `token_ids` is the prompt followed by what was sampled. The keys and values of the first
     `num_computed_tokens` of them lie in the blocks of `block_table`; the next step computes
@@ -60,11 +71,12 @@ class Sequence:
     number: int
     """Counts the sequences of an engine, and decides between equals."""
     random: random.Random
-    steering_digest: bytes = b""
-    """Names what the sequence is steered by; sequences share blocks only when it is equal."""
+    steering: Steering | None = None
     bias: LogitBias | None = None
     leader: "Sequence | None" = None
     """The request's first choice, whose prompt blocks this one reuses."""
+    probe: Probe | None = None
+    """Set if the tokens are only read and measured, and nothing is sampled."""
     status: Status = Status.WAITING
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
@@ -107,7 +119,20 @@ class Sequence:
     @property
     def samples_next(self) -> bool:
         """Whether the scheduled tokens end with the newest, so that the step samples one more."""
-        return self.num_scheduled_tokens == self.num_uncomputed_tokens
+        return self.probe is None and self.num_scheduled_tokens == self.num_uncomputed_tokens
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """How many tokens at the beginning need not be computed if the cache has them.
+
+        The newest is computed in any case, since the step that computes it samples. What a probe
+        measures is computed, and so is the token before, which predicts the first of it.
+        """
+        return self.num_tokens - 1 if self.probe is None else self.probe.content_start - 1
+
+    @property
+    def steering_digest(self) -> bytes:
+        return b"" if self.steering is None else self.steering.digest
 
     @property
     def awaits_leader(self) -> bool:
@@ -120,7 +145,7 @@ def build_sequences(
     arrival: float,
     numbers: Iterator[int],
     seeds: random.Random,
-    steering_digest: bytes = b"",
+    steering: Steering | None = None,
 ) -> list[Sequence]:
     """The n sequences of a request; each draws its own random numbers from a seed of its own."""
     sequences: list[Sequence] = []
@@ -138,12 +163,30 @@ def build_sequences(
                 arrival=arrival,
                 number=next(numbers),
                 random=random.Random(seeds.getrandbits(64)),  # noqa: S311 - sampling, not secrets
-                steering_digest=steering_digest,
+                steering=steering,
                 bias=bias,
                 leader=sequences[0] if sequences else None,
             )
         )
     return sequences
+
+
+def build_probe_sequence(probe: Probe, arrival: float, number: int, steering: Steering | None) -> Sequence:
+    """A sequence of low priority that belongs to no request and ends when it is computed."""
+    return Sequence(
+        request_id="",
+        index=0,
+        token_ids=probe.token_ids,
+        max_tokens=0,
+        stop_token_ids=frozenset(),
+        sampling=SamplingParams(),
+        nice=True,
+        arrival=arrival,
+        number=number,
+        random=random.Random(0),  # noqa: S311 - never drawn from
+        steering=steering,
+        probe=probe,
+    )
 
 
 def _build_bias(logit_bias: dict[int, float]) -> LogitBias | None:

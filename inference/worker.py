@@ -21,8 +21,19 @@ from inference.config import EngineConfig
 from inference.engine import Engine
 from inference.model import UnsupportedModelError
 from inference.model_runner import ModelRunner
-from inference.protocol import Abort, Admission, GenerationRequest, ModelInfo, StepReport
+from inference.protocol import (
+    Abort,
+    Admission,
+    ForgetConcept,
+    GenerationRequest,
+    HastenTraining,
+    ModelInfo,
+    StepReport,
+    TrainConcept,
+)
 from inference.sources import SourceError
+from inference.steering.directions import DirectionFiles
+from inference.steering.training import TRAINING_VERSION
 
 logger = logging.getLogger("tiller.worker")
 
@@ -52,7 +63,7 @@ class Worker:
                 self._engine.check_integrity()
 
     def _send(self, report: StepReport) -> None:
-        if report.admissions or report.events or report.failures:
+        if report != StepReport():
             self._socket.send(protocol.encode(report))
 
     def _take_commands(self) -> list[Admission]:
@@ -66,6 +77,12 @@ class Worker:
                     admissions.append(self._engine.add(command))
                 case Abort():
                     self._engine.abort(command.request_id, command.index)
+                case TrainConcept():
+                    self._engine.trainer.add(command)
+                case HastenTraining():
+                    self._engine.trainer.hasten(command.concept)
+                case ForgetConcept():
+                    self._engine.trainer.forget(command.concept)
             timeout = 0
         return admissions
 
@@ -84,20 +101,29 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = _device(config)
-    directory = sources.resolve(config.source, Path(config.cache_directory).expanduser())
+    cache = Path(config.cache_directory).expanduser()
+    directory = sources.resolve(config.source, cache)
     print(f"Loading {directory.name} on {device}", file=sys.stderr, flush=True)
     loaded = model.load(directory, _dtype(config, device), device)
     verification.verify(loaded)
-    engine = Engine(ModelRunner(loaded, config), config)
+    digest = loaded.digest()
+    runner = ModelRunner(loaded, config)
+    engine = Engine(runner, config, _direction_files(cache, digest, runner.bank.blocks))
     info = ModelInfo(
         directory=str(directory),
         context_length=engine.context_length,
         vocab_size=loaded.vocab_size,
         stop_token_ids=loaded.stop_token_ids,
-        weights_digest=loaded.digest(),
+        weights_digest=digest,
         dtype=str(loaded.dtype).removeprefix("torch."),
     )
     return engine, info
+
+
+def _direction_files(cache: Path, weights_digest: str, blocks: tuple[int, ...]) -> DirectionFiles:
+    """Directions and doses hold for these weights and blocks only, and for one way of training."""
+    name = "-".join([weights_digest[:32], *map(str, blocks)])
+    return DirectionFiles(cache / "steering" / f"v{TRAINING_VERSION}" / name)
 
 
 def _device(config: EngineConfig) -> torch.device:

@@ -19,6 +19,7 @@ from inference.protocol import (
     StepReport,
     TokenEvent,
 )
+from inference.steering.directions import DirectionFiles
 
 torch.set_num_threads(1)  # these models are too small for more to help
 
@@ -105,7 +106,12 @@ class Driver:
         raise AssertionError("the engine does not come to an end")
 
 
-def build_driver(model: PreTrainedModel, **config: object) -> Driver:
+def build_driver(
+    model: PreTrainedModel, directions: DirectionFiles | None = None, **config: object
+) -> Driver:
+    """The model is this driver's from here on; an earlier one must not run it any more."""
+    for block in model.model.layers:
+        block._forward_hooks.clear()  # the earlier engine's steering
     options = {"num_blocks": None, **config}
     num_blocks = options.pop("num_blocks")
     engine_config = EngineConfig(**{"kv_cache_gib": 0.01, "seed": 0, **options})
@@ -114,7 +120,7 @@ def build_driver(model: PreTrainedModel, **config: object) -> Driver:
         per_token = sum(shape.num_bytes for shape in causal_lm.layer_shapes)
         gib = num_blocks * engine_config.block_size * per_token / 2**30
         engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
-    return Driver(Engine(ModelRunner(causal_lm, engine_config), engine_config))
+    return Driver(Engine(ModelRunner(causal_lm, engine_config), engine_config, directions))
 
 
 @pytest.fixture

@@ -5,13 +5,15 @@ import random
 import pytest
 
 from inference.block_manager import BlockManager
+from inference.probe import Probe
 from inference.protocol import GenerationRequest
-from inference.sequence import Sequence, build_sequences
+from inference.sequence import Sequence, Steering, build_probe_sequence, build_sequences
 
 
 def make_sequence(token_ids: list[int], steering_digest: bytes = b"") -> Sequence:
     request = GenerationRequest("r", token_ids, max_tokens=1000)
-    [sequence] = build_sequences(request, 0.0, iter([0]), random.Random(0), steering_digest)
+    steering = Steering(1, 1.0, steering_digest) if steering_digest else None
+    [sequence] = build_sequences(request, 0.0, iter([0]), random.Random(0), steering)
     return sequence
 
 
@@ -68,6 +70,18 @@ def test_steered_and_unsteered_hold_different_blocks() -> None:
     compute(blocks, steered)
     assert not set(plain.block_table) & set(steered.block_table)
     blocks.check_integrity([plain, steered])
+
+
+@pytest.mark.parametrize(("prompt_length", "reusable"), [(1, 0), (4, 0), (5, 4), (8, 4), (9, 8)])
+def test_what_a_probe_measures_is_left_to_compute(prompt_length: int, reusable: int) -> None:
+    """And the token before it, which predicts the first of it."""
+    blocks = BlockManager(num_blocks=32, block_size=4)
+    tokens = list(range(16))
+    compute(blocks, make_sequence(tokens))
+    probe = Probe(tokens[:prompt_length], tokens[prompt_length:])
+    sequence = build_probe_sequence(probe, 0.0, 1, None)
+    blocks.match_prefix(sequence)
+    assert sequence.num_computed_tokens == reusable
 
 
 def test_sharing_and_freeing_keep_the_references_right() -> None:

@@ -4,7 +4,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from inference.protocol import Admission, GenerationRequest, RefusalCode, SteeringSpec
+from inference.protocol import (
+    Admission,
+    GenerationRequest,
+    RefusalCode,
+    SteeringSpec,
+    TrainConcept,
+    TrainingState,
+)
 from tests.inference.conftest import VOCAB_SIZE, build_driver, request
 
 
@@ -34,6 +41,17 @@ def test_a_steering_concept_is_unknown(llama: PreTrainedModel) -> None:
     steering = SteeringSpec(("_worker/kind", "_worker/rude"), 0.0)
     refused = build_driver(llama).engine.add(GenerationRequest("a", [5], 5, steering=steering))
     assert refused == Admission("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, "_worker/kind")
+
+
+def test_it_is_not_idle_while_it_trains(llama: PreTrainedModel) -> None:
+    engine = build_driver(llama).engine
+    texts = [[9, 8], [7, 6]]
+    engine.trainer.add(TrainConcept("kind", [5], texts, [[3, 4], [4, 3]], [[9, 9]]))
+    assert not engine.is_idle
+    updates = []
+    while not engine.is_idle:
+        updates += engine.step().training
+    assert updates[-1].state is TrainingState.READY
 
 
 def test_one_choice_can_be_aborted(llama: PreTrainedModel) -> None:

@@ -16,7 +16,9 @@ from inference.protocol import (
     Abort,
     Admission,
     Command,
+    ForgetConcept,
     GenerationRequest,
+    HastenTraining,
     RefusalCode,
     Report,
     SamplingParams,
@@ -24,10 +26,14 @@ from inference.protocol import (
     StartFailed,
     SteeringSpec,
     StepReport,
+    TrainConcept,
+    TrainingState,
+    TrainingUpdate,
     decode_report,
     encode,
 )
-from tests.inference.conftest import generate, make_model
+from inference.steering.directions import DirectionFiles
+from tests.inference.conftest import build_driver, generate, make_model, request
 
 TIMEOUT_MILLISECONDS = 60_000
 
@@ -65,6 +71,15 @@ class Process:
             reports.append(report)
         return reports
 
+    def receive_training(self, concept: str) -> list[TrainingUpdate]:
+        """The updates on one concept, to the end of its training."""
+        updates: list[TrainingUpdate] = []
+        while not updates or updates[-1].state not in (TrainingState.READY, TrainingState.FAILED):
+            report = self.receive()
+            assert isinstance(report, StepReport)
+            updates += [update for update in report.training if update.concept == concept]
+        return updates
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -83,7 +98,13 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def worker(tmp_path: Path, model_directory: Path) -> Iterator[Process]:
-    process = Process(tmp_path, EngineConfig(source=str(model_directory), kv_cache_gib=0.001, threads=1))
+    config = EngineConfig(
+        source=str(model_directory),
+        cache_directory=str(tmp_path / "cache"),
+        kv_cache_gib=0.001,
+        threads=1,
+    )
+    process = Process(tmp_path, config)
     yield process
     process.close()
 
@@ -131,6 +152,42 @@ def test_an_abort_ends_a_generation_and_nothing_else(worker: Process) -> None:
         events += [event for report in worker.receive_steps(1) for event in report.events]
     assert events[-1].request_id == "other"
     assert sum(event.request_id == "long" for event in events) < 100
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(timeout=10) == 0
+
+
+def test_it_trains_concepts_steers_by_them_and_forgets_them(worker: Process, tmp_path: Path) -> None:
+    assert isinstance(worker.receive(), Started)
+    positive, negative = ([[start + i, start + i + 1] for i in range(8)] for start in (10, 40))
+    training = TrainConcept("kind", [2, 7], positive, negative, [[90, 91, 92], [93, 94]])
+    worker.send(msgspec.structs.replace(training, concept="later", background=True))
+    worker.send(training)
+    updates = worker.receive_training("kind")
+    assert updates[0].state is TrainingState.TRAINING
+    assert [update.progress for update in updates] == sorted(update.progress for update in updates)
+    assert updates[-1].report is not None
+
+    steered = msgspec.structs.replace(request("a", [5, 6, 7], 12), steering=SteeringSpec(("kind",), -1.5))
+    [directory] = (tmp_path / "cache" / "steering").glob("*/*")
+    driver = build_driver(make_model("llama"), DirectionFiles(directory))
+    driver.engine.trainer.add(training)
+    assert driver.step().training == [updates[-1]]
+    expected = driver.run(steered)["a", 0].token_ids
+    assert expected != generate(make_model("llama"), [5, 6, 7], 12)
+    worker.send(steered)
+    events = [event for report in worker.receive_steps(12) for event in report.events]
+    assert [event.token_id for event in events] == expected
+
+    worker.send(HastenTraining("later"))
+    worker.send(ForgetConcept("kind"))
+    worker.send(steered)
+    report = worker.receive()
+    while not (isinstance(report, StepReport) and report.admissions):
+        report = worker.receive()
+    assert report.admissions == [Admission("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, "kind")]
+    worker.send(training)
+    worker.send(msgspec.structs.replace(training, concept="later"))
+    assert [update.state for update in worker.receive_training("kind")][-1] is TrainingState.READY
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(timeout=10) == 0
 

@@ -1,0 +1,1 @@
+"""Steering: concepts, their directions, and how they get into the activations."""

@@ -1,0 +1,49 @@
+"""The vectors that steer running sequences, on the device. Knows no concepts and no strengths."""
+
+import torch
+
+from inference.probe import Array32
+
+
+class SteeringBank:
+    """Rows of one vector per steered block; row 0 is zero. Equal vectors share a row while one is in use.
+
+    The tensor is made once and never moves, so that whatever was compiled or captured over it stays
+    valid as concepts come and go.
+    """
+
+    def __init__(
+        self, num_rows: int, blocks: tuple[int, ...], hidden_size: int, device: torch.device
+    ) -> None:
+        """`num_rows`: as many different vectors as can be in use at the same time."""
+        self.blocks = blocks
+        """The indices of the decoder blocks whose output is steered."""
+        self.vectors = torch.zeros(len(blocks), num_rows + 1, hidden_size, device=device)
+        self._free = list(range(num_rows, 0, -1))
+        self._rows: dict[bytes, int] = {}
+        self._contents: dict[int, bytes] = {}
+        self._users: dict[int, int] = {}
+
+    @property
+    def num_free_rows(self) -> int:
+        return len(self._free)
+
+    def acquire(self, vectors: Array32, num_users: int = 1) -> int | None:
+        """The row of `vectors` [len(blocks), hidden_size], until all users release it; None: none is free."""
+        content = vectors.tobytes()
+        row = self._rows.get(content)
+        if row is None:
+            if not self._free:
+                return None
+            row = self._rows[content] = self._free.pop()
+            self._contents[row], self._users[row] = content, 0
+            self.vectors[:, row] = torch.from_numpy(vectors)
+        self._users[row] += num_users
+        return row
+
+    def release(self, row: int) -> None:
+        """One user less; nobody may be using the row any more when the last has gone."""
+        self._users[row] -= 1
+        if self._users[row] == 0:
+            del self._users[row], self._rows[self._contents.pop(row)]
+            self._free.append(row)

@@ -1,0 +1,47 @@
+"""Fills probes with what a step brought of them: hidden states and log probabilities."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+
+from inference.batch import Batch
+from inference.model import BlockHook, CausalLM
+from inference.probe import ProbeSpan
+
+
+@contextmanager
+def capturing(model: CausalLM, spans: list[ProbeSpan]) -> Iterator[None]:
+    """While it lasts, every block's output is added up in the probes that want it."""
+    wanted = [span for span in spans if span.probe.captures]
+    for span in wanted:
+        if span.starts_content:
+            span.probe.clear(len(model.blocks), model.hidden_size)
+    wanted = [span for span in wanted if span.captured_tokens.start < span.captured_tokens.stop]
+    with ExitStack() as stack:
+        if wanted:
+            for layer in range(len(model.blocks)):
+                stack.callback(model.hook_block(layer, _add_up(wanted, layer)).remove)
+        yield
+
+
+def _add_up(spans: list[ProbeSpan], layer: int) -> BlockHook:
+    def add_up(hidden: torch.Tensor, batch: Batch) -> None:  # noqa: ARG001
+        for span in spans:
+            content = hidden[span.captured_tokens].double()
+            span.probe.hidden_sum[layer] += content.sum(0).cpu().numpy()
+            span.probe.norm_sum[layer] += float(content.norm(dim=1).sum())
+
+    return add_up
+
+
+def score(spans: list[ProbeSpan], logits: torch.Tensor) -> None:
+    """`logits`: [P, vocab_size] float32, at the spans' scored tokens, one span after the other."""
+    scored = [(span.probe, span.scored_content) for span in spans]
+    targets = [token for probe, content in scored for token in probe.content_token_ids[content]]
+    index = torch.tensor(targets, dtype=torch.long, device=logits.device)[:, None]
+    logprobs = logits.gather(1, index)[:, 0] - logits.logsumexp(1)
+    parts = np.split(logprobs.double().cpu().numpy(), np.cumsum([len(s.scored_tokens) for s in spans])[:-1])
+    for (probe, content), part in zip(scored, parts, strict=True):
+        probe.logprobs[content] = part

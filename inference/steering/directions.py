@@ -1,0 +1,115 @@
+"""A concept's direction in one model, how it becomes vectors, and where both are kept on disk.
+
+The directory belongs to one model's weights, and is a cache: what is lost is trained again.
+"""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from inference.probe import Array32
+from inference.protocol import ConceptReport
+
+_log = logging.getLogger(__name__)
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """What steering needs to know of a model's activations."""
+
+    norms: tuple[float, ...]
+    """Per decoder block: the mean norm of its output, the first position left out."""
+    cap: float
+    """The most that may be added to a block's output, relative to its norm."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A concept in one model."""
+
+    difference: Array32  # [num_layers, hidden_size]: mean block outputs, positive minus negative examples
+    dose: float
+    """The norm of what strength 1 adds to a block's output, relative to the mean norm of that output."""
+
+
+def unit_vectors(difference: Array32, blocks: Iterable[int], norms: Iterable[float]) -> Array32:
+    """[len(blocks), hidden_size]: the direction at these blocks, of the same norms as their output.
+
+    `norms`: of all blocks. Zero where the direction is zero.
+    """
+    chosen = difference[list(blocks)].astype(np.float64)
+    lengths = np.linalg.norm(chosen, axis=1, keepdims=True)
+    targets = np.array(tuple(norms))[list(blocks), None]
+    vectors: Array32 = (chosen / np.where(lengths > 0, lengths, 1.0) * targets).astype(np.float32)
+    return vectors
+
+
+def _direction(difference: Array32, dose: float) -> Direction:
+    """Raises ValueError for what would break a sequence."""
+    if not (np.isfinite(dose) and np.isfinite(difference).all()):
+        raise ValueError("it is not finite")
+    return Direction(difference, dose)
+
+
+class DirectionFiles:
+    """Writes are atomic. A file that cannot be used counts as none."""
+
+    def __init__(self, directory: Path | None) -> None:
+        """None: nothing is kept."""
+        self._directory = directory
+
+    def load(self, concept: str) -> tuple[Direction, ConceptReport] | None:
+        if (path := self._path(f"{concept}.safetensors")) is None or not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                report = msgspec.json.decode(metadata["report"], type=ConceptReport)
+                return _direction(file.get_tensor("difference"), float(metadata["dose"])), report
+        except (OSError, SafetensorError, msgspec.DecodeError, KeyError, ValueError) as error:
+            _log.warning("the direction in %s cannot be used: %s", path.name, error)
+            return None
+
+    def save(self, concept: str, direction: Direction, report: ConceptReport) -> None:
+        metadata = {"report": msgspec.json.encode(report).decode(), "dose": repr(direction.dose)}
+        self._write(f"{concept}.safetensors", save({"difference": direction.difference}, metadata))
+
+    def remove(self, concept: str) -> None:
+        if path := self._path(f"{concept}.safetensors"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def load_calibration(self) -> Calibration | None:
+        if (path := self._path("calibration.json")) is None or not path.is_file():
+            return None
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Calibration)
+        except (OSError, msgspec.DecodeError) as error:
+            _log.warning("the model's calibration cannot be used: %s", error)
+            return None
+
+    def save_calibration(self, calibration: Calibration) -> None:
+        self._write("calibration.json", msgspec.json.encode(calibration))
+
+    def _path(self, name: str) -> Path | None:
+        return None if self._directory is None else self._directory / name
+
+    def _write(self, name: str, content: bytes) -> None:
+        if self._directory is None:
+            return
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._directory) as directory:
+                file = Path(directory, name)
+                file.write_bytes(content)
+                os.replace(file, self._directory / name)
+        except OSError as error:
+            _log.warning("%s cannot be kept: %s", name, error)

@@ -1,0 +1,242 @@
+"""Trains concepts beside serving: hands out probes a few at a time and takes them back computed.
+
+Knows which training is due and how far it has come; does not know how it is done, nor what runs the probes.
+"""
+
+import itertools
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Generator
+
+from inference.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, Probe
+from inference.protocol import ConceptReport, TrainConcept, TrainingState, TrainingUpdate
+from inference.steering.directions import Direction, DirectionFiles
+from inference.steering.readings import Reader
+from inference.steering.steerer import Steerer
+from inference.steering.training import UntrainableError, calibrate, estimate_tokens, train
+
+_log = logging.getLogger(__name__)
+
+
+class _Job:
+    """One concept's training."""
+
+    def __init__(self, command: TrainConcept, work: Generator[list[Probe], None, ConceptReport]) -> None:
+        self.concept = command.concept
+        self.background = command.background
+        self.state = TrainingState.TRAINING
+        self.direction: Direction | None = None
+        self._work = work
+        self._total = estimate_tokens(command)
+        self._done = 0
+        self._due: deque[Probe] = deque()
+        self._out: set[Probe] = set()
+
+    @property
+    def progress(self) -> float:
+        return min(self._done / self._total, 0.99)
+
+    def advance(self) -> ConceptReport | None:
+        """Goes on if all probes have been computed; the report when that was the end."""
+        while not self._due and not self._out:
+            try:
+                self._due.extend(next(self._work))
+            except StopIteration as end:
+                report: ConceptReport = end.value
+                return report
+        return None
+
+    def take(self, max_tokens: int, at_least: int) -> list[Probe]:
+        """The next probes, within a number of tokens; beyond it only the first `at_least`."""
+        taken: list[Probe] = []
+        while self._due and (len(taken) < at_least or len(self._due[0].content_token_ids) <= max_tokens):
+            taken.append(self._due.popleft())
+            max_tokens -= len(taken[-1].content_token_ids)
+        self._out.update(taken)
+        return taken
+
+    def take_back(self, probe: Probe) -> None:
+        self._out.remove(probe)
+        self._done += len(probe.content_token_ids)
+        if not math.isfinite(probe.mean_logprob):
+            raise UntrainableError("the model's output for these examples is not finite")
+
+
+class Trainer:
+    def __init__(
+        self,
+        steerer: Steerer,
+        files: DirectionFiles,
+        *,
+        vocab_size: int,
+        max_tokens: int,
+        shape: tuple[int, int],
+    ) -> None:
+        """`max_tokens`: of a prompt and a text together; `shape`: the model's layers and hidden size."""
+        self._steerer = steerer
+        self._vocab_size = vocab_size
+        self._max_tokens = max_tokens
+        self._shape = shape
+        self._files = files
+        self._load_calibration()
+        self._reports: dict[str, ConceptReport] = {}
+        self._jobs: dict[str, _Job] = {}
+        self._owners: dict[Probe, _Job] = {}
+        self._updates: dict[str, TrainingUpdate] = {}
+        """The newest of each concept that is not taken yet."""
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._jobs and not self._owners and not self._updates
+
+    def add(self, command: TrainConcept) -> None:
+        """Starts a training, unless the concept is trained or in training already."""
+        if report := self._find_trained(command.concept):
+            self._tell(TrainingUpdate(command.concept, TrainingState.READY, 1.0, report))
+            return
+        if fault := self._fault(command):
+            _log.error("a concept cannot be trained: %s", fault)
+            self._tell(TrainingUpdate(command.concept, TrainingState.FAILED))
+            return
+        if command.concept not in self._jobs:
+            self._jobs[command.concept] = _Job(command, self._work(command))
+        if not command.background:
+            self.hasten(command.concept)
+        self._report(self._jobs[command.concept])
+
+    def hasten(self, concept: str) -> None:
+        if job := self._jobs.get(concept):
+            job.background = False
+
+    def forget(self, concept: str) -> None:
+        """Nothing is heard of the concept any more; probes of it that are out come back to no one."""
+        self._updates.pop(concept, None)
+        self._jobs.pop(concept, None)
+        self._reports.pop(concept, None)
+        self._steerer.remove(concept)
+        self._files.remove(concept)
+
+    def hand_out(self, serving: bool) -> list[Probe]:
+        """Probes to compute next. While the engine is `serving` requests, background work waits."""
+        limit = MAX_TOKENS_BESIDE_REQUESTS if serving else MAX_TOKENS_IN_FLIGHT
+        room = limit - sum(len(probe.content_token_ids) for probe in self._owners)
+        job = self._next_job(serving)
+        if job is None or room <= 0 or not self._advance(job):
+            return []
+        probes = job.take(room, at_least=0 if self._owners else 1)
+        self._owners.update(dict.fromkeys(probes, job))
+        return probes
+
+    def take_back(self, probe: Probe) -> None:
+        """A probe that was computed."""
+        job = self._owners.pop(probe)
+        if self._jobs.get(job.concept) is not job:
+            return
+        try:
+            job.take_back(probe)
+        except UntrainableError as error:
+            self._fail(job, str(error))
+        else:
+            self._report(job)
+
+    def fail_all(self) -> None:
+        """Ends every training, after a step that cannot be trusted."""
+        self._owners.clear()
+        for job in list(self._jobs.values()):
+            self._fail(job)
+
+    def take_updates(self) -> list[TrainingUpdate]:
+        """What has changed since the last time."""
+        updates, self._updates = list(self._updates.values()), {}
+        return updates
+
+    def _fault(self, command: TrainConcept) -> str | None:
+        """What the gateway should have refused, and what would end every request in the batch."""
+        prompt = command.prompt_token_ids
+        texts = [*command.positive, *command.negative, *command.neutral]
+        ids = itertools.chain(prompt, *texts)
+        if len(command.positive) != len(command.negative):
+            return "a text has no partner"
+        if not all((prompt, command.positive, command.neutral, *texts)):
+            return "there is nothing to read"
+        if not all(0 <= token_id < self._vocab_size for token_id in ids):
+            return "a token id is not in the model's vocabulary"
+        if len(prompt) + max(map(len, texts)) > self._max_tokens:
+            return "a text is too long"
+        return None
+
+    def _next_job(self, serving: bool) -> _Job | None:
+        """The oldest that somebody waits for, else the oldest."""
+        jobs = self._jobs.values()
+        foreground = next((job for job in jobs if not job.background), None)
+        return foreground or (None if serving else next(iter(jobs), None))
+
+    def _advance(self, job: _Job) -> bool:
+        """Whether it goes on."""
+        try:
+            report = job.advance()
+        except UntrainableError as error:
+            self._fail(job, str(error))
+            return False
+        except Exception:  # a fault of ours, which should not end the requests that run
+            _log.exception("training failed")
+            self._fail(job)
+            return False
+        if report is not None:
+            self._complete(job, report)
+        return report is None
+
+    def _work(self, command: TrainConcept) -> Generator[list[Probe], None, ConceptReport]:
+        reader = Reader(command)
+        blocks = self._steerer.bank.blocks
+        if self._steerer.calibration is None:
+            calibration = yield from calibrate(reader, blocks)
+            if self._steerer.calibration is None:  # another training may have come first
+                self._steerer.calibration = calibration
+                self._files.save_calibration(calibration)
+        seed = int.from_bytes(command.concept.encode()[:8])
+        publish = self._publisher(command.concept)
+        return (yield from train(reader, self._steerer.calibration, blocks, seed, publish))
+
+    def _publisher(self, concept: str) -> Callable[[Direction], None]:
+        def publish(direction: Direction) -> None:
+            job = self._jobs[concept]
+            job.direction = direction
+            job.state = TrainingState.MEASURING
+            self._steerer.add(concept, direction)
+            self._report(job)
+
+        return publish
+
+    def _complete(self, job: _Job, report: ConceptReport) -> None:
+        assert job.direction is not None  # noqa: S101 - for the type checker
+        del self._jobs[job.concept]
+        self._reports[job.concept] = report
+        self._files.save(job.concept, job.direction, report)
+        self._tell(TrainingUpdate(job.concept, TrainingState.READY, 1.0, report))
+
+    def _fail(self, job: _Job, detail: str = "") -> None:
+        del self._jobs[job.concept]
+        self._steerer.remove(job.concept)
+        self._tell(TrainingUpdate(job.concept, TrainingState.FAILED, job.progress, detail=detail))
+
+    def _report(self, job: _Job) -> None:
+        self._tell(TrainingUpdate(job.concept, job.state, job.progress))
+
+    def _tell(self, update: TrainingUpdate) -> None:
+        self._updates[update.concept] = update
+
+    def _find_trained(self, concept: str) -> ConceptReport | None:
+        """The report on a concept that is trained, now or in an earlier run."""
+        kept = self._files.load(concept) if self._steerer.calibration else None
+        if concept not in self._reports and kept and kept[0].difference.shape == self._shape:
+            direction, self._reports[concept] = kept
+            self._steerer.add(concept, direction)
+        return self._reports.get(concept)
+
+    def _load_calibration(self) -> None:
+        """What an earlier run found out, if it is of this model."""
+        kept = self._files.load_calibration()
+        if kept and len(kept.norms) == self._shape[0] and math.isfinite(sum(kept.norms) + kept.cap):
+            self._steerer.calibration = kept
