@@ -28,17 +28,19 @@ WORKDIR /opt/tiller
 COPY pyproject.toml constraints.txt README.md ./
 COPY app ./app
 COPY inference ./inference
+COPY configs ./configs
 RUN python -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
     --constraint constraints.txt .
 
 RUN useradd --uid 10001 --create-home tiller \
-    && mkdir --parents /var/cache/tiller /etc/tiller \
-    && chown tiller /var/cache/tiller
+    && mkdir --parents /var/cache/tiller /var/lib/tiller /etc/tiller \
+    && chown tiller /var/cache/tiller /var/lib/tiller
 USER tiller
 
-# Downloaded and converted models; mount a volume here to keep them.
-ENV TILLER_CACHE_DIRECTORY=/var/cache/tiller
-VOLUME /var/cache/tiller
+# Downloaded and converted models, and the concepts that callers created; mount volumes to keep them.
+ENV TILLER_CACHE_DIRECTORY=/var/cache/tiller \
+    TILLER_DATA_DIRECTORY=/var/lib/tiller
+VOLUME /var/cache/tiller /var/lib/tiller
 
 EXPOSE 8000
 # Long enough for a large model to be downloaded and loaded.

@@ -13,8 +13,11 @@ from app.schemas.base import RequestModel
 Model = TypeVar("Model", bound=RequestModel)
 
 
-async def read_json(request: Request, model: type[Model]) -> Model:
-    """Raises ApiError: UNSUPPORTED_MEDIA_TYPE, PAYLOAD_TOO_LARGE or INVALID_REQUEST."""
+async def read_json(request: Request, model: type[Model], context: object = None) -> Model:
+    """`context` is what the model's validators want to know besides.
+
+    Raises ApiError: UNSUPPORTED_MEDIA_TYPE, PAYLOAD_TOO_LARGE or INVALID_REQUEST.
+    """
     _check_content_type(request.headers.get("content-type"))
     body = await request.body()
     try:
@@ -22,7 +25,7 @@ async def read_json(request: Request, model: type[Model]) -> Model:
     except ValueError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     try:
-        return model.model_validate(content)
+        return model.model_validate(content, context=context)
     except ValidationError as error:
         raise invalid_request(error.errors(include_url=False)) from None
 
@@ -46,6 +49,7 @@ _RULES = {
     "string_type": "must be a string",
     "string_too_short": "must have at least {min_length} character(s)",
     "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
     "int_type": "must be an integer",
     "float_type": "must be a number",
     "finite_number": "must be a finite number",

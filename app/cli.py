@@ -9,6 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from app.concept_commands import concept_commands
+
 _DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 _EXIT_FAILED = 1
 _EXIT_MISUSED = 2
@@ -16,18 +18,19 @@ _EXIT_MISUSED = 2
 
 def main() -> None:
     try:
-        _commands()()
+        build_commands()()
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _commands() -> typer.Typer:
+def build_commands() -> typer.Typer:
     tiller = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     tiller.command("serve")(serve)
     token = typer.Typer(no_args_is_help=True, help="Access tokens.")
     token.command("new")(new_token)
     token.callback()(_describe_token)
     tiller.add_typer(token, name="token")
+    tiller.add_typer(concept_commands(), name="concept")
     return tiller
 
 

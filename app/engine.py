@@ -1,9 +1,9 @@
-"""The Engine protocol that routes use: requests in, token events out."""
+"""The Engine protocol that routes use: requests in, token events out; examples in, a trained concept."""
 
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from inference.protocol import GenerationRequest, ModelInfo, TokenEvent
+from inference.protocol import GenerationRequest, ModelInfo, TokenEvent, TrainConcept, TrainingUpdate
 
 
 class Generation(Protocol):
@@ -32,3 +32,15 @@ class Engine(Protocol):
 
         Raises an ApiError if it was refused, EngineUnavailable if the engine is down.
         """
+
+    def train(self, command: TrainConcept) -> AsyncIterator[TrainingUpdate]:
+        """How the training goes, up to the update that is READY or FAILED.
+
+        One at a time for each concept. Raises EngineUnavailable, at once or when the engine is lost.
+        """
+
+    def hasten(self, concept: str) -> None:
+        """Somebody waits now for a concept whose training is in the background."""
+
+    def forget(self, concept: str) -> None:
+        """Drops a trained concept; a training of it that goes on ends with a FAILED update."""

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app import __version__
+from app.concepts import Concepts
 from app.engine import Engine
 from app.metrics import Metrics
 from app.prompts import PromptRenderer
@@ -22,6 +23,7 @@ class Gateway:
     tokenizer: Tokenizer
     prompts: PromptRenderer | None
     """None: the model has no chat template and cannot chat."""
+    concepts: Concepts
     metrics: Metrics
     system_fingerprint: str
     started: int

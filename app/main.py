@@ -11,21 +11,26 @@ from starlette.middleware import Middleware
 from app import __version__
 from app.auth import Authenticate
 from app.body import invalid_request
+from app.concepts import Concepts
 from app.engine import Engine
 from app.errors import ApiError, ErrorCode, for_caller, shorten
+from app.examples import ExampleEncoder
 from app.gateway import Gateway, fingerprint
 from app.metrics import Metrics
 from app.middleware import LimitBody, Observe
 from app.openapi import build_openapi
-from app.prompts import load_prompt_renderer
-from app.routes import chat, models, operations, tokens
+from app.prompts import PromptRenderer, load_prompt_renderer
+from app.routes import chat, concepts, models, operations, tokens
 from app.settings import Settings
 from app.tokenizer import Tokenizer
+from app.trainings import Trainings
+from inference.steering.concepts import ConceptStore
 
 
 def create_app(settings: Settings, engine: Engine) -> FastAPI:
-    """The gateway over an engine that has started. Loads the tokenizer from `engine.model.directory`.
+    """The gateway over an engine that has started.
 
+    Loads the tokenizer from `engine.model.directory`, and the concepts from where the settings say.
     Raises StartError when the tokenizer or the chat template cannot be used.
     """
     gateway = _build_gateway(settings, engine)
@@ -43,7 +48,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     for kind in (ApiError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     app.state.gateway = gateway
-    for module in (chat, models, tokens, operations):
+    for module in (chat, concepts, models, tokens, operations):
         app.include_router(module.router)
         app.include_router(module.router, prefix="/v1", include_in_schema=False)
     document = build_openapi(app)
@@ -54,15 +59,27 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
 def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
     directory = Path(engine.model.directory)
     tokenizer = Tokenizer(directory)
+    prompts = load_prompt_renderer(directory, tokenizer)
+    metrics = Metrics()
     return Gateway(
         settings=settings,
         engine=engine,
         tokenizer=tokenizer,
-        prompts=load_prompt_renderer(directory, tokenizer),
-        metrics=Metrics(),
+        prompts=prompts,
+        concepts=_build_concepts(settings, engine, tokenizer, prompts, metrics),
+        metrics=metrics,
         system_fingerprint=fingerprint(engine.model),
         started=int(time.time()),
     )
+
+
+def _build_concepts(
+    settings: Settings, engine: Engine, tokenizer: Tokenizer, prompts: PromptRenderer | None, metrics: Metrics
+) -> Concepts:
+    limits = settings.limits
+    encoder = ExampleEncoder(tokenizer, prompts, engine.model.context_length, limits.max_concept_tokens)
+    store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
+    return Concepts(store, Trainings(engine, encoder.encode, metrics), metrics, limits.max_concepts)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

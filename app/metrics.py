@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from app.schemas.completions import Usage
+from app.schemas.concepts import ConceptState
 
 
 class Metrics:
@@ -19,6 +20,13 @@ class Metrics:
             "Tokens generated, in generations that have ended.",
             registry=self._registry,
         )
+        self._trainings = Counter(
+            "tiller_trainings",
+            "Trainings of steering concepts that have ended, by what the concept is then.",
+            ["state"],
+            registry=self._registry,
+        )
+        self.concepts = Gauge("tiller_concepts", "Known steering concepts.", registry=self._registry)
         self.running = Gauge("tiller_running", "Generations that are running.", registry=self._registry)
 
     def count_request(self, route: str, status: int) -> None:
@@ -27,6 +35,9 @@ class Metrics:
     def count_tokens(self, usage: Usage) -> None:
         self._prompt_tokens.inc(usage.prompt_tokens)
         self._completion_tokens.inc(usage.completion_tokens)
+
+    def count_training(self, state: ConceptState) -> None:
+        self._trainings.labels(state.value).inc()
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

@@ -11,13 +11,18 @@ from app.errors import STATUS, ErrorCode
 from app.schemas.base import RequestModel
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatChunk, ChatCompletion
+from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest
 from app.schemas.models import AvailableModel, ModelCard, ModelList, ModelSetting
 from app.schemas.operations import Health
 from app.schemas.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
-_BODIES: tuple[type[RequestModel], ...] = (ChatRequest, TokenizeRequest, DetokenizeRequest)
+_BODIES: tuple[type[RequestModel], ...] = (
+    *(ChatRequest, ConceptRequest),
+    *(TokenizeRequest, DetokenizeRequest),
+)
 _ANSWERS = (
     *(ChatCompletion, ChatChunk),
+    *(ConceptDetail, ConceptList),
     *(ModelCard, ModelList, AvailableModel, ModelSetting),
     *(Tokenized, Detokenized, Health),
 )
@@ -34,12 +39,16 @@ def describe(
     body: type[RequestModel] | None = None,
     answer: Any = str,
     *,
+    status: int = 200,
     media_type: str = "application/json",
     streams: bool = False,
     errors: tuple[int, ...] = (401, 500),
 ) -> dict[str, Any]:
-    """What a route's decorator tells of it. A body adds the errors that reading it can bring."""
-    content = {media_type: {"schema": _schema(answer)}}
+    """What a route's decorator tells of it. A body adds the errors that reading it can bring.
+
+    `answer` is the type of what comes with `status`; None: nothing does.
+    """
+    content = {} if answer is None else {media_type: {"schema": _schema(answer)}}
     if streams:
         content["text/event-stream"] = {"schema": _STREAM}
     extra: dict[str, Any] = {} if 401 in errors else {"security": []}
@@ -47,9 +56,9 @@ def describe(
         errors += (400, 413, 415)
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    responses: dict[int, Any] = {200: {"description": "The answer", "content": content}}
-    responses |= {status: _error_response(status) for status in sorted(errors)}
-    return {"openapi_extra": extra, "responses": responses}
+    responses: dict[int, Any] = {status: {"description": "The answer", "content": content}}
+    responses |= {error: _error_response(error) for error in sorted(errors)}
+    return {"status_code": status, "openapi_extra": extra, "responses": responses}
 
 
 def build_openapi(app: FastAPI) -> dict[str, Any]:

@@ -11,9 +11,12 @@ from contextlib import contextmanager, suppress
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from app import __version__
+from app.engine import Engine
 from app.errors import StartError
+from app.gateway import Gateway
 from app.main import create_app
 from app.settings import Settings
 from app.streaming import DRAIN_MARGIN
@@ -37,7 +40,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     _at_signals(_current_task().cancel)
     async with run_worker(settings.engine_config) as engine:
         config = uvicorn.Config(
-            create_app(settings, engine),
+            _start_app(settings, engine),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -55,6 +58,14 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
         _at_signals(stop)
         await server.serve(sockets=[listener])
+
+
+def _start_app(settings: Settings, engine: Engine) -> FastAPI:
+    app = create_app(settings, engine)
+    gateway: Gateway = app.state.gateway
+    if settings.steering.train_at_start:
+        gateway.concepts.train_all()
+    return app
 
 
 class _Server(uvicorn.Server):

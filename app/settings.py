@@ -26,6 +26,8 @@ from app.errors import shorten
 from inference.config import Device, DType, EngineConfig
 
 ENVIRONMENT_PREFIX = "TILLER_"
+# `tiller concept` reads it, which is a client. Whoever sets it for a whole shell can start servers there.
+_CLIENTS_VARIABLE = "TILLER_TOKEN"
 # Kubernetes sets these in every container where a service is called "tiller".
 _SERVICE_LINK = re.compile(r"TILLER_(SERVICE|PORT)(_(?!_)|$)")
 
@@ -71,14 +73,29 @@ class EngineSettings(Section):
     max_running: PositiveInt = 256
     max_queued: Annotated[int, Field(ge=0)] = 1024
     nice_ageing_seconds: Annotated[float, Field(ge=0)] = 30.0
+    steering_blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     seed: int | None = None
 
 
 class LimitSettings(Section):
-    """What one request may ask for."""
+    """What requests may ask for."""
 
     max_n: PositiveInt = 16
     max_messages: PositiveInt = 4096
+    max_examples: PositiveInt = 1000
+    """Pairs of one steering concept."""
+    max_example_characters: PositiveInt = 4000
+    max_concept_tokens: PositiveInt = 131_072
+    """In all texts of a concept together."""
+    max_concepts: PositiveInt = 1000
+    """Created ones, of all callers together."""
+
+
+class SteeringSettings(Section):
+    concepts: str = "configs/concepts"
+    """Directory of the shipped concepts."""
+    train_at_start: bool = True
+    """Train all concepts while there is nothing else to do; else each when it is first asked for."""
 
 
 class AccessToken(Section):
@@ -108,7 +125,19 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
+    steering: SteeringSettings = SteeringSettings()
     cache_directory: str = "~/.cache/tiller"
+    """What can be downloaded or computed again."""
+    data_directory: str = "~/.local/share/tiller"
+    """What cannot: the concepts that callers created."""
+
+    @property
+    def shipped_concepts(self) -> Path:
+        return Path(self.steering.concepts).expanduser()
+
+    @property
+    def created_concepts(self) -> Path:
+        return Path(self.data_directory).expanduser() / "concepts"
 
     @property
     def engine_config(self) -> EngineConfig:
@@ -133,6 +162,7 @@ def load_settings(path: Path | None, **overrides: Mapping[str, object]) -> Setti
     except SourceError as error:
         raise SettingsError(f"environment: {error}") from None
     _refuse_open_network(settings)
+    _refuse_missing_concepts(settings)
     return settings
 
 
@@ -171,7 +201,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def _refuse_unknown_variables() -> None:
     """pydantic-settings looks only for the variables that it knows, so a typing mistake would pass."""
     for name in os.environ:
-        if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.match(name):
+        if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.match(name) or name == _CLIENTS_VARIABLE:
             continue
         section = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")[0].lower()
         if section not in Settings.model_fields:
@@ -195,6 +225,12 @@ def _refuse_open_network(settings: Settings) -> None:
         f"server.host {settings.server.host} can be reached by others, and no tokens are configured: "
         "make one with `tiller token new NAME` and add it under auth.tokens, or use 127.0.0.1"
     )
+
+
+def _refuse_missing_concepts(settings: Settings) -> None:
+    """The default may be missing: not everybody has our configs/ in the working directory."""
+    if "concepts" in settings.steering.model_fields_set and not settings.shipped_concepts.is_dir():
+        raise SettingsError(f"steering.concepts {settings.steering.concepts} is no directory")
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,18 +5,19 @@ Knows HTTP and the order of events; what is in them comes from the transcript.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import anyio
 import msgspec
 from sse_starlette import EventSourceResponse
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.completions import Progress, Transcript
 from app.engine import Generation
-from app.errors import CLIENT_CLOSED_REQUEST, InternalError, for_caller
+from app.errors import InternalError, for_caller
 from app.metrics import Metrics
 from app.schemas.completions import ChatChunk
 
@@ -83,14 +84,23 @@ class AnswerStream(EventSourceResponse):
 
 async def respond(answer: Answer, receive: Receive) -> Response:
     """The whole answer at once; the generation is aborted as soon as the client leaves."""
-    with answer.running(), anyio.CancelScope() as scope:
+    with answer.running():
+        async with while_connected(receive):
+            completion = answer.transcript.completion([step async for step in answer.steps()])
+        return Response(msgspec.json.encode(completion), media_type="application/json")
+
+
+@asynccontextmanager
+async def while_connected(receive: Receive) -> AsyncIterator[None]:
+    """Cancels the block as soon as the client leaves, and then raises ClientDisconnect."""
+    with anyio.CancelScope() as scope:
         watcher = asyncio.create_task(_cancel_at_disconnect(receive, scope))
         try:
-            completion = answer.transcript.completion([step async for step in answer.steps()])
+            yield
         finally:
             watcher.cancel()
-        return Response(msgspec.json.encode(completion), media_type="application/json")
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if scope.cancelled_caught:
+        raise ClientDisconnect
 
 
 async def _cancel_at_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

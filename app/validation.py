@@ -1,9 +1,12 @@
 """ChatRequest + what the model and the operator allow -> GenerationRequest. Renders and counts nothing."""
 
+from collections.abc import Iterable
+
 from app.errors import ApiError, ErrorCode, InvalidRequest, shorten
 from app.schemas.chat import ChatRequest
 from app.settings import LimitSettings
 from inference.protocol import GenerationRequest, ModelInfo, SamplingParams, SteeringSpec
+from inference.steering.concepts import Concept
 
 
 def check_model(given: str, served: str) -> None:
@@ -24,9 +27,16 @@ def check_limits(chat: ChatRequest, limits: LimitSettings) -> None:
 
 
 def generation_request(
-    chat: ChatRequest, prompt: list[int], model: ModelInfo, request_id: str, nice: bool
+    chat: ChatRequest,
+    prompt: list[int],
+    concepts: Iterable[Concept],
+    model: ModelInfo,
+    request_id: str,
+    nice: bool,
 ) -> GenerationRequest:
-    """Raises CONTEXT_LENGTH_EXCEEDED, or INVALID_REQUEST for a bias on what is no token of the model's."""
+    """`concepts` are those that the request names.
+
+    Raises CONTEXT_LENGTH_EXCEEDED, or INVALID_REQUEST for a bias on what is no token of the model's."""
     return GenerationRequest(
         request_id=request_id,
         prompt_token_ids=prompt,
@@ -35,7 +45,7 @@ def generation_request(
         sampling=_sampling(chat, model.vocab_size),
         stop_token_ids=model.stop_token_ids,
         nice=nice,
-        steering=_steering(chat),
+        steering=_steering(concepts, chat.steering_strength),
     )
 
 
@@ -73,7 +83,7 @@ def _check_bias(logit_bias: dict[int, float], vocab_size: int) -> None:
         raise InvalidRequest("logit_bias bans every token of the vocabulary", "logit_bias")
 
 
-def _steering(chat: ChatRequest) -> SteeringSpec | None:
-    if not chat.steering_concepts:
-        return None
-    return SteeringSpec(chat.steering_concepts, chat.steering_strength)
+def _steering(concepts: Iterable[Concept], strength: float) -> SteeringSpec | None:
+    """Concepts with the same examples are one."""
+    digests = tuple(sorted({concept.digest for concept in concepts}))
+    return SteeringSpec(digests, strength) if digests and strength else None

@@ -14,7 +14,19 @@ import zmq.asyncio
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, StartError, shorten
 from inference import protocol
 from inference.config import EngineConfig
-from inference.protocol import Abort, Admission, GenerationRequest, ModelInfo, StepReport, TokenEvent
+from inference.protocol import (
+    Abort,
+    Admission,
+    ForgetConcept,
+    GenerationRequest,
+    HastenTraining,
+    ModelInfo,
+    StepReport,
+    TokenEvent,
+    TrainConcept,
+    TrainingState,
+    TrainingUpdate,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -56,12 +68,13 @@ async def run_worker(config: EngineConfig) -> AsyncIterator["WorkerEngine"]:
 
 
 class WorkerEngine:
-    """Requests go out as they come; reports are dispatched to the generations that they concern."""
+    """Commands go out as they come; reports are dispatched to the generations and trainings they concern."""
 
     def __init__(self, socket: zmq.asyncio.Socket, model: ModelInfo) -> None:
         self._socket = socket
         self._model = model
         self._generations: dict[str, WorkerGeneration] = {}
+        self._trainings: dict[str, asyncio.Queue[TrainingUpdate | ApiError]] = {}
         self._available = True
 
     @property
@@ -85,11 +98,36 @@ class WorkerEngine:
             raise
         return generation
 
+    async def train(self, command: TrainConcept) -> AsyncGenerator[TrainingUpdate, None]:
+        if not self._available:
+            raise EngineUnavailable
+        arrived = self._trainings[command.concept] = asyncio.Queue()
+        self.send(command)
+        try:
+            ended = False
+            while not ended:
+                update = await arrived.get()
+                if isinstance(update, ApiError):
+                    raise update
+                ended = update.state in (TrainingState.READY, TrainingState.FAILED)
+                yield update
+        finally:
+            if self._trainings.get(command.concept) is arrived:
+                del self._trainings[command.concept]
+
+    def hasten(self, concept: str) -> None:
+        self.send(HastenTraining(concept))
+
+    def forget(self, concept: str) -> None:
+        self.send(ForgetConcept(concept))
+        if arrived := self._trainings.pop(concept, None):
+            arrived.put_nowait(TrainingUpdate(concept, TrainingState.FAILED, detail="it was deleted"))
+
     def send(self, command: protocol.Command) -> None:
         """Never waits: the socket has no high-water mark."""
         self._socket.send(protocol.encode(command))
 
-    def forget(self, request_id: str) -> None:
+    def release(self, request_id: str) -> None:
         """What the worker may still say of the request is ignored."""
         self._generations.pop(request_id, None)
 
@@ -102,9 +140,11 @@ class WorkerEngine:
         self._available = False
         for generation in list(self._generations.values()):
             generation.fail(EngineUnavailable())
+        for arrived in self._trainings.values():
+            arrived.put_nowait(EngineUnavailable())
 
     async def serve(self, process: asyncio.subprocess.Process) -> None:
-        """Dispatches reports until the worker ends; then every open generation does, too."""
+        """Dispatches reports until the worker ends; then all that is open does, too."""
         reading = asyncio.create_task(self._read())
         ending = asyncio.create_task(process.wait())
         try:
@@ -137,6 +177,9 @@ class WorkerEngine:
         for failure in report.failures:
             if generation := self._generations.get(failure.request_id):
                 generation.fail(InternalError(failure.detail))
+        for update in report.training:
+            if arrived := self._trainings.get(update.concept):
+                arrived.put_nowait(update)
 
 
 class WorkerGeneration:
@@ -188,7 +231,7 @@ class WorkerGeneration:
     def _end(self, choices: set[int]) -> None:
         self._running = self._running - choices
         if not self._running:
-            self._engine.forget(self._request_id)
+            self._engine.release(self._request_id)
 
 
 def _refusal(admission: Admission) -> ApiError:

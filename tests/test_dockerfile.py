@@ -31,8 +31,10 @@ def test_both_variants_are_stages(instructions: list[tuple[str, str]]) -> None:
 
 def test_it_runs_as_an_unprivileged_user_and_reports_its_health(instructions: list[tuple[str, str]]) -> None:
     assert values(instructions, "USER") == ["tiller"]
-    assert values(instructions, "VOLUME") == ["/var/cache/tiller"]
-    assert any("TILLER_CACHE_DIRECTORY=/var/cache/tiller" in value for value in values(instructions, "ENV"))
+    assert values(instructions, "VOLUME") == ["/var/cache/tiller /var/lib/tiller"]
+    environment = " ".join(values(instructions, "ENV")).split()
+    assert "TILLER_CACHE_DIRECTORY=/var/cache/tiller" in environment
+    assert "TILLER_DATA_DIRECTORY=/var/lib/tiller" in environment
     [health] = values(instructions, "HEALTHCHECK")
     assert "/health" in health
     order = [name for name, _ in instructions]

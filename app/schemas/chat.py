@@ -15,12 +15,13 @@ from pydantic import (
 )
 
 from app.schemas.base import RequestModel, broken
+from app.schemas.concepts import ID_PATTERN, ConceptId
+from inference.steering.concepts import full_id
 
 MAX_STOPS = 16
 MAX_STEERING_CONCEPTS = 16
 
 _DECIMAL = r"^(0|[1-9][0-9]{0,9})$"
-_CONCEPT_ID = r"^(_worker/)?[a-zA-Z0-9-_]{1,64}$"
 
 
 class TextPart(RequestModel):
@@ -85,9 +86,9 @@ def _name_concepts(given: Any) -> Any:
     if not isinstance(given, list):
         raise broken("must be an array of strings", given)
     for position, concept in enumerate(given):
-        if not isinstance(concept, str) or not re.fullmatch(_CONCEPT_ID[1:-1], concept):
+        if not isinstance(concept, str) or not re.fullmatch(ID_PATTERN, concept):
             raise broken("must match ^_worker/[a-zA-Z0-9-_]{1,64}$", concept, position)
-    distinct = tuple(dict.fromkeys("_worker/" + concept.removeprefix("_worker/") for concept in given))
+    distinct = tuple(dict.fromkeys(map(full_id, given)))
     if len(distinct) > MAX_STEERING_CONCEPTS:
         raise broken(f"must name at most {MAX_STEERING_CONCEPTS} concepts", given)
     return distinct
@@ -98,7 +99,6 @@ PositiveInt = Annotated[int, Field(ge=1)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopList = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 TokenIdKey = Annotated[str, StringConstraints(pattern=_DECIMAL)]
-ConceptId = Annotated[str, StringConstraints(pattern=_CONCEPT_ID)]
 ConceptList = Annotated[list[ConceptId], Field(description=f"At most {MAX_STEERING_CONCEPTS} distinct ones.")]
 
 Rejected = Annotated[

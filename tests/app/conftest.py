@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -14,6 +14,20 @@ from tokenizers import Tokenizer
 from app.main import create_app
 from app.settings import ModelSettings, Settings
 from tests.app.fakes import FakeEngine, model_info, write_model_directory
+
+
+@pytest.fixture(scope="session")
+def no_concepts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("no-concepts")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_the_users(no_concepts: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Settings that name no directory find no concepts, and none may be left there."""
+    monkeypatch.setenv("TILLER_DATA_DIRECTORY", str(no_concepts))
+    monkeypatch.setenv("TILLER_STEERING__CONCEPTS", str(no_concepts))
+    yield
+    assert list(no_concepts.iterdir()) == []
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +48,9 @@ def engine(model_directory: Path, tiny_tokenizer: Tokenizer) -> FakeEngine:
 
 
 @pytest.fixture
-def settings() -> Settings:
+def settings(tmp_path: Path) -> Settings:
     """No tokens: everything is open. The model is called "tiny"."""
-    return Settings(model=ModelSettings(name="tiny"))
+    return Settings(model=ModelSettings(name="tiny"), data_directory=str(tmp_path / "data"))
 
 
 @pytest.fixture

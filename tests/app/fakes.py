@@ -9,7 +9,19 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from inference.protocol import FinishReason, GenerationRequest, ModelInfo, TokenEvent, TokenLogprobs
+from app.errors import EngineUnavailable
+from inference.protocol import (
+    ConceptReport,
+    Effect,
+    FinishReason,
+    GenerationRequest,
+    ModelInfo,
+    TokenEvent,
+    TokenLogprobs,
+    TrainConcept,
+    TrainingState,
+    TrainingUpdate,
+)
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 END_OF_TURN = 2
@@ -144,12 +156,58 @@ class FakeGeneration:
             self.ended.set()
 
 
+REPORT = ConceptReport(
+    works=True,
+    summary="Works: the held-out examples follow the strength.",
+    warnings=["The pairs' differences agree little."],
+    num_examples=2,
+    num_held_out=2,
+    agreement=0.125,
+    effects=[
+        Effect(strength, shift=strength / 2, perplexity_ratio=1 + abs(strength) / 8)
+        for strength in (-1.0, -0.5, 0.0, 0.5, 1.0)
+    ],
+    spearman=1.0,
+    specificity=4.0,
+    block=16,
+    dose=0.15,
+)
+
+TrainingStep = TrainingUpdate | Exception | Pause | asyncio.Event
+"""One update; or an exception to raise; or HANG, until it is forgotten; or an event to wait for."""
+
+TrainingScript = Callable[[TrainConcept], Iterable[TrainingStep]]
+
+
+def train_well(command: TrainConcept) -> Iterable[TrainingStep]:
+    yield TrainingUpdate(command.concept, TrainingState.TRAINING, 0.5)
+    yield TrainingUpdate(command.concept, TrainingState.MEASURING, 0.8)
+    yield TrainingUpdate(command.concept, TrainingState.READY, 1.0, REPORT)
+
+
+def train_badly(command: TrainConcept) -> Iterable[TrainingStep]:
+    yield TrainingUpdate(command.concept, TrainingState.TRAINING, 0.5)
+    yield TrainingUpdate(command.concept, TrainingState.FAILED, detail="the examples differ in nothing")
+
+
+def pausing(*steps: TrainingStep, state: TrainingState = TrainingState.TRAINING) -> TrainingScript:
+    """Comes as far as `state`, plays these steps, and goes on well."""
+
+    def script(command: TrainConcept) -> Iterable[TrainingStep]:
+        yield TrainingUpdate(command.concept, state, 0.5)
+        yield from steps
+        yield from train_well(command)
+
+    return script
+
+
 @dataclass
 class FakeEngine:
-    """Implements app.engine.Engine. Set `script`, `refusal`, `available`; look at the rest."""
+    """Implements app.engine.Engine. Set `script`, `training`, `refusal`, `available`; look at the rest."""
 
     model: ModelInfo
     script: Script = field(default_factory=lambda: reply([]))
+    training: TrainingScript = train_well
     refusal: Exception | None = None
     """Raised by submit: an app.errors.ApiError as the real engine would raise it."""
     available: bool = True
@@ -157,9 +215,54 @@ class FakeEngine:
     aborts: list[tuple[str, int | None]] = field(default_factory=list)
     """(request id, choice or None for all of them), in order."""
     steps_played: int = 0
+    trainings: list[TrainConcept] = field(default_factory=list)
+    hastened: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
+    in_training: dict[str, asyncio.Event] = field(default_factory=dict)
+    """By digest; the event: it was forgotten."""
 
     async def submit(self, request: GenerationRequest) -> FakeGeneration:
         self.requests.append(request)
         if self.refusal is not None:
             raise self.refusal
         return FakeGeneration(self, request)
+
+    async def train(self, command: TrainConcept) -> AsyncIterator[TrainingUpdate]:
+        if not self.available:
+            raise EngineUnavailable
+        assert command.concept not in self.in_training, "it is in training already"
+        self.trainings.append(command)
+        forgotten = self.in_training[command.concept] = asyncio.Event()
+        try:
+            for step in self.training(command):
+                await self._pause(step, forgotten)
+                if forgotten.is_set():
+                    yield TrainingUpdate(command.concept, TrainingState.FAILED, detail="forgotten")
+                    return
+                if isinstance(step, Exception):
+                    raise step
+                if isinstance(step, TrainingUpdate):
+                    yield step
+        finally:
+            if self.in_training.get(command.concept) is forgotten:
+                del self.in_training[command.concept]
+
+    async def _pause(self, step: TrainingStep, forgotten: asyncio.Event) -> None:
+        awaited = [forgotten, step] if isinstance(step, asyncio.Event) else [forgotten]
+        if step is not HANG and len(awaited) == 1:
+            await asyncio.sleep(0)
+            return
+        tasks = [asyncio.create_task(event.wait()) for event in awaited]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def hasten(self, concept: str) -> None:
+        self.hastened.append(concept)
+
+    def forget(self, concept: str) -> None:
+        self.forgotten.append(concept)
+        if forgotten := self.in_training.pop(concept, None):
+            forgotten.set()

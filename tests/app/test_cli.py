@@ -1,15 +1,25 @@
-"""The command line: mistakes are one line, and a token works as configured."""
+"""The command line: mistakes are one line, a token works as configured, and concepts are made from files."""
 
+import asyncio
 import hashlib
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
+from click.testing import Result
+from typer.testing import CliRunner
 
-from app.settings import AuthSettings
+from app.cli import build_commands
+from app.settings import AuthSettings, Settings
+from inference.protocol import TrainingState
+from tests.app.contract.support import until
+from tests.app.fakes import HANG, FakeEngine, pausing, train_badly
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,3 +58,158 @@ def test_a_port_in_use_is_one_line() -> None:
     assert done.returncode == 1
     assert "Address already in use" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+TOKEN = "a token for tests"
+CONCEPT = {"name": "kind", "description": "Kind", "examples": [{"positive": "Thanks!", "negative": "So?"}]}
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """The server's: with a token, and a file that holds no concept."""
+    settings.created_concepts.mkdir(parents=True)
+    (settings.created_concepts / "broken.json").write_text("{")
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    auth = AuthSettings.model_validate({"tokens": [{"name": "ada", "sha256": digest}]})
+    return settings.model_copy(update={"auth": auth})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "kind.yaml"
+    file.write_text(yaml.safe_dump(CONCEPT))
+    return file
+
+
+async def concept(*arguments: object, url: str, token: str | None = TOKEN) -> Result:
+    """`tiller concept …`, beside the server in this process."""
+    words = ["concept", *map(str, arguments), "--url", url]
+    runner = CliRunner(env={"TILLER_TOKEN": token, "COLUMNS": "100"})
+    return await asyncio.to_thread(runner.invoke, build_commands(), words)
+
+
+def assert_one_line(result: Result, *words: str) -> None:
+    assert (result.exit_code, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("tiller: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "/v1"])
+async def test_a_concept_is_made_from_a_file(live_url: str, file: Path, prefix: str) -> None:
+    done = await concept("train", file, url=live_url + prefix)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("_worker/kind: ready, examples: 1\n")
+    for shown in ("-1 ", "-0.500", "1.12", "+1 ", "+0.500", "Works: the held-out", "Warning: The pairs'"):
+        assert shown in done.stdout
+
+
+async def test_a_file_may_be_json_and_name_nothing(live_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "concept.json"
+    file.write_text(json.dumps({"examples": CONCEPT["examples"]}))
+    assert (await concept("train", file, url=live_url)).exit_code == 0
+
+
+async def test_concepts_are_listed_shown_and_deleted(live_url: str, file: Path) -> None:
+    made = await concept("train", file, url=live_url)
+    listed = await concept("list", url=live_url)
+    assert listed.exit_code == 0
+    for shown in ("_worker/kind", "ready", "Kind"):
+        assert shown in listed.stdout
+    for name in ("kind", "_worker/kind"):
+        assert (await concept("show", name, url=live_url)).stdout == made.stdout
+    deleted = await concept("delete", "kind", url=live_url)
+    assert (deleted.exit_code, deleted.output) == (0, "")
+    assert_one_line(await concept("show", "kind", url=live_url), "_worker/kind is unknown")
+
+
+async def test_files_that_hold_no_concept_are_listed(live_url: str) -> None:
+    listed = await concept("list", url=live_url)
+    assert (listed.exit_code, len(listed.stderr.splitlines())) == (0, 1)
+    assert "broken.json" in listed.stderr
+
+
+async def test_a_concept_in_creation_is_listed_and_can_be_deleted(
+    live_url: str, file: Path, engine: FakeEngine
+) -> None:
+    engine.training = pausing(HANG, state=TrainingState.MEASURING)
+    making = asyncio.create_task(concept("train", file, url=live_url))
+    await until(lambda: engine.in_training)
+    await asyncio.sleep(0.05)
+    assert "measuring 50%" in (await concept("list", url=live_url)).stdout
+    assert_one_line(await concept("delete", "nobody", url=live_url), "_worker/nobody is unknown")
+    assert (await concept("delete", "kind", url=live_url)).exit_code == 0
+    assert_one_line(await making, "deleted while it was being created")
+
+
+async def test_a_concept_that_fails_is_one_line(live_url: str, file: Path, engine: FakeEngine) -> None:
+    engine.training = train_badly
+    assert_one_line(await concept("train", file, url=live_url), "differ in nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "must have examples"),
+        ("name: kind", "must have examples"),
+        ("exmaples: []", "must have examples"),
+        ("examples: [", "cannot be understood"),
+        ("examples: [2020-01-01]", "cannot be understood"),
+        ("examples: [.nan]", "cannot be understood"),
+        ('examples: ["\\ud800"]', "cannot be understood"),
+        ("examples: []", "1 to 1000 items"),
+        ("examples: [{positive: a}]", "examples[0].negative is required"),
+        ("examples: [{positive: a, negative: b}]\nname: ../x", "name must match"),
+    ],
+)
+async def test_a_file_that_holds_no_concept_is_one_line(
+    live_url: str, tmp_path: Path, text: str, word: str
+) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    assert_one_line(await concept("train", tmp_path / "x.yaml", url=live_url), word)
+
+
+async def test_a_missing_file_is_one_line(live_url: str, tmp_path: Path) -> None:
+    assert_one_line(await concept("train", tmp_path / "none", url=live_url), "No such file")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:9", "http://[", "ftp://127.0.0.1"])
+async def test_a_server_that_is_not_there_is_one_line(file: Path, url: str) -> None:
+    assert_one_line(await concept("train", file, url=url), "cannot be reached")
+
+
+async def test_another_server_is_one_line(file: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert_one_line(await concept("list", url=url), "502")
+
+
+async def test_the_token_comes_from_the_environment_or_an_option(live_url: str) -> None:
+    for token in (None, "wrong"):
+        assert_one_line(await concept("list", url=live_url, token=token), "token")
+        assert (await concept("list", "--token", TOKEN, url=live_url, token=token)).exit_code == 0
+
+
+async def test_ctrl_c_ends_the_wait_and_not_the_creation(
+    live_url: str, file: Path, engine: FakeEngine
+) -> None:
+    go_on = asyncio.Event()
+    engine.training = pausing(go_on)
+    words = ("concept", "train", str(file), "--url", live_url, "--token", TOKEN)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "app.cli", *words, cwd=ROOT, stderr=asyncio.subprocess.PIPE
+    )
+    await until(lambda: engine.in_training, seconds=20)
+    process.send_signal(signal.SIGINT)
+    _, stderr = await asyncio.wait_for(process.communicate(), 20)
+    assert (process.returncode, stderr) == (130, b"")
+    go_on.set()
+    assert (await concept("train", file, url=live_url)).exit_code == 0
+    assert len(engine.trainings) == 1

@@ -119,3 +119,26 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize("name", ["quickstart.yaml", "gpu.yaml"])
 def test_the_shipped_files_can_be_used(name: str) -> None:
     assert load_settings(ROOT / "configs" / name).model.name
+
+
+def test_the_directory_of_shipped_concepts_is_missed_only_where_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not load_settings(None).shipped_concepts.exists()
+    with pytest.raises(SettingsError, match=r"steering\.concepts configs/concepts is no directory"):
+        load_settings(None, steering={"concepts": "configs/concepts"})
+    monkeypatch.setenv("TILLER_STEERING__CONCEPTS", str(tmp_path))
+    assert load_settings(None).shipped_concepts == tmp_path
+
+
+def test_created_concepts_are_kept_in_the_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert load_settings(None).created_concepts == Path("/home/ada/.local/share/tiller/concepts")
+    monkeypatch.setenv("TILLER_DATA_DIRECTORY", "/var/lib/tiller")
+    assert load_settings(None).created_concepts == Path("/var/lib/tiller/concepts")
+
+
+def test_the_token_of_the_command_line_client_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILLER_TOKEN", "secret")
+    assert "secret" not in repr(load_settings(None))

@@ -1,5 +1,6 @@
 """What reaches the engine is what was asked for, within what the model holds."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from app.schemas.chat import ChatRequest
 from app.settings import LimitSettings
 from app.validation import check_limits, check_model, generation_request
 from inference.protocol import GenerationRequest, ModelInfo, SamplingParams, SteeringSpec
+from inference.steering.concepts import Concept, Example
 
 MODEL = ModelInfo(
     "", context_length=10, vocab_size=4, stop_token_ids=(2,), weights_digest="", dtype="float32"
@@ -21,8 +23,12 @@ def chat(**fields: Any) -> ChatRequest:
     )
 
 
-def built(prompt: int = 4, **fields: Any) -> GenerationRequest:
-    return generation_request(chat(**fields), [1] * prompt, MODEL, "r", nice=False)
+def built(prompt: int = 4, concepts: Sequence[Concept] = (), **fields: Any) -> GenerationRequest:
+    return generation_request(chat(**fields), [1] * prompt, concepts, MODEL, "r", nice=False)
+
+
+def concept(name: str, text: str) -> Concept:
+    return Concept(name, "", (Example(text, "other"),), created=0)
 
 
 def test_the_defaults_change_nothing() -> None:
@@ -79,8 +85,19 @@ def test_not_every_token_can_be_banned() -> None:
 
 
 def test_concepts_are_named_in_full_and_once() -> None:
-    spec = built(steering_concepts=["b", "_worker/a", "_worker/b"], steering_strength=0).steering
-    assert spec == SteeringSpec(("_worker/b", "_worker/a"), 0.0)
+    named = chat(steering_concepts=["b", "_worker/a", "_worker/b"]).steering_concepts
+    assert named == ("_worker/b", "_worker/a")
+
+
+def test_the_engine_is_told_each_concepts_digest_once_and_in_order() -> None:
+    concepts = [concept("a", "x"), concept("b", "y"), concept("c", "z"), concept("again", "x")]
+    digests = tuple(sorted(concept.digest for concept in concepts[:3]))
+    assert built(concepts=concepts, steering_strength=-0.5).steering == SteeringSpec(digests, -0.5)
+    assert built(concepts=concepts[::-1]).steering == SteeringSpec(digests, 1.0)
+
+
+def test_strength_zero_is_no_steering() -> None:
+    assert built(concepts=[concept("a", "x")], steering_strength=0).steering is None
 
 
 def test_a_strength_without_concepts_is_no_steering() -> None:

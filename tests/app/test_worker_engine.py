@@ -18,10 +18,15 @@ from inference.protocol import (
     Command,
     Failure,
     FinishReason,
+    ForgetConcept,
     GenerationRequest,
+    HastenTraining,
     RefusalCode,
     StepReport,
     TokenEvent,
+    TrainConcept,
+    TrainingState,
+    TrainingUpdate,
     decode_command,
     encode,
 )
@@ -192,6 +197,78 @@ async def test_a_draining_engine_finishes_in_its_time(pair: tuple[WorkerEngine, 
     assert await collected(quick) == [[1]]
     with pytest.raises(EngineUnavailable):
         await collected(slow)
+
+
+def training(concept: str) -> TrainConcept:
+    return TrainConcept(concept, [1], [[2]], [[3]], [[4]])
+
+
+async def trained(pair: tuple[WorkerEngine, Worker], concept: str) -> "asyncio.Task[list[TrainingUpdate]]":
+    """A training that the worker has heard of, and what it will have brought in the end."""
+    engine, worker = pair
+
+    async def collect() -> list[TrainingUpdate]:
+        return [update async for update in engine.train(training(concept))]
+
+    task = asyncio.create_task(collect())
+    assert await worker.receive() == training(concept)
+    return task
+
+
+@pytest.mark.parametrize("end", [TrainingState.READY, TrainingState.FAILED])
+async def test_a_training_ends_with_its_last_update(
+    pair: tuple[WorkerEngine, Worker], end: TrainingState
+) -> None:
+    one, two = await trained(pair, "one"), await trained(pair, "two")
+    last = [TrainingUpdate("one", end, 1.0), TrainingUpdate("two", end, 1.0)]
+    other, first = TrainingUpdate("other", end), TrainingUpdate("one", TrainingState.TRAINING, 0.5)
+    await pair[1].report(training=[other, first])
+    await pair[1].report(training=last)
+    assert await asyncio.gather(one, two) == [[first, last[0]], last[1:]]
+
+
+async def test_a_training_can_be_hastened(pair: tuple[WorkerEngine, Worker]) -> None:
+    pair[0].hasten("one")
+    assert await pair[1].receive() == HastenTraining("one")
+
+
+async def test_forgetting_a_concept_ends_its_training_and_no_later_one(
+    pair: tuple[WorkerEngine, Worker],
+) -> None:
+    engine, worker = pair
+    first = await trained(pair, "one")
+    engine.forget("one")
+    again = asyncio.create_task(anext(aiter(engine.train(training("one")))))
+    assert [update.state for update in await first] == [TrainingState.FAILED]
+    assert await worker.receive() == ForgetConcept("one")
+    assert await worker.receive() == training("one")
+    await worker.report(training=[TrainingUpdate("one", TrainingState.READY, 1.0)])
+    assert (await again).state is TrainingState.READY
+
+
+async def test_forgetting_a_concept_that_nobody_trains_tells_the_worker(
+    pair: tuple[WorkerEngine, Worker],
+) -> None:
+    pair[0].forget("one")
+    assert await pair[1].receive() == ForgetConcept("one")
+
+
+async def test_a_dead_worker_ends_its_trainings_and_starts_none(pair: tuple[WorkerEngine, Worker]) -> None:
+    task = await trained(pair, "one")
+    pair[1].process.kill()
+    with pytest.raises(EngineUnavailable):
+        await task
+    with pytest.raises(EngineUnavailable):
+        await anext(aiter(pair[0].train(training("two"))))
+
+
+async def test_a_draining_engine_ends_its_trainings_in_time(pair: tuple[WorkerEngine, Worker]) -> None:
+    task = await trained(pair, "one")
+    pair[0].drain(0.05)
+    with pytest.raises(EngineUnavailable):
+        await anext(aiter(pair[0].train(training("two"))))
+    with pytest.raises(EngineUnavailable):
+        await task
 
 
 async def test_a_worker_that_ends_at_once_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,27 @@ from tokenizers import Tokenizer
 from app.main import create_app
 from app.settings import Settings
 from inference.protocol import decode_command, encode
+from tests.app.contract.support import CONCEPTS, store_concepts
 from tests.app.fakes import FakeEngine, model_info, write_model_directory
 
 Serve = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def shared(model_directory: Path, tiny_tokenizer: Tokenizer) -> tuple[FakeEngine, FastAPI]:
+def shared_settings(tmp_path_factory: pytest.TempPathFactory, no_concepts: Path) -> Settings:
+    """Of the gateways that are there for the whole session, and know CONCEPTS. To be left as they are."""
+    data = tmp_path_factory.mktemp("data")
+    store_concepts(data, CONCEPTS)
+    return Settings(model={"name": "tiny"}, data_directory=str(data), steering={"concepts": str(no_concepts)})
+
+
+@pytest.fixture(scope="session")
+def shared(
+    model_directory: Path, tiny_tokenizer: Tokenizer, shared_settings: Settings
+) -> tuple[FakeEngine, FastAPI]:
     """One gateway for most tests: building one takes longer than most of them."""
     engine = FakeEngine(model_info(model_directory, tiny_tokenizer.get_vocab_size()))
-    return engine, create_app(Settings(model={"name": "tiny"}), engine)
+    return engine, create_app(shared_settings, engine)
 
 
 @pytest.fixture
@@ -45,10 +56,16 @@ async def client(shared: tuple[FakeEngine, FastAPI], engine: FakeEngine) -> Asyn
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def live_gateway(shared: tuple[FakeEngine, FastAPI]) -> AsyncIterator[str]:
+async def live_gateway(shared: tuple[FakeEngine, FastAPI], shared_settings: Settings) -> AsyncIterator[str]:
     """The shared engine's gateway on a free loopback port. A generation that nobody ends does not hold it."""
     engine, _ = shared
-    app = create_app(Settings(model={"name": "tiny"}), engine)
+    async with live(create_app(shared_settings, engine)) as url:
+        yield url
+
+
+@asynccontextmanager
+async def live(app: FastAPI) -> AsyncIterator[str]:
+    """Serves it on a free loopback port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
@@ -58,6 +75,19 @@ async def live_gateway(shared: tuple[FakeEngine, FastAPI]) -> AsyncIterator[str]
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         await serving
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def serve_live(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
+    """`await serve_live()`: the URL of another gateway over this engine, which knows CONCEPTS as well."""
+    store_concepts(tmp_path / "data", CONCEPTS)
+    settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path / "data"))
+    async with AsyncExitStack() as stack:
+
+        async def start() -> str:
+            return await stack.enter_async_context(live(create_app(settings, engine)))
+
+        yield start
 
 
 @pytest.fixture
@@ -75,17 +105,21 @@ def client_of(app: FastAPI) -> httpx.AsyncClient:
 def _requests_fit_the_wire(engine: FakeEngine) -> Iterator[None]:
     """Whatever was handed to the engine in a test survives the frame to the worker."""
     yield
-    for request in engine.requests:
-        assert decode_command(encode(request)) == request
+    for command in (*engine.requests, *engine.trainings):
+        assert decode_command(encode(command)) == command
 
 
 @pytest.fixture
-async def serve(engine: FakeEngine) -> AsyncIterator[Serve]:
-    """`await serve(limits={…})`: a client of another gateway, with these settings (and this engine)."""
+async def serve(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Serve]:
+    """`await serve(limits={…})`: a client of another gateway, with these settings (and this engine).
+
+    A second one finds what was created through the first.
+    """
     async with AsyncExitStack() as stack:
 
         async def start(engine: FakeEngine = engine, **sections: Any) -> httpx.AsyncClient:
-            settings = Settings(**{"model": {"name": "tiny"}, **sections})
+            defaults = {"model": {"name": "tiny"}, "data_directory": str(tmp_path / "data")}
+            settings = Settings(**(defaults | sections))
             return await stack.enter_async_context(client_of(create_app(settings, engine)))
 
         yield start

@@ -2,17 +2,45 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+import string
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from inference.protocol import FinishReason, GenerationRequest, TokenEvent, TokenLogprobs
+from inference.steering.concepts import Concept, ConceptStore, Example, digest_of, full_id
 from tests.app.fakes import END_OF_TURN, FakeEngine, Script, Step
 
 CHAT = "/chat/completions"
 JSON = {"content-type": "application/json"}
 LEAKS = ("Traceback", "site-packages", ".py", "/work", "/tmp", "object at 0x", "pydantic", "\n  File")
+LONGEST_NAME = (string.ascii_letters + string.digits + "-_")[:64]
+
+
+def pairs(*texts: str) -> tuple[Example, ...]:
+    """Examples whose positives are these texts."""
+    return tuple(Example(text, f"no {text}") for text in texts)
+
+
+HASHED_NAME = digest_of(pairs("made from its examples"))
+CONCEPTS = {
+    name: pairs(f"as {name} as can be")
+    for name in ("a", "b", "c", "good", "A-b_9", "-", "_", "0", "_worker", LONGEST_NAME)
+} | {
+    HASHED_NAME: pairs("made from its examples"),
+    "same-as-a": pairs("as a as can be"),
+    "waited-for": pairs("wait"),
+}
+"""What the shared gateways know: concepts' names, without the prefix, and their examples."""
+
+
+def store_concepts(data_directory: Path, concepts: Mapping[str, tuple[Example, ...]]) -> None:
+    """As a gateway with this data directory would have stored them."""
+    store = ConceptStore(data_directory / "none", data_directory / "concepts")
+    for name, examples in concepts.items():
+        store.write(Concept(full_id(name), "", examples, created=1))
 
 
 def user(content: Any) -> dict[str, Any]:

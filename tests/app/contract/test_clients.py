@@ -1,7 +1,7 @@
 """The public clients over a real socket: Aleph Alpha's, synchronous and not, and OpenAI's."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aleph_alpha_client as aleph
 import openai
@@ -9,11 +9,13 @@ import pytest
 import pytest_asyncio
 from aleph_alpha_client import chat
 from aleph_alpha_client.aleph_alpha_client import BusyError
+from aleph_alpha_client.steering import SteeringConceptCreationRequest, SteeringPairedExample
 from tokenizers import Tokenizer
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError
 from inference.protocol import SteeringSpec
-from tests.app.contract.support import steps, user
+from inference.steering.concepts import Example, digest_of
+from tests.app.contract.support import CONCEPTS, steps, user
 from tests.app.fakes import FakeEngine
 
 Spell = Callable[[str | bytes], list[int]]
@@ -63,7 +65,7 @@ async def test_alephs_client_chats(alpha: aleph.AsyncClient, speaking: FakeEngin
     assert answer.message.content == TEXT
     assert answer.finish_reason == chat.FinishReason.Stop
     (asked,) = speaking.requests
-    assert (asked.max_tokens, asked.steering) == (70, SteeringSpec(("_worker/a",), 1.0))
+    assert (asked.max_tokens, asked.steering) == (70, SteeringSpec((digest_of(CONCEPTS["a"]),), 1.0))
     assert (asked.sampling.temperature, asked.sampling.top_k, asked.sampling.top_p) == (0.5, 4, 0.75)
 
 
@@ -88,6 +90,42 @@ async def test_alephs_client_is_nice(live_url: str, engine: FakeEngine) -> None:
     async with aleph.AsyncClient("token", host=live_url, total_retries=0, nice=True) as client:
         await client.chat(question(), model="tiny")
     assert engine.requests[0].nice is True
+
+
+@pytest.fixture
+def examples() -> list[SteeringPairedExample]:
+    return [
+        SteeringPairedExample(negative="I appreciate it.", positive="Thanks, fam."),
+        SteeringPairedExample(negative="Good evening.", positive="Yo – 日本 🙂"),
+    ]
+
+
+async def test_alephs_client_makes_a_concept_and_chats_with_it(
+    serve_live: Callable[[], Awaitable[str]], engine: FakeEngine, examples: list[SteeringPairedExample]
+) -> None:
+    async with aleph.AsyncClient("token", host=await serve_live(), total_retries=0, tags=["t"]) as client:
+        request = SteeringConceptCreationRequest(examples)
+        concept = await client.create_steering_concept(request)
+        assert await client.create_steering_concept(request) == concept
+        await client.chat(question(steering_concepts=[concept.id]), model="tiny")
+    assert concept.id == "_worker/" + digest_of(tuple(Example(e.positive, e.negative) for e in examples))
+    assert engine.requests[0].steering == SteeringSpec((concept.id.removeprefix("_worker/"),), 1.0)
+
+
+async def test_alephs_synchronous_client_makes_a_concept(
+    serve_live: Callable[[], Awaitable[str]], examples: list[SteeringPairedExample]
+) -> None:
+    client = aleph.Client("token", host=await serve_live(), total_retries=0)
+    try:
+        request = SteeringConceptCreationRequest(examples)
+        concept = await asyncio.to_thread(client.create_steering_concept, request)
+        with pytest.raises(ValueError, match="INVALID_REQUEST"):
+            await asyncio.to_thread(
+                client.create_steering_concept, SteeringConceptCreationRequest(examples=[])
+            )
+    finally:
+        client.session.close()
+    assert concept.id.startswith("_worker/")
 
 
 async def test_alephs_client_tokenizes(alpha: aleph.AsyncClient, tiny_tokenizer: Tokenizer) -> None:

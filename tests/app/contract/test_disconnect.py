@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from tests.app.contract.support import (
     until,
     was_aborted,
 )
-from tests.app.fakes import HANG, FakeEngine, FakeGeneration, Step
+from tests.app.fakes import HANG, FakeEngine, FakeGeneration, Step, pausing
 
 Spell = Callable[[str | bytes], list[int]]
 
@@ -123,13 +123,15 @@ async def test_a_generation_in_full_flow_ends_when_its_client_leaves(
     assert engine.steps_played <= played + 1
 
 
-async def leave_unanswered(url: str, when: Callable[[], Any], payload: dict[str, Any]) -> None:
+async def leave_unanswered(
+    url: str, when: Callable[[], Any], payload: dict[str, Any], path: str = CHAT
+) -> None:
     """Sends the request over a socket of its own and closes that when the engine is so far."""
     _, _, address = url.rpartition("/")
     host, port = address.split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     raw = json.dumps(payload).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
     await until(when)
     writer.close()
@@ -183,6 +185,48 @@ async def test_a_client_that_leaves_while_its_request_is_admitted_ends_it(
     admitted.set()
     await asyncio.sleep(0.1)
     assert all(was_aborted(engine, request) for request in engine.requests)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_leaves_while_its_concept_is_trained_leaves_no_generation(
+    serve_live: Callable[[], Awaitable[str]], engine: FakeEngine, streamed: bool
+) -> None:
+    url = await serve_live()
+    go_on = asyncio.Event()
+    engine.training = pausing(go_on)
+    payload = body(stream=streamed, steering_concepts=["waited-for"])
+    await leave_unanswered(url, lambda: engine.in_training, payload)
+    await asyncio.sleep(0.1)
+    go_on.set()
+    async with httpx.AsyncClient(base_url=url) as client:
+        await until_ready(client, "waited-for")
+        assert engine.requests == []
+        assert (await client.post(CHAT, json=payload)).status_code == 200
+        metrics = (await client.get("/metrics")).text
+    assert 'tiller_requests_total{route="/chat/completions",status="499"} 1.0' in metrics
+
+
+async def test_a_client_that_leaves_does_not_end_the_creation_of_its_concept(
+    serve_live: Callable[[], Awaitable[str]], engine: FakeEngine
+) -> None:
+    url = await serve_live()
+    go_on = asyncio.Event()
+    engine.training = pausing(go_on)
+    payload = {"name": "left", "examples": [{"positive": "a", "negative": "b"}]}
+    await leave_unanswered(url, lambda: engine.in_training, payload, "/steering_concepts")
+    await asyncio.sleep(0.1)
+    go_on.set()
+    async with httpx.AsyncClient(base_url=url) as client:
+        await until_ready(client, "left")
+        created = await client.post("/steering_concepts", json=payload)
+    assert created.status_code == 201
+    assert len(engine.trainings) == 1
+
+
+async def until_ready(client: httpx.AsyncClient, concept: str) -> None:
+    async with asyncio.timeout(5):
+        while (await client.get(f"/steering_concepts/{concept}")).json()["state"] != "ready":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_client_that_leaves_before_the_first_chunk_ends_its_generation(

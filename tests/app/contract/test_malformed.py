@@ -8,7 +8,7 @@ import pytest
 from tests.app.contract.support import CHAT, JSON, assert_error, body, pieces
 from tests.app.fakes import FakeEngine
 
-ROUTES = [CHAT, "/tokenize", "/detokenize"]
+ROUTES = [CHAT, "/tokenize", "/detokenize", "/steering_concepts"]
 SOUND = json.dumps(body())
 DEEP = 200_000
 MALFORMED = {

@@ -9,10 +9,15 @@ from fastapi.openapi.models import OpenAPI
 
 from tests.app.contract.support import CHAT
 
+CONCEPTS = "/steering_concepts"
 ROUTES = [
     ("post", CHAT),
     ("post", "/tokenize"),
     ("post", "/detokenize"),
+    ("post", CONCEPTS),
+    ("get", CONCEPTS),
+    ("get", f"{CONCEPTS}/{{model}}"),
+    ("delete", f"{CONCEPTS}/{{model}}"),
     ("get", "/models"),
     ("get", "/models/{model}"),
     ("get", "/models/{model}/tokenizer"),
@@ -231,3 +236,27 @@ async def test_routes_that_need_a_token_say_so(document: Schema, method: str, pa
         assert named == []
     else:
         assert [(scheme["type"], scheme["scheme"].lower()) for scheme in named] == [("http", "bearer")]
+
+
+async def test_creating_a_concept_answers_201_with_its_report(document: Schema) -> None:
+    responses = operation(document, "post", CONCEPTS)["responses"]
+    assert set(responses) == {"201", "400", "401", "404", "409", "413", "415", "500", "503"}
+    answer = resolve(document, responses["201"]["content"]["application/json"]["schema"])
+    assert {"id", "object", "created", "state", "report", "error"} <= answer["properties"].keys()
+    report = resolve(document, answer["properties"]["report"])
+    assert {"works", "summary", "warnings", "effects"} <= report["properties"].keys()
+
+
+async def test_a_concepts_examples_are_required_and_nothing_else(document: Schema) -> None:
+    content = operation(document, "post", CONCEPTS)["requestBody"]["content"]
+    schema = resolve(document, content["application/json"]["schema"])
+    assert schema["required"] == ["examples"]
+    assert set(schema["properties"]) == {"examples", "name", "description", "model"}
+    pair = resolve(document, schema["properties"]["examples"]["items"])
+    assert set(pair["required"]) == {"positive", "negative"}
+
+
+async def test_deleting_a_concept_answers_without_a_body(document: Schema) -> None:
+    responses = operation(document, "delete", f"{CONCEPTS}/{{model}}")["responses"]
+    assert set(responses) == {"204", "401", "404", "409", "500", "503"}
+    assert not responses["204"].get("content")

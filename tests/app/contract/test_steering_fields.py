@@ -1,18 +1,20 @@
 """`steering_concepts` and `steering_strength` in a chat request."""
 
 import json
-import string
 from typing import Any
 
 import httpx
 import pytest
 
-from app.errors import ApiError, ErrorCode
 from inference.protocol import SteeringSpec
-from tests.app.contract.support import assert_error, chat, sent
+from inference.steering.concepts import digest_of
+from tests.app.contract.support import CONCEPTS, HASHED_NAME, LONGEST_NAME, assert_error, chat, sent
 from tests.app.fakes import FakeEngine
 
-LONGEST = (string.ascii_letters + string.digits + "-_")[:64]
+
+def digest(name: str) -> str:
+    """What the engine knows the concept by."""
+    return digest_of(CONCEPTS[name])
 
 
 @pytest.mark.parametrize(
@@ -24,26 +26,32 @@ async def test_without_concepts_nothing_is_steered(
     assert (await sent(client, engine, **fields)).steering is None
 
 
-@pytest.mark.parametrize("name", ["a", "A-b_9", "-", "_", "0", "_worker", LONGEST])
+@pytest.mark.parametrize("name", ["a", "A-b_9", "-", "_", "0", "_worker", HASHED_NAME, LONGEST_NAME])
 async def test_a_concept_reaches_the_engine_at_strength_one(
     client: httpx.AsyncClient, engine: FakeEngine, name: str
 ) -> None:
     request = await sent(client, engine, steering_concepts=[f"_worker/{name}"])
-    assert request.steering == SteeringSpec((f"_worker/{name}",), 1.0)
+    assert request.steering == SteeringSpec((digest(name),), 1.0)
 
 
-@pytest.mark.parametrize("name", ["a", "A-b_9", "-", "0f" * 32, LONGEST])
+@pytest.mark.parametrize("name", ["a", "A-b_9", "-", HASHED_NAME, LONGEST_NAME])
 async def test_a_bare_id_names_the_same_concept(
     client: httpx.AsyncClient, engine: FakeEngine, name: str
 ) -> None:
     request = await sent(client, engine, steering_concepts=[name])
-    assert request.steering == SteeringSpec((f"_worker/{name}",), 1.0)
+    assert request.steering == SteeringSpec((digest(name),), 1.0)
 
 
 async def test_several_concepts_are_added_together(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     request = await sent(client, engine, steering_concepts=["_worker/b", "a", "_worker/c"])
-    assert request.steering is not None
-    assert sorted(request.steering.concepts) == ["_worker/a", "_worker/b", "_worker/c"]
+    assert request.steering == SteeringSpec(tuple(sorted(map(digest, "abc"))), 1.0)
+
+
+async def test_concepts_with_the_same_examples_count_once(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    request = await sent(client, engine, steering_concepts=["a", "same-as-a"])
+    assert request.steering == SteeringSpec((digest("a"),), 1.0)
 
 
 @pytest.mark.parametrize("given", [["_worker/a", "_worker/a"], ["a", "a", "a"], ["a", "_worker/a"]])
@@ -51,15 +59,23 @@ async def test_a_repeated_concept_counts_once(
     client: httpx.AsyncClient, engine: FakeEngine, given: list[str]
 ) -> None:
     request = await sent(client, engine, steering_concepts=given)
-    assert request.steering == SteeringSpec(("_worker/a",), 1.0)
+    assert request.steering == SteeringSpec((digest("a"),), 1.0)
 
 
-@pytest.mark.parametrize("strength", [-2, -0.5, 0, 0.25, 1, 2])
+@pytest.mark.parametrize("strength", [-2, -0.5, 0.25, 1, 2])
 async def test_the_strength_reaches_the_engine(
     client: httpx.AsyncClient, engine: FakeEngine, strength: float
 ) -> None:
     request = await sent(client, engine, steering_concepts=["a"], steering_strength=strength)
-    assert request.steering == SteeringSpec(("_worker/a",), float(strength))
+    assert request.steering == SteeringSpec((digest("a"),), float(strength))
+
+
+@pytest.mark.parametrize("strength", ["0", "0.0", "-0.0", "0e5"])
+async def test_strength_zero_is_no_steering(
+    client: httpx.AsyncClient, engine: FakeEngine, strength: str
+) -> None:
+    fields = {"steering_concepts": ["a"], "steering_strength": json.loads(strength)}
+    assert (await sent(client, engine, **fields)).steering is None
 
 
 @pytest.mark.parametrize(
@@ -112,14 +128,18 @@ async def test_concepts_of_another_type_are_refused(
 async def test_an_unknown_concept_is_not_found(
     client: httpx.AsyncClient, engine: FakeEngine, streamed: bool, strength: int
 ) -> None:
-    engine.refusal = ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, "no concept _worker/nobody")
     response = await chat(
-        client, steering_concepts=["_worker/nobody"], steering_strength=strength, stream=streamed
+        client, steering_concepts=["a", "nobody"], steering_strength=strength, stream=streamed
     )
-    assert_error(response, 404, "UNKNOWN_STEERING_CONCEPT", "_worker/nobody")
-    assert engine.requests[0].steering == SteeringSpec(("_worker/nobody",), float(strength))
+    assert_error(response, 404, "UNKNOWN_STEERING_CONCEPT", "_worker/nobody", param="steering_concepts")
+    assert engine.requests == []
+
+
+async def test_an_unknown_concept_is_named_in_full(client: httpx.AsyncClient) -> None:
+    response = await chat(client, steering_concepts=["z" * 64])
+    assert_error(response, 404, "UNKNOWN_STEERING_CONCEPT", "_worker/" + "z" * 64 + " ")
 
 
 async def test_a_concept_named_many_times_is_one(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     request = await sent(client, engine, steering_concepts=["_worker/a", "a"] * 500)
-    assert request.steering == SteeringSpec(("_worker/a",), 1.0)
+    assert request.steering == SteeringSpec((digest("a"),), 1.0)

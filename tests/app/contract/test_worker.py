@@ -1,11 +1,13 @@
 """What a worker process says, as a client sees it: refusals, failures, and the worker's death.
 
-The worker here is a script that speaks the protocol; `max_tokens` tells it what to do.
+The worker here is a script that speaks the protocol; `max_tokens`, or the number of a concept's examples,
+tells it what to do.
 """
 
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,8 +16,17 @@ from app.main import create_app
 from app.settings import Settings
 from app.worker_engine import run_worker
 from inference.config import EngineConfig
+from inference.steering.concepts import digest_of
 from tests.app.contract.conftest import client_of
-from tests.app.contract.support import assert_error, assert_error_payload, chat, event_payloads
+from tests.app.contract.support import (
+    assert_error,
+    assert_error_payload,
+    chat,
+    event_payloads,
+    pairs,
+    post,
+    store_concepts,
+)
 
 WORKER = """
 import json, sys
@@ -33,7 +44,14 @@ def report(**parts):
 
 while True:
     request = decode_command(socket.recv())
-    if isinstance(request, Abort):
+    if isinstance(request, TrainConcept):
+        if len(request.positive) == {die}:
+            sys.exit(1)
+        failed = len(request.positive) == {fail}
+        state = TrainingState.FAILED if failed else TrainingState.READY
+        report(training=[TrainingUpdate(request.concept, state, detail="too much alike" if failed else "")])
+        continue
+    if not isinstance(request, GenerationRequest):
         continue
     name, wish = request.request_id, request.max_tokens
     if request.steering:
@@ -73,7 +91,9 @@ async def client(
     monkeypatch.setattr(sys, "executable", str(interpreter))
     config = EngineConfig(source=str(model_directory), cache_directory=str(tmp_path))
     async with run_worker(config) as engine:
-        app = create_app(Settings(model={"name": "tiny"}), engine)
+        data = tmp_path / "data"
+        store_concepts(data, {"kind": pairs("kind")})
+        app = create_app(Settings(model={"name": "tiny"}, data_directory=str(data)), engine)
         async with client_of(app) as client:
             yield client
 
@@ -102,6 +122,37 @@ async def test_an_unknown_concept_is_not_found_by_its_id(
 ) -> None:
     response = await chat(client, steering_concepts=[given], stream=streamed)
     assert_error(response, 404, "UNKNOWN_STEERING_CONCEPT", "_worker/nobody-1", param="steering_concepts")
+
+
+@streamed_or_not
+async def test_a_concept_that_the_worker_has_lost_is_not_there_for_now(
+    client: httpx.AsyncClient, streamed: bool
+) -> None:
+    response = await chat(client, steering_concepts=["kind"], stream=streamed)
+    assert_error(response, 503, "UNAVAILABLE")
+    assert digest_of(pairs("kind")) not in response.text
+
+
+def examples(count: int) -> dict[str, Any]:
+    return {"examples": [{"positive": "a", "negative": f"b{number}"} for number in range(count)]}
+
+
+async def test_a_concept_is_created(client: httpx.AsyncClient) -> None:
+    created = await post(client, "/steering_concepts", examples(1))
+    assert created.status_code == 201
+    assert created.json()["state"] == "ready"
+
+
+async def test_a_concept_that_cannot_be_trained_is_refused(client: httpx.AsyncClient) -> None:
+    refused = await post(client, "/steering_concepts", examples(FAIL))
+    assert_error(refused, 400, "INVALID_REQUEST", "too much alike")
+
+
+async def test_the_workers_death_ends_a_creation(client: httpx.AsyncClient) -> None:
+    assert_error(await post(client, "/steering_concepts", examples(DIE)), 503, "UNAVAILABLE")
+    assert_error(await post(client, "/steering_concepts", examples(1)), 503, "UNAVAILABLE")
+    assert len((await client.get("/steering_concepts")).json()["data"]) == 1
+    assert (await client.delete("/steering_concepts/kind")).status_code == 204
 
 
 async def test_a_request_that_fails_leaves_the_worker_in_service(client: httpx.AsyncClient) -> None:

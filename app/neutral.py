@@ -1,0 +1,23 @@
+"""Words that concepts are trained among, and texts that no steering should change much."""
+
+TRAINING_PROMPT = "Tell me something."
+"""What the user says before each text of a concept, which the assistant then says."""
+
+NEUTRAL_TEXTS = (  # How fluent a steered model is, is measured on them.
+    "To boil an egg, place it in a pan and cover it with cold water. Bring the water to a boil, turn off the"
+    " heat, and leave the egg in the pan for ten minutes before you peel it.",
+    "A library is a place where people can read and borrow books. Visitors get a card, choose what they want"
+    " from the shelves, and return the items after a few weeks so that others can use them.",
+    "Rain forms when warm air rises and cools in the sky. The water in the air gathers into small drops, the"
+    " drops join together in clouds, and they fall to the ground when they become too heavy.",
+    "A bicycle moves when the rider pushes the pedals. The pedals turn a chain, and the chain turns the back"
+    " wheel. The rider steers with the handlebars and uses the brakes to slow down or stop.",
+    "A calendar shows the days, weeks, and months of the year. People use it to plan meetings, trips, and"
+    " holidays. Most years have 365 days, and every leap year has one extra day in February.",
+    "The Earth turns around its axis once every day. The side that faces the sun has daylight, while the"
+    " other side is dark. This is why the sun appears to rise in the east and set in the west.",
+    "A train station is a place where trains stop to let passengers get on and off. Travelers can buy tickets"
+    " there, look at the timetable, and wait on the platform until their train arrives.",
+    "Cows eat grass and other plants, and they spend several hours a day chewing. Farmers keep them for milk"
+    " and meat. The milk is collected twice a day and used to make butter, cheese, and yogurt.",
+)

@@ -1,0 +1,71 @@
+"""The routes by which steering concepts are made, looked at and deleted."""
+
+import time
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
+
+from app.body import read_json
+from app.gateway import GatewayDep
+from app.openapi import describe
+from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest
+from app.validation import check_model
+from inference.steering.concepts import Concept, Example, digest_of, full_id
+
+router = APIRouter(tags=["steering concepts"])
+
+
+def _given_id(request: Request, concept: str) -> str:
+    """The router drops a newline at the end, with which it is no id."""
+    return concept + "\n" if request.scope["path"].endswith("\n") else concept
+
+
+GivenId = Annotated[str, Depends(_given_id)]
+
+
+@router.post(
+    "/steering_concepts",
+    **describe(ConceptRequest, ConceptDetail, status=201, errors=(401, 404, 409, 500, 503)),
+)
+async def create_concept(request: Request, gateway: GatewayDep) -> Response:
+    """Makes a concept from pairs of texts, measures it, and keeps it, which takes seconds to minutes.
+
+    The same examples (and name) a second time give the same concept.
+    """
+    asked = await read_json(request, ConceptRequest, gateway.settings.limits)
+    if asked.model is not None:
+        check_model(asked.model, gateway.settings.model.name)
+    return _json(await gateway.concepts.create(_concept(asked)), status=201)
+
+
+@router.get("/steering_concepts", **describe(answer=ConceptList))
+async def list_concepts(gateway: GatewayDep) -> Response:
+    """All concepts, those in creation among them, and the files that hold none which can be used."""
+    return _json(gateway.concepts.overview())
+
+
+@router.get("/steering_concepts/{concept:path}", **describe(answer=ConceptDetail, errors=(401, 404, 500)))
+async def read_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
+    """One concept, with what it was measured to do. Its id may be given with or without `_worker/`."""
+    return _json(gateway.concepts.describe(given_id))
+
+
+@router.delete(
+    "/steering_concepts/{concept:path}",
+    **describe(answer=None, status=204, errors=(401, 404, 409, 500, 503)),
+)
+async def delete_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
+    """Deletes a created concept. Answers that it steers already are not disturbed."""
+    await gateway.concepts.delete(given_id)
+    return Response(status_code=204)
+
+
+def _concept(asked: ConceptRequest) -> Concept:
+    examples = tuple(Example(pair.positive, pair.negative) for pair in asked.examples)
+    name = asked.name or digest_of(examples)
+    return Concept(full_id(name), asked.description, examples, int(time.time()))
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")

@@ -1,0 +1,111 @@
+"""Requests and answers of the steering concepts' routes.
+
+A ConceptRequest is validated with the operator's LimitSettings as the context.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+from pydantic import (
+    AfterValidator,
+    FailFast,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from app.schemas.base import RequestModel, broken
+from app.settings import LimitSettings
+from inference.protocol import ConceptReport
+from inference.steering.concepts import NAME_PATTERN, Problem
+
+ID_PATTERN = f"^(_worker/)?{NAME_PATTERN}$"
+
+
+def _check_text(text: str, info: ValidationInfo) -> str:
+    limit = _limits(info).max_example_characters
+    if len(text) > limit:
+        raise broken(f"must have at most {limit} characters", text)
+    if not text.strip():
+        raise broken("must not be blank", text)
+    return text
+
+
+def _limits(info: ValidationInfo) -> LimitSettings:
+    return cast(LimitSettings, info.context)
+
+
+ExampleText = Annotated[str, AfterValidator(_check_text)]
+ConceptId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+
+
+class PairedExample(RequestModel):
+    positive: ExampleText
+    """Shows the concept."""
+    negative: ExampleText
+    """The same without the concept, or with its opposite."""
+
+    @model_validator(mode="after")
+    def _check_difference(self) -> "PairedExample":
+        if self.positive == self.negative:
+            raise broken("must differ from positive", self.negative, "negative")
+        return self
+
+
+class ConceptRequest(RequestModel):
+    """The body of POST /steering_concepts. Fields that are not listed are ignored."""
+
+    examples: Annotated[list[PairedExample], Field(min_length=1), FailFast()]
+    name: ConceptId | None = None
+    """With or without `_worker/`. Without a name, the concept's id is made from its examples."""
+    description: Annotated[str, StringConstraints(max_length=1000)] = ""
+    model: str | None = None
+
+    @field_validator("examples", mode="before")
+    @classmethod
+    def _check_count(cls, examples: Any, info: ValidationInfo) -> Any:
+        """Before the examples themselves: there may be very many."""
+        limit = _limits(info).max_examples
+        if isinstance(examples, list) and not 1 <= len(examples) <= limit:
+            raise broken(f"must have 1 to {limit} items", len(examples))
+        return examples
+
+
+class ConceptState(StrEnum):
+    UNTRAINED = "untrained"
+    TRAINING = "training"
+    MEASURING = "measuring"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class ConceptCard(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["steering_concept"] = "steering_concept"
+    created: int
+    """Seconds since 1970."""
+    description: str
+    num_examples: int
+    shipped: bool
+    """It came with the server, and cannot be deleted."""
+    state: ConceptState
+    """On the served model. It can be used from `measuring` on; a request that uses it earlier waits."""
+    progress: float
+    """Of the training, 0 to 1."""
+
+
+class ConceptDetail(ConceptCard, frozen=True, kw_only=True):
+    report: ConceptReport | None
+    """Set when it is ready."""
+    error: str | None
+    """Why it failed."""
+
+
+class ConceptList(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[ConceptCard]
+    problems: list[Problem]
+    """Files of concepts that cannot be used."""

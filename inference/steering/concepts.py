@@ -1,0 +1,252 @@
+"""Concepts as pairs of examples, and the directories that keep them. Knows no model and no tokens."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import yaml
+
+_log = logging.getLogger(__name__)
+
+ID_PREFIX = "_worker/"
+NAME_PATTERN = "[a-zA-Z0-9-_]{1,64}"
+"""For the whole name: to be used with fullmatch."""
+
+_NAME = re.compile(NAME_PATTERN)
+_DIGEST = re.compile("[0-9a-f]{64}")
+_LONGEST_REASON = 200
+
+
+class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a text is with the concept, and what it is without or with its opposite."""
+
+    positive: str
+    negative: str
+
+
+@dataclass(frozen=True)
+class Concept:
+    id: str
+    """`_worker/` and its name."""
+    description: str
+    examples: tuple[Example, ...]
+    created: int
+    """Seconds since 1970."""
+    shipped: bool = False
+    """It comes with the configuration, and cannot be removed."""
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(self.examples)
+
+
+def digest_of(examples: tuple[Example, ...]) -> str:
+    """SHA-256, in hex, of a JSON array of [positive, negative]: UTF-8, no spaces, nothing escaped in vain.
+
+    Raises UnicodeEncodeError for what is no text.
+    """
+    pairs = [[example.positive, example.negative] for example in examples]
+    return hashlib.sha256(json.dumps(pairs, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+def full_id(given: str) -> str:
+    """The id of a concept that is named with or without `_worker/`."""
+    return ID_PREFIX + given.removeprefix(ID_PREFIX)
+
+
+def is_id(text: str) -> bool:
+    return text.startswith(ID_PREFIX) and _NAME.fullmatch(text.removeprefix(ID_PREFIX)) is not None
+
+
+def names_other_examples(concept: Concept) -> bool:
+    """Whether the id has the form of a digest, and is not that of these examples."""
+    name = concept.id.removeprefix(ID_PREFIX)
+    return name != concept.digest and _DIGEST.fullmatch(name) is not None
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A file that holds no concept which can be used."""
+
+    file: str
+    """Its name, without the directory."""
+    reason: str
+
+
+class ConceptStore:
+    """One directory of shipped concepts, one YAML file each, and one of created ones, one JSON file each.
+
+    Only what is written is kept here; which concepts there are is for the caller to remember.
+    """
+
+    def __init__(self, shipped: Path, created: Path) -> None:
+        """Neither directory needs to exist."""
+        self._shipped = shipped
+        self._created = created
+        self.problems: list[Problem] = []
+
+    def load(self) -> list[Concept]:
+        """The shipped ones first. What cannot be used becomes one of the problems, and a line in the log."""
+        self._clean_up()
+        concepts = {concept.id: concept for concept in self._read(self._shipped, ".yaml", _read_shipped)}
+        created = self._read(self._created, ".json", _read_created)
+        for concept in sorted(created, key=lambda concept: (concept.created, concept.id)):
+            if concepts.setdefault(concept.id, concept) is not concept:
+                self._report(self._file(concept.id).name, "a shipped concept has this name, and counts")
+        return list(concepts.values())
+
+    def write(self, concept: Concept) -> None:
+        """When this returns, it survives a loss of power. Raises OSError, and nothing is left then."""
+        _make_directory(self._created)
+        target = self._file(concept.id)
+        handle, path = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=self._created)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_encode(concept))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(path, target)
+            path = str(target)
+            _sync(self._created)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(path)
+            raise
+        self.problems = [problem for problem in self.problems if problem.file != target.name]
+
+    def remove(self, concept_id: str) -> None:
+        """A created one. When this returns, it does not come back. Raises OSError."""
+        with suppress(FileNotFoundError):
+            self._file(concept_id).unlink()
+        with suppress(FileNotFoundError):
+            _sync(self._created)
+
+    def _file(self, concept_id: str) -> Path:
+        return self._created / (concept_id.removeprefix(ID_PREFIX) + ".json")
+
+    def _clean_up(self) -> None:
+        """What a process that was killed had begun to write."""
+        with suppress(OSError):
+            for file in self._created.glob(".*.tmp"):
+                file.unlink()
+
+    def _read(self, directory: Path, suffix: str, read: Callable[[Path], Concept]) -> Iterator[Concept]:
+        for file in self._files(directory, suffix):
+            try:
+                yield read(file)
+            except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.MsgspecError) as error:
+                self._report(file.name, _explain(error))
+
+    def _files(self, directory: Path, suffix: str) -> list[Path]:
+        try:
+            files = sorted(directory.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._report(directory.name, _explain(error))
+            return []
+        return [file for file in files if file.suffix == suffix and not file.name.startswith(".")]
+
+    def _report(self, file: str, reason: str) -> None:
+        name = os.fsencode(file).decode(errors="replace")
+        _log.warning("concept file %s is left out: %s", name, reason)
+        self.problems.append(Problem(name, reason))
+
+
+class _ShippedFile(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    examples: tuple[Example, ...]
+    description: str = ""
+
+
+class _CreatedFile(msgspec.Struct):
+    name: str
+    description: str
+    created: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+    examples: tuple[Example, ...]
+
+
+def _read_shipped(path: Path) -> Concept:
+    content = yaml.safe_load(_read_bytes(path).decode())
+    file = msgspec.convert(content, _ShippedFile)
+    created = int(path.stat().st_mtime)
+    concept = Concept(ID_PREFIX + file.name, file.description, file.examples, created, shipped=True)
+    return _checked(path, concept)
+
+
+def _read_created(path: Path) -> Concept:
+    file = msgspec.json.decode(_read_bytes(path), type=_CreatedFile)
+    return _checked(path, Concept(ID_PREFIX + file.name, file.description, file.examples, file.created))
+
+
+def _read_bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError("is no file")
+    return path.read_bytes()
+
+
+def _encode(concept: Concept) -> bytes:
+    name = concept.id.removeprefix(ID_PREFIX)
+    return msgspec.json.encode(_CreatedFile(name, concept.description, concept.created, concept.examples))
+
+
+def _checked(path: Path, concept: Concept) -> Concept:
+    """Raises ValueError; also for half a surrogate pair, which YAML can spell and nothing can send."""
+    concept.description.encode()
+    if not is_id(concept.id):
+        raise ValueError(f"its name must match {NAME_PATTERN}")
+    if concept.id != ID_PREFIX + path.stem:
+        raise ValueError("it names another concept than its file's name")
+    if not concept.examples:
+        raise ValueError("it has no examples")
+    for position, example in enumerate(concept.examples):
+        if not (example.positive.strip() and example.negative.strip()):
+            raise ValueError(f"examples[{position}] has a blank text")
+        if example.positive == example.negative:
+            raise ValueError(f"examples[{position}] has the same text twice")
+    if names_other_examples(concept):
+        raise ValueError("its examples are not those that its id was made from")
+    return concept
+
+
+def _explain(error: Exception) -> str:
+    """In a few words, without a path."""
+    match error:
+        case OSError():
+            reason = f"cannot be read: {error.strerror}"
+        case UnicodeError():
+            reason = "holds what is no UTF-8"
+        case RecursionError():
+            reason = "is nested too deep"
+        case yaml.MarkedYAMLError(problem_mark=yaml.Mark() as mark):
+            reason = f"is no YAML: line {mark.line + 1}: {error.problem}"
+        case yaml.YAMLError():
+            reason = "is no YAML"
+        case _:
+            reason = str(error)
+    return " ".join(reason.split())[:_LONGEST_REASON]
+
+
+def _make_directory(directory: Path) -> None:
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    """Makes the names in a directory survive a loss of power."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
