@@ -37,6 +37,9 @@ class Server:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
 
+    def delete(self, path: str) -> httpx.Response:
+        return httpx.delete(self.url + path, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
+
     def chat(self, content: str, **fields: object) -> dict:
         """A whole answer; greedy unless told otherwise."""
         body = {
@@ -52,9 +55,13 @@ class Server:
 
 @contextmanager
 def serving(config: dict, directory: Path) -> Iterator[Server]:
-    """A server with this configuration, on a free port, until the end of the block."""
+    """A server with this configuration, on a free port, until the end of the block.
+
+    It stores concepts in the directory, and trains none before it is asked to.
+    """
     file = directory / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
+    steering = {"train_at_start": False, **config.get("steering", {})}
+    file.write_text(yaml.safe_dump({"data_directory": str(directory), **config, "steering": steering}))
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "serve", "--config", str(file), "--port", "0"],
         stdout=subprocess.PIPE,

@@ -1,0 +1,117 @@
+"""What steering by a concept does to texts that its training has not seen."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from benchmarks.steering.plain import PlainModel
+from inference.protocol import ConceptReport, SteeringSpec
+from inference.steering.bank import SteeringBank
+from inference.steering.directions import DirectionFiles
+from inference.steering.steerer import Steerer
+
+STRENGTHS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+_NUM_RANDOM = 4
+_NUM_KL_TEXTS = 4
+
+
+@dataclass
+class Concept:
+    """A concept as the server trained it, and the pairs that it was not shown."""
+
+    name: str
+    digest: str
+    held_out: list[dict[str, str]]
+    report: dict
+    shifts: dict[float, float] = field(default_factory=dict)
+    """By strength: of the held-out pairs' log odds, in nats per token."""
+    ratios: dict[float, float] = field(default_factory=dict)
+    """By strength: perplexity of the neutral texts over that without steering."""
+    divergence: dict[float, float] = field(default_factory=dict)
+    """By strength: KL divergence of next-token distributions on neutral texts, in nats."""
+    random_shift: float = math.nan
+    """Half of what changes from -1 to 1 by random directions of the same norm, on average."""
+    answers: dict[float, list[str]] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
+    """By other concept: the share of the shift at 1 that is left when that one is added."""
+
+
+class Laboratory:
+    """Takes directions from the server's cache, and measures them in a model of its own."""
+
+    def __init__(self, model: PlainModel, directory: Path, block: int, neutral: list[str]) -> None:
+        """`directory`: the server's directions for this model."""
+        self._model = model
+        self._files = DirectionFiles(directory)
+        self._block = block
+        self._neutral = neutral
+        bank = SteeringBank(4, (block,), model.model.config.hidden_size, torch.device("cpu"))
+        self._steerer = Steerer(bank)
+        self._steerer.calibration = self._files.load_calibration()
+        self._plain_neutral = model.logprobs(neutral)
+
+    def measure(self, concept: Concept) -> None:
+        self._load(concept)
+        plain = self._log_odds(concept)
+        for strength in STRENGTHS:
+            with self._model.steered(self._block, self._vector([concept], strength)):
+                concept.shifts[strength] = float((self._log_odds(concept) - plain).mean())
+                loss = (self._plain_neutral - self._model.logprobs(self._neutral)).mean()
+                concept.ratios[strength] = math.exp(loss)
+        concept.random_shift = self._random_shift(concept)
+        concept.divergence = {strength: self._divergence(concept, strength) for strength in (-1.0, 1.0)}
+
+    def measure_together(self, concept: Concept, other: Concept) -> None:
+        """How much of each one's effect is left when both are added."""
+        for first, second in ((concept, other), (other, concept)):
+            plain = self._log_odds(first)
+            with self._model.steered(self._block, self._vector([first, second], 1.0)):
+                together = float((self._log_odds(first) - plain).mean())
+            first.kept[second.name] = together / first.shifts[1.0]
+
+    def _load(self, concept: Concept) -> None:
+        found: tuple[object, ConceptReport] | None = self._files.load(concept.digest)
+        if found is None:
+            raise FileNotFoundError(f"the server's direction for {concept.name}")
+        self._steerer.add(concept.digest, found[0])
+
+    def _vector(self, concepts: list[Concept], strength: float) -> torch.Tensor:
+        """[hidden_size]: what the server adds."""
+        spec = SteeringSpec(tuple(concept.digest for concept in concepts), strength)
+        steering = self._steerer.steer(spec, num_users=1)
+        if steering is None:
+            return torch.zeros(self._model.model.config.hidden_size)
+        vector = steering.scale * self._steerer.bank.vectors[0, steering.row]
+        self._steerer.release(steering)
+        return vector
+
+    def _log_odds(self, concept: Concept) -> torch.Tensor:
+        sides = [
+            self._model.logprobs([pair[side] for pair in concept.held_out])
+            for side in ("positive", "negative")
+        ]
+        return sides[0] - sides[1]
+
+    def _random_shift(self, concept: Concept) -> float:
+        norm = self._vector([concept], 1.0).norm()
+        generator = torch.Generator().manual_seed(0)
+        shifts = []
+        for _ in range(_NUM_RANDOM):
+            direction = torch.randn(self._model.model.config.hidden_size, generator=generator)
+            odds = []
+            for sign in (1, -1):
+                with self._model.steered(self._block, sign * norm * direction / direction.norm()):
+                    odds.append(self._log_odds(concept))
+            shifts.append(abs(float((odds[0] - odds[1]).mean())) / 2)
+        return sum(shifts) / len(shifts)
+
+    def _divergence(self, concept: Concept, strength: float) -> float:
+        divergences = []
+        for text in self._neutral[:_NUM_KL_TEXTS]:
+            plain = self._model.distributions(text)
+            with self._model.steered(self._block, self._vector([concept], strength)):
+                steered = self._model.distributions(text)
+            divergences.append((plain.exp() * (plain - steered)).sum(-1).mean())
+        return float(torch.stack(divergences).mean())

@@ -1,0 +1,259 @@
+"""Concepts on the embedded model: made over HTTP, used in requests, compared with plain transformers."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from aleph_alpha_client import Client
+from aleph_alpha_client.steering import SteeringConceptCreationRequest, SteeringPairedExample
+from safetensors import safe_open
+from steering_vectors import record_activations
+from steering_vectors.aggregators import mean_aggregator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from app.neutral import TRAINING_PROMPT
+from app.settings import Settings
+from tests.e2e.conftest import TOKEN, Server, serving
+from tests.e2e.test_embedded import prompt_ids
+
+SHIPPED = {"sentiment", "formality", "child-friendly", "french", "confidence", "poetic"}
+PROMPT = "Tell me about the hotel."
+EXAMPLES = [
+    {"positive": "I love this wonderful place!", "negative": "I hate this horrible place!"},
+    {"positive": "What a happy, sunny day.", "negative": "What a sad, gloomy day."},
+    {"positive": "The food was delicious and fresh.", "negative": "The food was disgusting and stale."},
+    {"positive": "Our team won a great victory.", "negative": "Our team suffered a bad defeat."},
+    {"positive": "This book is brilliant and exciting.", "negative": "This book is boring and awful."},
+    {"positive": "She enjoyed the excellent concert.", "negative": "She endured the terrible concert."},
+    {"positive": "A beautiful garden full of joy.", "negative": "An ugly garden full of misery."},
+    {"positive": "Thankfully, the results are fantastic.", "negative": "Sadly, the results are dreadful."},
+]
+
+
+@pytest.fixture(scope="module")
+def concept(server: Server) -> dict:
+    """Created over HTTP."""
+    response = server.post("/steering_concepts", {"examples": EXAMPLES})
+    assert response.status_code == 201, response.text
+    return response.json()
+
+
+@pytest.fixture(scope="module")
+def direction(concept: dict) -> tuple[np.ndarray, float]:
+    """The stored differences [num_layers, hidden_size], and the dose."""
+    cache = os.environ.get("TILLER_CACHE_DIRECTORY", Settings.model_fields["cache_directory"].default)
+    digest = concept["id"].removeprefix("_worker/")
+    [file, *_] = sorted(
+        Path(cache).expanduser().glob(f"steering/*/*/{digest}.safetensors"), key=os.path.getmtime
+    )
+    with safe_open(file, framework="numpy") as stored:
+        return stored.get_tensor("difference"), float(stored.metadata()["dose"])
+
+
+def content(answer: dict) -> str:
+    return answer["choices"][0]["message"]["content"]
+
+
+def training_prompt(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return prompt_ids(tokenizer, TRAINING_PROMPT)
+
+
+def hidden_states(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
+) -> dict[int, torch.Tensor]:
+    """By block: the mean over the text's tokens, recorded by `steering-vectors`."""
+    prompt = training_prompt(tokenizer)
+    ids = torch.tensor([prompt + tokenizer(text, add_special_tokens=False).input_ids])
+    with torch.inference_mode(), record_activations(model) as recorded:
+        model(ids, use_cache=False)
+    return {block: output[0, len(prompt) :].mean(0) for block, [output] in recorded.items()}
+
+
+def mean_norm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, block: int) -> float:
+    """Of the block's output on the neutral texts."""
+    from app.neutral import NEUTRAL_TEXTS
+
+    prompt = training_prompt(tokenizer)
+    norms = []
+    for text in NEUTRAL_TEXTS:
+        ids = torch.tensor([prompt + tokenizer(text, add_special_tokens=False).input_ids])
+        with torch.inference_mode(), record_activations(model, layer_nums=[block]) as recorded:
+            model(ids, use_cache=False)
+        norms.append(recorded[block][0][0, len(prompt) :].norm(dim=-1).mean())
+    return float(torch.stack(norms).mean())
+
+
+@contextmanager
+def steered(model: PreTrainedModel, block: int, vector: torch.Tensor) -> Iterator[None]:
+    """Plain transformers with a hook that adds the vector at every position but the first."""
+    passed = 0
+
+    def add(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        nonlocal passed
+        positions = torch.arange(passed, passed + output.shape[1])
+        passed += output.shape[1]
+        return output + (positions > 0)[:, None] * vector
+
+    handle = model.model.layers[block].register_forward_hook(add)
+    yield
+    handle.remove()
+
+
+def test_the_shipped_concepts_are_listed(server: Server) -> None:
+    listed = server.get("/steering_concepts").json()["data"]
+    shipped = {entry["id"].removeprefix("_worker/"): entry for entry in listed if entry["shipped"]}
+    assert shipped.keys() == SHIPPED
+    assert all(entry["num_examples"] >= 24 for entry in shipped.values())
+
+
+def test_the_direction_is_the_one_that_steering_vectors_computes(
+    direction: tuple[np.ndarray, float],
+    reference_model: PreTrainedModel,
+    reference_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    sides = [
+        [hidden_states(reference_model, reference_tokenizer, pair[side]) for pair in EXAMPLES]
+        for side in ("positive", "negative")
+    ]
+    ours, _ = direction
+    for block, row in enumerate(ours):
+        positive, negative = (torch.stack([means[block] for means in side]) for side in sides)
+        theirs = mean_aggregator()(positive, negative)
+        scale = theirs.norm().item()
+        assert np.abs(row - theirs.numpy()).max() <= 1e-4 * scale, block
+
+
+def test_steered_answers_are_those_of_plain_transformers_with_a_hook(
+    server: Server,
+    concept: dict,
+    direction: tuple[np.ndarray, float],
+    reference_model: PreTrainedModel,
+    reference_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    difference, dose = direction
+    block = concept["report"]["block"]
+    row = torch.from_numpy(difference[block])
+    norm = mean_norm(reference_model, reference_tokenizer, block)
+    ids = torch.tensor([prompt_ids(reference_tokenizer, PROMPT)])
+    texts = set()
+    for strength in (-1.0, 0.5, 1.0):
+        vector = row / row.norm() * norm * dose * strength
+        with torch.inference_mode(), steered(reference_model, block, vector):
+            output = reference_model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
+            )
+        expected = reference_tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        options = {"steering_concepts": [concept["id"]], "steering_strength": strength}
+        assert content(server.chat(PROMPT, max_tokens=24, **options)) == expected
+        texts.add(expected)
+    assert len(texts) == 3, "too weak to tell anything"
+
+
+def test_log_probabilities_are_those_of_the_steered_model(
+    server: Server,
+    concept: dict,
+    direction: tuple[np.ndarray, float],
+    reference_model: PreTrainedModel,
+    reference_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    difference, dose = direction
+    block = concept["report"]["block"]
+    row = torch.from_numpy(difference[block])
+    vector = row / row.norm() * mean_norm(reference_model, reference_tokenizer, block) * dose
+    ids = torch.tensor([prompt_ids(reference_tokenizer, PROMPT)])
+    with torch.inference_mode(), steered(reference_model, block, vector):
+        expected = reference_model(ids).logits[0, -1].log_softmax(-1).topk(10).values.tolist()
+    answer = server.chat(PROMPT, max_tokens=1, top_logprobs=10, steering_concepts=[concept["id"]])
+    [entry] = answer["choices"][0]["logprobs"]["content"]
+    assert [top["logprob"] for top in entry["top_logprobs"]] == pytest.approx(expected, abs=1e-3)
+
+
+def test_strength_zero_is_no_steering(server: Server, concept: dict) -> None:
+    plain = server.chat(PROMPT, max_tokens=16, top_logprobs=3)
+    zero = server.chat(
+        PROMPT, max_tokens=16, top_logprobs=3, steering_concepts=[concept["id"]], steering_strength=0
+    )
+    assert zero["choices"] == plain["choices"]
+    assert zero["usage"] == plain["usage"]
+
+
+def test_requests_that_run_together_are_steered_each_for_itself(server: Server, concept: dict) -> None:
+    ways = [{}] + [
+        {"steering_concepts": [concept["id"]], "steering_strength": strength}
+        for strength in (-2, -1, -0.5, 0, 0.5, 1, 2)
+    ]
+    alone = [server.chat(PROMPT, max_tokens=20, **way)["choices"] for way in ways]
+    with ThreadPoolExecutor(24) as pool:
+        together = [
+            pool.submit(server.chat, PROMPT, max_tokens=20, n=1 + i % 2, **way)
+            for i, way in enumerate(ways * 3)
+        ]
+        for i, task in enumerate(together):
+            texts = {choice["message"]["content"] for choice in task.result()["choices"]}
+            assert texts == {alone[i % len(ways)][0]["message"]["content"]}
+
+
+def test_aleph_alphas_client_makes_and_uses_a_concept(server: Server, concept: dict) -> None:
+    client = Client(token=TOKEN, host=server.url, total_retries=0)
+    pairs = [SteeringPairedExample(**pair) for pair in EXAMPLES]
+    made = client.create_steering_concept(SteeringConceptCreationRequest(pairs))
+    assert made.id == concept["id"]  # the same examples
+    client.session.close()
+
+
+def test_the_first_use_of_a_shipped_concept_trains_it(server: Server) -> None:
+    up, down = (
+        content(
+            server.chat(PROMPT, max_tokens=32, steering_concepts=["sentiment"], steering_strength=strength)
+        )
+        for strength in (1, -1)
+    )
+    assert up != down
+    deadline = time.monotonic() + 120
+    while (shown := server.get("/steering_concepts/_worker/sentiment").json())["state"] != "ready":
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.5)
+    assert shown["report"]["works"], shown["report"]["summary"]
+
+
+def test_a_concept_whose_labels_are_shuffled_is_recognised(server: Server) -> None:
+    shuffled = [
+        {"positive": pair["negative"], "negative": pair["positive"]} if i % 2 else pair
+        for i, pair in enumerate(EXAMPLES)
+    ]
+    response = server.post("/steering_concepts", {"name": "shuffled", "examples": shuffled})
+    assert response.status_code == 201
+    report = response.json()["report"]
+    assert report["works"] is False
+    assert report["warnings"]
+    assert server.delete("/steering_concepts/_worker/shuffled").status_code == 204
+
+
+def test_concepts_survive_a_kill_and_a_restart(embedded_config: dict, tmp_path: Path) -> None:
+    body = {"name": "survivor", "examples": EXAMPLES}
+    other = {
+        "name": "unborn",
+        "examples": [*EXAMPLES, {"positive": "Yes, gladly!", "negative": "No, never!"}],
+    }
+    with serving(embedded_config, tmp_path) as first, ThreadPoolExecutor(1) as pool:
+        assert first.post("/steering_concepts", body).status_code == 201
+        unfinished = pool.submit(first.post, "/steering_concepts", other)
+        while first.get("/steering_concepts/unborn").status_code == 404:
+            time.sleep(0.05)
+        first.process.send_signal(signal.SIGKILL)
+        with pytest.raises(httpx.HTTPError):
+            unfinished.result()
+    with serving(embedded_config, tmp_path) as second:
+        listed = second.get("/steering_concepts").json()
+        assert [entry["id"] for entry in listed["data"] if not entry["shipped"]] == ["_worker/survivor"]
+        assert listed["problems"] == []
+        assert second.post("/steering_concepts", body).status_code == 201
+        assert second.chat(PROMPT, max_tokens=4, steering_concepts=["survivor"])["choices"]
