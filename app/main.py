@@ -77,7 +77,9 @@ def _build_concepts(
     settings: Settings, engine: Engine, tokenizer: Tokenizer, prompts: PromptRenderer | None, metrics: Metrics
 ) -> Concepts:
     limits = settings.limits
-    encoder = ExampleEncoder(tokenizer, prompts, engine.model.context_length, limits.max_concept_tokens)
+    # The context may have one token more than the cache holds: that which is only sampled.
+    longest = engine.model.context_length - 1
+    encoder = ExampleEncoder(tokenizer, prompts, longest, limits.max_concept_tokens)
     store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
     return Concepts(store, Trainings(engine, encoder.encode, metrics), metrics, limits.max_concepts)
 

@@ -31,6 +31,12 @@ from inference.sequence import Sequence, Steering
 from inference.steering.directions import Calibration, Direction
 
 SHAPES = {
+    "400m": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    },
     "1b": {
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -105,7 +111,9 @@ def ways_to_steer(engine: Engine, count: int) -> dict[str, list[Steering | None]
     ways: dict[str, list[Steering | None]] = {"none": [None] * count}
     for number in CONFIGURATIONS:
         specs = [SteeringSpec((names[i % number],), 0.5 + (i % number) / number) for i in range(count)]
-        ways[f"{number} configurations"] = [engine.steerer.steer(spec, 1) for spec in specs]
+        ways[f"{number} configuration{'s' if number > 1 else ''}"] = [
+            engine.steerer.steer(spec, 1) for spec in specs
+        ]
     return ways
 
 
@@ -117,8 +125,8 @@ def timed_step(engine: Engine) -> float:
     return time.perf_counter() - started
 
 
-def measure_ways(engine: Engine, arguments: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a step."""
+def measure_ways(engine: Engine, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """By way to steer: seconds of its step in each round."""
     free_rows = engine.steerer.bank.num_free_rows
     sequences = start(engine, arguments.sequences, arguments.prompt_tokens)
     ways = ways_to_steer(engine, len(sequences))
@@ -137,7 +145,15 @@ def measure_ways(engine: Engine, arguments: argparse.Namespace) -> dict[str, flo
             engine.steerer.release(steering)
     if engine.steerer.bank.num_free_rows != free_rows:
         sys.exit("rows of the steering bank have leaked")
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def compare(times: list[float], reference: list[float]) -> tuple[float, float, float]:
+    """Median ratio of a round's two steps, and its 95% interval by bootstrap."""
+    ratios = np.divide(times, reference)
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return float(np.median(ratios)), float(low), float(high)
 
 
 def beside_streams(engine: Engine, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -176,7 +192,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--sequences", type=int, default=256)
     parser.add_argument("--prompt-tokens", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--max-batch-tokens", type=int, default=512)
     parser.add_argument("--kv-cache-gib", type=float, default=2.0)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
@@ -185,9 +201,12 @@ def main() -> None:
     engine = build(arguments)
     ways = measure_ways(engine, arguments)
     print(f"{arguments.sequences} sequences of {arguments.model}, {arguments.dtype} on {arguments.device}\n")
-    print("| steered by | step, median | relative |\n|---|---|---|")
+    print("| steered by | step, median | relative | 95% interval |\n|---|---|---|---|")
     for name, seconds in ways.items():
-        print(f"| {name} | {seconds * 1e3:.1f} ms | {seconds / ways['none']:.3f} |")
+        ratio, low, high = compare(seconds, ways["none"])
+        print(
+            f"| {name} | {statistics.median(seconds) * 1e3:.0f} ms | {ratio:.3f} | {low:.3f} to {high:.3f} |"
+        )
     beside = beside_streams(engine, arguments)
     print(f"\n{STREAMS_BESIDE_TRAINING} streams\n")
     print("| beside them | steps | step, median | longest |\n|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""`make eval`: writes docs/steering-evaluation.md. Takes some ten minutes on two cores."""
+"""`make eval`: writes docs/steering-evaluation.md. Takes a quarter of an hour on two slow cores."""
 
 import argparse
 import sys

@@ -55,7 +55,8 @@ class Laboratory:
     def measure(self, concept: Concept) -> None:
         self._load(concept)
         plain = self._log_odds(concept)
-        for strength in STRENGTHS:
+        concept.shifts[0.0], concept.ratios[0.0] = 0.0, 1.0
+        for strength in filter(None, STRENGTHS):
             with self._model.steered(self._block, self._vector([concept], strength)):
                 concept.shifts[strength] = float((self._log_odds(concept) - plain).mean())
                 loss = (self._plain_neutral - self._model.logprobs(self._neutral)).mean()

@@ -51,8 +51,9 @@ class PlainModel:
         return batches
 
     def _predict(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        logits = self.model(ids, attention_mask=mask.long(), use_cache=False).logits
-        return logits[:, len(self.prefix) - 1 : -1].log_softmax(-1)
+        kept = ids.shape[1] - len(self.prefix) + 1
+        logits = self.model(ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=kept).logits
+        return logits[:, :-1].log_softmax(-1)
 
     def _score(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         start = len(self.prefix)

@@ -34,11 +34,6 @@ def letters_per_word(answer: str) -> float:
     return sum(map(len, found)) / max(1, len(found))
 
 
-def words_per_sentence(answer: str) -> float:
-    sentences = [part for part in re.split(r"[.!?:\n]+", answer) if part.strip()]
-    return len(_words(answer)) / max(1, len(sentences))
-
-
 def _words(answer: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", answer.lower())
 
@@ -48,6 +43,5 @@ SCORERS: dict[str, tuple[str, Callable[[str], float]]] = {
     "french": ("share of common French words", lambda answer: share_of(_FRENCH, answer)),
     "formality": ("letters per word", letters_per_word),
     "child-friendly": ("letters per word, negated", lambda answer: -letters_per_word(answer)),
-    "conciseness": ("words per sentence, negated", lambda answer: -words_per_sentence(answer)),
     "confidence": ("share of hedging words, negated", lambda answer: -share_of(_HEDGES, answer)),
 }

@@ -24,7 +24,7 @@ from app.settings import Settings
 from tests.e2e.conftest import TOKEN, Server, serving
 from tests.e2e.test_embedded import prompt_ids
 
-SHIPPED = {"sentiment", "formality", "child-friendly", "french", "confidence", "poetic"}
+SHIPPED = {"sentiment", "formality", "child-friendly", "french", "confidence"}
 PROMPT = "Tell me about the hotel."
 EXAMPLES = [
     {"positive": "I love this wonderful place!", "negative": "I hate this horrible place!"},

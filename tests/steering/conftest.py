@@ -176,12 +176,12 @@ def make_texts(seed: int, count: int, tokens: range, lengths: range = range(4, 9
     return [[rng.choice(tokens) for _ in range(rng.choice(lengths))] for _ in range(count)]
 
 
-NEUTRAL = make_texts(0, 6, range(70, VOCAB_SIZE), range(8, 14))
+NEUTRAL = make_texts(0, 4, range(70, VOCAB_SIZE), range(6, 10))
 
 
 def make_training(
     concept: str = "kind",
-    count: int = 10,
+    count: int = 8,
     seed: int = 1,
     *,
     background: bool = False,

@@ -1,4 +1,4 @@
-"""A request's concepts become one row and a scale, never more than the model bears, for as long as it runs."""
+"""A request's concepts become one row and a scale, never more than the model bears, while it runs."""
 
 import msgspec
 import numpy as np

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -61,9 +62,16 @@ def running_requests() -> list[GenerationRequest]:
     return [request(f"r{i}", random_tokens(50 + i, 10 + 5 * i), 30) for i in range(4)]
 
 
-def check_running_requests(model: PreTrainedModel, driver: Driver) -> None:
-    for one in running_requests():
-        assert driver.results[one.request_id, 0].token_ids == generate(model, one.prompt_token_ids, 30)
+@cache
+def expected_tokens() -> list[list[int]]:
+    """What plain transformers make of the running requests."""
+    model = make_model("llama")
+    return [generate(model, one.prompt_token_ids, 30) for one in running_requests()]
+
+
+def check_running_requests(driver: Driver) -> None:
+    tokens = [driver.results[one.request_id, 0].token_ids for one in running_requests()]
+    assert tokens == expected_tokens()
 
 
 def test_updates_come_in_order_and_progress_rises(llama: PreTrainedModel) -> None:
@@ -187,13 +195,13 @@ def test_a_fault_of_ours_in_training_ends_no_request(
     assert states(updates) == [TRAINING, FAILED]
     assert next(update.detail for update in updates if update.state is FAILED) == ""
     assert states(updates, "rude") == [TRAINING, READY]
-    check_running_requests(llama, driver)
+    check_running_requests(driver)
     refused = driver.engine.add(steered(request("a", [5], 1), "kind"))
     assert refused.refusal is RefusalCode.UNKNOWN_STEERING_CONCEPT
     check_nothing_is_left(driver)
 
 
-@pytest.mark.parametrize("steps_before", [0, 1, 4, 9])
+@pytest.mark.parametrize("steps_before", [0, 1, 9])
 def test_a_step_that_fails_ends_all_requests_and_all_trainings(
     llama: PreTrainedModel, steps_before: int
 ) -> None:
@@ -223,7 +231,7 @@ def test_a_step_that_fails_ends_all_requests_and_all_trainings(
     for one in running_requests():
         driver.engine.add(one)
     assert states(train(driver, make_training("kind")))[-1] is READY
-    check_running_requests(llama, driver)
+    check_running_requests(driver)
 
 
 def test_background_work_waits_while_there_are_requests(llama: PreTrainedModel) -> None:
@@ -334,7 +342,7 @@ def test_a_concept_that_is_in_training_is_not_begun_again(llama: PreTrainedModel
     assert [update.state for update in updates].count(READY) == 1
 
 
-@pytest.mark.parametrize("steps_before", [0, 1, 2, 5, 9, 13])
+@pytest.mark.parametrize("steps_before", [0, 1, 5, 13])
 def test_a_training_that_is_forgotten_is_not_heard_of_again(
     llama: PreTrainedModel, tmp_path: Path, steps_before: int
 ) -> None:
@@ -449,14 +457,14 @@ def test_a_direction_that_does_not_fit_is_trained_again(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     first = build_driver(make_model("llama"), DirectionFiles(tmp_path))
-    expected = train(first, make_training())[-1].report
+    expected = train(first, make_training(count=2))[-1].report
     spoil(tmp_path / "kind.safetensors")
     driver = build_driver(make_model("llama"), DirectionFiles(tmp_path))
-    updates = train(driver, make_training())
+    updates = train(driver, make_training(count=2))
     assert states(updates) == [TRAINING, MEASURING, READY]
     assert updates[-1].report == expected
     again = build_driver(make_model("llama"), DirectionFiles(tmp_path))
-    assert states(train(again, make_training())) == [READY]
+    assert states(train(again, make_training(count=2))) == [READY]
 
 
 @pytest.mark.parametrize(
@@ -469,12 +477,12 @@ def test_a_direction_that_does_not_fit_is_trained_again(
 )
 def test_a_calibration_that_does_not_fit_is_made_again(tmp_path: Path, content: bytes) -> None:
     first = build_driver(make_model("llama"), DirectionFiles(tmp_path))
-    train(first, make_training())
+    train(first, make_training(count=2))
     expected = first.engine.steerer.calibration
     (tmp_path / "calibration.json").write_bytes(content)
     driver = build_driver(make_model("llama"), DirectionFiles(tmp_path))
-    train(driver, make_training())
-    train(driver, make_training("rude"))
+    train(driver, make_training(count=2))
+    train(driver, make_training("rude", count=2))
     assert driver.engine.steerer.calibration == expected
 
 
@@ -487,7 +495,7 @@ def test_running_requests_are_what_they_are_without_training(
         driver.engine.add(one)
     driver.engine.trainer.add(make_training())
     driver.run()
-    check_running_requests(llama, driver)
+    check_running_requests(driver)
 
 
 def test_training_is_what_it_is_without_requests(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -516,9 +524,9 @@ def test_training_is_what_it_is_without_requests(llama: PreTrainedModel, tmp_pat
 def test_only_so_many_tokens_are_in_flight_at_once(llama: PreTrainedModel, serving: bool, limit: int) -> None:
     """Unless a single text is longer than that. Each takes several steps here."""
     driver = build_driver(llama, max_batch_tokens=50)
-    texts = make_texts(1, 10, range(10, 40), range(1, 150))
+    texts = make_texts(1, 6, range(10, 40), range(1, 150))
     texts[4] = random_tokens(0, 300)
-    command = TrainConcept("kind", PROMPT, texts, make_texts(2, 10, range(40, 70), range(1, 150)), NEUTRAL)
+    command = TrainConcept("kind", PROMPT, texts, make_texts(2, 6, range(40, 70), range(1, 150)), NEUTRAL)
     out: set[Probe] = set()
     most = []
     hand_out, take_back = driver.engine.trainer.hand_out, driver.engine.trainer.take_back
@@ -585,7 +593,7 @@ def test_what_cannot_be_trained_fails_and_harms_nobody(llama: PreTrainedModel, c
     for one in running_requests():
         driver.engine.add(one)
     assert states(train(driver, command))[-1] is FAILED
-    check_running_requests(llama, driver)
+    check_running_requests(driver)
     check_nothing_is_left(driver)
 
 
