@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--max-batch-tokens", type=int, default=512)
     parser.add_argument("--kv-cache-gib", type=float, default=2.0)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
+    parser.add_argument("--no-training", action="store_true", help="leave out what is beside 16 streams")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     engine = build(arguments)
@@ -207,9 +208,10 @@ def main() -> None:
         print(
             f"| {name} | {statistics.median(seconds) * 1e3:.0f} ms | {ratio:.3f} | {low:.3f} to {high:.3f} |"
         )
-    beside = beside_streams(engine, arguments)
-    print(f"\n{STREAMS_BESIDE_TRAINING} streams\n")
-    print("| beside them | steps | step, median | longest |\n|---|---|---|---|")
+    beside = {} if arguments.no_training else beside_streams(engine, arguments)
+    if beside:
+        print(f"\n{STREAMS_BESIDE_TRAINING} streams\n")
+        print("| beside them | steps | step, median | longest |\n|---|---|---|---|")
     for name, row in beside.items():
         print(f"| {name} | {row['steps']} | {row['median'] * 1e3:.0f} ms | {row['max'] * 1e3:.0f} ms |")
     if arguments.json:

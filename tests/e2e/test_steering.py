@@ -19,7 +19,7 @@ from steering_vectors import record_activations
 from steering_vectors.aggregators import mean_aggregator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from app.neutral import TRAINING_PROMPT
+from app.neutral import NEUTRAL_TEXTS, TRAINING_PROMPT
 from app.settings import Settings
 from tests.e2e.conftest import TOKEN, Server, serving
 from tests.e2e.test_embedded import prompt_ids
@@ -58,6 +58,20 @@ def direction(concept: dict) -> tuple[np.ndarray, float]:
         return stored.get_tensor("difference"), float(stored.metadata()["dose"])
 
 
+@pytest.fixture(scope="module")
+def vector(
+    concept: dict,
+    direction: tuple[np.ndarray, float],
+    reference_model: PreTrainedModel,
+    reference_tokenizer: PreTrainedTokenizerBase,
+) -> torch.Tensor:
+    """[hidden_size]: what strength 1 adds, made from the stored direction and plain transformers."""
+    difference, dose = direction
+    block = concept["report"]["block"]
+    row = torch.from_numpy(difference[block])
+    return row / row.norm() * mean_norm(reference_model, reference_tokenizer, block) * dose
+
+
 def content(answer: dict) -> str:
     return answer["choices"][0]["message"]["content"]
 
@@ -79,8 +93,6 @@ def hidden_states(
 
 def mean_norm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, block: int) -> float:
     """Of the block's output on the neutral texts."""
-    from app.neutral import NEUTRAL_TEXTS
-
     prompt = training_prompt(tokenizer)
     norms = []
     for text in NEUTRAL_TEXTS:
@@ -134,19 +146,15 @@ def test_the_direction_is_the_one_that_steering_vectors_computes(
 def test_steered_answers_are_those_of_plain_transformers_with_a_hook(
     server: Server,
     concept: dict,
-    direction: tuple[np.ndarray, float],
+    vector: torch.Tensor,
     reference_model: PreTrainedModel,
     reference_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    difference, dose = direction
     block = concept["report"]["block"]
-    row = torch.from_numpy(difference[block])
-    norm = mean_norm(reference_model, reference_tokenizer, block)
     ids = torch.tensor([prompt_ids(reference_tokenizer, PROMPT)])
     texts = set()
     for strength in (-1.0, 0.5, 1.0):
-        vector = row / row.norm() * norm * dose * strength
-        with torch.inference_mode(), steered(reference_model, block, vector):
+        with torch.inference_mode(), steered(reference_model, block, strength * vector):
             output = reference_model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
             )
@@ -160,16 +168,12 @@ def test_steered_answers_are_those_of_plain_transformers_with_a_hook(
 def test_log_probabilities_are_those_of_the_steered_model(
     server: Server,
     concept: dict,
-    direction: tuple[np.ndarray, float],
+    vector: torch.Tensor,
     reference_model: PreTrainedModel,
     reference_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    difference, dose = direction
-    block = concept["report"]["block"]
-    row = torch.from_numpy(difference[block])
-    vector = row / row.norm() * mean_norm(reference_model, reference_tokenizer, block) * dose
     ids = torch.tensor([prompt_ids(reference_tokenizer, PROMPT)])
-    with torch.inference_mode(), steered(reference_model, block, vector):
+    with torch.inference_mode(), steered(reference_model, concept["report"]["block"], vector):
         expected = reference_model(ids).logits[0, -1].log_softmax(-1).topk(10).values.tolist()
     answer = server.chat(PROMPT, max_tokens=1, top_logprobs=10, steering_concepts=[concept["id"]])
     [entry] = answer["choices"][0]["logprobs"]["content"]
