@@ -6,7 +6,8 @@
 
 The same sequences generate all the time. The ways to steer them take turns from step to step, so that each
 is measured in the same minute on the same contexts; only differences within a run mean anything. Then a
-concept is trained beside 16 streams, and a prompt of as many tokens is read beside them instead.
+concept is trained beside 16 streams, and a prompt of four
+full steps is read beside them instead. These two do not read as many tokens: compare steps, not sums.
 """
 
 import argparse
