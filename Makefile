@@ -5,12 +5,14 @@ CONFIG ?= configs/quickstart.yaml
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve test eval lint format clean
+.PHONY: help serve test eval bench peers lint format clean
 
 help:
 	@echo "make serve   set up and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
 	@echo "make test    set up and run all tests"
 	@echo "make eval    measure what steering does; writes docs/steering-evaluation.md"
+	@echo "make bench   measure throughput and latency under load, beside the peers that are installed"
+	@echo "make peers   install llama.cpp and vLLM into .peers, for make bench"
 	@echo "make lint    set up and run ruff, mypy and import-linter"
 	@echo "make format  let ruff format the code"
 	@echo "make clean   remove the virtual environment"
@@ -23,6 +25,12 @@ test: $(VENV)/.dev
 
 eval: $(VENV)/.eval
 	$(BIN)/python -m benchmarks.steering
+
+bench: $(VENV)/.eval
+	$(BIN)/python -m benchmarks.peers $(BENCH)
+
+peers:
+	PYTHON=$(PYTHON) benchmarks/peers/install.sh
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from app.bench.command import bench
 from app.concept_commands import concept_commands
 
 _DEFAULT_CONFIG = Path("configs/quickstart.yaml")
@@ -31,6 +32,7 @@ def build_commands() -> typer.Typer:
     token.callback()(_describe_token)
     tiller.add_typer(token, name="token")
     tiller.add_typer(concept_commands(), name="concept")
+    tiller.command("bench")(bench)
     return tiller
 
 

@@ -1,0 +1,121 @@
+"""The command `tiller bench`."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from app.bench import report
+from app.bench.client import BenchError, Target, Workload, parse_target
+from app.bench.figures import Measurement, summarize
+from app.bench.load import Plan, compare
+from app.bench.plot import check_plot, draw
+
+_LOCAL = "http://127.0.0.1:8000"
+_EXIT_FAILED = 1
+
+
+def bench(
+    url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]URL", help=f"A server; give several to compare them. Default: {_LOCAL}"),
+    ] = None,
+    token: Annotated[str | None, typer.Option(envvar="TILLER_TOKEN", help="Sent to every server.")] = None,
+    model: Annotated[str | None, typer.Option(help="Default: the first one that each server lists.")] = None,
+    concurrency: Annotated[str, typer.Option(help="Streams at the same time.")] = "1,8,32,64",
+    prompt_tokens: Annotated[
+        str,
+        typer.Option(help="Lengths of whole prompts; the shortest possible where the template is longer."),
+    ] = "16,135,1000",
+    tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 2,
+    requests: Annotated[int, typer.Option(min=1, help="Of each stream in a round.")] = 2,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
+    ban: Annotated[
+        str,
+        typer.Option(help="Ids of the tokens that end an answer; the embedded model's. May be empty."),
+    ] = "0,2",
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them into this .svg, .png or .pdf file.")] = None,
+) -> None:
+    """Measure chat servers under load: throughput, time to first token, inter-token latency."""
+    with _one_line_for_errors():
+        plan = Plan(
+            parse_numbers(concurrency, least=1),
+            parse_numbers(prompt_tokens, least=1),
+            rounds,
+            requests,
+            Workload(tokens, temperature, parse_numbers(ban) if ban else ()),
+            seed,
+        )
+        targets = _targets(url or [_LOCAL], token, model)
+        _check_files(json_file, plot)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            measurements = runner.run(_measure(targets, plan))
+        figures = report.by_point(summarize(measurements, tokens))
+        typer.echo(report.table(figures))
+        if json_file is not None:
+            json_file.write_text(report.to_json(figures), encoding="utf-8")
+        if plot is not None:
+            draw(figures, plot)
+        if lines := report.problems(figures, tokens):
+            raise BenchError("\n".join(lines))
+
+
+@contextmanager
+def _one_line_for_errors() -> Iterator[None]:
+    try:
+        yield
+    except (BenchError, OSError) as error:
+        for line in str(error).splitlines():
+            typer.echo(f"tiller: {line}", err=True)
+        raise typer.Exit(_EXIT_FAILED) from None
+
+
+def parse_numbers(text: str, least: int = 0) -> tuple[int, ...]:
+    """`1,8,32`. Raises BenchError."""
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise BenchError(f"{text!r} must be whole numbers with commas between them") from None
+    if any(number < least for number in numbers):
+        raise BenchError(f"{text!r} must be whole numbers of at least {least}")
+    return numbers
+
+
+def _targets(urls: list[str], token: str | None, model: str | None) -> list[Target]:
+    targets = [parse_target(url, token, model) for url in urls]
+    if len({target.name for target in targets}) < len(targets):
+        raise BenchError("two servers have the same name: give them others with --url NAME=URL")
+    return targets
+
+
+def _check_files(json_file: Path | None, plot: Path | None) -> None:
+    """Before an hour of measuring rather than after it."""
+    for file in (json_file, plot):
+        if file is not None and not file.parent.is_dir():
+            raise BenchError(f"{file}: {file.parent} is no directory")
+    if plot is not None:
+        check_plot(plot)
+
+
+async def _measure(targets: list[Target], plan: Plan) -> list[Measurement]:
+    measurements = []
+    async for number, measurement in compare(targets, plan):
+        measurements.append(measurement)
+        typer.echo(progress(number, plan, measurement), err=True)
+    return measurements
+
+
+def progress(number: int, plan: Plan, measurement: Measurement) -> str:
+    """A line about a measurement of this round."""
+    point, speed = measurement.point, measurement.output_tokens_per_second
+    return (
+        f"round {number + 1}/{plan.rounds}, {measurement.server}: streams {point.concurrency}, "
+        f"prompts of {point.prompt_tokens} tokens: {speed:.1f} tok/s"
+    )

@@ -1,0 +1,116 @@
+"""Figures from records. Pure: no clock, no I/O."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from app.bench.records import Record
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is asked of every server."""
+
+    prompt_tokens: int
+    """Of a whole prompt with its template, as near as it can be met."""
+    concurrency: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All requests of one server at one point in one round."""
+
+    server: str
+    point: Point
+    records: tuple[Record, ...]
+    seconds: float
+    """From the first request sent to the last one answered."""
+    client_seconds: float
+    """Processor time that the load client itself took meanwhile."""
+
+    @property
+    def output_tokens(self) -> int:
+        """Of requests that were answered."""
+        return sum(record.completion_tokens for record in self.records if record.error is None)
+
+    @property
+    def output_tokens_per_second(self) -> float:
+        return self.output_tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One server at one point, all rounds together. Times are in seconds; None where nothing was answered."""
+
+    server: str
+    point: Point
+    requests: int
+    failed: int
+    error: str | None
+    """Of the first request that failed."""
+    wrong_lengths: int
+    """Answers that did not have as many tokens as were asked for: they make figures incomparable."""
+    prompt_tokens_p50: float | None
+    """As the server counts."""
+    output_tokens: int
+    output_tokens_per_second: float
+    output_tokens_per_second_by_round: tuple[float, ...]
+    time_to_first_token_p50: float | None
+    time_to_first_token_p99: float | None
+    inter_token_latency_p50: float | None
+    inter_token_latency_p99: float | None
+    tokens_per_chunk: float | None
+    """Above 1 where the server sends several tokens at once: then latencies are between such groups."""
+    client_cores: float
+    """How many cores the load client itself kept busy."""
+
+
+def summarize(measurements: Iterable[Measurement], tokens: int) -> list[Figures]:
+    """One line for each server and point, in the order of their first measurements.
+
+    `tokens` is how many each answer should have.
+    """
+    groups: dict[tuple[str, Point], list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault((measurement.server, measurement.point), []).append(measurement)
+    return [_summarize(server, point, rounds, tokens) for (server, point), rounds in groups.items()]
+
+
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """Interpolated between the nearest values; None of no values."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * percent / 100
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def _summarize(server: str, point: Point, rounds: list[Measurement], tokens: int) -> Figures:
+    records = [record for measurement in rounds for record in measurement.records]
+    answered = [record for record in records if record.error is None]
+    firsts = [record.time_to_first_token for record in answered]
+    latencies = [latency for record in answered for latency in record.inter_token_latencies]
+    seconds = sum(measurement.seconds for measurement in rounds)
+    output_tokens = sum(measurement.output_tokens for measurement in rounds)
+    chunks = sum(len(record.arrivals) for record in answered)
+    return Figures(
+        server=server,
+        point=point,
+        requests=len(records),
+        failed=len(records) - len(answered),
+        error=next((record.error for record in records if record.error is not None), None),
+        wrong_lengths=sum(record.completion_tokens != tokens for record in answered),
+        prompt_tokens_p50=percentile([record.prompt_tokens for record in answered], 50),
+        output_tokens=output_tokens,
+        output_tokens_per_second=output_tokens / seconds,
+        output_tokens_per_second_by_round=tuple(
+            measurement.output_tokens_per_second for measurement in rounds
+        ),
+        time_to_first_token_p50=percentile(firsts, 50),
+        time_to_first_token_p99=percentile(firsts, 99),
+        inter_token_latency_p50=percentile(latencies, 50),
+        inter_token_latency_p99=percentile(latencies, 99),
+        tokens_per_chunk=output_tokens / chunks if chunks else None,
+        client_cores=sum(measurement.client_seconds for measurement in rounds) / seconds,
+    )

@@ -1,0 +1,49 @@
+"""Prompts of random common words: seeded, so that all servers get the same, and no two in a run alike."""
+
+import random
+
+FEWEST_WORDS = 4
+"""Enough for prompts to differ."""
+
+# Most tokenizers have one token for each.
+_WORDS = """
+    action activity age air area arm art bank base bird blood board boat body book boy bread bridge
+    brother building business car case cell center century chair child church city class college color
+    community company control cost country court culture data daughter day death decision defense
+    development difference director doctor dog door dream drug education effect energy event evidence
+    experience eye face fact family farm father field figure film fire fish floor food foot force forest
+    form friend game gas girl glass goal gold government ground group growth hair hand health heart heat
+    history home horse hour house idea image industry information interest issue job kind king knowledge
+    lake land language law leader letter level life light line list loss love machine man market material
+    matter member memory message method middle mind minute model moment money month mother movie music
+    name nation nature network news night north note number office oil order page paper parent part party
+    past patient peace people period person phone picture piece place plan plant player point policy
+    position power practice president pressure price problem process product program project property
+    purpose quality question race radio rain rate reason record region report research resource result
+    river road rock role room rule scene school science sea season section security series service ship
+    shot side sign skill snow social son song sound source south space speech spring staff stage star
+    state station step stone store story street strength student study style success summer sun support
+    surface system table task teacher team technology term test theory thing thought time town trade
+    training treatment tree trial trip truth type unit value version view voice wall war watch water way
+    weather week weight west wife wind window winter woman wood word work worker world writer year
+""".split()  # noqa: SIM905 - three hundred quotes would not make it clearer
+
+
+class Prompts:
+    """A sequence of prompts, no two alike; with the same seed, the same words in the same places."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._tried = 0
+        self._drawn: set[str] = set()
+
+    def draw(self, words: int) -> str:
+        """The next prompt, of at least FEWEST_WORDS words."""
+        while True:
+            # Seeded one by one: servers whose templates differ by a token get prompts that differ by a word.
+            words_of_this = random.Random(f"{self._seed} {self._tried}")  # noqa: S311 - not for secrets
+            prompt = " ".join(words_of_this.choices(_WORDS, k=max(words, FEWEST_WORDS)))
+            self._tried += 1
+            if prompt not in self._drawn:
+                self._drawn.add(prompt)
+                return prompt

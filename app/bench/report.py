@@ -1,0 +1,87 @@
+"""What is shown and kept of figures: a table, JSON, and lines about what went wrong."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from app.bench.figures import Figures
+
+Column = Callable[[Figures], str]
+NONE = "–"
+
+_COLUMNS: dict[str, Column] = {
+    "prompt tokens": lambda row: _number(row.prompt_tokens_p50, ".0f"),
+    "streams": lambda row: str(row.point.concurrency),
+    "server": lambda row: row.server,
+    "tok/s": lambda row: _number(row.output_tokens_per_second, ".1f"),
+}
+_LATENCIES: dict[str, Column] = {
+    "TTFT p50, ms": lambda row: _milliseconds(row.time_to_first_token_p50),
+    "TTFT p99, ms": lambda row: _milliseconds(row.time_to_first_token_p99),
+    "ITL p50, ms": lambda row: _milliseconds(row.inter_token_latency_p50),
+    "ITL p99, ms": lambda row: _milliseconds(row.inter_token_latency_p99),
+    "requests": lambda row: str(row.requests),
+    "failed": lambda row: str(row.failed),
+}
+
+
+def table(figures: Iterable[Figures], more: Mapping[str, Column] | None = None) -> str:
+    """A Markdown table: TTFT is the time to the first token, ITL the inter-token latency.
+
+    `more` are columns beside the throughput.
+    """
+    columns = {**_COLUMNS, **(more or {}), **_LATENCIES}
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in figures]
+    return "\n".join(lines)
+
+
+def by_point(figures: Iterable[Figures]) -> list[Figures]:
+    """Servers side by side, points in the order in which they were first measured."""
+    rows = list(figures)
+    order = {point: place for place, point in enumerate(dict.fromkeys(row.point for row in rows))}
+    return sorted(rows, key=lambda row: order[row.point])
+
+
+def to_json(figures: Iterable[Figures], **conditions: Any) -> str:
+    """All figures, and `conditions` beside them. Times are in seconds."""
+    content = {**conditions, "figures": [_flat(row) for row in figures]}
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def problems(figures: Iterable[Figures], tokens: int) -> list[str]:
+    """One line for each server and kind of problem; none where all answers were as long as asked for."""
+    lines = []
+    by_server = sorted(figures, key=lambda row: row.server)
+    for server, group in groupby(by_server, key=lambda row: row.server):
+        lines += _problems(server, list(group), tokens)
+    return lines
+
+
+def _problems(server: str, rows: Sequence[Figures], tokens: int) -> list[str]:
+    lines = []
+    requests = sum(row.requests for row in rows)
+    if failed := sum(row.failed for row in rows):
+        reason = next(row.error for row in rows if row.error is not None)
+        lines.append(f"{server}: {failed} of {requests} requests failed, the first one: {reason}")
+    if wrong := sum(row.wrong_lengths for row in rows):
+        lines.append(
+            f"{server}: {wrong} of {requests} answers do not have {tokens} tokens, so its figures cannot be "
+            "compared: are all its end tokens banned?"
+        )
+    return lines
+
+
+def _flat(row: Figures) -> dict[str, Any]:
+    fields = asdict(row)
+    return {"server": fields.pop("server"), **fields.pop("point"), **fields}
+
+
+def _number(value: float | None, style: str) -> str:
+    return NONE if value is None else format(value, style)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return NONE if seconds is None else f"{seconds * 1e3:.0f}"
