@@ -23,7 +23,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from app.errors import shorten
-from inference.config import Device, DType, EngineConfig
+from inference.config import Device, DType, EngineConfig, Quantization
 
 ENVIRONMENT_PREFIX = "TILLER_"
 # `tiller concept` reads it, which is a client. Whoever sets it for a whole shell can start servers there.
@@ -65,6 +65,7 @@ class EngineSettings(Section):
 
     device: Device = "auto"
     dtype: DType = "auto"
+    quantization: Quantization = "none"
     threads: PositiveInt | None = None
     context_length: PositiveInt | None = None
     block_size: PositiveInt = 16

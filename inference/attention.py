@@ -71,7 +71,20 @@ def paged_attention(
     paged.cache.write(layer, paged.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     num_kv_heads = key.shape[1]
     queries = query[0].transpose(0, 1)  # [T, num_heads, key_size]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = query.new_empty(queries.shape[0], queries.shape[1], value.shape[-1])
+    if singles := paged.batch.singles:
+        output[singles.tokens] = torch.ops.tiller_cpu.paged_attention(
+            queries[singles.tokens],
+            paged.cache.keys[layer],
+            paged.cache.values[layer],
+            singles.blocks,
+            singles.positions,
+            paged.cache.block_size,
+            scaling,
+            sliding_window or 0,
+            softcap or 0.0,
+        )
     for group in paged.batch.groups:
         output[group.tokens] = _attend(
             queries[group.tokens],
@@ -92,7 +105,7 @@ def _attend(
     values: torch.Tensor,  # [B, H, L, value_size]
     group: AttentionGroup,
     num_kv_heads: int,
-    scaling: float | None,
+    scaling: float,
     sliding_window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:  # [B * Q, num_heads, value_size]
@@ -122,12 +135,11 @@ def _softcapped_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor,
-    scaling: float | None,
+    scaling: float,
     softcap: float,
 ) -> torch.Tensor:
     """Attention with scores bounded to +-softcap by a tanh (Gemma 2, arXiv:2408.00118)."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.tanh(query @ key.transpose(-1, -2) * scale / softcap) * softcap
+    scores = torch.tanh(query @ key.transpose(-1, -2) * scaling / softcap) * softcap
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32)
     return weights.to(query.dtype) @ value
 

@@ -47,6 +47,15 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
+class SingleQueries:
+    """Sequences of the batch with one query token each, whose contexts are read where they lie."""
+
+    tokens: slice
+    blocks: torch.Tensor  # [B, max_blocks] int32, the block tables, padded with zeros
+    positions: torch.Tensor  # [B], of the queries
+
+
+@dataclass(frozen=True)
 class SteeringBatch:
     """What is added to each token's activations: `scales` times `rows` of the steering bank.
 
@@ -65,6 +74,8 @@ class Batch:
     token_ids: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
     slots: torch.Tensor  # [T] where the keys and values go
+    singles: SingleQueries | None
+    """None where no sequence has a single query, or where such sequences are grouped as well."""
     groups: list[AttentionGroup]
     logit_tokens: torch.Tensor  # [S + P] indices into T
     sampling: list[Sequence]
@@ -75,27 +86,32 @@ class Batch:
 
 
 class BatchBuilder:
-    def __init__(self, block_size: int, padding_slot: int, device: torch.device) -> None:
+    def __init__(
+        self, block_size: int, padding_slot: int, device: torch.device, *, singles_in_place: bool
+    ) -> None:
+        """`singles_in_place`: whether attention reads the contexts of single queries out of the blocks."""
         self.block_size = block_size
         self.padding_slot = padding_slot
         self.device = device
+        self.singles_in_place = singles_in_place
 
     def build(self, scheduled: list[Sequence]) -> Batch:
         # Single queries first, of similar context length side by side, so that they share a call.
         ordered = sorted(scheduled, key=_group_key)
-        positions = [_positions(sequence) for sequence in ordered]
-        slots = [self._context_slots(sequence) for sequence in ordered]
-        token_ids = [_scheduled_token_ids(sequence) for sequence in ordered]
-        ends = np.cumsum([len(ids) for ids in token_ids])
-        own_slots = [context[-len(ids) :] for context, ids in zip(slots, token_ids, strict=True)]
+        counts = [sequence.num_scheduled_tokens for sequence in ordered]
+        num_singles = counts.count(1)
+        token_ids = np.concatenate([_scheduled_token_ids(sequence) for sequence in ordered])
+        positions = np.concatenate([_positions(sequence) for sequence in ordered])
+        ends = np.cumsum(counts)
         samples = [sequence.samples_next for sequence in ordered]
         probes = _probe_spans(ordered, ends)
         logit_tokens = [ends[samples] - 1, *(np.array(span.scored_tokens, dtype=np.int64) for span in probes)]
         return Batch(
-            token_ids=self._tensor(np.concatenate(token_ids)),
-            positions=self._tensor(np.concatenate(positions)),
-            slots=self._tensor(np.concatenate(own_slots)),
-            groups=self._groups(ordered, positions, slots),
+            token_ids=self._tensor(token_ids),
+            positions=self._tensor(positions),
+            slots=self._tensor(np.concatenate([self._own_slots(sequence) for sequence in ordered])),
+            singles=self._singles(ordered[:num_singles], positions),
+            groups=self._groups(ordered, positions, num_singles if self.singles_in_place else 0),
             logit_tokens=self._tensor(np.concatenate(logit_tokens)),
             sampling=[sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
             probes=probes,
@@ -114,22 +130,41 @@ class BatchBuilder:
         rows[first], scales[first] = 0, 0.0
         return SteeringBatch(self._tensor(rows), self._tensor(scales.astype(np.float32)[:, None]))
 
-    def _groups(
-        self, ordered: list[Sequence], positions: list[np.ndarray], slots: list[np.ndarray]
-    ) -> list[AttentionGroup]:
+    def _singles(self, sequences: list[Sequence], positions: np.ndarray) -> SingleQueries | None:
+        if not sequences or not self.singles_in_place:
+            return None
+        width = max(len(sequence.block_table) for sequence in sequences)
+        blocks = np.zeros((len(sequences), width), dtype=np.int32)
+        for row, sequence in zip(blocks, sequences, strict=True):
+            row[: len(sequence.block_table)] = sequence.block_table
+        own = slice(0, len(sequences))
+        return SingleQueries(own, self._tensor(blocks), self._tensor(positions[own]))
+
+    def _groups(self, ordered: list[Sequence], positions: np.ndarray, first: int) -> list[AttentionGroup]:
+        """Of the sequences from the `first` on, before which each has one token."""
         groups = []
-        start = 0
-        for indices in _split(ordered):
-            queries = np.stack([positions[i] for i in indices])  # [B, Q]
+        start = first
+        for indices in _split(ordered[first:]):
+            members = [ordered[first + i] for i in indices]
+            queries = sum(member.num_scheduled_tokens for member in members)
+            tokens = slice(start, start + queries)
             groups.append(
                 AttentionGroup(
-                    tokens=slice(start, start + queries.size),
-                    slots=self._tensor(self._pad([slots[i] for i in indices])),
-                    query_positions=self._tensor(queries),
+                    tokens=tokens,
+                    slots=self._tensor(self._pad([self._context_slots(member) for member in members])),
+                    query_positions=self._tensor(positions[tokens].reshape(len(members), -1)),
                 )
             )
-            start += queries.size
+            start = tokens.stop
         return groups
+
+    def _own_slots(self, sequence: Sequence) -> np.ndarray:
+        """The slots of the scheduled tokens."""
+        first = sequence.num_computed_tokens
+        if sequence.num_scheduled_tokens == 1:
+            block, place = divmod(first, self.block_size)
+            return np.array([sequence.block_table[block] * self.block_size + place], dtype=np.int64)
+        return self._context_slots(sequence)[first:]
 
     def _context_slots(self, sequence: Sequence) -> np.ndarray:
         """The slots of all tokens up to the last scheduled one."""

@@ -6,6 +6,7 @@ import msgspec
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -18,6 +19,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """"auto": cuda where there is one, else cpu."""
     dtype: DType = "auto"
     """"auto": float32 on the CPU, the model's own dtype on CUDA."""
+    quantization: Quantization = "none"
+    """"int8": linear layers have int8 weights and activations; on the CPU only."""
     threads: int | None = None
     """CPU threads of one operation; None leaves the choice to torch."""
     context_length: int | None = None

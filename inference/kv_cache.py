@@ -23,11 +23,15 @@ class LayerShape(NamedTuple):
 
 
 class KVCache:
-    def __init__(self, shapes: list[LayerShape], num_slots: int, device: torch.device) -> None:
+    def __init__(
+        self, shapes: list[LayerShape], num_blocks: int, block_size: int, device: torch.device
+    ) -> None:
         def allocate(shape: LayerShape, size: int) -> torch.Tensor:
-            return torch.zeros(num_slots + 1, shape.num_heads, size, dtype=shape.dtype, device=device)
+            slots = num_blocks * block_size + 1
+            return torch.zeros(slots, shape.num_heads, size, dtype=shape.dtype, device=device)
 
-        self.padding_slot = num_slots
+        self.block_size = block_size
+        self.padding_slot = num_blocks * block_size
         self.keys = [allocate(shape, shape.key_size) for shape in shapes]
         self.values = [allocate(shape, shape.value_size) for shape in shapes]
 

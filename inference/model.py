@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedMod
 from inference import attention
 from inference.attention import PagedBatch
 from inference.batch import Batch
+from inference.cpu import int8
 from inference.kv_cache import KVCache, LayerShape
 
 # These stretch positions by the longest sequence of the batch, so that a row would depend on
@@ -92,6 +93,10 @@ class CausalLM:
         logits: torch.Tensor = self._model(input_ids=token_ids[None], use_cache=False).logits
         self._model.set_attn_implementation(attention.NAME)
         return logits[0].float()
+
+    def quantize(self) -> None:
+        """Goes on with int8 weights in the linear layers; the others keep theirs."""
+        int8.replace_linears(self._model)
 
     def digest(self) -> str:
         """Hex; names the weights' values, whatever device they are on."""

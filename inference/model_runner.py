@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from inference.backends import TORCH, Backend
 from inference.batch import BatchBuilder
 from inference.config import EngineConfig
 from inference.kv_cache import KVCache
@@ -32,12 +33,16 @@ class SampledToken:
 
 
 class ModelRunner:
-    def __init__(self, model: CausalLM, config: EngineConfig) -> None:
+    def __init__(self, model: CausalLM, config: EngineConfig, backend: Backend = TORCH) -> None:
         self.model = model
         self.num_blocks = _num_blocks(model, config)
-        num_slots = self.num_blocks * config.block_size
-        self._cache = KVCache(model.layer_shapes, num_slots, model.device)
-        self._builder = BatchBuilder(config.block_size, self._cache.padding_slot, model.device)
+        self._cache = KVCache(model.layer_shapes, self.num_blocks, config.block_size, model.device)
+        self._builder = BatchBuilder(
+            config.block_size,
+            self._cache.padding_slot,
+            model.device,
+            singles_in_place=backend.paged_attention,
+        )
         self._sampler = Sampler(model.vocab_size, model.device)
         self.bank = SteeringBank(
             # Every sequence may be steered by something else.

@@ -9,6 +9,7 @@ import statistics
 
 import torch
 
+from inference.backends import Backend
 from inference.batch import BatchBuilder
 from inference.kv_cache import KVCache
 from inference.model import CausalLM, UnsupportedModelError
@@ -16,17 +17,17 @@ from inference.protocol import GenerationRequest
 from inference.sequence import Sequence, build_sequences
 
 _LENGTHS = (48, 41, 33, 29, 22)
-_FIRST_PIECE = 19  # of each prompt; the rest is computed in a second step
+_FIRST_PIECE = 19  # of each prompt; the rest but the last token is computed in a second step
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 """Allowed error of the log probabilities, relative to their spread."""
 
 
 @torch.inference_mode()
-def verify(model: CausalLM) -> None:
+def verify(model: CausalLM, backend: Backend) -> None:
     """Raises UnsupportedModelError if the model's own logits and ours differ."""
     rng = random.Random(0)  # noqa: S311 - any tokens will do
     prompts = [[rng.randrange(model.vocab_size) for _ in range(length)] for length in _LENGTHS]
-    ours = _run_paged(model, prompts)
+    ours = _run_paged(model, prompts, backend)
     errors = [_error(model, prompt, row) for prompt, row in zip(prompts, ours, strict=True)]
     # The median, since rounding may send a token to another expert.
     if not statistics.median(errors) <= _TOLERANCE[model.dtype]:
@@ -40,20 +41,21 @@ def _error(model: CausalLM, prompt: list[int], logits: torch.Tensor) -> float:
     return float(difference.square().mean().sqrt() / reference.std())
 
 
-def _run_paged(model: CausalLM, prompts: list[list[int]]) -> list[torch.Tensor]:
-    """Each prompt's last logits [vocab_size], computed in two steps over a small cache."""
+def _run_paged(model: CausalLM, prompts: list[list[int]], backend: Backend) -> list[torch.Tensor]:
+    """Each prompt's last logits [vocab_size], computed in three steps over a small cache."""
     size = max(_LENGTHS)
-    cache = KVCache(model.layer_shapes, len(prompts) * size, model.device)
-    builder = BatchBuilder(size, cache.padding_slot, model.device)
+    cache = KVCache(model.layer_shapes, len(prompts), size, model.device)
+    builder = BatchBuilder(size, cache.padding_slot, model.device, singles_in_place=backend.paged_attention)
     sequences = [_make_sequence(block, prompt) for block, prompt in enumerate(prompts)]
-    for sequence in sequences:
-        sequence.num_scheduled_tokens = _FIRST_PIECE
-    model.forward(builder.build(sequences), cache)
-    for sequence in sequences:
-        sequence.num_computed_tokens = _FIRST_PIECE
-        sequence.num_scheduled_tokens = sequence.num_uncomputed_tokens
-    batch = builder.build(sequences)
-    rows = dict(zip(batch.sampling, model.forward(batch, cache), strict=True))
+    for end in (_FIRST_PIECE, -1, None):
+        for sequence in sequences:
+            computed = sequence.num_computed_tokens
+            sequence.num_scheduled_tokens = len(sequence.token_ids[computed:end])
+        batch = builder.build(sequences)
+        logits = model.forward(batch, cache)
+        for sequence in sequences:
+            sequence.num_computed_tokens += sequence.num_scheduled_tokens
+    rows = dict(zip(batch.sampling, logits, strict=True))
     return [rows[sequence] for sequence in sequences]
 
 

@@ -4,6 +4,7 @@ Started by the gateway as `python -m inference.worker ENDPOINT`, with an EngineC
 line of its stdin. When its stdin ends, the gateway has gone, and so does the worker.
 """
 
+import hashlib
 import logging
 import os
 import signal
@@ -16,8 +17,9 @@ import msgspec
 import torch
 import zmq
 
-from inference import model, protocol, sources, verification
+from inference import backends, model, protocol, sources, verification
 from inference.config import EngineConfig
+from inference.cpu.build import KernelError
 from inference.engine import Engine
 from inference.model import UnsupportedModelError
 from inference.model_runner import ModelRunner
@@ -105,9 +107,13 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     directory = sources.resolve(config.source, cache)
     print(f"Loading {directory.name} on {device}", file=sys.stderr, flush=True)
     loaded = model.load(directory, _dtype(config, device), device)
-    verification.verify(loaded)
+    backend = backends.choose(loaded, config)
+    verification.verify(loaded, backend)
     digest = loaded.digest()
-    runner = ModelRunner(loaded, config)
+    if config.quantization == "int8":
+        loaded.quantize()
+        digest = hashlib.sha256(f"{digest} int8".encode()).hexdigest()
+    runner = ModelRunner(loaded, config, backend)
     engine = Engine(runner, config, _direction_files(cache, digest, runner.bank.blocks))
     info = ModelInfo(
         directory=str(directory),
@@ -179,7 +185,7 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes]) -> int:
 
 def _one_line(error: Exception) -> str:
     """What an operator can act on; errors that are not ours are named by their type as well."""
-    if isinstance(error, SourceError | UnsupportedModelError):
+    if isinstance(error, SourceError | UnsupportedModelError | KernelError):
         return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from inference import backends
 from inference.config import EngineConfig
 from inference.engine import Engine
 from inference.model import CausalLM
@@ -120,7 +121,8 @@ def build_driver(
         per_token = sum(shape.num_bytes for shape in causal_lm.layer_shapes)
         gib = num_blocks * engine_config.block_size * per_token / 2**30
         engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
-    return Driver(Engine(ModelRunner(causal_lm, engine_config), engine_config, directions))
+    backend = backends.choose(causal_lm, engine_config)
+    return Driver(Engine(ModelRunner(causal_lm, engine_config, backend), engine_config, directions))
 
 
 @pytest.fixture

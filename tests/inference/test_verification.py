@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from inference import backends
+from inference.config import EngineConfig
 from inference.model import CausalLM, UnsupportedModelError
 from inference.verification import verify
 from tests.inference.conftest import (
@@ -19,16 +21,20 @@ from tests.inference.conftest import (
 )
 
 
+def check(model: CausalLM) -> None:
+    verify(model, backends.choose(model, EngineConfig()))
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_right_model_passes(architecture: str, dtype: torch.dtype) -> None:
-    verify(CausalLM(make_model(architecture).to(dtype)))
+    check(CausalLM(make_model(architecture).to(dtype)))
 
 
 def test_a_verified_model_serves_as_before() -> None:
     model = make_model("llama")
     driver = build_driver(model)
-    verify(driver.engine.runner.model)
+    check(driver.engine.runner.model)
     results = driver.run(request("a", [5, 6, 7], 12))
     assert results["a", 0].token_ids == generate(model, [5, 6, 7], 12)
 
@@ -49,4 +55,4 @@ def test_a_model_that_would_answer_wrongly_is_refused(architecture: str, options
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     sharpen(model)
     with pytest.raises(UnsupportedModelError):
-        verify(CausalLM(model))
+        check(CausalLM(model))

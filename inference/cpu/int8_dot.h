@@ -1,0 +1,131 @@
+// Rows of int16 activations times columns of int8 weights, which have a scale per kGroup of them: the sums
+// within a group are exact, and groups are added up in their order, whatever else is computed beside.
+//
+// Weights come in panels of kPanel columns: [depth / kPair][kPanel][kPair]; their scales are
+// [depth / kGroup][kPanel].
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace int8 {
+
+constexpr int kPanel = 16;
+constexpr int kPair = 2;
+constexpr int kGroup = 32;
+
+inline int32_t load_pair(const int16_t* from) {
+  int32_t pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return pair;
+}
+
+#if defined(__AVX512BW__)
+
+constexpr int kTile = 12;
+
+inline __m512i add_products(__m512i sum, __m512i a, __m512i b) {
+#if defined(__AVX512VNNI__)
+  return _mm512_dpwssd_epi32(sum, a, b);
+#else
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+#endif
+}
+
+template <int kRows>
+void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const float* scales,
+         float (&out)[kRows][kPanel]) {
+  constexpr int kChains = kRows <= 4 ? 2 : 1;  // hides the latency of a sum when there are few
+  __m512 totals[kRows];
+  for (int r = 0; r < kRows; r++) totals[r] = _mm512_setzero_ps();
+  for (int64_t group = 0; group < depth; group += kGroup, scales += kPanel) {
+    __m512i sums[kChains][kRows];
+    for (auto& chain : sums) {
+      for (int r = 0; r < kRows; r++) chain[r] = _mm512_setzero_si512();
+    }
+#pragma GCC unroll 4
+    for (int64_t k = group; k < group + kGroup; k += kPair * kChains) {
+      for (int c = 0; c < kChains; c++) {
+        const int64_t pair = k + c * kPair;
+        const auto* from = reinterpret_cast<const __m256i*>(weights + pair * kPanel);
+        const __m512i weight = _mm512_cvtepi8_epi16(_mm256_loadu_si256(from));
+        for (int r = 0; r < kRows; r++) {
+          const __m512i activation = _mm512_set1_epi32(load_pair(activations + r * depth + pair));
+          sums[c][r] = add_products(sums[c][r], activation, weight);
+        }
+      }
+    }
+    const __m512 scale = _mm512_loadu_ps(scales);
+    for (int r = 0; r < kRows; r++) {
+      __m512i sum = sums[0][r];
+      for (int c = 1; c < kChains; c++) sum = _mm512_add_epi32(sum, sums[c][r]);
+      totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, totals[r]);
+    }
+  }
+  for (int r = 0; r < kRows; r++) _mm512_storeu_ps(out[r], totals[r]);
+}
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+constexpr int kTile = 6;
+
+template <int kRows>
+void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const float* scales,
+         float (&out)[kRows][kPanel]) {
+  std::memset(out, 0, sizeof out);
+  for (int64_t group = 0; group < depth; group += kGroup, scales += kPanel) {
+    __m256i low[kRows], high[kRows];
+    for (int r = 0; r < kRows; r++) low[r] = high[r] = _mm256_setzero_si256();
+    for (int64_t k = group; k < group + kGroup; k += kPair) {
+      const auto* from = reinterpret_cast<const __m128i*>(weights + k * kPanel);
+      const __m256i first = _mm256_cvtepi8_epi16(_mm_loadu_si128(from));
+      const __m256i second = _mm256_cvtepi8_epi16(_mm_loadu_si128(from + 1));
+      for (int r = 0; r < kRows; r++) {
+        const __m256i activation = _mm256_set1_epi32(load_pair(activations + r * depth + k));
+        low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(activation, first));
+        high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(activation, second));
+        asm volatile("" : "+x"(low[r]), "+x"(high[r]));  // else the compiler moves all sums to memory
+      }
+    }
+    const __m256 low_scale = _mm256_loadu_ps(scales), high_scale = _mm256_loadu_ps(scales + 8);
+    for (int r = 0; r < kRows; r++) {
+      float* total = out[r];
+      _mm256_storeu_ps(total, _mm256_fmadd_ps(_mm256_cvtepi32_ps(low[r]), low_scale, _mm256_loadu_ps(total)));
+      total += 8;
+      _mm256_storeu_ps(total, _mm256_fmadd_ps(_mm256_cvtepi32_ps(high[r]), high_scale, _mm256_loadu_ps(total)));
+    }
+  }
+}
+
+#else
+
+constexpr int kTile = 4;
+
+template <int kRows>
+void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const float* scales,
+         float (&out)[kRows][kPanel]) {
+  std::memset(out, 0, sizeof out);
+  for (int64_t group = 0; group < depth; group += kGroup, scales += kPanel) {
+    int32_t sums[kRows][kPanel] = {};
+    for (int64_t k = group; k < group + kGroup; k += kPair) {
+      for (int r = 0; r < kRows; r++) {
+        const int32_t first = activations[r * depth + k], second = activations[r * depth + k + 1];
+        for (int c = 0; c < kPanel; c++) {
+          const int8_t* weight = weights + (k * kPanel + c * kPair);
+          sums[r][c] += first * weight[0] + second * weight[1];
+        }
+      }
+    }
+    for (int r = 0; r < kRows; r++) {
+      for (int c = 0; c < kPanel; c++) out[r][c] += static_cast<float>(sums[r][c]) * scales[c];
+    }
+  }
+}
+
+#endif
+
+}  // namespace int8
