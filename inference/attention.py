@@ -68,28 +68,35 @@ def paged_attention(
     checked once, by `unsupported_arguments`, when a model is loaded.
     """
     layer: Any = module.layer_idx
-    paged.cache.write(layer, paged.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    num_kv_heads = key.shape[1]
-    queries = query[0].transpose(0, 1)  # [T, num_heads, key_size]
+    batch, cache = paged.batch, paged.cache
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = query.new_empty(queries.shape[0], queries.shape[1], value.shape[-1])
-    if singles := paged.batch.singles:
-        output[singles.tokens] = torch.ops.tiller_cpu.paged_attention(
-            queries[singles.tokens],
-            paged.cache.keys[layer],
-            paged.cache.values[layer],
+    if singles := batch.singles:
+        output = torch.ops.tiller_cpu.paged_attention(
+            query,
+            key,
+            value,
+            cache.keys[layer],
+            cache.values[layer],
+            batch.slots,
             singles.blocks,
             singles.positions,
-            paged.cache.block_size,
+            cache.block_size,
             scaling,
             sliding_window or 0,
             softcap or 0.0,
         )
-    for group in paged.batch.groups:
+    else:
+        cache.write(layer, batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+    if not batch.groups:
+        return output[None], None
+    queries = query[0].transpose(0, 1)  # [T, num_heads, key_size]
+    num_kv_heads = key.shape[1]
+    for group in batch.groups:
         output[group.tokens] = _attend(
             queries[group.tokens],
-            paged.cache.keys[layer][group.slots].transpose(1, 2),  # [B, num_kv_heads, L, key_size]
-            paged.cache.values[layer][group.slots].transpose(1, 2),
+            cache.keys[layer][group.slots].transpose(1, 2),  # [B, num_kv_heads, L, key_size]
+            cache.values[layer][group.slots].transpose(1, 2),
             group,
             num_kv_heads,
             scaling,

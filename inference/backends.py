@@ -17,11 +17,11 @@ _log = logging.getLogger(__name__)
 class Backend:
     """What the engine may use for one model on one device."""
 
-    paged_attention: bool
-    """Whether single queries read the KV cache in place."""
+    cpu_kernels: bool
+    """Whether `torch.ops.tiller_cpu` is loaded, and the model computes in what it is for."""
 
 
-TORCH = Backend(paged_attention=False)
+TORCH = Backend(cpu_kernels=False)
 
 
 def choose(model: CausalLM, config: EngineConfig) -> Backend:
@@ -36,6 +36,6 @@ def choose(model: CausalLM, config: EngineConfig) -> Backend:
     except build.KernelError as error:
         if needed:
             raise
-        _log.warning("attention will be slower: %s", error)
+        _log.warning("the server will be slower: %s", error)
         return TORCH
-    return Backend(paged_attention=True)
+    return Backend(cpu_kernels=True)

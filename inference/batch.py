@@ -48,9 +48,8 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class SingleQueries:
-    """Sequences of the batch with one query token each, whose contexts are read where they lie."""
+    """The batch's first B tokens: the only queries of their sequences, whose contexts are read in place."""
 
-    tokens: slice
     blocks: torch.Tensor  # [B, max_blocks] int32, the block tables, padded with zeros
     positions: torch.Tensor  # [B], of the queries
 
@@ -137,8 +136,7 @@ class BatchBuilder:
         blocks = np.zeros((len(sequences), width), dtype=np.int32)
         for row, sequence in zip(blocks, sequences, strict=True):
             row[: len(sequence.block_table)] = sequence.block_table
-        own = slice(0, len(sequences))
-        return SingleQueries(own, self._tensor(blocks), self._tensor(positions[own]))
+        return SingleQueries(self._tensor(blocks), self._tensor(positions[: len(sequences)]))
 
     def _groups(self, ordered: list[Sequence], positions: np.ndarray, first: int) -> list[AttentionGroup]:
         """Of the sequences from the `first` on, before which each has one token."""

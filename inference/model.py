@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedMod
 from inference import attention
 from inference.attention import PagedBatch
 from inference.batch import Batch
-from inference.cpu import int8
+from inference.cpu import fusion, int8
 from inference.kv_cache import KVCache, LayerShape
 
 # These stretch positions by the longest sequence of the batch, so that a row would depend on
@@ -95,8 +95,13 @@ class CausalLM:
         return logits[0].float()
 
     def quantize(self) -> None:
-        """Goes on with int8 weights in the linear layers; the others keep theirs."""
+        """Goes on with int8 weights in the linear layers; the others keep theirs. Needs the CPU's kernels."""
         int8.replace_linears(self._model)
+        fusion.fuse(self._model)
+
+    def fuse(self) -> None:
+        """Goes on with single operations for what is many in the model's code. Needs the CPU's kernels."""
+        fusion.fuse(self._model)
 
     def digest(self) -> str:
         """Hex; names the weights' values, whatever device they are on."""

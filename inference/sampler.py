@@ -13,6 +13,7 @@ import torch
 from inference.protocol import SamplingParams, TokenLogprobs
 from inference.sequence import FloatArray, IntArray, Sequence
 
+_PIECE = 256  # of the vocabulary, whose probabilities are added up one by one only where the token lies
 _MIN_TEMPERATURE = 1e-5  # below it, dividing float32 logits has the same result as the maximum
 
 NOT_A_TOKEN = -1
@@ -106,15 +107,15 @@ class Sampler:
         return Sampled(tokens.tolist(), _token_logprobs(logprobs, tokens, batch))
 
     def _choose(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-        highest = logits.amax(-1, keepdim=True)  # [S, 1]
-        ids = torch.arange(logits.shape[-1], device=logits.device)
-        # Ties go to the lowest id; argmax leaves it open.
-        tokens = torch.where(logits == highest, ids, self.vocab_size).amin(-1)
-        if batch.drawing is not None:
-            # The maximum becomes 0, so that no temperature can make the others overflow.
-            shifted = (logits[batch.drawing] - highest[batch.drawing]) / batch.temperature
-            tokens[batch.drawing] = _draw(shifted, batch)
-        return torch.where(highest[:, 0].isfinite(), tokens, NOT_A_TOKEN)
+        if batch.drawing is None:
+            highest, tokens = logits.max(-1)  # of equals, the first
+        elif len(batch.drawing) == len(logits):
+            highest = logits.amax(-1)
+            tokens = _draw(logits, highest, batch)
+        else:
+            highest, tokens = logits.max(-1)
+            tokens[batch.drawing] = _draw(logits[batch.drawing], highest[batch.drawing], batch)
+        return torch.where(highest.isfinite(), tokens, NOT_A_TOKEN)
 
     def _entries(self, parts: list[RowEntries]) -> Entries | None:
         """Joins what the rows contribute; no Python per entry."""
@@ -182,23 +183,50 @@ def _keep_only(logits: torch.Tensor, selections: Entries) -> None:
     logits.masked_fill_(selected.any(-1, keepdim=True) & ~selected, float("-inf"))
 
 
-def _draw(shifted: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-    """Tokens [R] drawn by inverting each row's cumulative distribution at its uniform number."""
-    probabilities = shifted.softmax(-1)
-    tokens = _invert(probabilities.cumsum(-1, dtype=torch.float64), batch.uniform)
+def _draw(logits: torch.Tensor, highest: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """Tokens [R] drawn by inverting each row's cumulative distribution at its uniform number.
+
+    `logits` [R, vocab_size] are overwritten; `highest` [R] are their maxima.
+    """
+    # The maximum becomes 0, so that no temperature can make the others overflow.
+    weights = logits.sub_(highest[:, None]).div_(batch.temperature).exp_()
+    tokens = _invert_in_two_steps(weights, batch.uniform)
     if batch.truncated is not None:
         rows = batch.truncated
-        ranked, ids = probabilities[rows].sort(dim=-1, descending=True, stable=True)
+        ranked, ids = weights[rows].sort(dim=-1, descending=True, stable=True)
         kept = _truncate(ranked.double(), batch.top_k, batch.top_p)
         chosen = _invert(kept.cumsum(-1), batch.uniform[rows])
         tokens[rows] = ids.gather(-1, chosen[:, None])[:, 0]
     return tokens
 
 
+def _invert_in_two_steps(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first index [R] up to which the sum of `weights` [R, N] exceeds `uniform` [R, 1] of the total.
+
+    Only the sums of pieces are added up over the row, and then the weights of one piece.
+    """
+    rows, size = weights.shape
+    whole = size - size % _PIECE
+    sums = weights[:, :whole].view(rows, -1, _PIECE).sum(-1, dtype=torch.float64)
+    if whole < size:
+        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], 1)
+    cumulative = sums.cumsum(-1)
+    target = uniform * cumulative[:, -1:]
+    piece = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
+    before = cumulative.gather(-1, piece) - sums.gather(-1, piece)
+    ids = piece * _PIECE + torch.arange(_PIECE, device=weights.device)
+    parts = weights.gather(-1, ids.clamp(max=size - 1)).double().masked_fill_(ids >= size, 0.0)
+    found = torch.searchsorted(parts.cumsum(-1), target - before, right=True)
+    # Beyond the last that can be drawn only by rounding.
+    last = torch.where(parts > 0, ids, 0).amax(-1, keepdim=True)
+    return torch.minimum(piece * _PIECE + found, last)[:, 0]
+
+
 def _truncate(ranked: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """Zeroes all but the top_k first, then all after those whose sum first reaches top_p of the rest.
 
-    `ranked`: probabilities [R', vocab_size], falling. top_p: Holtzman et al., arXiv:1904.09751.
+    `ranked`: probabilities [R', vocab_size] times any factor, falling.
+    top_p: Holtzman et al., arXiv:1904.09751.
     """
     ranks = torch.arange(ranked.shape[-1], device=ranked.device)
     ranked = ranked * (ranks < top_k)

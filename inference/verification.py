@@ -22,30 +22,43 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 """Allowed error of the log probabilities, relative to their spread."""
 
 
+Expectation = list[tuple[list[int], torch.Tensor]]
+"""Prompts, and the log probabilities [vocab_size] of what follows."""
+
+
 @torch.inference_mode()
-def verify(model: CausalLM, backend: Backend) -> None:
-    """Raises UnsupportedModelError if the model's own logits and ours differ."""
+def expect(model: CausalLM) -> Expectation:
+    """What the model's own code says, before anything in it is replaced."""
     rng = random.Random(0)  # noqa: S311 - any tokens will do
     prompts = [[rng.randrange(model.vocab_size) for _ in range(length)] for length in _LENGTHS]
-    ours = _run_paged(model, prompts, backend)
-    errors = [_error(model, prompt, row) for prompt, row in zip(prompts, ours, strict=True)]
+    tensors = [torch.tensor(prompt, device=model.device) for prompt in prompts]
+    return [
+        (prompt, model.reference_logits(tensor)[-1].log_softmax(-1))
+        for prompt, tensor in zip(prompts, tensors, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def verify(model: CausalLM, backend: Backend, expectation: Expectation) -> None:
+    """Raises UnsupportedModelError if the engine says something else."""
+    ours = _run_paged(model, [prompt for prompt, _ in expectation], backend)
+    errors = [_error(logits, expected) for logits, (_, expected) in zip(ours, expectation, strict=True)]
     # The median, since rounding may send a token to another expert.
     if not statistics.median(errors) <= _TOLERANCE[model.dtype]:
         raise UnsupportedModelError("its layers keep state outside of attention, or mask it in their own way")
 
 
-def _error(model: CausalLM, prompt: list[int], logits: torch.Tensor) -> float:
-    """Root mean square error of the last log probabilities, relative to their standard deviation."""
-    reference = model.reference_logits(torch.tensor(prompt, device=model.device))[-1].log_softmax(-1)
-    difference = logits.log_softmax(-1) - reference
-    return float(difference.square().mean().sqrt() / reference.std())
+def _error(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square error of the log probabilities, relative to their standard deviation."""
+    difference = logits.log_softmax(-1) - expected
+    return float(difference.square().mean().sqrt() / expected.std())
 
 
 def _run_paged(model: CausalLM, prompts: list[list[int]], backend: Backend) -> list[torch.Tensor]:
     """Each prompt's last logits [vocab_size], computed in three steps over a small cache."""
     size = max(_LENGTHS)
     cache = KVCache(model.layer_shapes, len(prompts), size, model.device)
-    builder = BatchBuilder(size, cache.padding_slot, model.device, singles_in_place=backend.paged_attention)
+    builder = BatchBuilder(size, cache.padding_slot, model.device, singles_in_place=backend.cpu_kernels)
     sequences = [_make_sequence(block, prompt) for block, prompt in enumerate(prompts)]
     for end in (_FIRST_PIECE, -1, None):
         for sequence in sequences:

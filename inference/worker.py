@@ -108,8 +108,11 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     print(f"Loading {directory.name} on {device}", file=sys.stderr, flush=True)
     loaded = model.load(directory, _dtype(config, device), device)
     backend = backends.choose(loaded, config)
-    verification.verify(loaded, backend)
+    expectation = verification.expect(loaded)
     digest = loaded.digest()
+    if backend.cpu_kernels:
+        loaded.fuse()
+    verification.verify(loaded, backend, expectation)
     if config.quantization == "int8":
         loaded.quantize()
         digest = hashlib.sha256(f"{digest} int8".encode()).hexdigest()

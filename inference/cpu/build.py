@@ -19,6 +19,7 @@ _COMPILE = (
     "-std=c++20",
     "-fPIC",
     "-fopenmp",
+    "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
     f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",

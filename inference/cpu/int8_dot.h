@@ -73,6 +73,11 @@ void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const
 
 constexpr int kTile = 6;
 
+// In place, and in this order: compilers would move the sums to memory and back.
+inline void add(__m256i& sum, __m256i product) {
+  asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product));
+}
+
 template <int kRows>
 void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const float* scales,
          float (&out)[kRows][kPanel]) {
@@ -80,15 +85,15 @@ void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const
   for (int64_t group = 0; group < depth; group += kGroup, scales += kPanel) {
     __m256i low[kRows], high[kRows];
     for (int r = 0; r < kRows; r++) low[r] = high[r] = _mm256_setzero_si256();
+#pragma GCC unroll 4
     for (int64_t k = group; k < group + kGroup; k += kPair) {
       const auto* from = reinterpret_cast<const __m128i*>(weights + k * kPanel);
       const __m256i first = _mm256_cvtepi8_epi16(_mm_loadu_si128(from));
       const __m256i second = _mm256_cvtepi8_epi16(_mm_loadu_si128(from + 1));
       for (int r = 0; r < kRows; r++) {
         const __m256i activation = _mm256_set1_epi32(load_pair(activations + r * depth + k));
-        low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(activation, first));
-        high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(activation, second));
-        asm volatile("" : "+x"(low[r]), "+x"(high[r]));  // else the compiler moves all sums to memory
+        add(low[r], _mm256_madd_epi16(activation, first));
+        add(high[r], _mm256_madd_epi16(activation, second));
       }
     }
     const __m256 low_scale = _mm256_loadu_ps(scales), high_scale = _mm256_loadu_ps(scales + 8);

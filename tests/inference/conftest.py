@@ -122,6 +122,8 @@ def build_driver(
         gib = num_blocks * engine_config.block_size * per_token / 2**30
         engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
     backend = backends.choose(causal_lm, engine_config)
+    if backend.cpu_kernels:
+        causal_lm.fuse()
     return Driver(Engine(ModelRunner(causal_lm, engine_config, backend), engine_config, directions))
 
 

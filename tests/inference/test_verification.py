@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from inference import backends
 from inference.config import EngineConfig
 from inference.model import CausalLM, UnsupportedModelError
-from inference.verification import verify
+from inference.verification import expect, verify
 from tests.inference.conftest import (
     ARCHITECTURES,
     COMMON,
@@ -22,7 +22,11 @@ from tests.inference.conftest import (
 
 
 def check(model: CausalLM) -> None:
-    verify(model, backends.choose(model, EngineConfig()))
+    backend = backends.choose(model, EngineConfig())
+    expectation = expect(model)
+    if backend.cpu_kernels:
+        model.fuse()
+    verify(model, backend, expectation)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
