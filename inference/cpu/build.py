@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
-_SOURCES = ("kernels.cpp", "int8_dot.h")
+_SOURCES = ("kernels.cpp", "elementwise.h", "int8_dot.h", "int8_product.h", "paged_attention.h")
 _COMPILE = (
     "-c",
     "-O3",

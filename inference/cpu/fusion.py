@@ -9,54 +9,58 @@ from typing import Any
 import torch
 from torch import nn
 
+from inference.cpu.attention import fused_attention
 from inference.cpu.int8 import Int8Linear
+from inference.cpu.likeness import are_alike, random
 
-_TOLERANCE = 1e-3  # relative to the largest number; what is something else differs by much more
 _ROTARY = "apply_rotary_pos_emb"  # as transformers' models call it
 
 
 class RMSNorm(nn.Module):
     def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
         super().__init__()
-        self.weight = weight
-        self.epsilon = epsilon
+        self._arguments = weight.detach(), epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x`: [..., hidden_size] float32, as is the result."""
-        output: torch.Tensor = torch.ops.tiller_cpu.rms_norm(x, self.weight, self.epsilon)
+        output: torch.Tensor = torch.ops.tiller_cpu.rms_norm(x, *self._arguments)
         return output
 
 
 class Int8GatedMLP(nn.Module):
     def __init__(self, gate: Int8Linear, up: Int8Linear, down: Int8Linear) -> None:
         super().__init__()
-        self.gate, self.up, self.down = gate, up, down
+        weights = [tensor for linear in (gate, up, down) for tensor in linear.weights[:2]]
+        self._arguments = *weights, gate.out_features, down.out_features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x`: [..., hidden_size] float32, as is the result."""
-        parts = (self.gate, self.up, self.down)
-        weights = [tensor for part in parts for tensor in (part.packed, part.scales)]
-        output: torch.Tensor = torch.ops.tiller_cpu.int8_gated_mlp(
-            x, *weights, self.gate.out_features, self.down.out_features
-        )
+        output: torch.Tensor = torch.ops.tiller_cpu.int8_gated_mlp(x, *self._arguments)
         return output
 
 
 @torch.inference_mode()
 def fuse(model: nn.Module) -> None:
     """Replaces the parts of a float32 model on the CPU for which there is an operation."""
-    for name, module in list(model.named_modules()):
-        if replacement := _find_replacement(module):
-            model.set_submodule(name, replacement)
-        elif _ROTARY in getattr(type(module).forward, "__code__", _ROTARY_FREE).co_names:
+    for module in list(model.modules()):
+        if _ROTARY in _names_used(module):
             _replace_rotary(module)
+    replaced: list[str] = []
+    for name, module in list(model.named_modules()):
+        within = any(name.startswith(f"{other}.") for other in replaced)
+        if not within and (replacement := _find_replacement(module)):
+            model.set_submodule(name, replacement)
+            replaced.append(name)
 
 
 def _find_replacement(module: nn.Module) -> nn.Module | None:
-    if type(module).__name__.endswith("RMSNorm"):
+    kind = type(module).__name__
+    if kind.endswith("RMSNorm"):
         return _fused_norm(module)
-    if type(module).__name__.endswith("MLP"):
+    if kind.endswith("MLP"):
         return _fused_mlp(module)
+    if kind.endswith("Attention"):
+        return fused_attention(module)
     return None
 
 
@@ -65,38 +69,26 @@ def _fused_norm(module: nn.Module) -> nn.Module | None:
     weight = getattr(module, "weight", None)
     if epsilon is None or not isinstance(weight, nn.Parameter):
         return None
-    return _if_equal(module, RMSNorm(weight, epsilon), weight.shape[0])
+    return _if_alike(module, RMSNorm(weight, epsilon), weight.shape[0])
 
 
 def _fused_mlp(module: nn.Module) -> nn.Module | None:
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
     if not (isinstance(gate, Int8Linear) and isinstance(up, Int8Linear) and isinstance(down, Int8Linear)):
         return None
-    if any(linear.bias is not None for linear in (gate, up, down)):
+    if any(linear.weights[2] is not None for linear in (gate, up, down)):
         return None
-    return _if_equal(module, Int8GatedMLP(gate, up, down), gate.in_features)
+    return _if_alike(module, Int8GatedMLP(gate, up, down), gate.in_features)
 
 
-def _if_equal(module: nn.Module, replacement: nn.Module, size: int) -> nn.Module | None:
-    """The replacement, if it computes the same: a module of a known name may do something else."""
-    x = _random(3, size)
-    return replacement if _are_equal(module(x), replacement(x)) else None
+def _if_alike(module: nn.Module, replacement: nn.Module, size: int) -> nn.Module | None:
+    x = random(3, size)
+    return replacement if are_alike(module(x), replacement(x)) else None
 
 
-def _are_equal(expected: torch.Tensor, ours: torch.Tensor) -> bool:
-    return bool((expected - ours).abs().max() <= _TOLERANCE * expected.abs().max())
-
-
-def _random(*shape: int) -> torch.Tensor:
-    """The same every time, as is what depends on it."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def _free() -> None:
-    """Calls nothing."""
-
-
-_ROTARY_FREE = _free.__code__
+def _names_used(module: nn.Module) -> tuple[str, ...]:
+    code = getattr(type(module).forward, "__code__", None)
+    return () if code is None else code.co_names
 
 
 def _replace_rotary(module: nn.Module) -> None:
@@ -124,8 +116,8 @@ def _rotary_or(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _rotates_alike(theirs: Callable[..., Any]) -> bool:
-    heads = [_random(1, 5, number, 8).transpose(1, 2) for number in (4, 2)]
-    angles = _random(1, 5, 8)
+    heads = [random(1, 5, number, 8).transpose(1, 2) for number in (4, 2)]
+    angles = random(1, 5, 8)
     expected = theirs(*heads, angles.cos(), angles.sin())
     ours = torch.ops.tiller_cpu.rotary(*heads, angles.cos(), angles.sin())
-    return all(_are_equal(*pair) for pair in zip(expected, ours, strict=True))
+    return all(are_alike(*pair) for pair in zip(expected, ours, strict=True))

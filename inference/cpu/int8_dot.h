@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-namespace int8 {
+namespace tiller::int8 {
 
 constexpr int kPanel = 16;
 constexpr int kPair = 2;
@@ -133,4 +133,4 @@ void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const
 
 #endif
 
-}  // namespace int8
+}  // namespace tiller::int8

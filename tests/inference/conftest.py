@@ -124,6 +124,8 @@ def build_driver(
     backend = backends.choose(causal_lm, engine_config)
     if backend.cpu_kernels:
         causal_lm.fuse()
+    if engine_config.quantization == "int8":
+        causal_lm.quantize()
     return Driver(Engine(ModelRunner(causal_lm, engine_config, backend), engine_config, directions))
 
 

@@ -1,0 +1,78 @@
+"""What int8 changes: perplexity and the likeliest token, against float32, on the texts of this repository.
+
+    .venv/bin/python -m benchmarks.quantization
+
+The texts are those of the shipped steering concepts and the neutral ones of the evaluation, as answers in a chat.
+Both models are run token for token alike: by their own attention, one text at a time.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from inference import backends, model, sources
+from inference.config import EngineConfig
+from inference.model import CausalLM
+
+ROOT = Path(__file__).parent.parent
+MOST_PERPLEXITY = 1.02
+LEAST_AGREEMENT = 0.97
+
+
+def read_texts() -> list[str]:
+    texts = yaml.safe_load((ROOT / "benchmarks/steering/neutral.yaml").read_text())["texts"]
+    for path in sorted((ROOT / "configs/concepts").glob("*.yaml")):
+        for example in yaml.safe_load(path.read_text())["examples"]:
+            texts += [example["positive"], example["negative"]]
+    return texts
+
+
+def render(directory: Path, texts: list[str]) -> list[torch.Tensor]:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    question = {"role": "user", "content": "Tell me something."}
+    return [
+        tokenizer.apply_chat_template(
+            [question, {"role": "assistant", "content": text}], return_tensors="pt", return_dict=False
+        )[0]
+        for text in texts
+    ]
+
+
+@torch.inference_mode()
+def read(loaded: CausalLM, tokens: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Minus the log probability of a text after its first token, in nats, and the likeliest tokens [T]."""
+    logprobs = loaded.reference_logits(tokens).log_softmax(-1)
+    return -float(logprobs[:-1].gather(1, tokens[1:, None]).double().sum()), logprobs.argmax(-1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="embedded", help="embedded, or a directory")
+    parser.add_argument("--cache-directory", default=EngineConfig().cache_directory)
+    parser.add_argument("--every", type=int, default=1, help="take every n-th text only")
+    arguments = parser.parse_args()
+    directory = sources.resolve(arguments.model, Path(arguments.cache_directory).expanduser())
+    texts = render(directory, read_texts()[:: arguments.every])
+    loaded = model.load(directory, torch.float32, torch.device("cpu"))
+    backends.choose(loaded, EngineConfig(quantization="int8", cache_directory=arguments.cache_directory))
+    full = [read(loaded, text) for text in texts]
+    loaded.quantize()
+    rounded = [read(loaded, text) for text in texts]
+    predicted = sum(len(text) - 1 for text in texts)
+    before, after = (sum(loss for loss, _ in side) / predicted for side in (full, rounded))
+    equal = sum(int((a == b).sum()) for (_, a), (_, b) in zip(full, rounded, strict=True))
+    agreement = equal / sum(map(len, texts))
+    ratio = math.exp(after - before)
+    print(f"{len(texts)} texts, {predicted} predicted tokens")
+    print(f"perplexity: float32 {math.exp(before):.3f}, int8 {math.exp(after):.3f}, ratio {ratio:.4f}")
+    print(f"the likeliest token is the same for {agreement:.2%}")
+    if ratio > MOST_PERPLEXITY or agreement < LEAST_AGREEMENT:
+        raise SystemExit(f"int8 is worse than allowed: {MOST_PERPLEXITY} x, {LEAST_AGREEMENT:.0%}")
+
+
+if __name__ == "__main__":
+    main()

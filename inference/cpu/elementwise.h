@@ -1,0 +1,39 @@
+// Functions of single numbers and of single heads.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+namespace tiller {
+
+constexpr int64_t kMinParallelWork = 1 << 17;  // multiply-adds, below which a second thread does not pay
+
+// e^x for x <= 0, to about two units in the last place; vectorized by the compiler, unlike std::exp.
+// Cody and Waite's reduction and the polynomial of Cephes' expf.
+inline float exp_negative(float x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no place for a fraction
+  x = x < -87.0f ? -87.0f : x;           // keeps what is not a number
+  const float n = (x * 1.44269504f + kRound) - kRound;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float power = 1.9875691500e-4f;
+  power = power * r + 1.3981999507e-3f;
+  power = power * r + 8.3334519073e-3f;
+  power = power * r + 4.1665795894e-2f;
+  power = power * r + 1.6666665459e-1f;
+  power = power * r + 5.0000001201e-1f;
+  power = power * r * r + r + 1.0f;
+  return power * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+}
+
+// Rotates the two halves of a head by the angles with these cosines and sines (Su et al., arXiv:2104.09864).
+inline void rotate_head(const float* in, const float* cosines, const float* sines, int64_t size, float* out) {
+  const int64_t half = size / 2;
+#pragma omp simd
+  for (int64_t i = 0; i < half; i++) {
+    const float first = in[i], second = in[i + half];
+    out[i] = first * cosines[i] - second * sines[i];
+    out[i + half] = second * cosines[i + half] + first * sines[i + half];
+  }
+}
+
+}  // namespace tiller

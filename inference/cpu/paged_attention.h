@@ -1,0 +1,174 @@
+// Attention of single queries over keys and values that lie in the blocks of a paged cache.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "elementwise.h"
+
+namespace tiller {
+
+constexpr int64_t kKeys = 32;  // scores that are computed before the maximum is looked at
+constexpr int64_t kDims = 32;  // of a value, added up in registers
+
+struct Attention {
+  const float* queries;   // [sequences, heads, size], by the strides below
+  const float* keys;      // [slots, kv_heads, size]
+  const float* values;    // [slots, kv_heads, value_size]
+  const int32_t* blocks;  // [sequences, max_blocks]
+  const int64_t* positions;  // [sequences]
+  float* out;             // [sequences, heads, value_size]
+  int64_t head_stride, token_stride, heads, kv_heads, size, value_size, max_blocks, block_size;
+  float scale, softcap;
+  int64_t window;
+};
+
+// Eight at a time: what compilers make of plain loops over a size that they do not know is many times slower.
+using Floats = float __attribute__((vector_size(32), aligned(4), may_alias));
+constexpr int64_t kLanes = 8;
+
+inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
+inline void store(float* to, Floats values) { *reinterpret_cast<Floats*>(to) = values; }
+
+inline float add_up(Floats x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
+
+// The products of one query with kKeys keys, side by side so that none waits for its own sum.
+template <int kKeys>
+inline void dots(const float* query, const float* keys, int64_t stride, const int64_t* slots, int64_t size, float* out) {
+  const float* rows[kKeys];
+  Floats sums[kKeys] = {};
+  for (int j = 0; j < kKeys; j++) rows[j] = keys + slots[j] * stride;
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    const Floats part = load(query + i);
+    for (int j = 0; j < kKeys; j++) sums[j] = part * load(rows[j] + i) + sums[j];
+  }
+  for (int j = 0; j < kKeys; j++) out[j] = add_up(sums[j]);
+  for (; i < size; i++) {
+    for (int j = 0; j < kKeys; j++) out[j] += query[i] * rows[j][i];
+  }
+}
+
+// The slots of a sequence's positions from `first` to `last`.
+inline std::vector<int64_t> find_slots(const Attention& a, int64_t sequence, int64_t first, int64_t last) {
+  const int32_t* blocks = a.blocks + sequence * a.max_blocks;
+  std::vector<int64_t> slots(last - first + 1);
+  for (int64_t position = first; position <= last;) {
+    const int64_t block = position / a.block_size, end = std::min(last + 1, (block + 1) * a.block_size);
+    const int64_t offset = (blocks[block] - block) * a.block_size;
+    for (; position < end; position++) slots[position - first] = position + offset;
+  }
+  return slots;
+}
+
+// Asks for what will be read soon: blocks lie anywhere, so the processor cannot guess.
+inline void prefetch(const float* cache, const int64_t* slots, int64_t count, int64_t stride, int64_t offset, int64_t size) {
+  constexpr int64_t kLine = 64 / sizeof(float);
+  for (int64_t j = 0; j < count; j++) {
+    const float* row = cache + slots[j] * stride + offset;
+    for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(row + i, 0, 2);
+  }
+}
+
+// Adds to sum the weighted values of `count` slots, in kWidth dimensions.
+template <int64_t kWidth>
+inline void add_values(const float* values, int64_t stride, const int64_t* slots, int64_t count, const float* weights,
+                       float* sum) {
+  Floats partial[kWidth / kLanes];
+  for (int64_t i = 0; i < kWidth / kLanes; i++) partial[i] = load(sum + i * kLanes);
+  for (int64_t j = 0; j < count; j++) {
+    const float* value = values + slots[j] * stride;
+    for (int64_t i = 0; i < kWidth / kLanes; i++) partial[i] += weights[j] * load(value + i * kLanes);
+  }
+  for (int64_t i = 0; i < kWidth / kLanes; i++) store(sum + i * kLanes, partial[i]);
+}
+
+// One head's softmax so far over the keys that it has seen: its weights' sum, and the weighted values' sum.
+struct Head {
+  float highest = -std::numeric_limits<float>::infinity();
+  float total = 0;
+};
+
+// Goes on with `count` slots, by an online softmax (Milakov and Gimelshein, arXiv:1805.02867).
+inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64_t count, const float* query, Head& head, float* sum) {
+  const int64_t key_stride = a.kv_heads * a.size, value_stride = a.kv_heads * a.value_size;
+  const float *keys = a.keys + kv_head * a.size, *values = a.values + kv_head * a.value_size;
+  float weights[kKeys];
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4) dots<4>(query, keys, key_stride, slots + j, a.size, weights + j);
+  for (; j < count; j++) dots<1>(query, keys, key_stride, slots + j, a.size, weights + j);
+  float top = head.highest;
+  for (j = 0; j < count; j++) {
+    weights[j] *= a.scale;
+    if (a.softcap > 0) weights[j] = std::tanh(weights[j] / a.softcap) * a.softcap;
+    top = std::max(top, weights[j]);
+  }
+  const float shrink = std::isinf(head.highest) ? 0.0f : exp_negative(head.highest - top);
+  float total = 0;
+#pragma omp simd reduction(+ : total)
+  for (j = 0; j < count; j++) {
+    weights[j] = exp_negative(weights[j] - top);
+    total += weights[j];
+  }
+  head.highest = top;
+  head.total = head.total * shrink + total;
+  for (int64_t i = 0; i < a.value_size; i++) sum[i] *= shrink;
+  int64_t i = 0;
+  for (; i + kDims <= a.value_size; i += kDims) add_values<kDims>(values + i, value_stride, slots, count, weights, sum + i);
+  for (; i + kLanes <= a.value_size; i += kLanes) add_values<kLanes>(values + i, value_stride, slots, count, weights, sum + i);
+  for (; i < a.value_size; i++) {
+    for (int64_t j = 0; j < count; j++) sum[i] += weights[j] * values[slots[j] * value_stride + i];
+  }
+}
+
+// The query heads of one sequence that share the key heads from `begin` to `end`.
+inline void attend(const Attention& a, int64_t sequence, int64_t begin, int64_t end) {
+  const int64_t shared = a.heads / a.kv_heads;
+  const int64_t last = a.positions[sequence];
+  const int64_t first = a.window > 0 ? std::max<int64_t>(0, last - a.window + 1) : 0;
+  const std::vector<int64_t> slots = find_slots(a, sequence, first, last);
+  const int64_t length = slots.size();
+  const float* query = a.queries + sequence * a.token_stride;
+  float* out = a.out + sequence * a.heads * a.value_size;
+  std::vector<Head> heads(a.heads);
+  std::fill(out + begin * shared * a.value_size, out + end * shared * a.value_size, 0.0f);
+  for (int64_t start = 0; start < length; start += kKeys) {
+    const int64_t count = std::min(kKeys, length - start), ahead = std::min(kKeys, length - start - count);
+    const int64_t* next = slots.data() + start + count;
+    prefetch(a.keys, next, ahead, a.kv_heads * a.size, begin * a.size, (end - begin) * a.size);
+    prefetch(a.values, next, ahead, a.kv_heads * a.value_size, begin * a.value_size, (end - begin) * a.value_size);
+    for (int64_t h = begin * shared; h < end * shared; h++) {
+      see(a, h / shared, slots.data() + start, count, query + h * a.head_stride, heads[h], out + h * a.value_size);
+    }
+  }
+  for (int64_t h = begin * shared; h < end * shared; h++) {
+    for (int64_t i = 0; i < a.value_size; i++) out[h * a.value_size + i] /= heads[h].total;
+  }
+}
+
+// Copies each token's heads to its slot.
+inline void store_tokens(const float* from, int64_t head_stride, int64_t token_stride, int64_t tokens, int64_t heads,
+                  int64_t size, const int64_t* slots, float* cache) {
+  for (int64_t t = 0; t < tokens; t++) {
+    for (int64_t h = 0; h < heads; h++) {
+      std::memcpy(cache + (slots[t] * heads + h) * size, from + h * head_stride + t * token_stride, size * sizeof(float));
+    }
+  }
+}
+
+inline void attend_all(const Attention& a, int64_t sequences) {
+  // Whole sequences, whose keys lie side by side, unless there are too few to share out.
+  const int64_t parts = sequences >= 2 * at::get_num_threads() ? 1 : a.kv_heads;
+  const int64_t width = a.kv_heads / parts;
+  at::parallel_for(0, sequences * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) attend(a, i / parts, i % parts * width, (i % parts + 1) * width);
+  });
+}
+
+}  // namespace tiller

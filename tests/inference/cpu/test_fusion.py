@@ -1,0 +1,119 @@
+"""Fused operations compute what they replace, on every architecture, and are used where they should be."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from inference.cpu import fusion
+from inference.cpu.attention import Int8Attention
+from inference.cpu.fusion import Int8GatedMLP, RMSNorm
+from inference.cpu.int8 import Int8Linear, replace_linears
+from inference.model import CausalLM
+from tests.inference.conftest import ARCHITECTURES, build_driver, make_model, plain_attention, request
+
+PROMPT = torch.tensor([[5, 6, 7, 90, 12, 41, 8, 77, 3, 150, 33]])
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with plain_attention(model), torch.inference_mode():
+        return model(PROMPT).logits[0]
+
+
+def count(model: PreTrainedModel, kind: type) -> int:
+    return sum(type(module) is kind for module in model.modules())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_fused_model_says_the_same(architecture: str) -> None:
+    model = make_model(architecture)
+    expected = logits(model)
+    fusion.fuse(model)
+    assert (logits(model) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "granite"])
+def test_norms_are_fused(architecture: str) -> None:
+    model = make_model(architecture)
+    fusion.fuse(model)
+    assert count(model, RMSNorm) >= 2 * 3 + 1
+
+
+def test_a_norm_of_another_kind_stays() -> None:
+    model = make_model("gemma2")  # it multiplies with 1 + weight
+    fusion.fuse(model)
+    assert count(model, RMSNorm) == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attentions", "mlps"),
+    [
+        ("llama", 3, 3),
+        ("mistral", 0, 3),  # its windows are known to its code alone
+        ("qwen2", 3, 3),
+        ("qwen3", 0, 3),  # it norms queries and keys
+        ("gemma2", 0, 0),  # another activation, and a softcap
+        ("phi3", 0, 0),  # joins its projections itself
+    ],
+)
+def test_what_is_fused_in_an_int8_model(architecture: str, attentions: int, mlps: int) -> None:
+    model = make_model(architecture, head_dim=16)
+    CausalLM(model)
+    replace_linears(model)
+    fusion.fuse(model)
+    assert (count(model, Int8Attention), count(model, Int8GatedMLP)) == (attentions, mlps)
+
+
+def test_a_window_that_no_trial_would_find_is_not_lost() -> None:
+    model = make_model("mistral", head_dim=16, sliding_window=4096)
+    CausalLM(model)
+    replace_linears(model)
+    fusion.fuse(model)
+    assert count(model, Int8Attention) == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_fused_int8_model_says_what_an_int8_model_says(architecture: str) -> None:
+    model = make_model(architecture)
+    replace_linears(model)
+    expected = logits(model)
+    fusion.fuse(model)
+    assert (logits(model) - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_int8_engine_says_what_the_int8_model_says(architecture: str) -> None:
+    """Token by token through the fused attention, against one plain forward pass of the unfused model."""
+    model = make_model(architecture, head_dim=16)
+    driver = build_driver(model, quantization="int8")
+    prompt = PROMPT[0].tolist()
+    result = driver.run(request("a", prompt, 24, top_logprobs=0))["a", 0]
+    reference = make_model(architecture, head_dim=16)
+    replace_linears(reference)
+    with plain_attention(reference), torch.inference_mode():
+        rows = reference(torch.tensor([prompt + result.token_ids])).logits[0].log_softmax(-1)
+    expected = rows[len(prompt) - 1 : -1].gather(-1, torch.tensor(result.token_ids)[:, None])[:, 0]
+    ours = torch.tensor([event.logprobs.logprob for event in result.events if event.logprobs])
+    assert (ours - expected).abs().max() < 0.02
+
+
+def test_an_int8_sequence_does_not_depend_on_its_neighbours() -> None:
+    prompts = [[5 + i, 9, 4 + 2 * i, 30 + i] * (1 + i) for i in range(6)]
+
+    def run(indices: list[int]) -> dict[int, list[float]]:
+        driver = build_driver(make_model("llama", head_dim=16), quantization="int8")
+        results = driver.run(*[request(f"r{i}", prompts[i], 20, top_logprobs=0) for i in indices])
+        return {
+            i: [event.logprobs.logprob for event in results[f"r{i}", 0].events if event.logprobs]
+            for i in indices
+        }
+
+    together = run(list(range(6)))
+    for i in range(6):
+        assert run([i])[i] == together[i]
+
+
+def test_int8_layers_are_used_in_the_engine() -> None:
+    model = make_model("llama", head_dim=16)
+    build_driver(model, quantization="int8")
+    assert count(model, Int8Linear) > 0
+    assert count(model, Int8Attention) == 3
