@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.quantization
 
-The texts are those of the shipped steering concepts and the neutral ones of the evaluation, as answers in a chat.
-Both models are run token for token alike: by their own attention, one text at a time.
+The texts are those of the shipped steering concepts and the neutral ones of the evaluation, as answers in
+a chat. Both models are run token for token alike: by their own attention, one text at a time.
 """
 
 import argparse

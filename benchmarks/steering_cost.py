@@ -23,6 +23,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from inference import model, sources
+from inference.adaptation import adapt
 from inference.config import EngineConfig
 from inference.engine import Engine
 from inference.model import CausalLM
@@ -68,9 +69,12 @@ def build(arguments: argparse.Namespace) -> Engine:
         with device:
             loaded = CausalLM(AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
     config = EngineConfig(
-        seed=0, kv_cache_gib=arguments.kv_cache_gib, max_batch_tokens=arguments.max_batch_tokens
+        seed=0,
+        kv_cache_gib=arguments.kv_cache_gib,
+        max_batch_tokens=arguments.max_batch_tokens,
+        quantization=arguments.quantization,
     )
-    return Engine(ModelRunner(loaded, config), config)
+    return Engine(ModelRunner(loaded, config, adapt(loaded, config)), config)
 
 
 def prompt(engine: Engine, length: int, seed: int) -> list[int]:
@@ -232,6 +236,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["embedded", *SHAPES], default="embedded")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--quantization", default="none", choices=["none", "int8"])
     parser.add_argument("--sequences", type=int, default=256)
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=40)

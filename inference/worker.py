@@ -4,7 +4,6 @@ Started by the gateway as `python -m inference.worker ENDPOINT`, with an EngineC
 line of its stdin. When its stdin ends, the gateway has gone, and so does the worker.
 """
 
-import hashlib
 import logging
 import os
 import signal
@@ -17,7 +16,8 @@ import msgspec
 import torch
 import zmq
 
-from inference import backends, model, protocol, sources, verification
+from inference import model, protocol, sources
+from inference.adaptation import adapt
 from inference.config import EngineConfig
 from inference.cpu.build import KernelError
 from inference.engine import Engine
@@ -107,17 +107,10 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     directory = sources.resolve(config.source, cache)
     print(f"Loading {directory.name} on {device}", file=sys.stderr, flush=True)
     loaded = model.load(directory, _dtype(config, device), device)
-    backend = backends.choose(loaded, config)
-    expectation = verification.expect(loaded)
     digest = loaded.digest()
-    if backend.cpu_kernels:
-        loaded.fuse()
-    verification.verify(loaded, backend, expectation)
-    if config.quantization == "int8":
-        loaded.quantize()
-        digest = hashlib.sha256(f"{digest} int8".encode()).hexdigest()
+    backend = adapt(loaded, config)
     runner = ModelRunner(loaded, config, backend)
-    engine = Engine(runner, config, _direction_files(cache, digest, runner.bank.blocks))
+    engine = Engine(runner, config, _direction_files(cache, digest, runner.bank.blocks, config))
     info = ModelInfo(
         directory=str(directory),
         context_length=engine.context_length,
@@ -129,9 +122,12 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     return engine, info
 
 
-def _direction_files(cache: Path, weights_digest: str, blocks: tuple[int, ...]) -> DirectionFiles:
+def _direction_files(
+    cache: Path, weights_digest: str, blocks: tuple[int, ...], config: EngineConfig
+) -> DirectionFiles:
     """Directions and doses hold for these weights and blocks only, and for one way of training."""
-    name = "-".join([weights_digest[:32], *map(str, blocks)])
+    rounding = [] if config.quantization == "none" else [config.quantization]
+    name = "-".join([weights_digest[:32], *map(str, blocks), *rounding])
     return DirectionFiles(cache / "steering" / f"v{TRAINING_VERSION}" / name)
 
 

@@ -1,6 +1,7 @@
 """Compiles the kernels for this machine's processor, once, and loads them into torch as `tiller_cpu`."""
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -27,6 +28,9 @@ _COMPILE = (
 # Not OpenMP's library: torch has loaded one, for all to see, and there must be no second.
 _LINK = ("-shared", "-ltorch_cpu", "-lc10")
 _TIMEOUT_SECONDS = 600
+
+
+_log = logging.getLogger(__name__)
 
 
 class KernelError(Exception):
@@ -67,6 +71,7 @@ def _compile(library: Path) -> None:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:
         raise KernelError("there is no C++ compiler; install one (such as g++), or name it in CXX")
+    _log.info("compiling kernels for this processor, once")
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
         source, compiled = Path(__file__).parent / _SOURCES[0], Path(directory) / "kernels.o"

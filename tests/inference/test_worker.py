@@ -12,6 +12,7 @@ import torch
 import zmq
 
 from inference.config import EngineConfig
+from inference.cpu import build
 from inference.protocol import (
     Abort,
     Admission,
@@ -96,11 +97,21 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def cache_with_kernels(directory: Path) -> Path:
+    """An empty cache, but for the kernels, which take long to compile."""
+    kept = Path(EngineConfig().cache_directory).expanduser()
+    build.load(kept)
+    cache = directory / "cache"
+    cache.mkdir()
+    (cache / "kernels").symlink_to(kept / "kernels")
+    return cache
+
+
 @pytest.fixture
 def worker(tmp_path: Path, model_directory: Path) -> Iterator[Process]:
     config = EngineConfig(
         source=str(model_directory),
-        cache_directory=str(tmp_path / "cache"),
+        cache_directory=str(cache_with_kernels(tmp_path)),
         kv_cache_gib=0.001,
         threads=1,
     )
