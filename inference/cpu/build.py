@@ -50,6 +50,14 @@ def load(cache_directory: Path) -> None:
         raise KernelError(f"{library} cannot be loaded: {error}") from None
 
 
+def find_compiler() -> str:
+    """Raises KernelError."""
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        raise KernelError("there is no C++ compiler; install one (such as g++), or name it in CXX")
+    return compiler
+
+
 def _digest() -> str:
     """Names the sources, the flags, torch's version and the processor."""
     directory = Path(__file__).parent
@@ -68,9 +76,7 @@ def _processor() -> str:
 
 
 def _compile(library: Path) -> None:
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    if compiler is None:
-        raise KernelError("there is no C++ compiler; install one (such as g++), or name it in CXX")
+    compiler = find_compiler()
     _log.info("compiling kernels for this processor, once")
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
