@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from tests.e2e.conftest import MODEL, TOKEN, Server, serving
 from tests.inference.conftest import make_model
@@ -187,3 +189,17 @@ def test_a_token_made_by_the_command_opens_the_door(tiny_config: dict, tmp_path:
         assert httpx.get(models, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 401
         assert httpx.get(models).status_code == 401
         assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_the_quick_start_answers(embedded_config: dict, tmp_path: Path) -> None:
+    """With int8 weights, as configs/quickstart.yaml has it, alone and in company."""
+    quick_start = yaml.safe_load(Path("configs/quickstart.yaml").read_text())
+    assert quick_start["engine"]["quantization"] == "int8"
+    with serving({**embedded_config, "engine": quick_start["engine"]}, tmp_path) as server:
+        questions = ["What is the capital of France?", "Name a primary color.", "Say hello."]
+        alone = [server.chat(question, max_tokens=24) for question in questions]
+        with ThreadPoolExecutor() as pool:
+            together = list(pool.map(lambda question: server.chat(question, max_tokens=24), questions))
+        contents = [answer["choices"][0]["message"]["content"] for answer in alone]
+        assert "Paris" in contents[0]
+        assert [answer["choices"][0]["message"]["content"] for answer in together] == contents
