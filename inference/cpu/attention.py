@@ -54,16 +54,26 @@ def fused_attention(module: nn.Module) -> Int8Attention | None:
     projections = [getattr(module, name, None) for name in _PROJECTIONS]
     if not all(isinstance(projection, Int8Linear) for projection in projections):
         return None
-    if not all(hasattr(module, name) for name in ("layer_idx", "scaling", "head_dim")):
+    if not all(hasattr(module, name) for name in ("layer_idx", "scaling", "head_dim", "config")):
         return None
-    if not hasattr(module, "sliding_window") and getattr(module.config, "sliding_window", None):
-        return None  # which layers have the window is known to the module's code alone
-    biases = [projection.weights[2] is None for projection in projections[:3]]  # type: ignore[union-attr]
-    whole = all(projection.out_features % 16 == 0 for projection in projections[:3])  # type: ignore[union-attr]
-    if not whole or len(set(biases)) > 1:
+    if _has_what_no_trial_finds(module) or not _can_be_joined(projections[:3]):
         return None
     fused = Int8Attention(module)
     return fused if _attends_alike(module, fused) else None
+
+
+def _has_what_no_trial_finds(module: Any) -> bool:
+    """A wide window, or a cap on large scores: a trial with a few small numbers says nothing of them."""
+    if getattr(module.config, "attn_logit_softcapping", None):
+        return True
+    # Which layers have the window is then known to the module's code alone.
+    return bool(getattr(module.config, "sliding_window", None)) and not hasattr(module, "sliding_window")
+
+
+def _can_be_joined(linears: list[Any]) -> bool:
+    panel, _, _ = torch.ops.tiller_cpu.int8_layout()
+    whole = all(linear.out_features % panel == 0 for linear in linears)
+    return whole and len({linear.weights[2] is None for linear in linears}) == 1
 
 
 def _join(linears: list[Int8Linear]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

@@ -101,7 +101,8 @@ void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const
       float* total = out[r];
       _mm256_storeu_ps(total, _mm256_fmadd_ps(_mm256_cvtepi32_ps(low[r]), low_scale, _mm256_loadu_ps(total)));
       total += 8;
-      _mm256_storeu_ps(total, _mm256_fmadd_ps(_mm256_cvtepi32_ps(high[r]), high_scale, _mm256_loadu_ps(total)));
+      _mm256_storeu_ps(total,
+                       _mm256_fmadd_ps(_mm256_cvtepi32_ps(high[r]), high_scale, _mm256_loadu_ps(total)));
     }
   }
 }

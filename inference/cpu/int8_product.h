@@ -24,7 +24,7 @@ inline float quantize_row(const float* x, int64_t size, int64_t padded, int16_t*
     largest = std::max(largest, std::fabs(x[i]));
     broken += x[i] * 0.0f;
   }
-  const float inverse = largest > 0 ? kLargest / largest : 0.0f;
+  const float inverse = largest > 1e-30f ? kLargest / largest : 0.0f;  // finite
 #pragma omp simd
   for (int64_t i = 0; i < size; i++) {
     quantized[i] = static_cast<int16_t>(static_cast<int32_t>(std::nearbyint(x[i] * inverse)));
@@ -58,13 +58,16 @@ struct Weights {
   int64_t panels, depth;
 
   Weights(const at::Tensor& packed, const at::Tensor& scales)
-      : values(packed.const_data_ptr<int8_t>()), scales(scales.const_data_ptr<float>()),
-        panels(packed.size(0)), depth(packed.size(1) * int8::kPair) {}
+      : values(packed.const_data_ptr<int8_t>()),
+        scales(scales.const_data_ptr<float>()),
+        panels(packed.size(0)),
+        depth(packed.size(1) * int8::kPair) {}
 };
 
 // The products of kRows rows of x, from `row` on, with one panel.
 template <int kRows>
-inline void multiply_tile(const QuantizedRows& x, int64_t row, const Weights& w, int64_t panel, float (&out)[kRows][int8::kPanel]) {
+inline void multiply_tile(const QuantizedRows& x, int64_t row, const Weights& w, int64_t panel,
+                          float (&out)[kRows][int8::kPanel]) {
   int8::dot<kRows>(x.values.data() + row * x.depth, x.depth, w.values + panel * int8::kPanel * w.depth,
                    w.scales + panel * int8::kPanel * (w.depth / int8::kGroup), out);
   for (int r = 0; r < kRows; r++) {
@@ -102,7 +105,8 @@ inline void for_each_panel(const Weights& w, int64_t rows, const Panel& panel) {
 }
 
 // out [rows, columns]
-inline void multiply(const QuantizedRows& x, const Weights& w, const float* bias, float* out, int64_t columns) {
+inline void multiply(const QuantizedRows& x, const Weights& w, const float* bias, float* out,
+                     int64_t columns) {
   TORCH_CHECK(w.depth == x.depth, "the weights are those of another width");
   for_each_panel(w, x.rows, [&](int64_t panel) {
     const int64_t column = panel * int8::kPanel;
@@ -112,14 +116,16 @@ inline void multiply(const QuantizedRows& x, const Weights& w, const float* bias
       multiply_tile<kRows>(x, row, w, panel, products);
       for (int r = 0; r < kRows; r++) {
         float* to = out + (row + r) * columns + column;
-        for (int64_t c = 0; c < width; c++) to[c] = products[r][c] + (bias == nullptr ? 0.0f : bias[column + c]);
+        for (int64_t c = 0; c < width; c++)
+          to[c] = products[r][c] + (bias == nullptr ? 0.0f : bias[column + c]);
       }
     });
   });
 }
 
 // out [rows, columns]: silu(gate(x)) * up(x)
-inline void multiply_gated(const QuantizedRows& x, const Weights& gate, const Weights& up, float* out, int64_t columns) {
+inline void multiply_gated(const QuantizedRows& x, const Weights& gate, const Weights& up, float* out,
+                           int64_t columns) {
   TORCH_CHECK(gate.depth == x.depth && up.depth == x.depth, "the weights are those of another width");
   for_each_panel(gate, 2 * x.rows, [&](int64_t panel) {
     const int64_t column = panel * int8::kPanel;

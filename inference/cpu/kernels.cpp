@@ -1,6 +1,6 @@
 // What torch lacks on CPUs, as its operations `tiller_cpu`: products with int8 weights, attention that reads
-// the paged KV cache in place, and in one operation what else takes many. All in float32; a row's result depends
-// on nothing but the row.
+// the paged KV cache in place, and in one operation what else takes many. All in float32; a row's result
+// depends on nothing but the row.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -66,21 +66,23 @@ at::Tensor rms_norm(const at::Tensor& input, const at::Tensor& weight, double ep
   const float* from = x.const_data_ptr<float>();
   const float* weights = weight.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  at::parallel_for(0, rows, std::max<int64_t>(1, kMinParallelWork / 4 / size), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) {
-      const float* row = from + r * size;
-      float sum = 0;
+  at::parallel_for(0, rows, std::max<int64_t>(1, kMinParallelWork / 4 / size),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t r = begin; r < end; r++) {
+                       const float* row = from + r * size;
+                       float sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < size; i++) sum += row[i] * row[i];
-      const float factor = 1.0f / std::sqrt(sum / size + static_cast<float>(epsilon));
+                       for (int64_t i = 0; i < size; i++) sum += row[i] * row[i];
+                       const float factor = 1.0f / std::sqrt(sum / size + static_cast<float>(epsilon));
 #pragma omp simd
-      for (int64_t i = 0; i < size; i++) to[r * size + i] = row[i] * factor * weights[i];
-    }
-  });
+                       for (int64_t i = 0; i < size; i++) to[r * size + i] = row[i] * factor * weights[i];
+                     }
+                   });
   return out;
 }
 
-// x [1, heads, tokens, size], angles [1, tokens, size]. Returns the same shape, laid out [tokens, heads, size].
+// x [1, heads, tokens, size], angles [1, tokens, size]. Returns the same shape, laid out [tokens, heads,
+// size].
 at::Tensor rotate(const at::Tensor& x, const float* cosines, const float* sines) {
   const int64_t heads = x.size(1), tokens = x.size(2), size = x.size(3);
   at::Tensor out = at::empty({1, tokens, heads, size}, x.options());
@@ -109,27 +111,40 @@ std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& queries, const at::T
 }
 
 // Stores the keys and values [1, kv_heads, tokens, size] of all tokens in their slots, and attends with the
-// first of the queries [1, heads, tokens, size], as many as there are block tables [singles, max_blocks]: each
-// to the slots that its blocks name, up to its own position. Returns [tokens, heads, value_size], of which
-// the other tokens' part is not set. window and softcap: 0 for none.
+// first of the queries [1, heads, tokens, size], as many as there are block tables [singles, max_blocks]:
+// each to the slots that its blocks name, up to its own position. Returns [tokens, heads, value_size], of
+// which the other tokens' part is not set. window and softcap: 0 for none.
 at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
-                           const at::Tensor& key_cache, const at::Tensor& value_cache, const at::Tensor& slots,
-                           const at::Tensor& blocks, const at::Tensor& positions, int64_t block_size, double scale,
-                           int64_t window, double softcap) {
+                           const at::Tensor& key_cache, const at::Tensor& value_cache,
+                           const at::Tensor& slots, const at::Tensor& blocks, const at::Tensor& positions,
+                           int64_t block_size, double scale, int64_t window, double softcap) {
   for (const at::Tensor& tensor : {queries, keys, values}) {
-    TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.stride(3) == 1, "contiguous float32 heads expected");
+    TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.stride(3) == 1,
+                "contiguous float32 heads expected");
   }
   const int64_t heads = queries.size(1), tokens = queries.size(2), singles = blocks.size(0);
   for (const auto& [from, cache] : {std::pair(keys, key_cache), std::pair(values, value_cache)}) {
-    store_tokens(from.const_data_ptr<float>(), from.stride(1), from.stride(2), tokens, from.size(1), from.size(3),
-                 slots.const_data_ptr<int64_t>(), cache.mutable_data_ptr<float>());
+    store_tokens(from.const_data_ptr<float>(), from.stride(1), from.stride(2), tokens, from.size(1),
+                 from.size(3), slots.const_data_ptr<int64_t>(), cache.mutable_data_ptr<float>());
   }
   at::Tensor out = at::empty({tokens, heads, value_cache.size(2)}, queries.options());
-  const Attention attention{
-      queries.const_data_ptr<float>(), key_cache.const_data_ptr<float>(), value_cache.const_data_ptr<float>(),
-      blocks.const_data_ptr<int32_t>(), positions.const_data_ptr<int64_t>(), out.mutable_data_ptr<float>(),
-      queries.stride(1), queries.stride(2), heads, keys.size(1), key_cache.size(2), value_cache.size(2),
-      blocks.size(1), block_size, static_cast<float>(scale), static_cast<float>(softcap), window};
+  const Attention attention{queries.const_data_ptr<float>(),
+                            key_cache.const_data_ptr<float>(),
+                            value_cache.const_data_ptr<float>(),
+                            blocks.const_data_ptr<int32_t>(),
+                            positions.const_data_ptr<int64_t>(),
+                            out.mutable_data_ptr<float>(),
+                            queries.stride(1),
+                            queries.stride(2),
+                            heads,
+                            keys.size(1),
+                            key_cache.size(2),
+                            value_cache.size(2),
+                            blocks.size(1),
+                            block_size,
+                            static_cast<float>(scale),
+                            static_cast<float>(softcap),
+                            window};
   attend_all(attention, singles);
   return out;
 }
@@ -137,14 +152,18 @@ at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& keys, co
 // The whole attention layer, for a batch of single queries: projections of x [1, tokens, hidden] to queries,
 // keys and values (one matrix for all three), rotation, attention as above, and the projection of its output.
 at::Tensor int8_attention(const at::Tensor& input, const at::Tensor& cosines, const at::Tensor& sines,
-                          const at::Tensor& qkv, const at::Tensor& qkv_scales, const c10::optional<at::Tensor>& qkv_bias,
-                          const at::Tensor& projection, const at::Tensor& projection_scales,
+                          const at::Tensor& qkv, const at::Tensor& qkv_scales,
+                          const c10::optional<at::Tensor>& qkv_bias, const at::Tensor& projection,
+                          const at::Tensor& projection_scales,
                           const c10::optional<at::Tensor>& projection_bias, const at::Tensor& key_cache,
                           const at::Tensor& value_cache, const at::Tensor& slots, const at::Tensor& blocks,
-                          const at::Tensor& positions, int64_t block_size, int64_t heads, double scale, int64_t window) {
-  const at::Tensor x = contiguous_floats(input), cosine = contiguous_floats(cosines), sine = contiguous_floats(sines);
+                          const at::Tensor& positions, int64_t block_size, int64_t heads, double scale,
+                          int64_t window) {
+  const at::Tensor x = contiguous_floats(input), cosine = contiguous_floats(cosines),
+                   sine = contiguous_floats(sines);
   const int64_t hidden = x.size(-1), tokens = x.numel() / hidden;
-  const int64_t kv_heads = key_cache.size(1), size = key_cache.size(2), columns = (heads + 2 * kv_heads) * size;
+  const int64_t kv_heads = key_cache.size(1), size = key_cache.size(2),
+                columns = (heads + 2 * kv_heads) * size;
   TORCH_CHECK(cosine.size(-1) == size && value_cache.size(2) == size, "heads of one size expected");
   TORCH_CHECK(blocks.size(0) == tokens, "a block table per token expected");
   const at::Tensor projected = at::empty({tokens, columns}, x.options());
@@ -156,7 +175,8 @@ at::Tensor int8_attention(const at::Tensor& input, const at::Tensor& cosines, co
     const int64_t angle = t * size;
     for (int64_t h = 0; h < heads + kv_heads; h++) {
       float* head = queries + t * columns + h * size;
-      rotate_head(head, cosine.const_data_ptr<float>() + angle, sine.const_data_ptr<float>() + angle, size, head);
+      rotate_head(head, cosine.const_data_ptr<float>() + angle, sine.const_data_ptr<float>() + angle, size,
+                  head);
     }
   }
   const int64_t* places = slots.const_data_ptr<int64_t>();
@@ -165,11 +185,14 @@ at::Tensor int8_attention(const at::Tensor& input, const at::Tensor& cosines, co
   const at::Tensor attended = at::empty({tokens, heads * size}, x.options());
   attend_all(Attention{queries, key_cache.const_data_ptr<float>(), value_cache.const_data_ptr<float>(),
                        blocks.const_data_ptr<int32_t>(), positions.const_data_ptr<int64_t>(),
-                       attended.mutable_data_ptr<float>(), size, columns, heads, kv_heads, size, size, blocks.size(1),
-                       block_size, static_cast<float>(scale), 0.0f, window}, tokens);
+                       attended.mutable_data_ptr<float>(), size, columns, heads, kv_heads, size, size,
+                       blocks.size(1), block_size, static_cast<float>(scale), 0.0f, window},
+             tokens);
   at::Tensor out = at::empty_like(x);
-  multiply(QuantizedRows(attended.const_data_ptr<float>(), tokens, heads * size), Weights(projection, projection_scales),
-           projection_bias ? projection_bias->const_data_ptr<float>() : nullptr, out.mutable_data_ptr<float>(), hidden);
+  multiply(QuantizedRows(attended.const_data_ptr<float>(), tokens, heads * size),
+           Weights(projection, projection_scales),
+           projection_bias ? projection_bias->const_data_ptr<float>() : nullptr,
+           out.mutable_data_ptr<float>(), hidden);
   return out;
 }
 
@@ -177,7 +200,9 @@ at::Tensor int8_attention(const at::Tensor& input, const at::Tensor& cosines, co
 }  // namespace tiller
 
 TORCH_LIBRARY(tiller_cpu, library) {
-  library.def("int8_layout() -> int[]", []() { return std::vector<int64_t>{tiller::int8::kPanel, tiller::int8::kPair, tiller::int8::kGroup}; });
+  library.def("int8_layout() -> int[]", []() {
+    return std::vector<int64_t>{tiller::int8::kPanel, tiller::int8::kPair, tiller::int8::kGroup};
+  });
   library.def("int8_linear(Tensor x, Tensor weights, Tensor scales, Tensor? bias, int columns) -> Tensor");
   library.impl("int8_linear", c10::DispatchKey::CPU, &tiller::int8_linear);
   library.def(
@@ -189,13 +214,17 @@ TORCH_LIBRARY(tiller_cpu, library) {
   library.def("rotary(Tensor queries, Tensor keys, Tensor cosines, Tensor sines) -> (Tensor, Tensor)");
   library.impl("rotary", c10::DispatchKey::CPU, &tiller::rotary);
   library.def(
-      "paged_attention(Tensor queries, Tensor keys, Tensor values, Tensor(a!) key_cache, Tensor(b!) value_cache, "
-      "Tensor slots, Tensor blocks, Tensor positions, int block_size, float scale, int window, float softcap) -> Tensor");
+      "paged_attention(Tensor queries, Tensor keys, Tensor values, Tensor(a!) key_cache, Tensor(b!) "
+      "value_cache, "
+      "Tensor slots, Tensor blocks, Tensor positions, int block_size, float scale, int window, float "
+      "softcap) -> Tensor");
   library.impl("paged_attention", c10::DispatchKey::CPU, &tiller::paged_attention);
   library.def(
-      "int8_attention(Tensor x, Tensor cosines, Tensor sines, Tensor qkv, Tensor qkv_scales, Tensor? qkv_bias, "
+      "int8_attention(Tensor x, Tensor cosines, Tensor sines, Tensor qkv, Tensor qkv_scales, Tensor? "
+      "qkv_bias, "
       "Tensor projection, Tensor projection_scales, Tensor? projection_bias, Tensor(a!) key_cache, "
-      "Tensor(b!) value_cache, Tensor slots, Tensor blocks, Tensor positions, int block_size, int heads, float scale, "
+      "Tensor(b!) value_cache, Tensor slots, Tensor blocks, Tensor positions, int block_size, int heads, "
+      "float scale, "
       "int window) -> Tensor");
   library.impl("int8_attention", c10::DispatchKey::CPU, &tiller::int8_attention);
 }

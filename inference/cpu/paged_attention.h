@@ -18,12 +18,12 @@ constexpr int64_t kKeys = 32;  // scores that are computed before the maximum is
 constexpr int64_t kDims = 32;  // of a value, added up in registers
 
 struct Attention {
-  const float* queries;   // [sequences, heads, size], by the strides below
-  const float* keys;      // [slots, kv_heads, size]
-  const float* values;    // [slots, kv_heads, value_size]
-  const int32_t* blocks;  // [sequences, max_blocks]
+  const float* queries;      // [sequences, heads, size], by the strides below
+  const float* keys;         // [slots, kv_heads, size]
+  const float* values;       // [slots, kv_heads, value_size]
+  const int32_t* blocks;     // [sequences, max_blocks]
   const int64_t* positions;  // [sequences]
-  float* out;             // [sequences, heads, value_size]
+  float* out;                // [sequences, heads, value_size]
   int64_t head_stride, token_stride, heads, kv_heads, size, value_size, max_blocks, block_size;
   float scale, softcap;
   int64_t window;
@@ -40,7 +40,8 @@ inline float add_up(Floats x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] 
 
 // The products of one query with kKeys keys, side by side so that none waits for its own sum.
 template <int kKeys>
-inline void dots(const float* query, const float* keys, int64_t stride, const int64_t* slots, int64_t size, float* out) {
+inline void dots(const float* query, const float* keys, int64_t stride, const int64_t* slots, int64_t size,
+                 float* out) {
   const float* rows[kKeys];
   Floats sums[kKeys] = {};
   for (int j = 0; j < kKeys; j++) rows[j] = keys + slots[j] * stride;
@@ -68,7 +69,8 @@ inline std::vector<int64_t> find_slots(const Attention& a, int64_t sequence, int
 }
 
 // Asks for what will be read soon: blocks lie anywhere, so the processor cannot guess.
-inline void prefetch(const float* cache, const int64_t* slots, int64_t count, int64_t stride, int64_t offset, int64_t size) {
+inline void prefetch(const float* cache, const int64_t* slots, int64_t count, int64_t stride, int64_t offset,
+                     int64_t size) {
   constexpr int64_t kLine = 64 / sizeof(float);
   for (int64_t j = 0; j < count; j++) {
     const float* row = cache + slots[j] * stride + offset;
@@ -78,8 +80,8 @@ inline void prefetch(const float* cache, const int64_t* slots, int64_t count, in
 
 // Adds to sum the weighted values of `count` slots, in kWidth dimensions.
 template <int64_t kWidth>
-inline void add_values(const float* values, int64_t stride, const int64_t* slots, int64_t count, const float* weights,
-                       float* sum) {
+inline void add_values(const float* values, int64_t stride, const int64_t* slots, int64_t count,
+                       const float* weights, float* sum) {
   Floats partial[kWidth / kLanes];
   for (int64_t i = 0; i < kWidth / kLanes; i++) partial[i] = load(sum + i * kLanes);
   for (int64_t j = 0; j < count; j++) {
@@ -96,7 +98,8 @@ struct Head {
 };
 
 // Goes on with `count` slots, by an online softmax (Milakov and Gimelshein, arXiv:1805.02867).
-inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64_t count, const float* query, Head& head, float* sum) {
+inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64_t count, const float* query,
+                Head& head, float* sum) {
   const int64_t key_stride = a.kv_heads * a.size, value_stride = a.kv_heads * a.value_size;
   const float *keys = a.keys + kv_head * a.size, *values = a.values + kv_head * a.value_size;
   float weights[kKeys];
@@ -120,8 +123,10 @@ inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64
   head.total = head.total * shrink + total;
   for (int64_t i = 0; i < a.value_size; i++) sum[i] *= shrink;
   int64_t i = 0;
-  for (; i + kDims <= a.value_size; i += kDims) add_values<kDims>(values + i, value_stride, slots, count, weights, sum + i);
-  for (; i + kLanes <= a.value_size; i += kLanes) add_values<kLanes>(values + i, value_stride, slots, count, weights, sum + i);
+  for (; i + kDims <= a.value_size; i += kDims)
+    add_values<kDims>(values + i, value_stride, slots, count, weights, sum + i);
+  for (; i + kLanes <= a.value_size; i += kLanes)
+    add_values<kLanes>(values + i, value_stride, slots, count, weights, sum + i);
   for (; i < a.value_size; i++) {
     for (int64_t j = 0; j < count; j++) sum[i] += weights[j] * values[slots[j] * value_stride + i];
   }
@@ -142,9 +147,11 @@ inline void attend(const Attention& a, int64_t sequence, int64_t begin, int64_t 
     const int64_t count = std::min(kKeys, length - start), ahead = std::min(kKeys, length - start - count);
     const int64_t* next = slots.data() + start + count;
     prefetch(a.keys, next, ahead, a.kv_heads * a.size, begin * a.size, (end - begin) * a.size);
-    prefetch(a.values, next, ahead, a.kv_heads * a.value_size, begin * a.value_size, (end - begin) * a.value_size);
+    prefetch(a.values, next, ahead, a.kv_heads * a.value_size, begin * a.value_size,
+             (end - begin) * a.value_size);
     for (int64_t h = begin * shared; h < end * shared; h++) {
-      see(a, h / shared, slots.data() + start, count, query + h * a.head_stride, heads[h], out + h * a.value_size);
+      see(a, h / shared, slots.data() + start, count, query + h * a.head_stride, heads[h],
+          out + h * a.value_size);
     }
   }
   for (int64_t h = begin * shared; h < end * shared; h++) {
@@ -153,11 +160,12 @@ inline void attend(const Attention& a, int64_t sequence, int64_t begin, int64_t 
 }
 
 // Copies each token's heads to its slot.
-inline void store_tokens(const float* from, int64_t head_stride, int64_t token_stride, int64_t tokens, int64_t heads,
-                  int64_t size, const int64_t* slots, float* cache) {
+inline void store_tokens(const float* from, int64_t head_stride, int64_t token_stride, int64_t tokens,
+                         int64_t heads, int64_t size, const int64_t* slots, float* cache) {
   for (int64_t t = 0; t < tokens; t++) {
     for (int64_t h = 0; h < heads; h++) {
-      std::memcpy(cache + (slots[t] * heads + h) * size, from + h * head_stride + t * token_stride, size * sizeof(float));
+      std::memcpy(cache + (slots[t] * heads + h) * size, from + h * head_stride + t * token_stride,
+                  size * sizeof(float));
     }
   }
 }

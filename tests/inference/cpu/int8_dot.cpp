@@ -1,4 +1,5 @@
-// Compares int8::dot with the sum written down plainly, for every height of a tile. Exit status 1 if they differ.
+// Compares int8::dot with the sum written down plainly, for every height of a tile. Exit status 1 if they
+// differ.
 
 #include "int8_dot.h"
 
@@ -25,7 +26,8 @@ bool is_right() {
     for (int c = 0; c < kPanel; c++) {
       double expected = 0, size = 0;
       for (int64_t k = 0; k < kDepth; k++) {
-        const double product = activations[r * kDepth + k] * weights[(k / kPair * kPanel + c) * kPair + k % kPair] *
+        const double product = activations[r * kDepth + k] *
+                               weights[(k / kPair * kPanel + c) * kPair + k % kPair] *
                                static_cast<double>(scales[k / kGroup * kPanel + c]);
         expected += product;
         size += std::fabs(product);

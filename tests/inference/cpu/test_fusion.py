@@ -63,8 +63,12 @@ def test_what_is_fused_in_an_int8_model(architecture: str, attentions: int, mlps
     assert (count(model, Int8Attention), count(model, Int8GatedMLP)) == (attentions, mlps)
 
 
-def test_a_window_that_no_trial_would_find_is_not_lost() -> None:
-    model = make_model("mistral", head_dim=16, sliding_window=4096)
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("mistral", {"sliding_window": 4096}), ("gemma2", {"attn_logit_softcapping": 1000.0})],
+)
+def test_what_no_trial_would_find_is_not_lost(architecture: str, options: dict[str, float]) -> None:
+    model = make_model(architecture, head_dim=16, **options)
     CausalLM(model)
     replace_linears(model)
     fusion.fuse(model)

@@ -74,6 +74,7 @@ def test_zeros_and_extremes() -> None:
         .isfinite()
         .all()
     )
+    assert Int8Linear(make_linear(32, 16))(torch.full((1, 32), 1e-42)).isfinite().all()
     zero = make_linear(64, 16, bias=False)
     zero.weight.zero_()
     assert torch.equal(Int8Linear(zero)(torch.randn(3, 64)), torch.zeros(3, 16))

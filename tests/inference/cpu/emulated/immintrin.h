@@ -5,9 +5,15 @@
 #include <cstdint>
 #include <cstring>
 
-struct __m256i { int8_t bytes[32]; };
-struct __m512i { int32_t lanes[16]; };
-struct __m512 { float lanes[16]; };
+struct __m256i {
+  int8_t bytes[32];
+};
+struct __m512i {
+  int32_t lanes[16];
+};
+struct __m512 {
+  float lanes[16];
+};
 
 inline __m512i _mm512_setzero_si512() { return {}; }
 inline __m512 _mm512_setzero_ps() { return {}; }
@@ -50,7 +56,8 @@ inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
   std::memcpy(left, &a, sizeof left);
   std::memcpy(right, &b, sizeof right);
   __m512i result;
-  for (int i = 0; i < 16; i++) result.lanes[i] = left[2 * i] * right[2 * i] + left[2 * i + 1] * right[2 * i + 1];
+  for (int i = 0; i < 16; i++)
+    result.lanes[i] = left[2 * i] * right[2 * i] + left[2 * i + 1] * right[2 * i + 1];
   return result;
 }
 
