@@ -111,8 +111,8 @@ def test_a_block_that_the_model_has_not_is_refused(llama: PreTrainedModel, block
 
 def test_a_model_run_by_its_own_attention_is_not_steered(llama: PreTrainedModel) -> None:
     tokens = random_tokens(4, 12)
-    before = plain_logprobs(llama, tokens, {})
     driver = steered_driver(llama)
+    before = plain_logprobs(llama, tokens, {})
     driver.run(steered(request("a", tokens, 5), "kind"))
     assert torch.equal(plain_logprobs(llama, tokens, {}), before)
 
