@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
 
 _SOURCES = ("kernels.cpp", "elementwise.h", "int8_dot.h", "int8_product.h", "paged_attention.h")
 _COMPILE = (
@@ -82,10 +81,9 @@ def _compile(library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
         source, compiled = Path(__file__).parent / _SOURCES[0], Path(directory) / "kernels.o"
         linked = Path(directory) / library.name
-        includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
-        libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
-        _run([compiler, *_COMPILE, *includes, str(source), "-o", str(compiled)])
-        _run([compiler, str(compiled), "-o", str(linked), *libraries, *_LINK])
+        installed = Path(torch.__file__).parent
+        _run([compiler, *_COMPILE, f"-isystem{installed / 'include'}", str(source), "-o", str(compiled)])
+        _run([compiler, str(compiled), "-o", str(linked), f"-L{installed / 'lib'}", *_LINK])
         linked.replace(library)  # at once, whoever else is compiling
 
 
