@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -56,7 +57,7 @@ async def run_worker(config: EngineConfig) -> AsyncIterator["WorkerEngine"]:
         socket.linger = 0
         endpoint = f"ipc://{directory}/worker.sock"
         socket.bind(endpoint)
-        process = await _start_process(endpoint)
+        process = await _start_process(endpoint, config)
         try:
             model = await _configure(process, socket, config)
             engine = WorkerEngine(socket, model)
@@ -242,12 +243,16 @@ def _refusal(admission: Admission) -> ApiError:
     return ApiError(ErrorCode(admission.refusal.value), message, param)
 
 
-async def _start_process(endpoint: str) -> asyncio.subprocess.Process:
+async def _start_process(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Process:
     """In a session of its own: Ctrl-C in a terminal is for the gateway alone."""
     # -P: a folder called `inference` in the working directory is not ours.
     command = (sys.executable, "-P", "-m", "inference.worker", endpoint)
+    environment = dict(os.environ)
+    if config.quantization == "int8":
+        # It computes in threads of its own, which OpenMP's would disturb while they wait for work.
+        environment.setdefault("OMP_WAIT_POLICY", "passive")
     return await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
+        *command, stdin=asyncio.subprocess.PIPE, start_new_session=True, env=environment
     )
 
 

@@ -43,6 +43,21 @@ class PagedBatch:
     batch: Batch
     cache: KVCache
 
+    def in_place(self, layer: int) -> tuple[Any, ...] | None:
+        """What the CPU's kernels ask for of a layer; None if the batch is made for other operations."""
+        batch, cache = self.batch, self.cache
+        if batch.contexts is None:
+            return None
+        return (
+            cache.keys[layer],
+            cache.values[layer],
+            batch.slots,
+            batch.contexts.blocks,
+            batch.contexts.starts,
+            batch.positions,
+            cache.block_size,
+        )
+
 
 def register() -> None:
     """Makes `paged_attention` known to transformers under NAME."""
@@ -70,26 +85,12 @@ def paged_attention(
     layer: Any = module.layer_idx
     batch, cache = paged.batch, paged.cache
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if singles := batch.singles:
-        output = torch.ops.tiller_cpu.paged_attention(
-            query,
-            key,
-            value,
-            cache.keys[layer],
-            cache.values[layer],
-            batch.slots,
-            singles.blocks,
-            singles.positions,
-            cache.block_size,
-            scaling,
-            sliding_window or 0,
-            softcap or 0.0,
-        )
-    else:
-        cache.write(layer, batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-        output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
-    if not batch.groups:
+    if places := paged.in_place(layer):
+        window, cap = sliding_window or 0, softcap or 0.0
+        output = torch.ops.tiller_cpu.paged_attention(query, key, value, *places, scaling, window, cap)
         return output[None], None
+    cache.write(layer, batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
     queries = query[0].transpose(0, 1)  # [T, num_heads, key_size]
     num_kv_heads = key.shape[1]
     for group in batch.groups:

@@ -47,11 +47,11 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
-class SingleQueries:
-    """The batch's first B tokens: the only queries of their sequences, whose contexts are read in place."""
+class Contexts:
+    """Where the contexts of a batch's N sequences lie, for attention that reads them out of the blocks."""
 
-    blocks: torch.Tensor  # [B, max_blocks] int32, the block tables, padded with zeros
-    positions: torch.Tensor  # [B], of the queries
+    blocks: torch.Tensor  # int32 [N, most blocks of a sequence]
+    starts: torch.Tensor  # [N + 1] of each sequence's tokens in the batch, and the batch's end
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ class Batch:
     token_ids: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
     slots: torch.Tensor  # [T] where the keys and values go
-    singles: SingleQueries | None
-    """None where no sequence has a single query, or where such sequences are grouped as well."""
+    contexts: Contexts | None
+    """None where attention cannot read the contexts in place."""
     groups: list[AttentionGroup]
+    """Empty where it can."""
     logit_tokens: torch.Tensor  # [S + P] indices into T
     sampling: list[Sequence]
     """The S sequences that sample, in the order of `logit_tokens`."""
@@ -85,20 +86,17 @@ class Batch:
 
 
 class BatchBuilder:
-    def __init__(
-        self, block_size: int, padding_slot: int, device: torch.device, *, singles_in_place: bool
-    ) -> None:
-        """`singles_in_place`: whether attention reads the contexts of single queries out of the blocks."""
+    def __init__(self, block_size: int, padding_slot: int, device: torch.device, *, in_place: bool) -> None:
+        """`in_place`: whether attention reads the contexts out of the blocks."""
         self.block_size = block_size
         self.padding_slot = padding_slot
         self.device = device
-        self.singles_in_place = singles_in_place
+        self.in_place = in_place
 
     def build(self, scheduled: list[Sequence]) -> Batch:
         # Single queries first, of similar context length side by side, so that they share a call.
         ordered = sorted(scheduled, key=_group_key)
         counts = [sequence.num_scheduled_tokens for sequence in ordered]
-        num_singles = counts.count(1)
         token_ids = np.concatenate([_scheduled_token_ids(sequence) for sequence in ordered])
         positions = np.concatenate([_positions(sequence) for sequence in ordered])
         ends = np.cumsum(counts)
@@ -109,8 +107,8 @@ class BatchBuilder:
             token_ids=self._tensor(token_ids),
             positions=self._tensor(positions),
             slots=self._tensor(np.concatenate([self._own_slots(sequence) for sequence in ordered])),
-            singles=self._singles(ordered[:num_singles], positions),
-            groups=self._groups(ordered, positions, num_singles if self.singles_in_place else 0),
+            contexts=self._contexts(ordered, ends) if self.in_place else None,
+            groups=[] if self.in_place else self._groups(ordered, positions),
             logit_tokens=self._tensor(np.concatenate(logit_tokens)),
             sampling=[sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
             probes=probes,
@@ -129,21 +127,18 @@ class BatchBuilder:
         rows[first], scales[first] = 0, 0.0
         return SteeringBatch(self._tensor(rows), self._tensor(scales.astype(np.float32)[:, None]))
 
-    def _singles(self, sequences: list[Sequence], positions: np.ndarray) -> SingleQueries | None:
-        if not sequences or not self.singles_in_place:
-            return None
+    def _contexts(self, sequences: list[Sequence], ends: np.ndarray) -> Contexts:
         width = max(len(sequence.block_table) for sequence in sequences)
         blocks = np.zeros((len(sequences), width), dtype=np.int32)
         for row, sequence in zip(blocks, sequences, strict=True):
             row[: len(sequence.block_table)] = sequence.block_table
-        return SingleQueries(self._tensor(blocks), self._tensor(positions[: len(sequences)]))
+        return Contexts(self._tensor(blocks), self._tensor(np.concatenate([[0], ends])))
 
-    def _groups(self, ordered: list[Sequence], positions: np.ndarray, first: int) -> list[AttentionGroup]:
-        """Of the sequences from the `first` on, before which each has one token."""
+    def _groups(self, ordered: list[Sequence], positions: np.ndarray) -> list[AttentionGroup]:
         groups = []
-        start = first
-        for indices in _split(ordered[first:]):
-            members = [ordered[first + i] for i in indices]
+        start = 0
+        for indices in _split(ordered):
+            members = [ordered[i] for i in indices]
             queries = sum(member.num_scheduled_tokens for member in members)
             tokens = slice(start, start + queries)
             groups.append(

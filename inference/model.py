@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedMod
 from inference import attention
 from inference.attention import PagedBatch
 from inference.batch import Batch
-from inference.cpu import fusion, int8
+from inference.cpu import fusion, linear
 from inference.kv_cache import KVCache, LayerShape
 
 # These stretch positions by the longest sequence of the batch, so that a row would depend on
@@ -96,8 +96,9 @@ class CausalLM:
 
     def quantize(self) -> None:
         """Goes on with int8 weights in the linear layers; the others keep theirs. Needs the CPU's kernels."""
-        int8.replace_linears(self._model)
+        linear.replace_linears(self._model)
         fusion.fuse(self._model)
+        torch.ops.tiller_cpu.use_own_threads(True)
 
     def fuse(self) -> None:
         """Goes on with single operations for what is many in the model's code. Needs the CPU's kernels."""

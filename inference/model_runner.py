@@ -41,7 +41,7 @@ class ModelRunner:
             config.block_size,
             self._cache.padding_slot,
             model.device,
-            singles_in_place=backend.cpu_kernels,
+            in_place=backend.cpu_kernels,
         )
         self._sampler = Sampler(model.vocab_size, model.device)
         self.bank = SteeringBank(

@@ -58,7 +58,7 @@ def _run_paged(model: CausalLM, prompts: list[list[int]], backend: Backend) -> l
     """Each prompt's last logits [vocab_size], computed in three steps over a small cache."""
     size = max(_LENGTHS)
     cache = KVCache(model.layer_shapes, len(prompts), size, model.device)
-    builder = BatchBuilder(size, cache.padding_slot, model.device, singles_in_place=backend.cpu_kernels)
+    builder = BatchBuilder(size, cache.padding_slot, model.device, in_place=backend.cpu_kernels)
     sequences = [_make_sequence(block, prompt) for block, prompt in enumerate(prompts)]
     for end in (_FIRST_PIECE, -1, None):
         for sequence in sequences:

@@ -1,13 +1,13 @@
-"""A whole int8 attention layer as one operation, for steps in which each sequence has one token."""
+"""A whole int8 attention layer as one operation."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from inference.cpu.int8 import Int8Linear
 from inference.cpu.likeness import are_alike, random
+from inference.cpu.linear import Int8Linear
+from inference.cpu.trial import Trial
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -19,34 +19,25 @@ class Int8Attention(nn.Module):
         """`attention`: its projections are Int8Linear; those of q, k and v become parts of one."""
         super().__init__()
         self._attention = attention
-        self._layer: Any = attention.layer_idx
-        self._scale: Any = attention.scaling
-        self._window: Any = getattr(attention, "sliding_window", None) or 0
+        self.layer: Any = attention.layer_idx
+        self.head_dim: Any = attention.head_dim
+        window: Any = getattr(attention, "sliding_window", None) or 0
         queries, keys, values, output = (getattr(attention, name) for name in _PROJECTIONS)
-        self._heads = queries.out_features // attention.head_dim
-        self._weights = *_join([queries, keys, values]), *output.weights
+        heads = queries.out_features // self.head_dim
+        self.kv_heads = keys.out_features // self.head_dim
+        self.hidden_size = queries.in_features
+        qkv = _join([queries, keys, values])
+        self.operation: Any = torch.classes.tiller_cpu.AttentionLayer(
+            qkv, output.weights, heads, attention.scaling, window
+        )
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> Any:
         """As transformers': `hidden_states` [1, T, hidden_size], and a tuple with as much."""
         paged = arguments.get("paged")
-        if paged is None or paged.batch.singles is None or paged.batch.groups:
+        places = None if paged is None else paged.in_place(self.layer)
+        if places is None:
             return self._attention(hidden_states=hidden_states, **arguments)
-        batch, cache = paged.batch, paged.cache
-        output = torch.ops.tiller_cpu.int8_attention(
-            hidden_states,
-            *arguments["position_embeddings"],
-            *self._weights,
-            cache.keys[self._layer],
-            cache.values[self._layer],
-            batch.slots,
-            batch.singles.blocks,
-            batch.singles.positions,
-            cache.block_size,
-            self._heads,
-            self._scale,
-            self._window,
-        )
-        return output, None
+        return self.operation.forward(hidden_states, *arguments["position_embeddings"], *places), None
 
 
 def fused_attention(module: nn.Module) -> Int8Attention | None:
@@ -71,50 +62,21 @@ def _has_what_no_trial_finds(module: Any) -> bool:
 
 
 def _can_be_joined(linears: list[Any]) -> bool:
-    panel, _, _ = torch.ops.tiller_cpu.int8_layout()
-    whole = all(linear.out_features % panel == 0 for linear in linears)
-    return whole and len({linear.weights[2] is None for linear in linears}) == 1
+    return all(linear.weights.can_follow(linears[0].weights) for linear in linears)
 
 
-def _join(linears: list[Int8Linear]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _join(linears: list[Int8Linear]) -> Any:
     """One after the other; the linears then hold parts of what is returned."""
-    packed = torch.cat([linear.weights[0] for linear in linears])
-    scales = torch.cat([linear.weights[1] for linear in linears])
-    biases = [linear.weights[2] for linear in linears]
+    joined = torch.ops.tiller_cpu.join([linear.weights for linear in linears])
     start = 0
     for linear in linears:
-        end = start + len(linear.weights[0])
-        linear.weights = packed[start:end], scales[start:end], linear.weights[2]
-        start = end
-    return (
-        packed,
-        scales,
-        None if biases[0] is None else torch.cat([bias for bias in biases if bias is not None]),
-    )
+        linear.weights = joined.slice(start, linear.out_features)
+        start += linear.out_features
+    return joined
 
 
 def _attends_alike(module: Any, fused: Int8Attention) -> bool:
-    """Tries both on the last tokens of two sequences in a small cache."""
-    block_size, length = 16, 24
-    head_dim, kv_heads = module.head_dim, module.k_proj.out_features // module.head_dim
-    angles = random(1, 2, head_dim // 2).repeat(1, 1, 2)
-    singles = SimpleNamespace(
-        blocks=torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), positions=torch.tensor([length - 1, 9])
-    )
-    slots = torch.tensor([length - 1, 2 * block_size + 9])
-    batch = SimpleNamespace(singles=singles, groups=[], slots=slots)
-
-    def attend(layer: nn.Module) -> torch.Tensor:
-        keys, values = (random(4 * block_size, kv_heads, head_dim) for _ in range(2))
-        cache = SimpleNamespace(
-            keys={module.layer_idx: keys}, values={module.layer_idx: values}, block_size=block_size
-        )
-        output: torch.Tensor = layer(
-            hidden_states=random(1, 2, module.q_proj.in_features),
-            position_embeddings=(angles.cos(), angles.sin()),
-            attention_mask=None,
-            paged=SimpleNamespace(batch=batch, cache=cache),
-        )[0]
-        return output
-
-    return are_alike(attend(module), attend(fused))
+    """Tries both on a few tokens of two sequences in a small cache."""
+    trial = Trial(fused.kv_heads, fused.head_dim)
+    hidden = random(1, trial.tokens, fused.hidden_size)
+    return are_alike(*(trial.run(layer, hidden)[0] for layer in (module, fused)))

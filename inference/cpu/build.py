@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_SOURCES = ("kernels.cpp", "elementwise.h", "int8_dot.h", "int8_product.h", "paged_attention.h")
+_SOURCES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*.[ch]*")))
 _COMPILE = (
     "-c",
     "-O3",
@@ -38,7 +38,7 @@ class KernelError(Exception):
 
 def load(cache_directory: Path) -> None:
     """Makes `torch.ops.tiller_cpu` usable. Raises KernelError."""
-    if hasattr(torch.ops.tiller_cpu, "int8_linear"):
+    if hasattr(torch.ops.tiller_cpu, "linear"):
         return
     library = cache_directory / "kernels" / f"tiller_cpu-{_digest()}.so"
     if not library.exists():
@@ -79,7 +79,7 @@ def _compile(library: Path) -> None:
     _log.info("compiling kernels for this processor, once")
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
-        source, compiled = Path(__file__).parent / _SOURCES[0], Path(directory) / "kernels.o"
+        source, compiled = Path(__file__).parent / "kernels.cpp", Path(directory) / "kernels.o"
         linked = Path(directory) / library.name
         installed = Path(torch.__file__).parent
         _run([compiler, *_COMPILE, f"-isystem{installed / 'include'}", str(source), "-o", str(compiled)])

@@ -1,12 +1,11 @@
-// Functions of single numbers and of single heads.
+// Functions of single numbers, single heads and single rows.
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 
 namespace tiller {
-
-constexpr int64_t kMinParallelWork = 1 << 17;  // multiply-adds, below which a second thread does not pay
 
 // e^x for x <= 0, to about two units in the last place; vectorized by the compiler, unlike std::exp.
 // Cody and Waite's reduction and the polynomial of Cephes' expf.
@@ -34,6 +33,16 @@ inline void rotate_head(const float* in, const float* cosines, const float* sine
     out[i] = first * cosines[i] - second * sines[i];
     out[i + half] = second * cosines[i + half] + first * sines[i + half];
   }
+}
+
+// x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich, arXiv:1910.07467)
+inline void normalize_row(const float* x, int64_t size, const float* weight, float epsilon, float* out) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; i++) sum += x[i] * x[i];
+  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(size) + epsilon);
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) out[i] = x[i] * factor * weight[i];
 }
 
 }  // namespace tiller

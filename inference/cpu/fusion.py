@@ -10,33 +10,12 @@ import torch
 from torch import nn
 
 from inference.cpu.attention import fused_attention
-from inference.cpu.int8 import Int8Linear
+from inference.cpu.decoder_layer import fuse_decoder_layer
 from inference.cpu.likeness import are_alike, random
+from inference.cpu.linear import Int8Linear
+from inference.cpu.modules import Int8GatedMLP, RMSNorm
 
 _ROTARY = "apply_rotary_pos_emb"  # as transformers' models call it
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
-        super().__init__()
-        self._arguments = weight.detach(), epsilon
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x`: [..., hidden_size] float32, as is the result."""
-        output: torch.Tensor = torch.ops.tiller_cpu.rms_norm(x, *self._arguments)
-        return output
-
-
-class Int8GatedMLP(nn.Module):
-    def __init__(self, gate: Int8Linear, up: Int8Linear, down: Int8Linear) -> None:
-        super().__init__()
-        weights = [tensor for linear in (gate, up, down) for tensor in linear.weights[:2]]
-        self._arguments = *weights, gate.out_features, down.out_features
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x`: [..., hidden_size] float32, as is the result."""
-        output: torch.Tensor = torch.ops.tiller_cpu.int8_gated_mlp(x, *self._arguments)
-        return output
 
 
 @torch.inference_mode()
@@ -51,6 +30,8 @@ def fuse(model: nn.Module) -> None:
         if not within and (replacement := _find_replacement(module)):
             model.set_submodule(name, replacement)
             replaced.append(name)
+    for module in list(model.modules()):
+        fuse_decoder_layer(module)
 
 
 def _find_replacement(module: nn.Module) -> nn.Module | None:
@@ -76,7 +57,7 @@ def _fused_mlp(module: nn.Module) -> nn.Module | None:
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
     if not (isinstance(gate, Int8Linear) and isinstance(up, Int8Linear) and isinstance(down, Int8Linear)):
         return None
-    if any(linear.weights[2] is not None for linear in (gate, up, down)):
+    if any(linear.has_bias for linear in (gate, up, down)) or not up.weights.can_follow(gate.weights):
         return None
     return _if_alike(module, Int8GatedMLP(gate, up, down), gate.in_features)
 

@@ -1,8 +1,5 @@
 // Rows of int16 activations times columns of int8 weights, which have a scale per kGroup of them: the sums
 // within a group are exact, and groups are added up in their order, whatever else is computed beside.
-//
-// Weights come in panels of kPanel columns: [depth / kPair][kPanel][kPair]; their scales are
-// [depth / kGroup][kPanel].
 #pragma once
 
 #include <cstdint>
@@ -14,9 +11,21 @@
 
 namespace tiller::int8 {
 
-constexpr int kPanel = 16;
-constexpr int kPair = 2;
+constexpr int kPanel = 16;  // columns that lie side by side
+constexpr int kPair = 2;    // weights of a column that lie side by side
 constexpr int kGroup = 32;
+constexpr int kPairs = kGroup / kPair;
+
+// A group of a panel.
+struct alignas(32) Weights {
+  int8_t values[kPairs][kPanel][kPair];
+  float scales[kPanel];
+};
+
+// A group of a row, whose scale is that of the whole row.
+struct Activations {
+  int16_t values[kGroup];
+};
 
 inline int32_t load_pair(const int16_t* from) {
   int32_t pair;
@@ -37,29 +46,29 @@ inline __m512i add_products(__m512i sum, __m512i a, __m512i b) {
 }
 
 template <int kRows>
-void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const float* scales,
-         float (&out)[kRows][kPanel]) {
+void dot(const Activations* x, int64_t groups, const Weights* weights, float (&out)[kRows][kPanel]) {
   constexpr int kChains = kRows <= 4 ? 2 : 1;  // hides the latency of a sum when there are few
   __m512 totals[kRows];
   for (int r = 0; r < kRows; r++) totals[r] = _mm512_setzero_ps();
-  for (int64_t group = 0; group < depth; group += kGroup, scales += kPanel) {
+  for (int64_t g = 0; g < groups; g++) {
+    const Weights& w = weights[g];
     __m512i sums[kChains][kRows];
     for (auto& chain : sums) {
       for (int r = 0; r < kRows; r++) chain[r] = _mm512_setzero_si512();
     }
 #pragma GCC unroll 4
-    for (int64_t k = group; k < group + kGroup; k += kPair * kChains) {
+    for (int start = 0; start < kPairs; start += kChains) {
       for (int c = 0; c < kChains; c++) {
-        const int64_t pair = k + c * kPair;
-        const auto* from = reinterpret_cast<const __m256i*>(weights + pair * kPanel);
-        const __m512i weight = _mm512_cvtepi8_epi16(_mm256_loadu_si256(from));
+        const int pair = start + c;
+        const auto* from = reinterpret_cast<const __m256i*>(w.values[pair]);
+        const __m512i weight = _mm512_cvtepi8_epi16(_mm256_load_si256(from));
         for (int r = 0; r < kRows; r++) {
-          const __m512i activation = _mm512_set1_epi32(load_pair(activations + r * depth + pair));
+          const __m512i activation = _mm512_set1_epi32(load_pair(x[r * groups + g].values + pair * kPair));
           sums[c][r] = add_products(sums[c][r], activation, weight);
         }
       }
     }
-    const __m512 scale = _mm512_loadu_ps(scales);
+    const __m512 scale = _mm512_loadu_ps(w.scales);
     for (int r = 0; r < kRows; r++) {
       __m512i sum = sums[0][r];
       for (int c = 1; c < kChains; c++) sum = _mm512_add_epi32(sum, sums[c][r]);
@@ -79,24 +88,24 @@ inline void add(__m256i& sum, __m256i product) {
 }
 
 template <int kRows>
-void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const float* scales,
-         float (&out)[kRows][kPanel]) {
+void dot(const Activations* x, int64_t groups, const Weights* weights, float (&out)[kRows][kPanel]) {
   std::memset(out, 0, sizeof out);
-  for (int64_t group = 0; group < depth; group += kGroup, scales += kPanel) {
+  for (int64_t g = 0; g < groups; g++) {
+    const Weights& w = weights[g];
     __m256i low[kRows], high[kRows];
     for (int r = 0; r < kRows; r++) low[r] = high[r] = _mm256_setzero_si256();
 #pragma GCC unroll 4
-    for (int64_t k = group; k < group + kGroup; k += kPair) {
-      const auto* from = reinterpret_cast<const __m128i*>(weights + k * kPanel);
-      const __m256i first = _mm256_cvtepi8_epi16(_mm_loadu_si128(from));
-      const __m256i second = _mm256_cvtepi8_epi16(_mm_loadu_si128(from + 1));
+    for (int pair = 0; pair < kPairs; pair++) {
+      const auto* from = reinterpret_cast<const __m128i*>(w.values[pair]);
+      const __m256i first = _mm256_cvtepi8_epi16(_mm_load_si128(from));
+      const __m256i second = _mm256_cvtepi8_epi16(_mm_load_si128(from + 1));
       for (int r = 0; r < kRows; r++) {
-        const __m256i activation = _mm256_set1_epi32(load_pair(activations + r * depth + k));
+        const __m256i activation = _mm256_set1_epi32(load_pair(x[r * groups + g].values + pair * kPair));
         add(low[r], _mm256_madd_epi16(activation, first));
         add(high[r], _mm256_madd_epi16(activation, second));
       }
     }
-    const __m256 low_scale = _mm256_loadu_ps(scales), high_scale = _mm256_loadu_ps(scales + 8);
+    const __m256 low_scale = _mm256_load_ps(w.scales), high_scale = _mm256_load_ps(w.scales + 8);
     for (int r = 0; r < kRows; r++) {
       float* total = out[r];
       _mm256_storeu_ps(total, _mm256_fmadd_ps(_mm256_cvtepi32_ps(low[r]), low_scale, _mm256_loadu_ps(total)));
@@ -112,22 +121,23 @@ void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const
 constexpr int kTile = 4;
 
 template <int kRows>
-void dot(const int16_t* activations, int64_t depth, const int8_t* weights, const float* scales,
-         float (&out)[kRows][kPanel]) {
+void dot(const Activations* x, int64_t groups, const Weights* weights, float (&out)[kRows][kPanel]) {
   std::memset(out, 0, sizeof out);
-  for (int64_t group = 0; group < depth; group += kGroup, scales += kPanel) {
+  for (int64_t g = 0; g < groups; g++) {
+    const Weights& w = weights[g];
     int32_t sums[kRows][kPanel] = {};
-    for (int64_t k = group; k < group + kGroup; k += kPair) {
+    for (int pair = 0; pair < kPairs; pair++) {
       for (int r = 0; r < kRows; r++) {
-        const int32_t first = activations[r * depth + k], second = activations[r * depth + k + 1];
+        const int16_t* values = x[r * groups + g].values + pair * kPair;
+        const int32_t first = values[0], second = values[1];
         for (int c = 0; c < kPanel; c++) {
-          const int8_t* weight = weights + (k * kPanel + c * kPair);
+          const int8_t* weight = w.values[pair][c];
           sums[r][c] += first * weight[0] + second * weight[1];
         }
       }
     }
     for (int r = 0; r < kRows; r++) {
-      for (int c = 0; c < kPanel; c++) out[r][c] += static_cast<float>(sums[r][c]) * scales[c];
+      for (int c = 0; c < kPanel; c++) out[r][c] += static_cast<float>(sums[r][c]) * w.scales[c];
     }
   }
 }

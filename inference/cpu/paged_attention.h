@@ -1,7 +1,6 @@
-// Attention of single queries over keys and values that lie in the blocks of a paged cache.
+// Attention over keys and values that lie in the blocks of a paged cache: what all of it shares, and that of
+// single queries.
 #pragma once
-
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -18,15 +17,27 @@ constexpr int64_t kKeys = 32;  // scores that are computed before the maximum is
 constexpr int64_t kDims = 32;  // of a value, added up in registers
 
 struct Attention {
-  const float* queries;      // [sequences, heads, size], by the strides below
+  const float* queries;      // [tokens, heads, size], by the strides below
   const float* keys;         // [slots, kv_heads, size]
   const float* values;       // [slots, kv_heads, value_size]
   const int32_t* blocks;     // [sequences, max_blocks]
-  const int64_t* positions;  // [sequences]
-  float* out;                // [sequences, heads, value_size]
+  const int64_t* starts;     // [sequences + 1]: a sequence's tokens, whose positions follow each other
+  const int64_t* positions;  // [tokens]
+  float* out;                // [tokens, heads, value_size]
   int64_t head_stride, token_stride, heads, kv_heads, size, value_size, max_blocks, block_size;
   float scale, softcap;
   int64_t window;
+
+  int64_t shared() const { return heads / kv_heads; }  // by the queries of one key
+
+  float score(float product) const {
+    product *= scale;
+    return softcap > 0 ? std::tanh(product / softcap) * softcap : product;
+  }
+
+  int64_t first_visible(int64_t position) const {
+    return window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
+  }
 };
 
 // Eight at a time: what compilers make of plain loops over a size that they do not know is many times slower.
@@ -108,8 +119,7 @@ inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64
   for (; j < count; j++) dots<1>(query, keys, key_stride, slots + j, a.size, weights + j);
   float top = head.highest;
   for (j = 0; j < count; j++) {
-    weights[j] *= a.scale;
-    if (a.softcap > 0) weights[j] = std::tanh(weights[j] / a.softcap) * a.softcap;
+    weights[j] = a.score(weights[j]);
     top = std::max(top, weights[j]);
   }
   const float shrink = std::isinf(head.highest) ? 0.0f : exp_negative(head.highest - top);
@@ -132,15 +142,14 @@ inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64
   }
 }
 
-// The query heads of one sequence that share the key heads from `begin` to `end`.
-inline void attend(const Attention& a, int64_t sequence, int64_t begin, int64_t end) {
-  const int64_t shared = a.heads / a.kv_heads;
-  const int64_t last = a.positions[sequence];
-  const int64_t first = a.window > 0 ? std::max<int64_t>(0, last - a.window + 1) : 0;
-  const std::vector<int64_t> slots = find_slots(a, sequence, first, last);
+// The query heads of a sequence's only token that share the key heads from `begin` to `end`.
+inline void attend_single(const Attention& a, int64_t sequence, int64_t begin, int64_t end) {
+  const int64_t shared = a.shared(), token = a.starts[sequence];
+  const int64_t last = a.positions[token];
+  const std::vector<int64_t> slots = find_slots(a, sequence, a.first_visible(last), last);
   const int64_t length = slots.size();
-  const float* query = a.queries + sequence * a.token_stride;
-  float* out = a.out + sequence * a.heads * a.value_size;
+  const float* query = a.queries + token * a.token_stride;
+  float* out = a.out + token * a.heads * a.value_size;
   std::vector<Head> heads(a.heads);
   std::fill(out + begin * shared * a.value_size, out + end * shared * a.value_size, 0.0f);
   for (int64_t start = 0; start < length; start += kKeys) {
@@ -157,26 +166,6 @@ inline void attend(const Attention& a, int64_t sequence, int64_t begin, int64_t 
   for (int64_t h = begin * shared; h < end * shared; h++) {
     for (int64_t i = 0; i < a.value_size; i++) out[h * a.value_size + i] /= heads[h].total;
   }
-}
-
-// Copies each token's heads to its slot.
-inline void store_tokens(const float* from, int64_t head_stride, int64_t token_stride, int64_t tokens,
-                         int64_t heads, int64_t size, const int64_t* slots, float* cache) {
-  for (int64_t t = 0; t < tokens; t++) {
-    for (int64_t h = 0; h < heads; h++) {
-      std::memcpy(cache + (slots[t] * heads + h) * size, from + h * head_stride + t * token_stride,
-                  size * sizeof(float));
-    }
-  }
-}
-
-inline void attend_all(const Attention& a, int64_t sequences) {
-  // Whole sequences, whose keys lie side by side, unless there are too few to share out.
-  const int64_t parts = sequences >= 2 * at::get_num_threads() ? 1 : a.kv_heads;
-  const int64_t width = a.kv_heads / parts;
-  at::parallel_for(0, sequences * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) attend(a, i / parts, i % parts * width, (i % parts + 1) * width);
-  });
 }
 
 }  // namespace tiller

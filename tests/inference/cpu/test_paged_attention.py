@@ -21,7 +21,7 @@ def plain(
 
 
 def attend(
-    lengths: list[int],
+    sequences: list[tuple[int, int]],
     heads: int,
     kv_heads: int,
     size: int,
@@ -29,44 +29,58 @@ def attend(
     window: int = 0,
     softcap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the kernel says of sequences of these lengths, and the truth."""
-    torch.manual_seed(sum(lengths) + size)
-    width = -(-max(lengths) // BLOCK)
-    blocks = torch.randperm(len(lengths) * width).view(len(lengths), width).int()
-    keys, values = (torch.randn(len(lengths) * width * BLOCK + 1, kv_heads, n) for n in (size, value_size))
-    tokens = len(lengths)
+    """What the kernel says of sequences of these lengths and numbers of new tokens, and the truth."""
+    torch.manual_seed(sum(length for length, _ in sequences) + size)
+    width = -(-max(length for length, _ in sequences) // BLOCK)
+    blocks = torch.randperm(len(sequences) * width).view(len(sequences), width).int()
+    keys, values = (torch.randn(len(sequences) * width * BLOCK + 1, kv_heads, n) for n in (size, value_size))
+    positions = [torch.arange(length - new, length) for length, new in sequences]
+    slots = [row.long()[at // BLOCK] * BLOCK + at % BLOCK for row, at in zip(blocks, positions, strict=True)]
+    starts = torch.tensor([0, *(new for _, new in sequences)]).cumsum(0)
+    tokens = int(starts[-1])
     query, key = (torch.randn(1, tokens, n, size).transpose(1, 2) for n in (heads, kv_heads))
     value = torch.randn(1, tokens, kv_heads, value_size).transpose(1, 2)
-    positions = torch.tensor(lengths) - 1
-    slots = blocks.long().gather(1, positions[:, None] // BLOCK)[:, 0] * BLOCK + positions % BLOCK
+    places = torch.cat(slots), blocks, starts, torch.cat(positions)
     output = torch.ops.tiller_cpu.paged_attention(
-        query, key, value, keys, values, slots, blocks, positions, BLOCK, 0.3, window, softcap
+        query, key, value, keys, values, *places, BLOCK, 0.3, window, softcap
     )
-    assert torch.equal(keys[slots], key[0].transpose(0, 1)), "the new keys are stored"
-    assert torch.equal(values[slots], value[0].transpose(0, 1))
+    assert torch.equal(keys[places[0]], key[0].transpose(0, 1)), "the new keys are stored"
+    assert torch.equal(values[places[0]], value[0].transpose(0, 1))
     expected = []
-    for i, length in enumerate(lengths):
-        context = (blocks[i].long()[:, None] * BLOCK + torch.arange(BLOCK)).view(-1)[:length]
-        expected.append(plain(query[0, :, i], keys[context], values[context], 0.3, window, softcap))
+    for i, at in enumerate(positions):
+        context = (blocks[i].long()[:, None] * BLOCK + torch.arange(BLOCK)).view(-1)
+        for token, position in enumerate(at.tolist(), int(starts[i])):
+            seen = context[: position + 1]
+            expected.append(plain(query[0, :, token], keys[seen], values[seen], 0.3, window, softcap))
     return output, torch.stack(expected)
+
+
+SINGLES = [(length, 1) for length in (1, 2, 5, 31, 32, 33, 64, 100)]
+CHUNKS = [(1, 1), (2, 2), (40, 3), (32, 32), (33, 33), (100, 100), (97, 31), (50, 1), (150, 64)]
 
 
 @pytest.mark.parametrize("size", [4, 8, 12, 64, 80, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (9, 3), (8, 1), (4, 4)])
-def test_it_equals_plain_attention(size: int, heads: int, kv_heads: int) -> None:
-    output, expected = attend([1, 2, 5, 31, 32, 33, 64, 100], heads, kv_heads, size, size)
+@pytest.mark.parametrize("sequences", [SINGLES, CHUNKS], ids=["singles", "chunks"])
+def test_it_equals_plain_attention(
+    size: int, heads: int, kv_heads: int, sequences: list[tuple[int, int]]
+) -> None:
+    output, expected = attend(sequences, heads, kv_heads, size, size)
     assert (output - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("window", [1, 3, 32, 40])
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
-def test_windows_and_softcaps(window: int, softcap: float) -> None:
-    output, expected = attend([1, 30, 32, 77], 4, 2, 16, 16, window, softcap)
+@pytest.mark.parametrize(
+    "sequences", [[(1, 1), (30, 1), (32, 1), (77, 1)], [(1, 1), (30, 30), (77, 50), (130, 70)]]
+)
+def test_windows_and_softcaps(window: int, softcap: float, sequences: list[tuple[int, int]]) -> None:
+    output, expected = attend(sequences, 4, 2, 16, 16, window, softcap)
     assert (output - expected).abs().max() < 1e-5
 
 
 def test_values_may_have_a_size_of_their_own() -> None:
-    output, expected = attend([3, 50], 4, 2, 24, 40)
+    output, expected = attend([(3, 1), (50, 1), (70, 40)], 4, 2, 24, 40)
     assert (output - expected).abs().max() < 1e-5
 
 
@@ -86,13 +100,39 @@ def test_a_sequence_does_not_depend_on_the_others() -> None:
     def run(rows: list[int]) -> torch.Tensor:
         at = [tensor[:, :, rows] for tensor in (query, new, new)]
         caches = keys.clone(), values.clone()
-        return torch.ops.tiller_cpu.paged_attention(
-            *at, *caches, slots[rows], blocks[rows], positions[rows], BLOCK, 0.125, 0, 0.0
-        )
+        places = slots[rows], blocks[rows], torch.arange(len(rows) + 1), positions[rows]
+        return torch.ops.tiller_cpu.paged_attention(*at, *caches, *places, BLOCK, 0.125, 0, 0.0)
 
     together = run(list(range(count)))
     for rows in ([0], [3, 4], [11, 2, 7], list(range(5))):
         assert torch.equal(run(rows), together[rows])
+
+
+@pytest.mark.parametrize("window", [0, 50])
+def test_a_token_does_not_depend_on_how_its_prompt_is_cut(window: int) -> None:
+    """As long as it is not computed alone, which has an order of its own."""
+    torch.manual_seed(0)
+    length, width = 170, 43
+    blocks = torch.randperm(width).view(1, width).int()
+    query, new = torch.randn(1, 6, length, 64), torch.randn(1, 2, length, 64)
+    positions = torch.arange(length)
+    slots = blocks[0].long()[positions // BLOCK] * BLOCK + positions % BLOCK
+
+    def run(cuts: list[int]) -> torch.Tensor:
+        caches = torch.zeros(width * BLOCK + 1, 2, 64), torch.zeros(width * BLOCK + 1, 2, 64)
+        outputs = []
+        for begin, end in zip([0, *cuts], [*cuts, length], strict=True):
+            part = slice(begin, end)
+            at = [tensor[:, :, part] for tensor in (query, new, new)]
+            places = slots[part], blocks, torch.tensor([0, end - begin]), positions[part]
+            outputs.append(
+                torch.ops.tiller_cpu.paged_attention(*at, *caches, *places, BLOCK, 0.125, window, 0.0)
+            )
+        return torch.cat(outputs)
+
+    whole = run([])
+    for cuts in ([64], [2, 37], [100, 168], [33, 66, 99, 132]):
+        assert torch.equal(run(cuts), whole)
 
 
 def test_far_apart_scores_do_not_overflow() -> None:
@@ -107,6 +147,7 @@ def test_far_apart_scores_do_not_overflow() -> None:
         values,
         torch.tensor([3]),
         torch.zeros(1, 1, dtype=torch.int32),
+        torch.tensor([0, 1]),
         torch.tensor([3]),
         BLOCK,
         1.0,

@@ -1,7 +1,9 @@
-// The few instructions of AVX-512 that int8_dot.h uses, in plain C++, by Intel's description of each: so that
-// what is written for such processors can be tried on any other.
+// The few instructions of AVX-512 that int8_dot.h and int4_dot.h use, in plain C++, by Intel's description of
+// each: so that what is written for such processors can be tried on any other.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -24,6 +26,32 @@ inline __m256i _mm256_loadu_si256(const __m256i* from) {
   return result;
 }
 
+inline __m256i _mm256_load_si256(const __m256i* from) { return _mm256_loadu_si256(from); }
+
+inline __m256i _mm256_srli_epi16(__m256i value, int count) {
+  uint16_t words[16];
+  std::memcpy(words, &value, sizeof words);
+  for (auto& word : words) word = static_cast<uint16_t>(word >> count);
+  std::memcpy(&value, words, sizeof words);
+  return value;
+}
+
+inline __m512i _mm512_castsi256_si512(__m256i low) {
+  __m512i result{};
+  std::memcpy(&result, &low, sizeof low);
+  return result;
+}
+
+inline __m512i _mm512_inserti64x4(__m512i value, __m256i part, int index) {
+  std::memcpy(reinterpret_cast<char*>(&value) + index * sizeof part, &part, sizeof part);
+  return value;
+}
+
+inline __m512i _mm512_and_si512(__m512i a, __m512i b) {
+  for (int i = 0; i < 16; i++) a.lanes[i] &= b.lanes[i];
+  return a;
+}
+
 inline __m512 _mm512_loadu_ps(const void* from) {
   __m512 result;
   std::memcpy(&result, from, sizeof result);
@@ -38,6 +66,45 @@ inline __m512i _mm512_set1_epi32(int value) {
   return result;
 }
 
+inline __m512i _mm512_set1_epi16(int16_t value) {
+  int16_t words[32];
+  for (auto& word : words) word = value;
+  __m512i result;
+  std::memcpy(&result, words, sizeof result);
+  return result;
+}
+
+inline __m512i _mm512_set1_epi8(int8_t value) {
+  __m512i result;
+  std::memset(&result, value, sizeof result);
+  return result;
+}
+
+inline __m512 _mm512_set1_ps(float value) {
+  __m512 result;
+  for (auto& lane : result.lanes) lane = value;
+  return result;
+}
+
+inline __m512i _mm512_cvtepi16_epi32(__m256i value) {
+  int16_t words[16];
+  std::memcpy(words, &value, sizeof words);
+  __m512i result;
+  for (int i = 0; i < 16; i++) result.lanes[i] = words[i];
+  return result;
+}
+
+inline __m512 _mm512_cvtph_ps(__m256i value) {  // finite and normal ones
+  uint16_t halves[16];
+  std::memcpy(halves, &value, sizeof halves);
+  __m512 result;
+  for (int i = 0; i < 16; i++) {
+    const float magnitude = std::ldexp(1024.0f + (halves[i] & 1023), (halves[i] >> 10 & 31) - 25);
+    result.lanes[i] = halves[i] >> 15 ? -magnitude : magnitude;
+  }
+  return result;
+}
+
 inline __m512i _mm512_cvtepi8_epi16(__m256i value) {
   int16_t words[32];
   for (int i = 0; i < 32; i++) words[i] = value.bytes[i];
@@ -49,6 +116,39 @@ inline __m512i _mm512_cvtepi8_epi16(__m256i value) {
 inline __m512i _mm512_add_epi32(__m512i a, __m512i b) {
   for (int i = 0; i < 16; i++) a.lanes[i] += b.lanes[i];
   return a;
+}
+
+inline __m512i _mm512_add_epi16(__m512i a, __m512i b) {
+  int16_t left[32], right[32];
+  std::memcpy(left, &a, sizeof left);
+  std::memcpy(right, &b, sizeof right);
+  for (int i = 0; i < 32; i++) left[i] = static_cast<int16_t>(left[i] + right[i]);
+  std::memcpy(&a, left, sizeof left);
+  return a;
+}
+
+// a: unsigned bytes, b: signed ones
+inline __m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {
+  uint8_t left[64];
+  int8_t right[64];
+  int16_t sums[32];
+  std::memcpy(left, &a, sizeof left);
+  std::memcpy(right, &b, sizeof right);
+  for (int i = 0; i < 32; i++) {
+    const int sum = left[2 * i] * right[2 * i] + left[2 * i + 1] * right[2 * i + 1];
+    sums[i] = static_cast<int16_t>(std::clamp(sum, -32768, 32767));
+  }
+  std::memcpy(&a, sums, sizeof sums);
+  return a;
+}
+
+inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
+  uint8_t left[64];
+  int8_t right[64];
+  std::memcpy(left, &a, sizeof left);
+  std::memcpy(right, &b, sizeof right);
+  for (int i = 0; i < 64; i++) sum.lanes[i / 4] += left[i] * right[i];
+  return sum;
 }
 
 inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
@@ -69,6 +169,11 @@ inline __m512 _mm512_cvtepi32_ps(__m512i value) {
   __m512 result;
   for (int i = 0; i < 16; i++) result.lanes[i] = static_cast<float>(value.lanes[i]);
   return result;
+}
+
+inline __m512 _mm512_mul_ps(__m512 a, __m512 b) {
+  for (int i = 0; i < 16; i++) a.lanes[i] *= b.lanes[i];
+  return a;
 }
 
 inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {

@@ -1,0 +1,157 @@
+// Attention of several queries of one sequence: a prompt, or a chunk of it. What a query gets does not depend
+// on which others are computed beside it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "elementwise.h"
+#include "paged_attention.h"
+
+namespace tiller {
+
+constexpr int64_t kTileRows = 48;  // queries of a tile: tokens times the heads that share a key head
+constexpr int kRowsAtOnce = 3;
+constexpr int kVectors = 4;  // kRowsAtOnce * kVectors sums stay in registers
+static_assert(kKeys == kVectors * kLanes && kTileRows % kRowsAtOnce == 0);
+
+// out [kRowsAtOnce][kKeys] (+)= left [kRowsAtOnce][depth] * right [depth][kKeys], by the strides
+template <typename Right>
+inline void multiply_small(const float* left, int64_t left_stride, int64_t depth, const Right& right,
+                           bool adds, float* out, int64_t out_stride) {
+  Floats sums[kRowsAtOnce][kVectors] = {};
+  if (adds) {
+    for (int r = 0; r < kRowsAtOnce; r++)
+      for (int v = 0; v < kVectors; v++) sums[r][v] = load(out + r * out_stride + v * kLanes);
+  }
+  for (int64_t k = 0; k < depth; k++) {
+    const float* row = right(k);
+    for (int r = 0; r < kRowsAtOnce; r++) {
+      for (int v = 0; v < kVectors; v++) sums[r][v] += left[r * left_stride + k] * load(row + v * kLanes);
+    }
+  }
+  for (int r = 0; r < kRowsAtOnce; r++)
+    for (int v = 0; v < kVectors; v++) store(out + r * out_stride + v * kLanes, sums[r][v]);
+}
+
+// The queries of `tokens` tokens of a sequence, from `token` on, that share one key head.
+class Tile {
+ public:
+  Tile(const Attention& a, int64_t token, int64_t tokens, int64_t kv_head)
+      : a_(a),
+        token_(token),
+        tokens_(tokens),
+        kv_head_(kv_head),
+        rows_(tokens * a.shared()),
+        padded_rows_((rows_ + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce),
+        padded_value_((a.value_size + kKeys - 1) / kKeys * kKeys),
+        queries_(padded_rows_ * a.size),
+        keys_(a.size * kKeys),
+        values_(kKeys * padded_value_),
+        weights_(padded_rows_ * kKeys),
+        sums_(padded_rows_ * padded_value_),
+        heads_(rows_) {
+    for (int64_t r = 0; r < rows_; r++) {
+      const float* query = a.queries + token_of(r) * a.token_stride + head_of(r) * a.head_stride;
+      std::memcpy(queries_.data() + r * a.size, query, a.size * sizeof(float));
+    }
+  }
+
+  void attend(int64_t sequence) {
+    const int64_t last = a_.positions[token_ + tokens_ - 1];
+    // Groups of keys start at multiples of kKeys, so that every query meets the same ones.
+    const int64_t first = a_.first_visible(a_.positions[token_]) / kKeys * kKeys;
+    const std::vector<int64_t> slots = find_slots(a_, sequence, first, last);
+    const auto length = static_cast<int64_t>(slots.size());
+    for (int64_t start = 0; start < length; start += kKeys) {
+      gather(slots.data() + start, std::min(kKeys, length - start));
+      multiply_keys();
+      for (int64_t r = 0; r < rows_; r++) weigh(r, first + start);
+      add_values();
+    }
+    for (int64_t r = 0; r < rows_; r++) {
+      float* out = a_.out + (token_of(r) * a_.heads + head_of(r)) * a_.value_size;
+      for (int64_t i = 0; i < a_.value_size; i++) out[i] = sums_[r * padded_value_ + i] / heads_[r].total;
+    }
+  }
+
+ private:
+  int64_t token_of(int64_t row) const { return token_ + row / a_.shared(); }
+  int64_t head_of(int64_t row) const { return kv_head_ * a_.shared() + row % a_.shared(); }
+
+  // Copies keys, turned to [size, kKeys], and values [kKeys, padded]; what is missing is zero.
+  void gather(const int64_t* slots, int64_t count) {
+    if (count < kKeys) {
+      std::fill(keys_.begin(), keys_.end(), 0.0f);
+      std::fill(values_.begin(), values_.end(), 0.0f);
+    }
+    for (int64_t j = 0; j < count; j++) {
+      const int64_t head = slots[j] * a_.kv_heads + kv_head_;
+      const float* key = a_.keys + head * a_.size;
+      for (int64_t i = 0; i < a_.size; i++) keys_[i * kKeys + j] = key[i];
+      std::memcpy(values_.data() + j * padded_value_, a_.values + head * a_.value_size,
+                  a_.value_size * sizeof(float));
+    }
+  }
+
+  void multiply_keys() {
+    const auto key = [&](int64_t i) { return keys_.data() + i * kKeys; };
+    for (int64_t r = 0; r < padded_rows_; r += kRowsAtOnce) {
+      multiply_small(queries_.data() + r * a_.size, a_.size, a_.size, key, false, weights_.data() + r * kKeys,
+                     kKeys);
+    }
+  }
+
+  // Makes a row's products with the keys from position `start` on its weights, by an online softmax (Milakov
+  // and Gimelshein, arXiv:1805.02867).
+  void weigh(int64_t row, int64_t start) {
+    const int64_t position = a_.positions[token_of(row)];
+    const int64_t begin = std::clamp<int64_t>(a_.first_visible(position) - start, 0, kKeys);
+    const int64_t end = std::clamp<int64_t>(position + 1 - start, begin, kKeys);
+    float* weights = weights_.data() + row * kKeys;
+    Head& head = heads_[row];
+    float top = head.highest;
+    for (int64_t j = begin; j < end; j++) {
+      weights[j] = a_.score(weights[j]);
+      top = std::max(top, weights[j]);
+    }
+    const float shrink = std::isinf(head.highest) ? 0.0f : exp_negative(head.highest - top);
+    float total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t j = 0; j < kKeys; j++) {
+      weights[j] = j >= begin && j < end ? exp_negative(weights[j] - top) : 0.0f;
+      total += weights[j];
+    }
+    head.highest = top;
+    head.total = head.total * shrink + total;
+    if (shrink != 1.0f) {
+      float* sum = sums_.data() + row * padded_value_;
+      for (int64_t i = 0; i < padded_value_; i++) sum[i] *= shrink;
+    }
+  }
+
+  void add_values() {
+    for (int64_t column = 0; column < padded_value_; column += kKeys) {
+      const auto value = [&](int64_t j) { return values_.data() + j * padded_value_ + column; };
+      for (int64_t r = 0; r < padded_rows_; r += kRowsAtOnce) {
+        multiply_small(weights_.data() + r * kKeys, kKeys, kKeys, value, true,
+                       sums_.data() + r * padded_value_ + column, padded_value_);
+      }
+    }
+  }
+
+  const Attention& a_;
+  int64_t token_, tokens_, kv_head_, rows_, padded_rows_, padded_value_;
+  std::vector<float> queries_;  // [padded rows, size]
+  std::vector<float> keys_;     // [size, kKeys]
+  std::vector<float> values_;   // [kKeys, padded value]
+  std::vector<float> weights_;  // [padded rows, kKeys]
+  std::vector<float> sums_;     // [padded rows, padded value]
+  std::vector<Head> heads_;     // [rows]
+};
+
+}  // namespace tiller

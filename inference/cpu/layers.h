@@ -1,0 +1,197 @@
+// Whole layers of a transformer as one operation each: at one token, an operation costs more to start than
+// to compute.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <torch/custom_class.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "attention.h"
+#include "elementwise.h"
+#include "linear.h"
+#include "parallel.h"
+#include "products.h"
+#include "tensors.h"
+
+namespace tiller {
+
+using LinearPtr = c10::intrusive_ptr<Linear>;
+
+// x [rows, size] float32; out the same
+inline void normalize(const float* x, int64_t rows, int64_t size, const float* weight, float epsilon,
+                      float* out) {
+  share(rows, 4 * size,
+        [&](int64_t r) { normalize_row(x + r * size, size, weight, epsilon, out + r * size); });
+}
+
+// x [..., size] / sqrt(mean(x^2) + epsilon) * weight [size]
+inline at::Tensor rms_norm(const at::Tensor& input, const at::Tensor& weight, double epsilon) {
+  const at::Tensor x = contiguous_floats(input);
+  at::Tensor out = at::empty_like(x);
+  const int64_t size = x.size(-1);
+  TORCH_CHECK(weight.numel() == size, "the weights are those of another width");
+  normalize(x.const_data_ptr<float>(), x.numel() / size, size, weight.const_data_ptr<float>(),
+            static_cast<float>(epsilon), out.mutable_data_ptr<float>());
+  return out;
+}
+
+// x [..., inputs] float32; returns [..., outputs] float32.
+inline at::Tensor linear(const at::Tensor& input, const LinearPtr& weights) {
+  const at::Tensor x = contiguous_floats(input);
+  TORCH_CHECK(x.size(-1) == weights->inputs, "the weights are those of another width");
+  at::Tensor out = empty_like_with_last(x, weights->outputs);
+  multiply(x.const_data_ptr<float>(), x.numel() / weights->inputs, *weights, out.mutable_data_ptr<float>());
+  return out;
+}
+
+// down(silu(gate(x)) * up(x)), the feed-forward layer of Shazeer, arXiv:2002.05202, without biases.
+inline at::Tensor gated_mlp(const at::Tensor& input, const LinearPtr& gate, const LinearPtr& up,
+                            const LinearPtr& down) {
+  const at::Tensor x = contiguous_floats(input);
+  TORCH_CHECK(up->can_follow(*gate) && up->outputs == gate->outputs && x.size(-1) == gate->inputs &&
+                  gate->outputs == down->inputs,
+              "the weights are those of other widths");
+  const int64_t rows = x.numel() / gate->inputs;
+  const at::Tensor gated = at::empty({rows, gate->outputs}, x.options());
+  multiply_gated(x.const_data_ptr<float>(), rows, *gate, *up, gated.mutable_data_ptr<float>());
+  at::Tensor out = empty_like_with_last(x, down->outputs);
+  multiply(gated.const_data_ptr<float>(), rows, *down, out.mutable_data_ptr<float>());
+  return out;
+}
+
+// Projections to queries, keys and values (one matrix for all three), rotation, attention in the paged cache,
+// and the projection of its output.
+class AttentionLayer : public torch::CustomClassHolder {
+ public:
+  // window: 0 for none
+  AttentionLayer(LinearPtr qkv, LinearPtr projection, int64_t heads, double scale, int64_t window)
+      : qkv_(std::move(qkv)),
+        projection_(std::move(projection)),
+        heads_(heads),
+        scale_(static_cast<float>(scale)),
+        window_(window) {}
+
+  // x [..., tokens, hidden], cosines and sines [..., tokens, size]; the others as Paging and Attention have
+  // them. Returns the shape of x.
+  at::Tensor forward(const at::Tensor& input, const at::Tensor& cosines, const at::Tensor& sines,
+                     const at::Tensor& key_cache, const at::Tensor& value_cache, const at::Tensor& slots,
+                     const at::Tensor& blocks, const at::Tensor& starts, const at::Tensor& positions,
+                     int64_t block_size) const {
+    const at::Tensor x = contiguous_floats(input);
+    const Paging paging{slots, blocks, starts, positions, block_size};
+    paging.check();
+    const int64_t tokens = paging.tokens();
+    const at::Tensor projected = at::empty({tokens, qkv_->outputs}, x.options());
+    check(x, cosines, projected, key_cache, value_cache);
+    multiply(x.const_data_ptr<float>(), tokens, *qkv_, projected.mutable_data_ptr<float>());
+    rotate(projected, contiguous_floats(cosines), contiguous_floats(sines), key_cache);
+    at::Tensor attended = attend(projected, key_cache, value_cache, paging);
+    at::Tensor out = at::empty_like(x);
+    multiply(attended.const_data_ptr<float>(), tokens, *projection_, out.mutable_data_ptr<float>());
+    return out;
+  }
+
+ private:
+  void check(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& projected,
+             const at::Tensor& key_cache, const at::Tensor& value_cache) const {
+    const int64_t kv_heads = key_cache.size(1), size = key_cache.size(2), tokens = projected.size(0);
+    TORCH_CHECK(x.size(-1) == qkv_->inputs && x.numel() == tokens * qkv_->inputs, "x of another shape");
+    TORCH_CHECK(cosines.size(-1) == size && cosines.numel() == tokens * size && value_cache.size(2) == size,
+                "heads of one size expected");
+    TORCH_CHECK(qkv_->outputs == (heads_ + 2 * kv_heads) * size && projection_->inputs == heads_ * size &&
+                    projection_->outputs == qkv_->inputs,
+                "the weights are those of other widths");
+  }
+
+  void rotate(const at::Tensor& projected, const at::Tensor& cosines, const at::Tensor& sines,
+              const at::Tensor& key_cache) const {
+    const int64_t size = key_cache.size(2), rotated = heads_ + key_cache.size(1);
+    float* tokens = projected.mutable_data_ptr<float>();
+    const float *cosine = cosines.const_data_ptr<float>(), *sine = sines.const_data_ptr<float>();
+    share(projected.size(0), 4 * rotated * size, [&](int64_t t) {
+      for (int64_t h = 0; h < rotated; h++) {
+        float* head = tokens + t * qkv_->outputs + h * size;
+        rotate_head(head, cosine + t * size, sine + t * size, size, head);
+      }
+    });
+  }
+
+  at::Tensor attend(const at::Tensor& projected, const at::Tensor& key_cache, const at::Tensor& value_cache,
+                    const Paging& paging) const {
+    const int64_t kv_heads = key_cache.size(1), size = key_cache.size(2), columns = qkv_->outputs;
+    const float* queries = projected.const_data_ptr<float>();
+    const float *keys = queries + heads_ * size, *values = keys + kv_heads * size;
+    const int64_t* slots = paging.slots.const_data_ptr<int64_t>();
+    float *key_slots = key_cache.mutable_data_ptr<float>(),
+          *value_slots = value_cache.mutable_data_ptr<float>();
+    store_tokens(keys, size, columns, paging.tokens(), kv_heads, size, slots, key_slots);
+    store_tokens(values, size, columns, paging.tokens(), kv_heads, size, slots, value_slots);
+    at::Tensor attended = at::empty({paging.tokens(), heads_ * size}, projected.options());
+    attend_all(
+        Attention{
+            .queries = queries,
+            .keys = key_slots,
+            .values = value_slots,
+            .blocks = paging.blocks.const_data_ptr<int32_t>(),
+            .starts = paging.starts.const_data_ptr<int64_t>(),
+            .positions = paging.positions.const_data_ptr<int64_t>(),
+            .out = attended.mutable_data_ptr<float>(),
+            .head_stride = size,
+            .token_stride = columns,
+            .heads = heads_,
+            .kv_heads = kv_heads,
+            .size = size,
+            .value_size = size,
+            .max_blocks = paging.blocks.size(1),
+            .block_size = paging.block_size,
+            .scale = scale_,
+            .softcap = 0,
+            .window = window_,
+        },
+        paging.sequences());
+    return attended;
+  }
+
+  LinearPtr qkv_, projection_;
+  int64_t heads_;
+  float scale_;
+  int64_t window_;
+};
+
+// h = x + attention(norm(x)), and h + mlp(norm(h)).
+class DecoderLayer : public torch::CustomClassHolder {
+ public:
+  DecoderLayer(c10::intrusive_ptr<AttentionLayer> attention, LinearPtr gate, LinearPtr up, LinearPtr down,
+               at::Tensor first_norm, double first_epsilon, at::Tensor second_norm, double second_epsilon)
+      : attention_(std::move(attention)),
+        gate_(std::move(gate)),
+        up_(std::move(up)),
+        down_(std::move(down)),
+        first_norm_(std::move(first_norm)),
+        second_norm_(std::move(second_norm)),
+        first_epsilon_(first_epsilon),
+        second_epsilon_(second_epsilon) {}
+
+  // As AttentionLayer's.
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines,
+                     const at::Tensor& key_cache, const at::Tensor& value_cache, const at::Tensor& slots,
+                     const at::Tensor& blocks, const at::Tensor& starts, const at::Tensor& positions,
+                     int64_t block_size) const {
+    at::Tensor hidden =
+        attention_->forward(rms_norm(x, first_norm_, first_epsilon_), cosines, sines, key_cache, value_cache,
+                            slots, blocks, starts, positions, block_size);
+    hidden.add_(x);
+    at::Tensor out = gated_mlp(rms_norm(hidden, second_norm_, second_epsilon_), gate_, up_, down_);
+    return out.add_(hidden);
+  }
+
+ private:
+  c10::intrusive_ptr<AttentionLayer> attention_;
+  LinearPtr gate_, up_, down_;
+  at::Tensor first_norm_, second_norm_;
+  double first_epsilon_, second_epsilon_;
+};
+
+}  // namespace tiller

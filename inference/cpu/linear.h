@@ -1,0 +1,207 @@
+// The weights of a linear layer, packed: in 4 bits if that loses nothing, else rounded to 8.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <c10/util/Half.h>
+#include <torch/custom_class.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "int4_dot.h"
+#include "int8_dot.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace tiller {
+
+constexpr int kPanel = 16;
+static_assert(int4::kPanel == kPanel && int8::kPanel == kPanel);
+
+// A group of one column in 4 bits.
+struct Levels {
+  c10::Half step, minimum;
+  uint8_t values[int4::kGroup];
+};
+
+// None if that is not what the weights are, bit for bit.
+inline std::optional<Levels> find_levels(const float* weights) {
+  constexpr int kMost = 15;
+  const auto [least, most] = std::minmax_element(weights, weights + int4::kGroup);
+  Levels levels{(*most - *least) / kMost, *least, {}};
+  const float step = levels.step, minimum = levels.minimum;
+  const float inverse = step > 0 ? 1 / step : 0;
+  for (int i = 0; i < int4::kGroup; i++) {
+    const float level = std::nearbyint((weights[i] - minimum) * inverse);
+    if (!(level >= 0 && level <= kMost) || minimum + step * level != weights[i]) return std::nullopt;
+    levels.values[i] = static_cast<uint8_t>(level);
+  }
+  return levels;
+}
+
+inline void pack(const Levels& levels, int column, int4::Weights& w) {
+  const int shift = column < kPanel / 2 ? 0 : 4;
+  int16_t sum = 0;
+  for (int i = 0; i < int4::kGroup; i++) {
+    uint8_t& both = w.levels[i / int4::kQuad][column % (kPanel / 2)][i % int4::kQuad];
+    both = static_cast<uint8_t>(both | levels.values[i] << shift);
+    sum += levels.values[i];
+  }
+  w.steps[column] = levels.step.x;
+  w.minima[column] = levels.minimum.x;
+  w.sums[column] = sum;
+}
+
+inline void pack(const float* weights, int64_t count, int column, int8::Weights& w) {
+  constexpr float kLargest = 127;
+  float largest = 0;
+  for (int64_t i = 0; i < count; i++) largest = std::max(largest, std::fabs(weights[i]));
+  const float scale = largest / kLargest;
+  w.scales[column] = scale;
+  for (int64_t i = 0; i < count; i++) {
+    const float value = scale > 0 ? std::nearbyint(weights[i] / scale) : 0.0f;
+    w.values[i / int8::kPair][column][i % int8::kPair] = static_cast<int8_t>(value);
+  }
+}
+
+// A layer of x [rows, inputs] to [rows, outputs]. What it holds does not change.
+class Linear : public torch::CustomClassHolder {
+ public:
+  // weight [outputs, inputs] float32, bias [outputs] float32
+  Linear(const at::Tensor& weight, const std::optional<at::Tensor>& bias)
+      : inputs(weight.size(1)), outputs(weight.size(0)), bias_(bias) {
+    TORCH_CHECK(weight.scalar_type() == at::kFloat && (!bias || bias->scalar_type() == at::kFloat),
+                "float32 expected");
+    const at::Tensor rows = weight.contiguous();
+    packed_ = pack_exactly(rows);
+    exact_ = packed_.defined();
+    if (!exact_) packed_ = pack_rounded(rows);
+  }
+
+  // One after the other; all must have the same inputs and precision, and whole panels.
+  static c10::intrusive_ptr<Linear> join(const std::vector<c10::intrusive_ptr<Linear>>& parts) {
+    auto joined = c10::make_intrusive<Linear>(*parts.at(0));
+    std::vector<at::Tensor> packed, biases;
+    joined->outputs = 0;
+    for (const auto& part : parts) {
+      TORCH_CHECK(part->can_follow(*parts[0]), "these layers cannot be joined");
+      joined->outputs += part->outputs;
+      packed.push_back(part->packed_);
+      if (part->bias_) biases.push_back(*part->bias_);
+    }
+    joined->packed_ = at::cat(packed);
+    if (joined->bias_) joined->bias_ = at::cat(biases);
+    return joined;
+  }
+
+  // The outputs from `first` on, `count` of them; shares the memory. Both are multiples of kPanel.
+  c10::intrusive_ptr<Linear> slice(int64_t first, int64_t count) const {
+    TORCH_CHECK(first % kPanel == 0 && count % kPanel == 0, "whole panels expected");
+    auto part = c10::make_intrusive<Linear>(*this);
+    part->outputs = count;
+    part->packed_ = packed_.narrow(0, first / kPanel, count / kPanel);
+    if (bias_) part->bias_ = bias_->narrow(0, first, count);
+    return part;
+  }
+
+  bool can_follow(const Linear& other) const {
+    return inputs == other.inputs && exact_ == other.exact_ && outputs % kPanel == 0 &&
+           bias_.has_value() == other.bias_.has_value();
+  }
+
+  // [outputs, inputs] float32: what is multiplied with
+  at::Tensor weight() const {
+    const at::Tensor weight = at::empty({outputs, inputs}, at::kFloat);
+    float* to = weight.mutable_data_ptr<float>();
+    for (int64_t o = 0; o < outputs; o++) {
+      for (int64_t i = 0; i < inputs; i++) to[o * inputs + i] = exact_ ? exact_at(o, i) : rounded_at(o, i);
+    }
+    return weight;
+  }
+
+  int64_t bits() const { return exact_ ? 4 : 8; }
+  bool is_exact() const { return exact_; }
+  int64_t panels() const { return packed_.size(0); }
+  const float* bias() const { return bias_ ? bias_->const_data_ptr<float>() : nullptr; }
+
+  // The groups of a panel
+  template <typename Weights>
+  const Weights* panel(int64_t index) const {
+    return reinterpret_cast<const Weights*>(packed_.const_data_ptr<uint8_t>() + index * packed_.stride(0));
+  }
+
+  int64_t inputs, outputs;
+
+ private:
+  template <typename Weights>
+  static at::Tensor zeros(int64_t outputs, int64_t groups) {
+    const auto size = static_cast<int64_t>(groups * sizeof(Weights));
+    return at::zeros({groups_in(outputs, kPanel), size}, at::kByte);
+  }
+
+  // Calls pack_group(weights, group of the panel, column of the panel, index of the group) for all groups.
+  template <typename Weights, typename Pack>
+  static at::Tensor pack_all(const at::Tensor& weight, int group_size, const Pack& pack_group) {
+    const int64_t outputs = weight.size(0), inputs = weight.size(1), groups = groups_in(inputs, group_size);
+    at::Tensor packed = zeros<Weights>(outputs, groups);
+    auto* to = reinterpret_cast<Weights*>(packed.mutable_data_ptr<uint8_t>());
+    const float* from = weight.const_data_ptr<float>();
+    at::parallel_for(0, packed.size(0), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t o = begin * kPanel; o < std::min(outputs, end * kPanel); o++) {
+        for (int64_t g = 0; g < groups; g++) {
+          pack_group(from + o * inputs + g * group_size,
+                     std::min<int64_t>(group_size, inputs - g * group_size), static_cast<int>(o % kPanel),
+                     to[o / kPanel * groups + g]);
+        }
+      }
+    });
+    return packed;
+  }
+
+  static at::Tensor pack_rounded(const at::Tensor& weight) {
+    return pack_all<int8::Weights>(weight, int8::kGroup,
+                                   [](const float* from, int64_t count, int column, int8::Weights& to) {
+                                     pack(from, count, column, to);
+                                   });
+  }
+
+  // Undefined if 4 bits do not hold them.
+  static at::Tensor pack_exactly(const at::Tensor& weight) {
+    if (weight.size(1) % int4::kGroup != 0) return {};
+    std::atomic<bool> exact{true};
+    at::Tensor packed = pack_all<int4::Weights>(
+        weight, int4::kGroup, [&](const float* from, int64_t, int column, int4::Weights& to) {
+          if (!exact) return;
+          if (const auto levels = find_levels(from)) {
+            pack(*levels, column, to);
+          } else {
+            exact = false;
+          }
+        });
+    return exact ? packed : at::Tensor();
+  }
+
+  float exact_at(int64_t output, int64_t input) const {
+    const int column = static_cast<int>(output % kPanel), i = static_cast<int>(input % int4::kGroup);
+    const auto& w = panel<int4::Weights>(output / kPanel)[input / int4::kGroup];
+    const int both = w.levels[i / int4::kQuad][column % (kPanel / 2)][i % int4::kQuad];
+    const int level = column < kPanel / 2 ? both & 15 : both >> 4;
+    return float(c10::Half(w.minima[column], c10::Half::from_bits())) +
+           float(c10::Half(w.steps[column], c10::Half::from_bits())) * static_cast<float>(level);
+  }
+
+  float rounded_at(int64_t output, int64_t input) const {
+    const int64_t column = output % kPanel, i = input % int8::kGroup;
+    const auto& w = panel<int8::Weights>(output / kPanel)[input / int8::kGroup];
+    return static_cast<float>(w.values[i / int8::kPair][column][i % int8::kPair]) * w.scales[column];
+  }
+
+  std::optional<at::Tensor> bias_;
+  at::Tensor packed_;  // uint8 [panels, groups * sizeof(int4::Weights or int8::Weights)]
+  bool exact_ = false;
+};
+
+}  // namespace tiller

@@ -1,0 +1,104 @@
+// Products of float32 rows with packed weights: sharing the work among threads.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "elementwise.h"
+#include "linear.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace tiller {
+
+// Calls tile.template operator()<its rows>(first row) for the rows from `begin` to `end`, in tiles of nearly
+// the same height.
+template <int kRows, typename Tile>
+inline void call_tile(int64_t height, int64_t row, const Tile& tile) {
+  if (height == kRows) {
+    tile.template operator()<kRows>(row);
+  } else if constexpr (kRows > 1) {
+    call_tile<kRows - 1>(height, row, tile);
+  }
+}
+
+template <int kTile, typename Tile>
+inline void for_each_tile(int64_t begin, int64_t end, const Tile& tile) {
+  int64_t row = begin;
+  for (int64_t left = (end - begin + kTile - 1) / kTile; left > 0; left--) {
+    const int64_t height = (end - row + left - 1) / left;
+    call_tile<kTile>(height, row, tile);
+    row += height;
+  }
+}
+
+// Calls tile.template operator()<its rows>(first row, panel) for all rows and panels. Many rows are taken in
+// blocks that stay in a core's cache while the panels go by.
+template <int kTile, typename Tile>
+inline void for_each_tile_and_panel(int64_t rows, int64_t panels, int64_t depth, const Tile& tile) {
+  constexpr int64_t kCached = 1 << 17;  // numbers
+  const int64_t height = std::max<int64_t>(kTile, kCached / depth / kTile * kTile);
+  const int64_t blocks = (rows + height - 1) / height;
+  share(blocks * panels, std::min(rows, height) * depth * kPanel, [&](int64_t i) {
+    const int64_t begin = i / panels * height, panel = i % panels;
+    for_each_tile<kTile>(begin, std::min(rows, begin + height),
+                         [&]<int kRows>(int64_t row) { tile.template operator()<kRows>(row, panel); });
+  });
+}
+
+template <int kTile, typename Weights, typename Rows>
+inline void multiply(const Rows& x, int64_t rows, const Linear& w, float* out) {
+  for_each_tile_and_panel<kTile>(rows, w.panels(), w.inputs, [&]<int kRows>(int64_t row, int64_t panel) {
+    float products[kRows][kPanel];
+    multiply<kRows>(x, row, w.panel<Weights>(panel), products);
+    const int64_t column = panel * kPanel, width = std::min<int64_t>(kPanel, w.outputs - column);
+    const float* bias = w.bias();
+    for (int r = 0; r < kRows; r++) {
+      float* to = out + (row + r) * w.outputs + column;
+      for (int64_t c = 0; c < width; c++)
+        to[c] = products[r][c] + (bias == nullptr ? 0.0f : bias[column + c]);
+    }
+  });
+}
+
+// x [rows, inputs]; out [rows, outputs]
+inline void multiply(const float* x, int64_t rows, const Linear& w, float* out) {
+  if (w.is_exact()) {
+    multiply<int4::kTile, int4::Weights>(int4::Rows(x, rows, w.inputs), rows, w, out);
+  } else {
+    multiply<int8::kTile, int8::Weights>(int8::Rows(x, rows, w.inputs), rows, w, out);
+  }
+}
+
+inline float silu(float x) {
+  const float power = exp_negative(-std::fabs(x));
+  return x * (x < 0 ? power : 1.0f) / (1.0f + power);
+}
+
+template <int kTile, typename Weights, typename Rows>
+inline void multiply_gated(const Rows& x, int64_t rows, const Linear& gate, const Linear& up, float* out) {
+  for_each_tile_and_panel<kTile>(
+      rows, gate.panels(), gate.inputs, [&]<int kRows>(int64_t row, int64_t panel) {
+        float gates[kRows][kPanel], ups[kRows][kPanel];
+        multiply<kRows>(x, row, gate.panel<Weights>(panel), gates);
+        multiply<kRows>(x, row, up.panel<Weights>(panel), ups);
+        const int64_t column = panel * kPanel, width = std::min<int64_t>(kPanel, gate.outputs - column);
+        for (int r = 0; r < kRows; r++) {
+          float* to = out + (row + r) * gate.outputs + column;
+#pragma omp simd
+          for (int64_t c = 0; c < width; c++) to[c] = silu(gates[r][c]) * ups[r][c];
+        }
+      });
+}
+
+// x [rows, inputs]; out [rows, outputs]: silu(gate(x)) * up(x), of layers without biases
+inline void multiply_gated(const float* x, int64_t rows, const Linear& gate, const Linear& up, float* out) {
+  if (gate.is_exact()) {
+    multiply_gated<int4::kTile, int4::Weights>(int4::Rows(x, rows, gate.inputs), rows, gate, up, out);
+  } else {
+    multiply_gated<int8::kTile, int8::Weights>(int8::Rows(x, rows, gate.inputs), rows, gate, up, out);
+  }
+}
+
+}  // namespace tiller

@@ -1,0 +1,135 @@
+// Compares int8::dot and int4::dot with the sums written down plainly, for every height of a tile. Exit
+// status 1 if they differ.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "int4_dot.h"
+#include "int8_dot.h"
+
+namespace {
+
+constexpr int kPanel = 16, kGroup = 32, kGroups = 3;
+
+// from <= x <= to
+int random_integer(int from, int to) { return from + std::rand() % (to - from + 1); }
+float random_float() { return static_cast<float>(std::rand()) / RAND_MAX - 0.25f; }
+
+struct Sum {
+  double value = 0, size = 0;
+
+  void add(double product) {
+    value += product;
+    size += std::fabs(product);
+  }
+  bool is_near(float other) const { return std::fabs(other - value) <= 1e-6 * size; }
+};
+
+template <int kRows>
+bool is_int8_right() {
+  using namespace tiller::int8;
+  std::vector<Activations> x(kRows * kGroups);
+  std::vector<Weights> weights(kGroups);
+  for (auto& group : x)
+    for (auto& value : group.values) value = static_cast<int16_t>(random_integer(-32767, 32767));
+  for (auto& group : weights) {
+    for (auto& pair : group.values)
+      for (auto& column : pair)
+        for (auto& value : column) value = static_cast<int8_t>(random_integer(-127, 127));
+    for (auto& scale : group.scales) scale = random_float();
+  }
+  float out[kRows][kPanel];
+  dot<kRows>(x.data(), kGroups, weights.data(), out);
+  bool right = true;
+  for (int r = 0; r < kRows; r++) {
+    for (int c = 0; c < kPanel; c++) {
+      Sum sum;
+      for (int k = 0; k < kGroups * kGroup; k++) {
+        const Weights& w = weights[k / kGroup];
+        const int i = k % kGroup;
+        sum.add(static_cast<double>(x[r * kGroups + k / kGroup].values[i]) *
+                w.values[i / kPair][c][i % kPair] * w.scales[c]);
+      }
+      right &= sum.is_near(out[r][c]);
+    }
+  }
+  if (!right) std::printf("int8, %d rows: wrong\n", kRows);
+  if constexpr (kRows > 1) right &= is_int8_right<kRows - 1>();
+  return right;
+}
+
+// 1, 1.5, or such; `bits` are those of a float16.
+struct Half {
+  uint16_t bits;
+  double value;
+};
+
+Half random_half() {
+  const int exponent = random_integer(10, 16), fraction = random_integer(0, 1023),
+            sign = random_integer(0, 1);
+  return {static_cast<uint16_t>(sign << 15 | exponent << 10 | fraction),
+          (sign ? -1 : 1) * std::ldexp(1024 + fraction, exponent - 25)};
+}
+
+template <int kRows>
+bool is_int4_right() {
+  using namespace tiller::int4;
+  std::vector<Activations> x(kRows * kGroups);
+  std::vector<Weights> weights(kGroups);
+  int levels[kGroups][kGroup][kPanel];
+  Half steps[kGroups][kPanel], minima[kGroups][kPanel];
+  for (auto& group : x) {
+    // Now and then the most that there can be, which must not overflow.
+    const int least = std::rand() % 4 == 0 ? 127 : -127;
+    int sum = 0;
+    for (auto& value : group.values) sum += value = static_cast<int8_t>(random_integer(least, 127));
+    group.scale = random_float();
+    group.middle = random_float();
+    group.sum = kGroup * group.middle + group.scale * static_cast<float>(sum);
+  }
+  for (int g = 0; g < kGroups; g++) {
+    weights[g] = {};
+    for (int c = 0; c < kPanel; c++) {
+      const int least = std::rand() % 4 == 0 ? 15 : 0;
+      for (int i = 0; i < kGroup; i++) {
+        levels[g][i][c] = random_integer(least, 15);
+        weights[g].levels[i / kQuad][c % 8][i % kQuad] |= levels[g][i][c] << (c < 8 ? 0 : 4);
+        weights[g].sums[c] += levels[g][i][c];
+      }
+      steps[g][c] = random_half();
+      minima[g][c] = random_half();
+      weights[g].steps[c] = steps[g][c].bits;
+      weights[g].minima[c] = minima[g][c].bits;
+    }
+  }
+  float out[kRows][kPanel];
+  dot<kRows>(x.data(), kGroups, weights.data(), out);
+  bool right = true;
+  for (int r = 0; r < kRows; r++) {
+    for (int c = 0; c < kPanel; c++) {
+      Sum sum;
+      for (int g = 0; g < kGroups; g++) {
+        const Activations& a = x[r * kGroups + g];
+        for (int i = 0; i < kGroup; i++) {
+          const double activation = a.middle + static_cast<double>(a.scale) * a.values[i];
+          sum.add(activation * minima[g][c].value);
+          sum.add(activation * steps[g][c].value * levels[g][i][c]);
+        }
+      }
+      right &= sum.is_near(out[r][c]);
+    }
+  }
+  if (!right) std::printf("int4, %d rows: wrong\n", kRows);
+  if constexpr (kRows > 1) right &= is_int4_right<kRows - 1>();
+  return right;
+}
+
+}  // namespace
+
+int main() {
+  const bool int8_right = is_int8_right<tiller::int8::kTile>(),
+             int4_right = is_int4_right<tiller::int4::kTile>();
+  return int8_right && int4_right ? 0 : 1;
+}
