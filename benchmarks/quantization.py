@@ -3,7 +3,8 @@
     .venv/bin/python -m benchmarks.quantization
 
 The texts are those of the shipped steering concepts and the neutral ones of the evaluation, as answers in
-a chat. Both models are run token for token alike: by their own attention, one text at a time.
+a chat. Both models are run token for token alike: by their own attention, one text at a time. Only what
+follows the question counts, which is the same every time: one token of it would count once for each text.
 """
 
 import argparse
@@ -43,10 +44,16 @@ def render(directory: Path, texts: list[str]) -> list[torch.Tensor]:
 
 
 @torch.inference_mode()
-def read(loaded: CausalLM, tokens: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Minus the log probability of a text after its first token, in nats, and the likeliest tokens [T]."""
-    logprobs = loaded.reference_logits(tokens).log_softmax(-1)
-    return -float(logprobs[:-1].gather(1, tokens[1:, None]).double().sum()), logprobs.argmax(-1)
+def read(loaded: CausalLM, tokens: torch.Tensor, first: int) -> tuple[float, torch.Tensor]:
+    """Of the tokens from `first` on: minus their log probability, in nats, and the likeliest ones instead."""
+    logprobs = loaded.reference_logits(tokens).log_softmax(-1)[first - 1 : -1]
+    return -float(logprobs.gather(1, tokens[first:, None]).double().sum()), logprobs.argmax(-1)
+
+
+def _count_shared(texts: list[torch.Tensor]) -> int:
+    """How many tokens all texts begin with alike."""
+    columns = zip(*(text.tolist() for text in texts), strict=False)
+    return next(i for i, column in enumerate(columns) if len(set(column)) > 1)
 
 
 def main() -> None:
@@ -59,13 +66,14 @@ def main() -> None:
     texts = render(directory, read_texts()[:: arguments.every])
     loaded = model.load(directory, torch.float32, torch.device("cpu"))
     backends.choose(loaded, EngineConfig(quantization="int8", cache_directory=arguments.cache_directory))
-    full = [read(loaded, text) for text in texts]
+    first = _count_shared(texts)
+    full = [read(loaded, text, first) for text in texts]
     loaded.quantize()
-    rounded = [read(loaded, text) for text in texts]
-    predicted = sum(len(text) - 1 for text in texts)
+    rounded = [read(loaded, text, first) for text in texts]
+    predicted = sum(len(text) - first for text in texts)
     before, after = (sum(loss for loss, _ in side) / predicted for side in (full, rounded))
     equal = sum(int((a == b).sum()) for (_, a), (_, b) in zip(full, rounded, strict=True))
-    agreement = equal / sum(map(len, texts))
+    agreement = equal / predicted
     ratio = math.exp(after - before)
     print(f"{len(texts)} texts, {predicted} predicted tokens")
     print(f"perplexity: float32 {math.exp(before):.3f}, int8 {math.exp(after):.3f}, ratio {ratio:.4f}")

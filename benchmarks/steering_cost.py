@@ -15,6 +15,7 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -110,11 +111,13 @@ def add_concepts(engine: Engine, count: int) -> list[str]:
     return names
 
 
-def ways_to_steer(engine: Engine, count: int) -> dict[str, list[Steering | None]]:
-    """What each of `count` sequences is steered by."""
-    names = add_concepts(engine, max(CONFIGURATIONS))
+def ways_to_steer(
+    engine: Engine, count: int, configurations: Collection[int]
+) -> dict[str, list[Steering | None]]:
+    """What each of `count` sequences is steered by: nothing first, then so many configurations each."""
+    names = add_concepts(engine, max(configurations))
     ways: dict[str, list[Steering | None]] = {"none": [None] * count}
-    for number in CONFIGURATIONS:
+    for number in configurations:
         specs = [SteeringSpec((names[i % number],), 0.5 + (i % number) / number) for i in range(count)]
         ways[f"{number} configuration{'s' if number > 1 else ''}"] = [
             engine.steerer.steer(spec, 1) for spec in specs
@@ -130,11 +133,13 @@ def timed_step(engine: Engine) -> float:
     return time.perf_counter() - started
 
 
-def measure_ways(engine: Engine, arguments: argparse.Namespace) -> dict[str, list[float]]:
+def measure_ways(
+    engine: Engine, arguments: argparse.Namespace, configurations: Collection[int] = CONFIGURATIONS
+) -> dict[str, list[float]]:
     """By way to steer: seconds of its step in each round."""
     free_rows = engine.steerer.bank.num_free_rows
     sequences = start(engine, arguments.sequences, arguments.prompt_tokens)
-    ways = ways_to_steer(engine, len(sequences))
+    ways = ways_to_steer(engine, len(sequences), configurations)
     times: dict[str, list[float]] = {name: [] for name in ways}
     rng = random.Random(0)
     for _ in range(arguments.rounds):
@@ -161,10 +166,14 @@ def compare(times: list[float], reference: list[float]) -> tuple[float, float, f
     return float(np.median(ratios)), float(low), float(high)
 
 
+def faster_half(times: Collection[float]) -> float:
+    """Mean of the faster half, which what else the machine does lengthens least."""
+    return float(np.mean(sorted(times)[: -(-len(times) // 2)]))
+
+
 def undisturbed(times: list[float], reference: list[float]) -> float:
-    """Ratio of the means of the faster halves, which what else the machine does lengthens least."""
-    half = -(-len(times) // 2)
-    return float(np.mean(np.sort(times)[:half]) / np.mean(np.sort(reference)[:half]))
+    """Ratio of the means of the faster halves."""
+    return faster_half(times) / faster_half(reference)
 
 
 @dataclass
@@ -241,7 +250,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--max-batch-tokens", type=int, default=512)
-    parser.add_argument("--kv-cache-gib", type=float, default=2.0)
+    parser.add_argument("--kv-cache-gib", type=float, default=4.0)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
     parser.add_argument("--pairs", type=int, default=12, help="of the concept trained beside 16 streams")
     parser.add_argument("--no-training", action="store_true", help="leave out what is beside 16 streams")

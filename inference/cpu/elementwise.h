@@ -9,7 +9,7 @@ namespace tiller {
 
 // e^x for x <= 0, to about two units in the last place; vectorized by the compiler, unlike std::exp.
 // Cody and Waite's reduction and the polynomial of Cephes' expf.
-inline float exp_negative(float x) {
+[[gnu::always_inline]] inline float exp_negative(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no place for a fraction
   x = x < -87.0f ? -87.0f : x;           // keeps what is not a number
   const float n = (x * 1.44269504f + kRound) - kRound;

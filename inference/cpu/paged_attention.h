@@ -11,6 +11,10 @@
 
 #include "elementwise.h"
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace tiller {
 
 constexpr int64_t kKeys = 32;  // scores that are computed before the maximum is looked at
@@ -47,23 +51,32 @@ constexpr int64_t kLanes = 8;
 inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
 inline void store(float* to, Floats values) { *reinterpret_cast<Floats*>(to) = values; }
 
-inline float add_up(Floats x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
+// The sum of each of four.
+inline void add_up(const Floats (&x)[4], float* out) {
+#if defined(__AVX__)
+  const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+#else
+  for (int j = 0; j < 4; j++) {
+    out[j] = ((x[j][0] + x[j][1]) + (x[j][2] + x[j][3])) + ((x[j][4] + x[j][5]) + (x[j][6] + x[j][7]));
+  }
+#endif
+}
 
-// The products of one query with kKeys keys, side by side so that none waits for its own sum.
-template <int kKeys>
-inline void dots(const float* query, const float* keys, int64_t stride, const int64_t* slots, int64_t size,
-                 float* out) {
-  const float* rows[kKeys];
-  Floats sums[kKeys] = {};
-  for (int j = 0; j < kKeys; j++) rows[j] = keys + slots[j] * stride;
+// The products of one query with four keys, side by side so that none waits for its own sum.
+inline void multiply_four(const float* query, const float* keys, int64_t stride, const int64_t* slots,
+                          int64_t size, float* out) {
+  const float* rows[4];
+  Floats sums[4] = {};
+  for (int j = 0; j < 4; j++) rows[j] = keys + slots[j] * stride;
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) {
     const Floats part = load(query + i);
-    for (int j = 0; j < kKeys; j++) sums[j] = part * load(rows[j] + i) + sums[j];
+    for (int j = 0; j < 4; j++) sums[j] = part * load(rows[j] + i) + sums[j];
   }
-  for (int j = 0; j < kKeys; j++) out[j] = add_up(sums[j]);
+  add_up(sums, out);
   for (; i < size; i++) {
-    for (int j = 0; j < kKeys; j++) out[j] += query[i] * rows[j][i];
+    for (int j = 0; j < 4; j++) out[j] += query[i] * rows[j][i];
   }
 }
 
@@ -115,8 +128,12 @@ inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64
   const float *keys = a.keys + kv_head * a.size, *values = a.values + kv_head * a.value_size;
   float weights[kKeys];
   int64_t j = 0;
-  for (; j + 4 <= count; j += 4) dots<4>(query, keys, key_stride, slots + j, a.size, weights + j);
-  for (; j < count; j++) dots<1>(query, keys, key_stride, slots + j, a.size, weights + j);
+  for (; j + 4 <= count; j += 4) multiply_four(query, keys, key_stride, slots + j, a.size, weights + j);
+  if (j < count) {  // the last of them again, for those that are missing
+    int64_t four[4];
+    for (int64_t i = 0; i < 4; i++) four[i] = slots[std::min(j + i, count - 1)];
+    multiply_four(query, keys, key_stride, four, a.size, weights + j);
+  }
   float top = head.highest;
   for (j = 0; j < count; j++) {
     weights[j] = a.score(weights[j]);

@@ -77,8 +77,8 @@ struct Rows {
     float most = x[0], least = x[0], broken = 0;
 #pragma omp simd reduction(max : most) reduction(min : least) reduction(+ : broken)
     for (int i = 0; i < kGroup; i++) {
-      most = std::max(most, x[i]);
-      least = std::min(least, x[i]);
+      most = x[i] > most ? x[i] : most;
+      least = x[i] < least ? x[i] : least;
       broken += x[i] * 0.0f;
     }
     const float range = most - least;

@@ -1,0 +1,1 @@
+"""What the gateway itself costs: its own process under load, over an engine that answers at once."""

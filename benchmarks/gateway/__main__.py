@@ -1,0 +1,211 @@
+"""What the gateway costs per token and per request, alone: the engine behind it answers at once.
+
+    .venv/bin/python -m benchmarks.gateway
+    .venv/bin/python -m benchmarks.gateway --engines worker --points 64@0 --seconds 10
+
+The gateway is the real one in its own process, with the embedded model's tokenizer. A point N@X is N streams
+that are held open while the engine steps every X ms and brings each a token; with 0 it steps as soon as the
+clients have what it sent, which shows how many tokens the gateway can pass on. Read its processor time: other
+work on the machine disturbs that least. Writes gateway.md and gateway.json.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from app.bench.client import BenchError
+from app.bench.command import parse_numbers
+from app.bench.prompts import Prompts
+from app.prompts import load_prompt_renderer
+from app.schemas.chat import Message
+from app.tokenizer import Tokenizer
+from benchmarks.gateway.client import LoadError
+from benchmarks.gateway.figures import (
+    Point,
+    RequestFigures,
+    StreamFigures,
+    fit,
+    line_table,
+    request_table,
+    stream_table,
+    to_json,
+)
+from benchmarks.gateway.measure import Subject, measure_requests, measure_streams
+from benchmarks.gateway.server import ENGINES
+from benchmarks.peers.machine import commit, describe_machine
+from benchmarks.peers.processes import ServerProcess, StartError
+from benchmarks.peers.servers import Place, Server, tiller
+from benchmarks.resources import find_server
+from inference.sources import SourceError, resolve
+
+_ROOT = Path(__file__).parents[2]
+_MODEL = "smollm2-135m-instruct"
+
+
+def main() -> int:
+    arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return _run(arguments, parse_points(arguments.points))
+    except (BenchError, LoadError, SourceError, StartError) as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gateway",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    engines = "\n".join(f"{name}: {words}" for name, words in ENGINES.items())
+    parser.add_argument("--engines", default=",".join(ENGINES), help=engines)
+    parser.add_argument("--points", default="1@10,1@0,64@50,64@0,1000@500,1000@0", help="streams@ms, …")
+    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--probe-seconds", type=float, default=5, help="how long /health is asked")
+    parser.add_argument("--tokens", default="1,8,32", help="of answers, for what a request costs")
+    parser.add_argument("--connections", type=int, default=8, help="that send requests at the same time")
+    parser.add_argument("--prompt-words", type=int, default=100)
+    parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
+    parser.add_argument("--cache-directory", type=Path, default="~/.cache/tiller")
+    return parser.parse_args()
+
+
+def parse_points(text: str) -> list[Point]:
+    """Of `64@50,1000@0`. Raises BenchError."""
+    try:
+        parts = [part.split("@") for part in text.split(",")]
+        points = [Point(int(streams), float(step) / 1e3) for streams, step in parts]
+    except ValueError:
+        raise BenchError(f"{text!r} must be streams@milliseconds with commas between them") from None
+    if any(point.streams < 1 or not point.step_seconds >= 0 for point in points):
+        raise BenchError(f"{text!r} must have at least one stream, and no negative times")
+    return points
+
+
+def _run(arguments: argparse.Namespace, points: list[Point]) -> int:
+    engines = arguments.engines.split(",")
+    if unknown := set(engines) - ENGINES.keys():
+        raise BenchError(f"unknown engines: {', '.join(sorted(unknown))}")
+    lengths = parse_numbers(arguments.tokens, least=1)
+    directory = resolve("embedded", arguments.cache_directory.expanduser())
+    prompt = Prompts(seed=0).draw(arguments.prompt_words)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    streams: list[StreamFigures] = []
+    requests: list[RequestFigures] = []
+    started = datetime.now(UTC)
+    for engine in engines:
+        with (
+            _running(engine, directory, prompt, arguments) as subject,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(_measure(subject, arguments, points, lengths, streams, requests))
+    conditions = {
+        "started": started.isoformat(),
+        "machine": describe_machine(),
+        "commit": commit(),
+        "prompt_tokens": _count(directory, prompt),
+        "connections": arguments.connections,
+    }
+    print(_write(streams, requests, conditions, arguments.output))
+    return 0
+
+
+@contextmanager
+def _running(engine: str, directory: Path, prompt: str, arguments: argparse.Namespace) -> Iterator[Subject]:
+    """A gateway of its own, which ends with the context. Raises StartError."""
+    with tempfile.TemporaryDirectory(prefix="tiller-bench-") as scratch:
+        pipe = Path(scratch) / "steps"
+        os.mkfifo(pipe)
+        server = _server(engine, directory, pipe, arguments)
+        _say(f"starting the gateway, engine: {engine}")
+        process = ServerProcess(
+            server.command, server.environment, arguments.output / f"gateway-{engine}.log"
+        )
+        try:
+            process.wait_until_ready(server.url)
+            yield Subject(engine, find_server(server.port), server.port, pipe, _MODEL, prompt)
+        finally:
+            process.terminate()
+
+
+def _server(engine: str, directory: Path, pipe: Path, arguments: argparse.Namespace) -> Server:
+    """The quick start's, but for its engine."""
+    cache = arguments.cache_directory.expanduser()
+    server = tiller(Place(peers=pipe.parent, cache=cache, scratch=pipe.parent, slots=1, context=1))
+    ours = [sys.executable, "-m", "benchmarks.gateway.server", engine, str(directory), str(pipe)]
+    return replace(server, command=ours + server.command[server.command.index("serve") :])
+
+
+async def _measure(
+    subject: Subject,
+    arguments: argparse.Namespace,
+    points: list[Point],
+    lengths: tuple[int, ...],
+    streams: list[StreamFigures],
+    requests: list[RequestFigures],
+) -> None:
+    _say(f"{subject.engine}: warming up")
+    await measure_requests(subject, 1, True, arguments.connections, seconds=1)
+    for point in points:
+        _say(f"{subject.engine}: {point}")
+        streams.append(await measure_streams(subject, point, arguments.seconds, arguments.probe_seconds))
+    for streamed in (False, True):
+        for tokens in lengths:
+            _say(f"{subject.engine}: answers of {tokens} tokens, {'streamed' if streamed else 'whole'}")
+            requests.append(
+                await measure_requests(subject, tokens, streamed, arguments.connections, arguments.seconds)
+            )
+
+
+def _count(directory: Path, prompt: str) -> int:
+    """Tokens of the whole prompt, with the template."""
+    renderer = load_prompt_renderer(directory, Tokenizer(directory))
+    if renderer is None:
+        raise BenchError("the embedded model has no chat template")
+    return len(renderer.encode([Message(role="user", content=prompt)]))
+
+
+def _write(
+    streams: list[StreamFigures],
+    requests: list[RequestFigures],
+    conditions: dict[str, Any],
+    directory: Path,
+) -> str:
+    """Writes gateway.md and gateway.json; returns the page."""
+    machine = conditions["machine"]
+    page = "\n\n".join(
+        [
+            f"{conditions['started']:.16} UTC; {machine['processor']}, {machine['cores']} cores, "
+            f"{machine['system']}, Python {machine['python']}, commit {conditions['commit']}. "
+            f"Prompts of {conditions['prompt_tokens']} tokens; "
+            f"requests on {conditions['connections']} connections.",
+            stream_table(streams),
+            request_table(requests),
+            line_table(fit(requests)),
+        ]
+    )
+    (directory / "gateway.md").write_text(page + "\n", encoding="utf-8")
+    (directory / "gateway.json").write_text(to_json(streams, requests, conditions), encoding="utf-8")
+    return page
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

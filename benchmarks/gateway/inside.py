@@ -1,0 +1,87 @@
+"""The least an engine can be: it answers inside of the gateway's process, without socket and frames."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from app.errors import EngineUnavailable
+from benchmarks.gateway.script import Script
+from benchmarks.gateway.steps import open_pipe, take
+from inference.protocol import GenerationRequest, ModelInfo, TokenEvent, TrainConcept, TrainingUpdate
+
+
+class InsideEngine:
+    """Follows app.engine.Engine, for requests with one choice. Trains nothing."""
+
+    def __init__(self, model: ModelInfo, script: Script) -> None:
+        self.model = model
+        self.available = True
+        self._script = script
+        self._generations: dict[str, InsideGeneration] = {}
+
+    async def submit(self, request: GenerationRequest) -> "InsideGeneration":
+        self._script.add(request)
+        generation = self._generations[request.request_id] = InsideGeneration(self, request.request_id)
+        return generation
+
+    def step(self) -> None:
+        for event in self._script.step():
+            self._generations[event.request_id].arrived.put_nowait([event])
+
+    def abort(self, request_id: str) -> None:
+        self._script.abort(request_id)
+        self._generations.pop(request_id, None)
+
+    async def train(self, command: TrainConcept) -> AsyncGenerator[TrainingUpdate, None]:  # noqa: ARG002
+        raise EngineUnavailable
+        yield  # what makes it a generator
+
+    def hasten(self, concept: str) -> None:
+        pass
+
+    def forget(self, concept: str) -> None:
+        pass
+
+    def drain(self, seconds: float) -> None:  # noqa: ARG002
+        self.available = False
+
+
+class InsideGeneration:
+    def __init__(self, engine: InsideEngine, request_id: str) -> None:
+        self._engine = engine
+        self._request_id = request_id
+        self.arrived: asyncio.Queue[list[TokenEvent]] = asyncio.Queue()
+
+    async def __aiter__(self) -> AsyncGenerator[list[TokenEvent], None]:
+        try:
+            running = True
+            while running:
+                events = await self.arrived.get()
+                running = not any(event.finish_reason for event in events)
+                yield events
+        finally:
+            self.abort()
+
+    def abort(self, index: int | None = None) -> None:  # noqa: ARG002
+        self._engine.abort(self._request_id)
+
+
+@asynccontextmanager
+async def run_inside(model: ModelInfo, script: Script, pipe: Path) -> AsyncIterator[InsideEngine]:
+    """In the place of app.worker_engine.run_worker."""
+    engine = InsideEngine(model, script)
+    steps = open_pipe(pipe)
+
+    def step() -> None:
+        for _ in range(take(steps)):
+            engine.step()
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(steps, step)
+    try:
+        yield engine
+    finally:
+        loop.remove_reader(steps)
+        os.close(steps)

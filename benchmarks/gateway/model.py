@@ -1,0 +1,27 @@
+"""The model that the stand-in engines claim to run: the embedded one, but its context never ends."""
+
+import json
+from pathlib import Path
+
+from app.tokenizer import Tokenizer
+from benchmarks.gateway.script import TEXT, Script
+from inference.protocol import ModelInfo
+
+CONTEXT_LENGTH = 2**30
+"""Tokens: a stream that is held open never reaches its end."""
+
+
+def model_info(directory: Path) -> ModelInfo:
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return ModelInfo(
+        directory=str(directory),
+        context_length=CONTEXT_LENGTH,
+        vocab_size=config["vocab_size"],
+        stop_token_ids=(2, 0),
+        weights_digest="0" * 64,
+        dtype="float32",
+    )
+
+
+def load_script(model: ModelInfo) -> Script:
+    return Script(Tokenizer(Path(model.directory)).encode(TEXT))

@@ -1,0 +1,59 @@
+"""What the stand-in engines answer: the next token of one text, to each stream in each step. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inference.protocol import Admission, FinishReason, GenerationRequest, TokenEvent
+
+TEXT = (
+    "The gateway turns every token of this text into an event of its own and sends it to the client that "
+    "waits for it. Nothing is computed for it: the words are the same in all answers, and they begin again "
+    "when they have ended. "
+)
+
+
+@dataclass
+class _Stream:
+    """A choice that runs."""
+
+    index: int
+    max_tokens: int
+    position: int = 0
+    """Tokens so far."""
+
+
+class Script:
+    """Streams, and what they are sent. A step brings each of them one token."""
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        """`token_ids` are repeated for ever. Each should be text that can be sent on its own."""
+        self._token_ids = token_ids
+        self._running: dict[str, list[_Stream]] = {}
+
+    def add(self, request: GenerationRequest) -> Admission:
+        streams = [_Stream(index, request.max_tokens) for index in range(request.n)]
+        self._running[request.request_id] = streams
+        return Admission(request.request_id)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends choice `index` of a request, or all of them (None)."""
+        streams = self._running.pop(request_id, [])
+        if left := [stream for stream in streams if index is not None and stream.index != index]:
+            self._running[request_id] = left
+
+    def step(self) -> list[TokenEvent]:
+        events = [
+            self._advance(request_id, stream)
+            for request_id, streams in self._running.items()
+            for stream in streams
+        ]
+        for event in events:
+            if event.finish_reason:
+                self.abort(event.request_id, event.index)
+        return events
+
+    def _advance(self, request_id: str, stream: _Stream) -> TokenEvent:
+        token_id = self._token_ids[stream.position % len(self._token_ids)]
+        stream.position += 1
+        reason = FinishReason.LENGTH if stream.position == stream.max_tokens else None
+        return TokenEvent(request_id, stream.index, token_id, reason)

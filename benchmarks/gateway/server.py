@@ -1,0 +1,54 @@
+"""The gateway as `tiller serve` runs it, but for its engine.
+
+    python -m benchmarks.gateway.server ENGINE MODEL_DIRECTORY PIPE serve --port 8000 …
+
+What follows PIPE is the command line of `tiller`.
+"""
+
+import asyncio
+import sys
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from pathlib import Path
+from unittest import mock
+
+from app import cli, server, worker_engine
+from benchmarks.gateway.inside import InsideEngine, run_inside
+from benchmarks.gateway.model import load_script, model_info
+from inference.config import EngineConfig
+
+ENGINES = {
+    "worker": "another process behind the socket, as in production",
+    "inside": "no process, no socket, no frames",
+}
+
+
+def main() -> None:
+    engine, directory, pipe, *command = sys.argv[1:]
+    sys.argv = ["tiller", *command]
+    replace = use_worker if engine == "worker" else use_inside
+    with replace(Path(directory), Path(pipe)):
+        cli.main()
+
+
+def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
+    """Within, the worker process that is started is the stand-in."""
+
+    async def start(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Process:  # noqa: ARG001
+        command = ("-m", "benchmarks.gateway.worker", str(directory), str(pipe), endpoint)
+        return await asyncio.create_subprocess_exec(sys.executable, *command, stdin=asyncio.subprocess.PIPE)
+
+    return mock.patch.object(worker_engine, "_start_process", start)
+
+
+def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:
+    """Within, the server has its engine inside."""
+
+    def run(config: EngineConfig) -> AbstractAsyncContextManager[InsideEngine]:  # noqa: ARG001
+        model = model_info(directory)
+        return run_inside(model, load_script(model), pipe)
+
+    return mock.patch.object(server, "run_worker", run)
+
+
+if __name__ == "__main__":
+    main()

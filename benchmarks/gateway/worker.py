@@ -1,0 +1,56 @@
+"""A worker process without a model: speaks inference/protocol.py, and steps when the load client says so.
+
+    python -m benchmarks.gateway.worker MODEL_DIRECTORY PIPE ENDPOINT
+
+Like the real one it reads its configuration from stdin, which it has no use for, and ends when stdin does.
+"""
+
+import sys
+from pathlib import Path
+
+import zmq
+
+from benchmarks.gateway.model import load_script, model_info
+from benchmarks.gateway.script import Script
+from benchmarks.gateway.steps import open_pipe, take
+from inference import protocol
+from inference.protocol import Abort, Admission, GenerationRequest, StepReport
+
+
+def main() -> None:
+    directory, pipe, endpoint = sys.argv[1:]
+    sys.stdin.buffer.readline()
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        socket.set_hwm(0)
+        socket.linger = 0
+        socket.connect(endpoint)
+        model = model_info(Path(directory))
+        socket.send(protocol.encode(protocol.Started(model)))
+        _serve(socket, load_script(model), open_pipe(Path(pipe)))
+
+
+def _serve(socket: zmq.Socket[bytes], script: Script, steps: int) -> None:
+    poller = zmq.Poller()
+    for end in (socket, steps, sys.stdin.fileno()):
+        poller.register(end, zmq.POLLIN)
+    while sys.stdin.fileno() not in dict(poller.poll()):
+        if admissions := _take_commands(socket, script):
+            socket.send(protocol.encode(StepReport(admissions=admissions)))
+        for _ in range(take(steps)):
+            if events := script.step():
+                socket.send(protocol.encode(StepReport(events=events)))
+
+
+def _take_commands(socket: zmq.Socket[bytes], script: Script) -> list[Admission]:
+    admissions = []
+    while socket.poll(0):
+        match protocol.decode_command(socket.recv()):
+            case GenerationRequest() as request:
+                admissions.append(script.add(request))
+            case Abort(request_id=request_id, index=index):
+                script.abort(request_id, index)
+    return admissions
+
+
+if __name__ == "__main__":
+    main()

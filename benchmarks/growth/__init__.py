@@ -1,0 +1,1 @@
+"""How the cost per token grows with sequences, context and steering configurations."""

@@ -1,0 +1,157 @@
+"""A mixed load on a server for many minutes: does it fail, grow or leak?
+
+    .venv/bin/python -m benchmarks.soak                                  # starts the quick start's server
+    .venv/bin/python -m benchmarks.soak --url http://127.0.0.1:8000      # one that runs on this machine
+
+Short and long prompts, streamed and not, steered, with several choices, with mistakes, and clients that
+leave. Writes soak.md, soak.json and soak.png. Exits with 1 if a request did not end as it should, memory grew
+by more than --tolerance over the second half and both quarters in it, or something is still in use at rest.
+"""
+
+import argparse
+import asyncio
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import uvloop
+
+from app.bench.client import BenchError, Target, connect, first_model, parse_target
+from benchmarks.peers.machine import commit, describe_machine
+from benchmarks.peers.processes import ServerProcess, StartError
+from benchmarks.peers.servers import Place, tiller
+from benchmarks.resources import find_server
+from benchmarks.soak import load
+from benchmarks.soak.findings import Soak, faults
+from benchmarks.soak.mix import Mix
+from benchmarks.soak.plot import draw
+from benchmarks.soak.results import write
+from benchmarks.soak.samples import Sampler
+
+_ROOT = Path(__file__).parents[2]
+_SETTLE_SECONDS = 10.0
+_IDLE_POLLS = 120
+_POLL_SECONDS = 1.0
+_RUNNING = "tiller_running"
+
+
+def main() -> int:
+    arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    started = datetime.now(UTC)
+    try:
+        with _serving(arguments) as target, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            soak = runner.run(_soak(target, arguments))
+    except (BenchError, StartError, LookupError) as error:
+        print(f"soak: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    conditions = {
+        "started": started.isoformat(),
+        "machine": describe_machine(),
+        "commit": commit(),
+        "minutes": arguments.minutes,
+        "concurrency": arguments.concurrency,
+        "seed": arguments.seed,
+        "tolerance": arguments.tolerance,
+    }
+    found = faults(soak, arguments.tolerance)
+    print(write(soak, found, conditions, arguments.output))
+    draw(soak, arguments.output / "soak.png")
+    return 1 if found else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--url", help="of a server on this machine; default: start the quick start's")
+    parser.add_argument("--token", help="an access token, if the server asks for one")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument(
+        "--concepts", type=int, default=2, help="to steer by; training one takes a minute or two"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sample-seconds", type=float, default=2)
+    parser.add_argument(
+        "--tolerance", type=float, default=1, help="MiB per minute, of gateway and worker each"
+    )
+    parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
+    parser.add_argument("--cache-directory", type=Path, default="~/.cache/tiller")
+    return parser.parse_args()
+
+
+@contextmanager
+def _serving(arguments: argparse.Namespace) -> Iterator[Target]:
+    """A server that runs already, or one that ends with the context. Raises BenchError and StartError."""
+    if arguments.url:
+        yield parse_target(arguments.url, arguments.token, model=None)
+        return
+    with tempfile.TemporaryDirectory(prefix="tiller-soak-") as scratch:
+        place = Place(
+            peers=Path(scratch),
+            cache=arguments.cache_directory.expanduser(),
+            scratch=Path(scratch),
+            slots=arguments.concurrency,
+            context=0,
+        )
+        server = tiller(place)
+        _say("starting the server")
+        process = ServerProcess(server.command, server.environment, arguments.output / "soak-server.log")
+        try:
+            process.wait_until_ready(server.url)
+            yield Target("tiller", server.url)
+        finally:
+            process.terminate()
+
+
+async def _soak(target: Target, arguments: argparse.Namespace) -> Soak:
+    """Raises BenchError and LookupError."""
+    sampler = Sampler(target, find_server(httpx.URL(target.url).port or 80))
+    async with connect(target) as client:
+        model = await first_model(client)
+    concepts = (await load.list_concepts(target))[: arguments.concepts]
+    mix = Mix(model, concepts, arguments.seed)
+    _say(f"one request of each kind; steered by {', '.join(concepts) or 'nothing'}")
+    outcomes = await load.run_once(target, [*mix.each_once(), *mix.steered_by_each()])
+    await _wait_until_idle(sampler)
+    before = await sampler.sample()
+    _say(f"{arguments.minutes:g} minutes of load")
+    sampler.begin()
+    sampling = asyncio.create_task(sampler.run(arguments.sample_seconds))
+    outcomes += await load.run(target, mix, arguments.concurrency, arguments.minutes * 60)
+    sampling.cancel()
+    with suppress(asyncio.CancelledError):
+        await sampling
+    _say("waiting until the server is idle")
+    became_idle = await _wait_until_idle(sampler)
+    after = await sampler.sample()
+    # A worker that becomes idle checks that no block is in use, and ends if one is: does it still answer?
+    outcomes += await load.run_once(target, [next(mix.each_once())])
+    return Soak(outcomes, before, sampler.samples, after, became_idle)
+
+
+async def _wait_until_idle(sampler: Sampler) -> bool:
+    """Whether it was in time. What a server gives back a little later it has given back then, too."""
+    for _ in range(_IDLE_POLLS):
+        if not (await sampler.sample()).gauges.get(_RUNNING, 0.0):
+            await asyncio.sleep(_SETTLE_SECONDS)
+            return True
+        await asyncio.sleep(_POLL_SECONDS)
+    return False
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
