@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from app.detokenizer import Detokenizer
 from app.schemas.completions import (
     AssistantMessage,
@@ -40,8 +42,7 @@ class Heading:
     system_fingerprint: str
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """What one engine step added to a choice's answer. `text` is empty only in the choice's last one."""
 
     index: int
@@ -75,14 +76,13 @@ class Transcript:
             if choice.finish_reason is None:
                 choice.push(event)
                 running[event.index] = event.finish_reason is None
-        progress = (self._progress(index, still_running) for index, still_running in running.items())
-        return [step for step in progress if step.text or step.finish_reason]
-
-    def _progress(self, index: int, running: bool) -> Progress:
-        choice = self._choices[index]
-        text, logprobs = choice.take()
-        reason = choice.finish_reason
-        return Progress(index, text, logprobs, reason, running and reason is not None)
+        progress = []
+        for index, still_running in running.items():
+            text, logprobs = self._choices[index].take()
+            reason = self._choices[index].finish_reason
+            if text or reason:
+                progress.append(Progress(index, text, logprobs, reason, still_running and reason is not None))
+        return progress
 
     @property
     def ended(self) -> bool:
@@ -162,7 +162,7 @@ class _Choice:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(stop, tokenizer.strips_leading_space)
-        self._text: list[str] = []
+        self._text = ""
         self._waiting: deque[tuple[int, TokenLogprob]] = deque()
         self.tokens = 0
         """Generated, the end-of-turn token left out."""
@@ -170,24 +170,23 @@ class _Choice:
 
     def push(self, event: protocol.TokenEvent) -> None:
         if event.finish_reason is protocol.FinishReason.STOP:
-            self._text.append(self._detokenizer.finish())
+            self._text += self._detokenizer.finish()
             self.finish_reason = "stop"
             return
         self.tokens += 1
         if event.logprobs is not None:
             entry = _token_logprob(self._tokenizer, event.token_id, event.logprobs)
             self._waiting.append((self._detokenizer.decoded, entry))
-        self._text.append(self._detokenizer.push(self._tokenizer.text_of(event.token_id).data))
+        self._text += self._detokenizer.push(self._tokenizer.text_of(event.token_id).data)
         if event.finish_reason is protocol.FinishReason.LENGTH:
-            self._text.append(self._detokenizer.finish())
+            self._text += self._detokenizer.finish()
             self.finish_reason = "length"
         if self._detokenizer.stopped:
             self.finish_reason = "stop"
 
     def take(self) -> tuple[str, list[TokenLogprob]]:
         """What has become certain since the last time."""
-        text = "".join(self._text)
-        self._text.clear()
+        text, self._text = self._text, ""
         entries = []
         while self._waiting and self._waiting[0][0] < self._detokenizer.released:
             entries.append(self._waiting.popleft()[1])

@@ -71,12 +71,15 @@ class Detokenizer:
             text = text.removeprefix(" ")
             self._strip = False
         self.decoded += len(text)
+        if not self._stops:
+            self.released = self.decoded
+            return text
         self._held += text
         cut = self._find_stop(text)
         if cut is not None:
             self.stopped = True
             return self._release(cut)
-        return self._release(len(self._held) - max((stop.matched for stop in self._stops), default=0))
+        return self._release(len(self._held) - max(stop.matched for stop in self._stops))
 
     def _find_stop(self, text: str) -> int | None:
         """Where in the held text the first stop sequence begins, once `text` was added to it."""

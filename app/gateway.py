@@ -36,12 +36,13 @@ def fingerprint(model: ModelInfo) -> str:
     return "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
-def _gateway(request: Request) -> Gateway:
+# FastAPI would run a dependency that is not `async` on a thread, which costs more than most routes do.
+async def _gateway(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway
 
 
-def _request_id(request: Request) -> str:
+async def _request_id(request: Request) -> str:
     request_id: str = request.state.request_id
     return request_id
 

@@ -19,10 +19,11 @@ from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import Settings
-from app.streaming import DRAIN_MARGIN
 from app.worker_engine import run_worker
 
 _BACKLOG = 2048
+_DRAIN_MARGIN = 3.0
+"""Seconds for the last events to leave once the engine has ended all generations."""
 
 
 def run(settings: Settings) -> None:
@@ -48,7 +49,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             ws="none",
             lifespan="off",
             backlog=_BACKLOG,
-            timeout_graceful_shutdown=math.ceil(settings.server.drain_seconds + DRAIN_MARGIN),
+            timeout_graceful_shutdown=math.ceil(settings.server.drain_seconds + _DRAIN_MARGIN),
         )
         server = _Server(config, _welcome(settings, listener))
 

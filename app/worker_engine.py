@@ -220,7 +220,8 @@ class WorkerGeneration:
 
     def deliver(self, events: list[TokenEvent]) -> None:
         self._arrived.put_nowait([event for event in events if event.index in self._running])
-        self._end({event.index for event in events if event.finish_reason})
+        if ended := {event.index for event in events if event.finish_reason}:
+            self._end(ended)
 
     def fail(self, error: ApiError) -> None:
         self._end(self._running)

@@ -40,7 +40,7 @@ async def create_chat_completion(
     generation = await _submit(gateway, admitted, concepts)
     answer = Answer(request_id, generation, transcript, gateway.metrics)
     if chat.stream:
-        return AnswerStream(answer, chat.stream_options.include_usage, gateway.settings.server.drain_seconds)
+        return AnswerStream(answer, chat.stream_options.include_usage)
     return await respond(answer, request.receive)
 
 

@@ -16,7 +16,7 @@ from inference.steering.concepts import Concept, Example, digest_of, full_id
 router = APIRouter(tags=["steering concepts"])
 
 
-def _given_id(request: Request, concept: str) -> str:
+async def _given_id(request: Request, concept: str) -> str:
     """The router drops a newline at the end, with which it is no id."""
     return concept + "\n" if request.scope["path"].endswith("\n") else concept
 

@@ -1,5 +1,5 @@
-// Threads that help whoever calls. Unlike OpenMP's, nobody waits for a thread that has taken no work: one that
-// has to share its core with another process delays the others by no more than what it has taken.
+// Threads that help whoever calls. Unlike OpenMP's, nobody waits for a thread that has taken no work: one
+// that has to share its core with another process delays the others by no more than what it has taken.
 #pragma once
 
 #include <atomic>
@@ -36,7 +36,8 @@ class ThreadPool {
 
  private:
   static constexpr int64_t kClosed = INT32_MAX;
-  static constexpr int kSpins = 4000;  // before a thread goes to sleep: longer than from one layer to the next
+  static constexpr int kSpins =
+      4000;  // before a thread goes to sleep: longer than from one layer to the next
 
   static void pause(int spins) {
 #if defined(__x86_64__)
@@ -65,7 +66,8 @@ class ThreadPool {
   }
 
   void take_turns(uint32_t epoch) {
-    const int64_t count = count_.load(std::memory_order_relaxed), turn = turn_.load(std::memory_order_relaxed);
+    const int64_t count = count_.load(std::memory_order_relaxed),
+                  turn = turn_.load(std::memory_order_relaxed);
     const Act act = act_.load(std::memory_order_relaxed);
     const void* context = context_.load(std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_seq_cst);  // the ticket is not older than these

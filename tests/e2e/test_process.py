@@ -100,6 +100,28 @@ def test_a_signal_ends_it_in_order(tiny_config: dict, tmp_path: Path, number: si
         wait_until_gone(worker)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_stream_that_runs_at_a_signal_ends_in_time(tiny_config: dict, tmp_path: Path, reads: bool) -> None:
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 90_000,
+        "stream": True,
+        "logit_bias": {"1": -100},
+    }
+    with (
+        serving({**tiny_config, "server": {"drain_seconds": 1}}, tmp_path) as server,
+        httpx.stream("POST", f"{server.url}/chat/completions", json=body, timeout=30) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        if reads:
+            rest = [line for line in lines if line]
+            assert json.loads(rest[-1].removeprefix("data: "))["code"] == "UNAVAILABLE"
+        assert server.process.wait(timeout=10) == 0
+
+
 def test_a_killed_gateway_takes_its_worker_along(tiny_config: dict, tmp_path: Path) -> None:
     with serving(tiny_config, tmp_path) as server:
         worker = worker_of(server)

@@ -16,6 +16,7 @@ from tests.app.contract.support import (
     CHAT,
     assert_error_payload,
     body,
+    event_payloads,
     events,
     post_scope,
     steps,
@@ -229,25 +230,75 @@ async def until_ready(client: httpx.AsyncClient, concept: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_client_that_leaves_before_the_first_chunk_ends_its_generation(
-    app: FastAPI, engine: FakeEngine, spell: Spell
-) -> None:
-    """As a server does it that waits for a client which reads nothing, and then is gone."""
-    engine.script = steps(spell("Hello"), HANG)
-    messages = [{"type": "http.request", "body": json.dumps(body(stream=True)).encode()}]
-    gone = asyncio.Event()
+class Reader:
+    """A client of a streamed answer as a server shows it to the app; it reads while `reading` is set."""
 
-    async def receive() -> dict[str, Any]:
-        if messages:
-            return messages.pop()
-        await gone.wait()
+    def __init__(self) -> None:
+        self._messages = [{"type": "http.request", "body": json.dumps(body(stream=True)).encode()}]
+        self.reading = asyncio.Event()
+        self.waiting = asyncio.Event()
+        """Set once the app waits for it."""
+        self.gone = asyncio.Event()
+        self.read = b""
+
+    async def receive(self) -> dict[str, Any]:
+        if self._messages:
+            return self._messages.pop()
+        await self.gone.wait()
         return {"type": "http.disconnect"}
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.body":
-            gone.set()
-            await asyncio.sleep(3600)
+            self.waiting.set()
+            await self.reading.wait()
+            self.read += message["body"]
 
+
+@asynccontextmanager
+async def answering(app: FastAPI, reader: Reader) -> AsyncIterator["asyncio.Task[None]"]:
+    """The app while it answers the reader, which does not read yet."""
     async with asyncio.timeout(5):
-        await app(post_scope(CHAT), receive, send)
-    await until(lambda: was_aborted(engine, engine.requests[0]), seconds=1)
+        task = asyncio.create_task(app(post_scope(CHAT), reader.receive, reader.send))
+        await reader.waiting.wait()
+        yield task
+
+
+async def test_a_client_that_does_not_read_is_waited_for(app: FastAPI, engine: FakeEngine) -> None:
+    reader = Reader()
+    async with answering(app, reader) as answer:
+        await asyncio.sleep(0.05)
+        assert engine.steps_played == 0, "what is not read yet is not made into events"
+        assert not answer.done()
+        reader.reading.set()
+        await answer
+    assert event_payloads(reader.read)[-1] == "[DONE]"
+    assert engine.aborts == []
+
+
+async def test_a_client_that_leaves_before_the_first_chunk_ends_its_generation(
+    app: FastAPI, engine: FakeEngine
+) -> None:
+    reader = Reader()
+    async with answering(app, reader) as answer:
+        reader.gone.set()
+        await answer
+    assert was_aborted(engine, engine.requests[0])
+
+
+async def test_a_client_that_leaves_a_stream_is_counted_once(app: FastAPI, engine: FakeEngine) -> None:
+    reader = Reader()
+    async with answering(app, reader) as answer:
+        reader.gone.set()
+        await answer
+    metrics = app.state.gateway.metrics.render().decode()
+    counted = [line for line in metrics.splitlines() if line.startswith("tiller_requests_total{")]
+    assert counted == ['tiller_requests_total{route="/chat/completions",status="200"} 1.0']
+
+
+async def test_a_server_that_waits_no_longer_ends_the_generation(app: FastAPI, engine: FakeEngine) -> None:
+    """As uvicorn does it to a client that reads nothing, some time after it was told to stop."""
+    async with answering(app, Reader()) as answer:
+        answer.cancel()
+        await asyncio.wait({answer})
+    assert answer.cancelled()
+    assert was_aborted(engine, engine.requests[0])

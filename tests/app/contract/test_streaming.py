@@ -46,20 +46,17 @@ async def test_the_bytes_are_data_lines_and_empty_lines_and_end_with_done(
     assert all(isinstance(json.loads(payload), dict) for payload in payloads[:-1])
 
 
-async def test_no_pings_come_between_the_events(
-    client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, monkeypatch: pytest.MonkeyPatch
+async def test_the_headers_keep_caches_and_proxies_from_holding_the_events_back(
+    client: httpx.AsyncClient, abc: FakeEngine
 ) -> None:
-    """The library that the gateway streams with would send a comment every 15 seconds; here, every 5 ms."""
-    monkeypatch.setattr("sse_starlette.EventSourceResponse.DEFAULT_PING_INTERVAL", 0.005)
-
-    def slowly(request: GenerationRequest) -> Iterable[Step]:
-        for _ in range(10):
-            time.sleep(0.01)
-            yield events(request, spell("a"))
-        yield events(request, [END_OF_TURN], finish=FinishReason.STOP)
-
-    engine.script = slowly
-    assert content_of(await stream(client)) == "a" * 10
+    headers = (await chat(client, stream=True)).headers
+    assert headers.pop("x-request-id")
+    assert dict(headers) == {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-store",
+        "connection": "keep-alive",
+        "x-accel-buffering": "no",
+    }
 
 
 async def test_every_chunk_has_the_same_fields_and_identity(
