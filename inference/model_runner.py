@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
+from inference import sampler
 from inference.backends import TORCH, Backend
 from inference.batch import BatchBuilder
 from inference.config import EngineConfig
+from inference.cpu import sampling as cpu_sampling
 from inference.kv_cache import KVCache
 from inference.model import CausalLM
 from inference.probe import MAX_TOKENS_IN_FLIGHT
@@ -43,7 +45,8 @@ class ModelRunner:
             model.device,
             in_place=backend.cpu_kernels,
         )
-        self._sampler = Sampler(model.vocab_size, model.device)
+        weigh = cpu_sampling.weigh if backend.cpu_kernels else sampler.weigh
+        self._sampler = Sampler(model.vocab_size, model.device, weigh)
         self.bank = SteeringBank(
             # Every sequence may be steered by something else.
             num_rows=config.max_running + config.max_queued + MAX_TOKENS_IN_FLIGHT,

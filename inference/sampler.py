@@ -4,6 +4,7 @@ Order: penalties, logit_bias, temperature, top_k, top_p, sampling. What no row o
 for is None in the prepared tensors and costs nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,10 +65,31 @@ class SamplingBatch:
     """Per row of S: None, or how many of the most likely tokens are asked for."""
 
 
+Weigh = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+"""See `weigh`."""
+
+
+def weigh(logits: torch.Tensor, temperature: torch.Tensor, piece: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Makes `logits` [R, N] the tokens' probabilities times any factor, at `temperature` [R, 1].
+
+    Returns the rows' highest logits [R], not finite if one is nan or inf, and float64 the sums [R, N / piece]
+    of what they have become, the last one of what is left.
+    """
+    # The maximum becomes 0, so that no temperature can make the others overflow.
+    highest = logits.amax(-1)
+    logits.sub_(highest[:, None]).div_(temperature).exp_()
+    whole = logits.shape[-1] // piece * piece
+    sums = logits[:, :whole].view(len(logits), -1, piece).sum(-1, dtype=torch.float64)
+    if whole < logits.shape[-1]:
+        sums = torch.cat([sums, logits[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], 1)
+    return highest, sums
+
+
 class Sampler:
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int, device: torch.device, weigh: Weigh = weigh) -> None:
         self.vocab_size = vocab_size
         self.device = device
+        self._weigh = weigh
 
     def prepare(self, sequences: list[Sequence]) -> SamplingBatch:
         params = [sequence.sampling for sequence in sequences]
@@ -107,15 +129,28 @@ class Sampler:
         return Sampled(tokens.tolist(), _token_logprobs(logprobs, tokens, batch))
 
     def _choose(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-        if batch.drawing is None:
-            highest, tokens = logits.max(-1)  # of equals, the first
-        elif len(batch.drawing) == len(logits):
-            highest = logits.amax(-1)
-            tokens = _draw(logits, highest, batch)
+        if batch.drawing is not None and len(batch.drawing) == len(logits):
+            highest, tokens = self._draw(logits, batch)
         else:
-            highest, tokens = logits.max(-1)
-            tokens[batch.drawing] = _draw(logits[batch.drawing], highest[batch.drawing], batch)
+            highest, tokens = logits.max(-1)  # of equals, the first
+            if batch.drawing is not None:
+                _, tokens[batch.drawing] = self._draw(logits[batch.drawing], batch)
         return torch.where(highest.isfinite(), tokens, NOT_A_TOKEN)
+
+    def _draw(self, logits: torch.Tensor, batch: SamplingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The highest of `logits` [R, vocab_size], which are overwritten, and tokens [R].
+
+        They are drawn by inverting each row's cumulative distribution at its uniform number.
+        """
+        highest, sums = self._weigh(logits, batch.temperature, _PIECE)
+        tokens = _invert_in_two_steps(logits, sums, batch.uniform)
+        if batch.truncated is not None:
+            rows = batch.truncated
+            ranked, ids = logits[rows].sort(dim=-1, descending=True, stable=True)
+            kept = _truncate(ranked.double(), batch.top_k, batch.top_p)
+            chosen = _invert(kept.cumsum(-1), batch.uniform[rows])
+            tokens[rows] = ids.gather(-1, chosen[:, None])[:, 0]
+        return highest, tokens
 
     def _entries(self, parts: list[RowEntries]) -> Entries | None:
         """Joins what the rows contribute; no Python per entry."""
@@ -183,33 +218,12 @@ def _keep_only(logits: torch.Tensor, selections: Entries) -> None:
     logits.masked_fill_(selected.any(-1, keepdim=True) & ~selected, float("-inf"))
 
 
-def _draw(logits: torch.Tensor, highest: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-    """Tokens [R] drawn by inverting each row's cumulative distribution at its uniform number.
-
-    `logits` [R, vocab_size] are overwritten; `highest` [R] are their maxima.
-    """
-    # The maximum becomes 0, so that no temperature can make the others overflow.
-    weights = logits.sub_(highest[:, None]).div_(batch.temperature).exp_()
-    tokens = _invert_in_two_steps(weights, batch.uniform)
-    if batch.truncated is not None:
-        rows = batch.truncated
-        ranked, ids = weights[rows].sort(dim=-1, descending=True, stable=True)
-        kept = _truncate(ranked.double(), batch.top_k, batch.top_p)
-        chosen = _invert(kept.cumsum(-1), batch.uniform[rows])
-        tokens[rows] = ids.gather(-1, chosen[:, None])[:, 0]
-    return tokens
-
-
-def _invert_in_two_steps(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def _invert_in_two_steps(weights: torch.Tensor, sums: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """The first index [R] up to which the sum of `weights` [R, N] exceeds `uniform` [R, 1] of the total.
 
-    Only the sums of pieces are added up over the row, and then the weights of one piece.
+    Only the `sums` of pieces are added up over the row, and then the weights of one piece.
     """
-    rows, size = weights.shape
-    whole = size - size % _PIECE
-    sums = weights[:, :whole].view(rows, -1, _PIECE).sum(-1, dtype=torch.float64)
-    if whole < size:
-        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], 1)
+    size = weights.shape[-1]
     cumulative = sums.cumsum(-1)
     target = uniform * cumulative[:, -1:]
     piece = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)

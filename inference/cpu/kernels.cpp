@@ -18,6 +18,7 @@
 #include "layers.h"
 #include "linear.h"
 #include "parallel.h"
+#include "sampling.h"
 #include "tensors.h"
 
 namespace tiller {
@@ -119,5 +120,6 @@ TORCH_LIBRARY(tiller_cpu, library) {
   library.def("gated_mlp", &tiller::gated_mlp);
   library.def("rms_norm", &tiller::rms_norm);
   library.def("rotary", &tiller::rotary);
+  library.def("weigh", &tiller::weigh);
   library.def("paged_attention", &tiller::paged_attention);
 }

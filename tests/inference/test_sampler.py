@@ -1,17 +1,33 @@
 """From logits to tokens, against the textbook."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from scipy import stats
 
+from inference import sampler
+from inference.config import EngineConfig
+from inference.cpu import build
+from inference.cpu import sampling as cpu_sampling
 from inference.protocol import GenerationRequest, SamplingParams
 from inference.sampler import NOT_A_TOKEN, Sampled, Sampler
 from inference.sequence import Sequence, build_sequences
 
 LOGITS = torch.tensor([1.0, 3.0, 0.5, 2.0, 2.9, -4.0, 0.0, 1.5])
 SIZE = len(LOGITS)
+
+
+@pytest.fixture(autouse=True, params=["torch", "kernels"])
+def weigh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here holds for both."""
+    if request.param == "kernels":
+        build.load(Path(EngineConfig().cache_directory).expanduser())
+        monkeypatch.setattr("tests.inference.test_sampler._weigh", cpu_sampling.weigh)
+
+
+_weigh = sampler.weigh
 
 
 def make_sequence(output: list[int] | None = None, seed: int = 0, **sampling: object) -> Sequence:
@@ -23,9 +39,9 @@ def make_sequence(output: list[int] | None = None, seed: int = 0, **sampling: ob
 
 
 def sample(sequences: list[Sequence], logits: torch.Tensor = LOGITS) -> Sampled:
-    sampler = Sampler(logits.shape[-1], torch.device("cpu"))
+    drawer = Sampler(logits.shape[-1], torch.device("cpu"), _weigh)
     rows = logits.repeat(len(sequences), 1) if logits.dim() == 1 else logits.clone()
-    return sampler.sample(rows, sampler.prepare(sequences))
+    return drawer.sample(rows, drawer.prepare(sequences))
 
 
 def distribution(draws: int = 8000, logits: torch.Tensor = LOGITS, **sampling: object) -> torch.Tensor:

@@ -1,0 +1,67 @@
+// What sampling does with every entry of the vocabulary.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <tuple>
+
+#include "elementwise.h"
+#include "parallel.h"
+
+namespace tiller {
+
+// The highest; nan if one is.
+inline float find_highest(const float* x, int64_t size) {
+  float highest = -std::numeric_limits<float>::infinity();
+  int broken = 0;
+#pragma omp simd reduction(max : highest) reduction(| : broken)
+  for (int64_t i = 0; i < size; i++) {
+    highest = x[i] > highest ? x[i] : highest;
+    broken |= x[i] != x[i];
+  }
+  return broken ? std::numeric_limits<float>::quiet_NaN() : highest;
+}
+
+// Makes x e^((x - highest) / temperature), and returns the sum. What is banned (-inf) becomes 0.
+inline double weigh_piece(float* x, int64_t size, float highest, float temperature) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; i++) {
+    const float power = (x[i] - highest) / temperature;
+    x[i] = power < -87.0f ? 0.0f : exp_negative(power);
+    sum += x[i];
+  }
+  return sum;
+}
+
+// logits [rows, size] float32, which become weights; temperature [rows, 1] float32. Returns the highest
+// [rows] and float64 the sums [rows, size / piece] of pieces, the last one of what is left.
+inline std::tuple<at::Tensor, at::Tensor> weigh(const at::Tensor& logits, const at::Tensor& temperature,
+                                                int64_t piece) {
+  TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous() && logits.scalar_type() == at::kFloat,
+              "contiguous float32 logits expected");
+  const int64_t rows = logits.size(0), size = logits.size(1), pieces = (size + piece - 1) / piece;
+  TORCH_CHECK(
+      temperature.is_contiguous() && temperature.scalar_type() == at::kFloat && temperature.numel() == rows,
+      "a float32 temperature per row expected");
+  at::Tensor highest = at::empty({rows}, logits.options());
+  at::Tensor sums = at::empty({rows, pieces}, logits.options().dtype(at::kDouble));
+  auto* x = logits.mutable_data_ptr<float>();
+  auto* tops = highest.mutable_data_ptr<float>();
+  auto* totals = sums.mutable_data_ptr<double>();
+  const float* temperatures = temperature.const_data_ptr<float>();
+  share(rows, 8 * size, [&](int64_t r) {
+    tops[r] = find_highest(x + r * size, size);
+    for (int64_t p = 0; p < pieces; p++) {
+      const int64_t start = p * piece;
+      totals[r * pieces + p] =
+          weigh_piece(x + r * size + start, std::min(piece, size - start), tops[r], temperatures[r]);
+    }
+  });
+  return {highest, sums};
+}
+
+}  // namespace tiller
