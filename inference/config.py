@@ -20,7 +20,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     dtype: DType = "auto"
     """"auto": float32 on the CPU, the model's own dtype on CUDA."""
     quantization: Quantization = "none"
-    """"int8": linear layers have int8 weights and activations; on the CPU only."""
+    """"int8": linear layers multiply packed weights and rounded activations; on the CPU only."""
     threads: int | None = None
     """CPU threads of one operation; None leaves the choice to torch."""
     context_length: int | None = None

@@ -16,7 +16,7 @@ The cost of a point is the mean of the faster half of its measurements. A curve'
 every stretch of factor 4; the steepest may exceed 0 (sequences) or 1 (context) by 0.15, which is 23% over the
 stretch. A steered step may cost 5% more than an unsteered one, by the faster halves or by the median of the
 rounds' ratios, whichever is lower. Noise may do so much; beyond it the exit status is 1.
-Writes growth.json (seconds per token of every measurement) and growth.png.
+Writes growth.json (seconds per token of every measurement) and growth.svg.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> int:
     curves = _measure(build(arguments), plan)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "growth.json").write_text(to_json(curves, conditions), encoding="utf-8")
-    draw(curves, arguments.output / "growth.png")
+    draw(curves, arguments.output / "growth.svg")
     print(render(curves, conditions))
     return 0 if all(judge(curve).holds for curve in curves) else 1
 

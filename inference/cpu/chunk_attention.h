@@ -1,5 +1,5 @@
 // Attention of several queries of one sequence: a prompt, or a chunk of it. What a query gets does not depend
-// on which others are computed beside it.
+// on which others are computed beside it, and is what it gets when it is computed alone, bit for bit.
 #pragma once
 
 #include <algorithm>
@@ -19,23 +19,39 @@ constexpr int kRowsAtOnce = 3;
 constexpr int kVectors = 4;  // kRowsAtOnce * kVectors sums stay in registers
 static_assert(kKeys == kVectors * kLanes && kTileRows % kRowsAtOnce == 0);
 
-// out [kRowsAtOnce][kKeys] (+)= left [kRowsAtOnce][depth] * right [depth][kKeys], by the strides
+using Sums = Floats[kRowsAtOnce][kVectors];
+
+// sums += left [kRowsAtOnce][depth] * right [depth][kKeys]; of the depth, every `step`-th from `first` on.
+// right(k) is a row of it.
 template <typename Right>
-inline void multiply_small(const float* left, int64_t left_stride, int64_t depth, const Right& right,
-                           bool adds, float* out, int64_t out_stride) {
-  Floats sums[kRowsAtOnce][kVectors] = {};
-  if (adds) {
-    for (int r = 0; r < kRowsAtOnce; r++)
-      for (int v = 0; v < kVectors; v++) sums[r][v] = load(out + r * out_stride + v * kLanes);
-  }
-  for (int64_t k = 0; k < depth; k++) {
+inline void add_products(const float* left, int64_t left_stride, int64_t first, int64_t depth, int64_t step,
+                         const Right& right, Sums& sums) {
+  for (int64_t k = first; k < depth; k += step) {
     const float* row = right(k);
     for (int r = 0; r < kRowsAtOnce; r++) {
-      for (int v = 0; v < kVectors; v++) sums[r][v] += left[r * left_stride + k] * load(row + v * kLanes);
+      for (int v = 0; v < kVectors; v++) {
+        sums[r][v] = multiply_add(left[r * left_stride + k], load(row + v * kLanes), sums[r][v]);
+      }
     }
   }
+}
+
+inline void add(Sums& sums, const Sums& others) {
   for (int r = 0; r < kRowsAtOnce; r++)
-    for (int v = 0; v < kVectors; v++) store(out + r * out_stride + v * kLanes, sums[r][v]);
+    for (int v = 0; v < kVectors; v++) sums[r][v] += others[r][v];
+}
+
+// The products of kRowsAtOnce queries with kKeys keys, added up in the order in which multiply_four does.
+template <int kLevel = 3, typename Key>
+inline void multiply_lanes(const float* queries, int64_t size, int64_t lane, const Key& key, Sums& sums) {
+  if constexpr (kLevel == 0) {
+    add_products(queries, size, lane, size / kLanes * kLanes, kLanes, key, sums);
+  } else {
+    Sums others = {};
+    multiply_lanes<kLevel - 1>(queries, size, lane, key, sums);
+    multiply_lanes<kLevel - 1>(queries, size, lane + (1 << (kLevel - 1)), key, others);
+    add(sums, others);
+  }
 }
 
 // The queries of `tokens` tokens of a sequence, from `token` on, that share one key head.
@@ -70,7 +86,7 @@ class Tile {
     for (int64_t start = 0; start < length; start += kKeys) {
       gather(slots.data() + start, std::min(kKeys, length - start));
       multiply_keys();
-      for (int64_t r = 0; r < rows_; r++) weigh(r, first + start);
+      for (int64_t r = 0; r < rows_; r++) weigh_row(r, first + start);
       add_values();
     }
     for (int64_t r = 0; r < rows_; r++) {
@@ -101,45 +117,35 @@ class Tile {
   void multiply_keys() {
     const auto key = [&](int64_t i) { return keys_.data() + i * kKeys; };
     for (int64_t r = 0; r < padded_rows_; r += kRowsAtOnce) {
-      multiply_small(queries_.data() + r * a_.size, a_.size, a_.size, key, false, weights_.data() + r * kKeys,
-                     kKeys);
+      const float* queries = queries_.data() + r * a_.size;
+      Sums sums = {};
+      multiply_lanes(queries, a_.size, 0, key, sums);
+      add_products(queries, a_.size, a_.size / kLanes * kLanes, a_.size, 1, key, sums);
+      for (int i = 0; i < kRowsAtOnce; i++)
+        for (int v = 0; v < kVectors; v++) store(weights_.data() + (r + i) * kKeys + v * kLanes, sums[i][v]);
     }
   }
 
-  // Makes a row's products with the keys from position `start` on its weights, by an online softmax (Milakov
-  // and Gimelshein, arXiv:1805.02867).
-  void weigh(int64_t row, int64_t start) {
-    const int64_t position = a_.positions[token_of(row)];
-    const int64_t begin = std::clamp<int64_t>(a_.first_visible(position) - start, 0, kKeys);
-    const int64_t end = std::clamp<int64_t>(position + 1 - start, begin, kKeys);
-    float* weights = weights_.data() + row * kKeys;
-    Head& head = heads_[row];
-    float top = head.highest;
-    for (int64_t j = begin; j < end; j++) {
-      weights[j] = a_.score(weights[j]);
-      top = std::max(top, weights[j]);
-    }
-    const float shrink = std::isinf(head.highest) ? 0.0f : exp_negative(head.highest - top);
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t j = 0; j < kKeys; j++) {
-      weights[j] = j >= begin && j < end ? exp_negative(weights[j] - top) : 0.0f;
-      total += weights[j];
-    }
-    head.highest = top;
-    head.total = head.total * shrink + total;
-    if (shrink != 1.0f) {
-      float* sum = sums_.data() + row * padded_value_;
-      for (int64_t i = 0; i < padded_value_; i++) sum[i] *= shrink;
-    }
+  // Makes a row's products with the keys from position `start` on its weights.
+  void weigh_row(int64_t row, int64_t start) {
+    const float shrink =
+        weigh_keys(a_, a_.positions[token_of(row)], start, weights_.data() + row * kKeys, heads_[row]);
+    if (shrink == 1.0f) return;
+    float* sum = sums_.data() + row * padded_value_;
+    for (int64_t i = 0; i < padded_value_; i++) sum[i] *= shrink;
   }
 
   void add_values() {
     for (int64_t column = 0; column < padded_value_; column += kKeys) {
       const auto value = [&](int64_t j) { return values_.data() + j * padded_value_ + column; };
       for (int64_t r = 0; r < padded_rows_; r += kRowsAtOnce) {
-        multiply_small(weights_.data() + r * kKeys, kKeys, kKeys, value, true,
-                       sums_.data() + r * padded_value_ + column, padded_value_);
+        float* out = sums_.data() + r * padded_value_ + column;
+        Sums sums;
+        for (int i = 0; i < kRowsAtOnce; i++)
+          for (int v = 0; v < kVectors; v++) sums[i][v] = load(out + i * padded_value_ + v * kLanes);
+        add_products(weights_.data() + r * kKeys, kKeys, 0, kKeys, 1, value, sums);
+        for (int i = 0; i < kRowsAtOnce; i++)
+          for (int v = 0; v < kVectors; v++) store(out + i * padded_value_ + v * kLanes, sums[i][v]);
       }
     }
   }

@@ -51,6 +51,25 @@ constexpr int64_t kLanes = 8;
 inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
 inline void store(float* to, Floats values) { *reinterpret_cast<Floats*>(to) = values; }
 
+// a * b + c, rounded once where the processor can, wherever it is written: compilers would choose anew.
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Floats multiply_add(float a, Floats b, Floats c) { return multiply_add(a - Floats{}, b, c); }
+
+inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // The sum of each of four.
 inline void add_up(const Floats (&x)[4], float* out) {
 #if defined(__AVX__)
@@ -72,11 +91,11 @@ inline void multiply_four(const float* query, const float* keys, int64_t stride,
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) {
     const Floats part = load(query + i);
-    for (int j = 0; j < 4; j++) sums[j] = part * load(rows[j] + i) + sums[j];
+    for (int j = 0; j < 4; j++) sums[j] = multiply_add(part, load(rows[j] + i), sums[j]);
   }
   add_up(sums, out);
   for (; i < size; i++) {
-    for (int j = 0; j < 4; j++) out[j] += query[i] * rows[j][i];
+    for (int j = 0; j < 4; j++) out[j] = multiply_add(query[i], rows[j][i], out[j]);
   }
 }
 
@@ -110,7 +129,8 @@ inline void add_values(const float* values, int64_t stride, const int64_t* slots
   for (int64_t i = 0; i < kWidth / kLanes; i++) partial[i] = load(sum + i * kLanes);
   for (int64_t j = 0; j < count; j++) {
     const float* value = values + slots[j] * stride;
-    for (int64_t i = 0; i < kWidth / kLanes; i++) partial[i] += weights[j] * load(value + i * kLanes);
+    for (int64_t i = 0; i < kWidth / kLanes; i++)
+      partial[i] = multiply_add(weights[j], load(value + i * kLanes), partial[i]);
   }
   for (int64_t i = 0; i < kWidth / kLanes; i++) store(sum + i * kLanes, partial[i]);
 }
@@ -121,12 +141,36 @@ struct Head {
   float total = 0;
 };
 
-// Goes on with `count` slots, by an online softmax (Milakov and Gimelshein, arXiv:1805.02867).
-inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64_t count, const float* query,
-                Head& head, float* sum) {
+// Makes the products of a query at `position` with kKeys keys, from position `start` on, its weights: those
+// of keys that it does not see are 0. Returns by how much what was added up before has to shrink. An online
+// softmax (Milakov and Gimelshein, arXiv:1805.02867); one function for all, so that all round alike.
+[[gnu::noinline]] inline float weigh_keys(const Attention& a, int64_t position, int64_t start, float* weights,
+                                          Head& head) {
+  const int64_t begin = std::clamp<int64_t>(a.first_visible(position) - start, 0, kKeys);
+  const int64_t end = std::clamp<int64_t>(position + 1 - start, begin, kKeys);
+  float top = head.highest;
+  for (int64_t j = begin; j < end; j++) {
+    weights[j] = a.score(weights[j]);
+    top = std::max(top, weights[j]);
+  }
+  const float shrink = std::isinf(head.highest) ? 0.0f : exp_negative(head.highest - top);
+  float total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t j = 0; j < kKeys; j++) {
+    weights[j] = j >= begin && j < end ? exp_negative(weights[j] - top) : 0.0f;
+    total += weights[j];
+  }
+  head.highest = top;
+  head.total = head.total * shrink + total;
+  return shrink;
+}
+
+// Goes on with the keys of `count` slots, of which the first is that of position `start`.
+inline void see(const Attention& a, int64_t kv_head, int64_t position, int64_t start, const int64_t* slots,
+                int64_t count, const float* query, Head& head, float* sum) {
   const int64_t key_stride = a.kv_heads * a.size, value_stride = a.kv_heads * a.value_size;
   const float *keys = a.keys + kv_head * a.size, *values = a.values + kv_head * a.value_size;
-  float weights[kKeys];
+  float weights[kKeys] = {};
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) multiply_four(query, keys, key_stride, slots + j, a.size, weights + j);
   if (j < count) {  // the last of them again, for those that are missing
@@ -134,20 +178,7 @@ inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64
     for (int64_t i = 0; i < 4; i++) four[i] = slots[std::min(j + i, count - 1)];
     multiply_four(query, keys, key_stride, four, a.size, weights + j);
   }
-  float top = head.highest;
-  for (j = 0; j < count; j++) {
-    weights[j] = a.score(weights[j]);
-    top = std::max(top, weights[j]);
-  }
-  const float shrink = std::isinf(head.highest) ? 0.0f : exp_negative(head.highest - top);
-  float total = 0;
-#pragma omp simd reduction(+ : total)
-  for (j = 0; j < count; j++) {
-    weights[j] = exp_negative(weights[j] - top);
-    total += weights[j];
-  }
-  head.highest = top;
-  head.total = head.total * shrink + total;
+  const float shrink = weigh_keys(a, position, start, weights, head);
   for (int64_t i = 0; i < a.value_size; i++) sum[i] *= shrink;
   int64_t i = 0;
   for (; i + kDims <= a.value_size; i += kDims)
@@ -155,7 +186,8 @@ inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64
   for (; i + kLanes <= a.value_size; i += kLanes)
     add_values<kLanes>(values + i, value_stride, slots, count, weights, sum + i);
   for (; i < a.value_size; i++) {
-    for (int64_t j = 0; j < count; j++) sum[i] += weights[j] * values[slots[j] * value_stride + i];
+    for (int64_t j = 0; j < count; j++)
+      sum[i] = multiply_add(weights[j], values[slots[j] * value_stride + i], sum[i]);
   }
 }
 
@@ -163,7 +195,9 @@ inline void see(const Attention& a, int64_t kv_head, const int64_t* slots, int64
 inline void attend_single(const Attention& a, int64_t sequence, int64_t begin, int64_t end) {
   const int64_t shared = a.shared(), token = a.starts[sequence];
   const int64_t last = a.positions[token];
-  const std::vector<int64_t> slots = find_slots(a, sequence, a.first_visible(last), last);
+  // Groups of keys start at multiples of kKeys, so that every query meets the same ones.
+  const int64_t first = a.first_visible(last) / kKeys * kKeys;
+  const std::vector<int64_t> slots = find_slots(a, sequence, first, last);
   const int64_t length = slots.size();
   const float* query = a.queries + token * a.token_stride;
   float* out = a.out + token * a.heads * a.value_size;
@@ -176,8 +210,8 @@ inline void attend_single(const Attention& a, int64_t sequence, int64_t begin, i
     prefetch(a.values, next, ahead, a.kv_heads * a.value_size, begin * a.value_size,
              (end - begin) * a.value_size);
     for (int64_t h = begin * shared; h < end * shared; h++) {
-      see(a, h / shared, slots.data() + start, count, query + h * a.head_stride, heads[h],
-          out + h * a.value_size);
+      see(a, h / shared, last, first + start, slots.data() + start, count, query + h * a.head_stride,
+          heads[h], out + h * a.value_size);
     }
   }
   for (int64_t h = begin * shared; h < end * shared; h++) {

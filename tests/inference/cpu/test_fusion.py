@@ -144,6 +144,22 @@ def test_an_int8_sequence_does_not_depend_on_its_neighbours(bits: int) -> None:
         assert run([i])[i] == together[i]
 
 
+@BITS
+def test_an_int8_sequence_does_not_depend_on_how_its_prompt_is_cut(bits: int) -> None:
+    """Bit for bit: with 8 bits, a last bit would round activations to their other neighbours."""
+    prompt = [5 + i * 7 % 150 for i in range(90)]
+
+    def run(max_batch_tokens: int) -> list[float]:
+        model = make_rounded("llama", bits, head_dim=16)
+        driver = build_driver(model, quantization="int8", max_batch_tokens=max_batch_tokens)
+        events = driver.run(request("a", prompt, 20, top_logprobs=0))["a", 0].events
+        return [event.logprobs.logprob for event in events if event.logprobs]
+
+    whole = run(128)
+    for max_batch_tokens in (1, 8, 89):
+        assert run(max_batch_tokens) == whole
+
+
 def test_int8_layers_are_used_in_the_engine() -> None:
     model = make_model("llama", head_dim=16)
     build_driver(model, quantization="int8")

@@ -109,29 +109,30 @@ def test_a_sequence_does_not_depend_on_the_others() -> None:
 
 
 @pytest.mark.parametrize("window", [0, 50])
-def test_a_token_does_not_depend_on_how_its_prompt_is_cut(window: int) -> None:
-    """As long as it is not computed alone, which has an order of its own."""
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("size", [8, 20, 64, 80])
+def test_a_token_does_not_depend_on_how_its_prompt_is_cut(window: int, softcap: float, size: int) -> None:
     torch.manual_seed(0)
     length, width = 170, 43
     blocks = torch.randperm(width).view(1, width).int()
-    query, new = torch.randn(1, 6, length, 64), torch.randn(1, 2, length, 64)
+    query, new = torch.randn(1, 6, length, size), torch.randn(1, 2, length, size)
     positions = torch.arange(length)
     slots = blocks[0].long()[positions // BLOCK] * BLOCK + positions % BLOCK
 
     def run(cuts: list[int]) -> torch.Tensor:
-        caches = torch.zeros(width * BLOCK + 1, 2, 64), torch.zeros(width * BLOCK + 1, 2, 64)
+        caches = torch.zeros(width * BLOCK + 1, 2, size), torch.zeros(width * BLOCK + 1, 2, size)
         outputs = []
         for begin, end in zip([0, *cuts], [*cuts, length], strict=True):
             part = slice(begin, end)
             at = [tensor[:, :, part] for tensor in (query, new, new)]
             places = slots[part], blocks, torch.tensor([0, end - begin]), positions[part]
             outputs.append(
-                torch.ops.tiller_cpu.paged_attention(*at, *caches, *places, BLOCK, 0.125, window, 0.0)
+                torch.ops.tiller_cpu.paged_attention(*at, *caches, *places, BLOCK, 0.125, window, softcap)
             )
         return torch.cat(outputs)
 
     whole = run([])
-    for cuts in ([64], [2, 37], [100, 168], [33, 66, 99, 132]):
+    for cuts in ([64], [2, 37], [100, 169], [33, 66, 99, 132], list(range(1, length))):
         assert torch.equal(run(cuts), whole)
 
 
