@@ -42,7 +42,9 @@ def test_it_runs_as_an_unprivileged_user_and_reports_its_health(instructions: li
 
 
 def test_every_step_is_valid_shell(instructions: list[tuple[str, str]]) -> None:
-    for script in values(instructions, "RUN"):
+    scripts = values(instructions, "RUN")
+    assert scripts
+    for script in scripts:
         subprocess.run(["sh", "-n", "-c", script], check=True)
 
 

@@ -135,9 +135,16 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], ServerProcess]]:
 def tree(start: Callable[[str], ServerProcess]) -> tuple[ServerProcess, list[psutil.Process]]:
     """The server and its two processes."""
     server = start(WITH_A_WORKER)
-    [root] = [child for child in psutil.Process().children() if WITH_A_WORKER in child.cmdline()]
+    # A process that has just begun may not show its command yet.
+    wait_for(lambda: len(having(WITH_A_WORKER)) == 1)
+    [root] = having(WITH_A_WORKER)
     wait_for(lambda: len(root.children()) == 1)
     return server, [root, *root.children()]
+
+
+def having(script: str) -> list[psutil.Process]:
+    """Our children that run this script."""
+    return [child for child in psutil.Process().children() if script in child.cmdline()]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

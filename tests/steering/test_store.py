@@ -104,6 +104,7 @@ def test_what_was_removed_does_not_come_back(store: ConceptStore, created: Path)
 
 def test_removing_needs_no_directory(store: ConceptStore) -> None:
     store.remove("_worker/slang")
+    assert store.load() == []
 
 
 class Crash(BaseException):
