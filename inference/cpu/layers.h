@@ -37,6 +37,19 @@ inline at::Tensor rms_norm(const at::Tensor& input, const at::Tensor& weight, do
   return out;
 }
 
+// sum += x, both [..., size] float32. Torch's own would start OpenMP's threads between two of our products.
+inline void add_to(const at::Tensor& sum, const at::Tensor& input) {
+  const at::Tensor x = contiguous_floats(input);
+  TORCH_CHECK(x.numel() == sum.numel() && sum.is_contiguous(), "the residual is of another shape");
+  const int64_t size = x.size(-1);
+  float* to = sum.mutable_data_ptr<float>();
+  const float* from = x.const_data_ptr<float>();
+  share(x.numel() / size, size, [&](int64_t r) {
+#pragma omp simd
+    for (int64_t i = r * size; i < (r + 1) * size; i++) to[i] += from[i];
+  });
+}
+
 // x [..., inputs] float32; returns [..., outputs] float32.
 inline at::Tensor linear(const at::Tensor& input, const LinearPtr& weights) {
   const at::Tensor x = contiguous_floats(input);
@@ -182,9 +195,10 @@ class DecoderLayer : public torch::CustomClassHolder {
     at::Tensor hidden =
         attention_->forward(rms_norm(x, first_norm_, first_epsilon_), cosines, sines, key_cache, value_cache,
                             slots, blocks, starts, positions, block_size);
-    hidden.add_(x);
+    add_to(hidden, x);
     at::Tensor out = gated_mlp(rms_norm(hidden, second_norm_, second_epsilon_), gate_, up_, down_);
-    return out.add_(hidden);
+    add_to(out, hidden);
+    return out;
   }
 
  private:
