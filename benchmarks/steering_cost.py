@@ -34,6 +34,12 @@ from inference.sequence import Sequence, Steering
 from inference.steering.directions import Calibration, Direction
 
 SHAPES = {
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 8,
+    },
     "400m": {
         "hidden_size": 1024,
         "intermediate_size": 4096,
@@ -74,6 +80,7 @@ def build(arguments: argparse.Namespace) -> Engine:
         kv_cache_gib=arguments.kv_cache_gib,
         max_batch_tokens=arguments.max_batch_tokens,
         quantization=arguments.quantization,
+        steering_blocks=getattr(arguments, "steering_blocks", None),
     )
     return Engine(ModelRunner(loaded, config, adapt(loaded, config)), config)
 
@@ -125,6 +132,11 @@ def ways_to_steer(
     return ways
 
 
+def run_step_by_step(engine: Engine) -> None:
+    """From now on no step is launched before the one before has ended."""
+    engine.runner.can_be_followed = lambda step: False  # noqa: ARG005
+
+
 def timed_step(engine: Engine) -> float:
     started = time.perf_counter()
     engine.step()
@@ -137,6 +149,7 @@ def measure_ways(
     engine: Engine, arguments: argparse.Namespace, configurations: Collection[int] = CONFIGURATIONS
 ) -> dict[str, list[float]]:
     """By way to steer: seconds of its step in each round."""
+    run_step_by_step(engine)
     free_rows = engine.steerer.bank.num_free_rows
     sequences = start(engine, arguments.sequences, arguments.prompt_tokens)
     ways = ways_to_steer(engine, len(sequences), configurations)
@@ -202,13 +215,13 @@ def beside_streams(engine: Engine, arguments: argparse.Namespace) -> dict[str, B
     start(engine, STREAMS_BESIDE_TRAINING, arguments.prompt_tokens)
     alone, training, reading = Beside(), Beside(), Beside()
     current = alone
-    run = engine.runner.run
+    run = engine.runner.launch
 
     def counting(scheduled: list[Sequence]) -> list[SampledToken]:
         current.tokens += sum(sequence.num_scheduled_tokens for sequence in scheduled)
         return run(scheduled)
 
-    engine.runner.run = counting
+    engine.runner.launch = counting
     for _ in range(16):
         alone.step(engine)
     current = training
@@ -221,7 +234,7 @@ def beside_streams(engine: Engine, arguments: argparse.Namespace) -> dict[str, B
         engine.add(GenerationRequest("long", prompt(engine, min(left, longest), reading.tokens), 1))
         while "long" in {sequence.request_id for sequence in engine.scheduler.sequences()}:
             reading.step(engine)
-    engine.runner.run = run
+    engine.runner.launch = run
     stop(engine)
     return {"nothing": alone, "a concept being trained": training, "prompts being read": reading}
 

@@ -10,8 +10,8 @@ def adapt(model: CausalLM, config: EngineConfig) -> Backend:
     """Raises UnsupportedModelError, and KernelError if what is configured cannot be had."""
     expectation = verification.expect(model)
     backend = backends.choose(model, config)
-    if backend.cpu_kernels:
-        model.fuse()
+    if backend.fuse:
+        model.fuse(backend.fuse)
     verification.verify(model, backend, expectation)
     if config.quantization == "int8":
         model.quantize()

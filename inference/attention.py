@@ -4,8 +4,9 @@ transformers looks attention functions up by name (`AttentionInterface`) and han
 keyword argument that the model itself was called with; ours find the batch there, as `paged`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,19 +37,46 @@ _IRRELEVANT = frozenset(
 )
 
 
+class Places(NamedTuple):
+    """Where attention that reads contexts in place finds them: of one layer and all N sequences of a step."""
+
+    key_cache: torch.Tensor  # [slots, num_kv_heads, key_size]
+    value_cache: torch.Tensor  # [slots, num_kv_heads, value_size]
+    slots: torch.Tensor  # [T] of the new keys and values
+    blocks: torch.Tensor  # int32 [N, most blocks of a sequence]
+    starts: torch.Tensor  # [N + 1] of each sequence's tokens, and the end
+    positions: torch.Tensor  # [T]
+    block_size: int
+
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Places, int, float, int, float], torch.Tensor]
+"""Stores keys and values [1, num_kv_heads, T, size] and attends with queries [1, num_heads, T, key_size].
+
+Also gets the places, how many sequences at the beginning have one token each, the scaling, the sliding window
+and the softcap, which are 0 for none. Returns [T, num_heads, value_size].
+"""
+
+
 @dataclass(frozen=True)
 class PagedBatch:
     """What every layer's attention needs to know of the step."""
 
     batch: Batch
     cache: KVCache
+    attend: Attend | None
+    """None: SDPA over gathered contexts."""
 
-    def in_place(self, layer: int) -> tuple[Any, ...] | None:
-        """What the CPU's kernels ask for of a layer; None if the batch is made for other operations."""
+    @property
+    def num_single(self) -> int:
+        """How many sequences have one token each; they are the first."""
+        return 0 if self.batch.contexts is None else self.batch.contexts.num_single
+
+    def in_place(self, layer: int) -> Places | None:
+        """None if the batch is made for SDPA."""
         batch, cache = self.batch, self.cache
         if batch.contexts is None:
             return None
-        return (
+        return Places(
             cache.keys[layer],
             cache.values[layer],
             batch.slots,
@@ -83,12 +111,12 @@ def paged_attention(
     checked once, by `unsupported_arguments`, when a model is loaded.
     """
     layer: Any = module.layer_idx
-    batch, cache = paged.batch, paged.cache
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if places := paged.in_place(layer):
+    if paged.attend is not None and (places := paged.in_place(layer)):
         window, cap = sliding_window or 0, softcap or 0.0
-        output = torch.ops.tiller_cpu.paged_attention(query, key, value, *places, scaling, window, cap)
+        output = paged.attend(query, key, value, places, paged.num_single, scaling, window, cap)
         return output[None], None
+    batch, cache = paged.batch, paged.cache
     cache.write(layer, batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
     queries = query[0].transpose(0, 1)  # [T, num_heads, key_size]

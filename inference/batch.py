@@ -4,7 +4,7 @@ Knows the layout of tokens and slots, nothing of the model or of sampling.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from inference.probe import ProbeSpan, locate
 from inference.sequence import Sequence
+from inference.transfer import upload
 
 _MAX_GATHERED_TOKENS = 2**17  # contexts that one attention call copies out of the cache, padding included
 
@@ -52,6 +53,8 @@ class Contexts:
 
     blocks: torch.Tensor  # int32 [N, most blocks of a sequence]
     starts: torch.Tensor  # [N + 1] of each sequence's tokens in the batch, and the batch's end
+    num_single: int
+    """How many of the sequences have one token each; they are the first."""
 
 
 @dataclass(frozen=True)
@@ -97,42 +100,57 @@ class BatchBuilder:
         # Single queries first, of similar context length side by side, so that they share a call.
         ordered = sorted(scheduled, key=_group_key)
         counts = [sequence.num_scheduled_tokens for sequence in ordered]
-        token_ids = np.concatenate([_scheduled_token_ids(sequence) for sequence in ordered])
         positions = np.concatenate([_positions(sequence) for sequence in ordered])
         ends = np.cumsum(counts)
         samples = [sequence.samples_next for sequence in ordered]
         probes = _probe_spans(ordered, ends)
         logit_tokens = [ends[samples] - 1, *(np.array(span.scored_tokens, dtype=np.int64) for span in probes)]
+        tensors = upload(
+            {
+                "token_ids": np.concatenate([_scheduled_token_ids(sequence) for sequence in ordered]),
+                "positions": positions,
+                "slots": np.concatenate([self._own_slots(sequence) for sequence in ordered]),
+                "logit_tokens": np.concatenate(logit_tokens),
+                **(
+                    {"blocks": _blocks(ordered), "starts": np.concatenate([[0], ends])}
+                    if self.in_place
+                    else {}
+                ),
+                **_steering(ordered),
+            },
+            self.device,
+        )
         return Batch(
-            token_ids=self._tensor(token_ids),
-            positions=self._tensor(positions),
-            slots=self._tensor(np.concatenate([self._own_slots(sequence) for sequence in ordered])),
-            contexts=self._contexts(ordered, ends) if self.in_place else None,
+            token_ids=tensors["token_ids"],
+            positions=tensors["positions"],
+            slots=tensors["slots"],
+            contexts=Contexts(tensors["blocks"], tensors["starts"], counts.count(1))
+            if self.in_place
+            else None,
             groups=[] if self.in_place else self._groups(ordered, positions),
-            logit_tokens=self._tensor(np.concatenate(logit_tokens)),
+            logit_tokens=tensors["logit_tokens"],
             sampling=[sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
             probes=probes,
-            steering=self._steering(ordered),
+            steering=SteeringBatch(tensors["rows"], tensors["scales"]) if "rows" in tensors else None,
         )
 
-    def _steering(self, ordered: list[Sequence]) -> SteeringBatch | None:
-        steered = [sequence.steering for sequence in ordered]
-        if not any(steered):
-            return None
-        counts = [sequence.num_scheduled_tokens for sequence in ordered]
-        rows = np.repeat([steering.row if steering else 0 for steering in steered], counts)
-        scales = np.repeat([steering.scale if steering else 0.0 for steering in steered], counts)
-        starts = np.cumsum([0, *counts[:-1]])
-        first = starts[[sequence.num_computed_tokens == 0 for sequence in ordered]]
-        rows[first], scales[first] = 0, 0.0
-        return SteeringBatch(self._tensor(rows), self._tensor(scales.astype(np.float32)[:, None]))
-
-    def _contexts(self, sequences: list[Sequence], ends: np.ndarray) -> Contexts:
-        width = max(len(sequence.block_table) for sequence in sequences)
-        blocks = np.zeros((len(sequences), width), dtype=np.int32)
-        for row, sequence in zip(blocks, sequences, strict=True):
-            row[: len(sequence.block_table)] = sequence.block_table
-        return Contexts(self._tensor(blocks), self._tensor(np.concatenate([[0], ends])))
+    def follow(self, batch: Batch, token_ids: torch.Tensor) -> Batch:
+        """The step after one of which each token was a sequence's last: on to what it sampled [T]."""
+        sequences = batch.sampling
+        tensors = upload(
+            {
+                "slots": np.array([self._slot(sequence, sequence.num_tokens) for sequence in sequences]),
+                "blocks": _blocks(sequences),
+            },
+            self.device,
+        )
+        return replace(
+            batch,
+            token_ids=token_ids,
+            positions=batch.positions + 1,
+            slots=tensors["slots"],
+            contexts=replace(batch.contexts, blocks=tensors["blocks"]) if batch.contexts else None,
+        )
 
     def _groups(self, ordered: list[Sequence], positions: np.ndarray) -> list[AttentionGroup]:
         groups = []
@@ -155,9 +173,12 @@ class BatchBuilder:
         """The slots of the scheduled tokens."""
         first = sequence.num_computed_tokens
         if sequence.num_scheduled_tokens == 1:
-            block, place = divmod(first, self.block_size)
-            return np.array([sequence.block_table[block] * self.block_size + place], dtype=np.int64)
+            return np.array([self._slot(sequence, first)])
         return self._context_slots(sequence)[first:]
+
+    def _slot(self, sequence: Sequence, position: int) -> int:
+        block, place = divmod(position, self.block_size)
+        return sequence.block_table[block] * self.block_size + place
 
     def _context_slots(self, sequence: Sequence) -> np.ndarray:
         """The slots of all tokens up to the last scheduled one."""
@@ -197,6 +218,28 @@ def _probe_spans(ordered: list[Sequence], ends: np.ndarray) -> list[ProbeSpan]:
         for sequence, end in zip(ordered, ends.tolist(), strict=True)
         if sequence.probe is not None
     ]
+
+
+def _blocks(sequences: list[Sequence]) -> np.ndarray:
+    width = max(len(sequence.block_table) for sequence in sequences)
+    blocks = np.zeros((len(sequences), width), dtype=np.int32)
+    for row, sequence in zip(blocks, sequences, strict=True):
+        row[: len(sequence.block_table)] = sequence.block_table
+    return blocks
+
+
+def _steering(ordered: list[Sequence]) -> dict[str, np.ndarray]:
+    """The `rows` and `scales` of all tokens; nothing if none is steered."""
+    steered = [sequence.steering for sequence in ordered]
+    if not any(steered):
+        return {}
+    counts = [sequence.num_scheduled_tokens for sequence in ordered]
+    rows = np.repeat([steering.row if steering else 0 for steering in steered], counts)
+    scales = np.repeat([steering.scale if steering else 0.0 for steering in steered], counts)
+    starts = np.cumsum([0, *counts[:-1]])
+    first = starts[[sequence.num_computed_tokens == 0 for sequence in ordered]]
+    rows[first], scales[first] = 0, 0.0
+    return {"rows": rows, "scales": scales.astype(np.float32)[:, None]}
 
 
 def _positions(sequence: Sequence) -> np.ndarray:

@@ -3,12 +3,13 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import msgspec
 
 from inference.block_manager import BlockManager
 from inference.config import EngineConfig
-from inference.model_runner import ModelRunner, SampledToken
+from inference.model_runner import ModelRunner, SampledToken, Step
 from inference.probe import Probe
 from inference.protocol import (
     Admission,
@@ -55,6 +56,8 @@ class Engine:
         self._numbers = itertools.count()
         self._sequences: dict[str, dict[int, Sequence]] = {}
         self._probing: set[Sequence] = set()
+        self._ahead: Step | None = None
+        """Runs already, beside the host's work for the step before."""
 
     @property
     def is_idle(self) -> bool:
@@ -83,8 +86,10 @@ class Engine:
     def step(self) -> StepReport:
         """Computes the next tokens of what is most urgent."""
         self._add_probes()
-        scheduled = self.scheduler.schedule()
-        report = self._apply(scheduled, self.runner.run(scheduled)) if scheduled else StepReport()
+        report = StepReport()
+        if step := self._take_ahead() or self._launch():
+            self._ahead = self._launch_ahead(step)
+            report = self._apply(step.sequences, step.read())
         return msgspec.structs.replace(report, training=self.trainer.take_updates())
 
     def fail_all(self, detail: str) -> StepReport:
@@ -95,6 +100,7 @@ class Engine:
         for sequence in self._probing:
             self._let_go(sequence)
         self._probing.clear()
+        self._ahead = None
         self.trainer.fail_all()
         return StepReport(failures=failures, training=self.trainer.take_updates())
 
@@ -129,6 +135,30 @@ class Engine:
         """How many more of the requests' sequences can run or wait."""
         taken = sum(map(len, self._sequences.values()))
         return self.scheduler.max_running + self._max_queued - taken
+
+    def _launch(self) -> Step | None:
+        scheduled = self.scheduler.schedule()
+        return self.runner.launch(scheduled) if scheduled else None
+
+    def _launch_ahead(self, step: Step) -> Step | None:
+        """Launches the step after `step`, of which the host knows no token yet, if it must be the same again.
+
+        A sequence that turns out to have ended takes part in vain: its blocks may be given away, since the
+        device writes to them before it does what is launched later.
+        """
+        if self.runner.can_be_followed(step) and self.scheduler.extend(step.sequences):
+            return self.runner.launch_after(step)
+        return None
+
+    def _take_ahead(self) -> Step | None:
+        """What was launched ahead, for the sequences that still run."""
+        step, self._ahead = self._ahead, None
+        if step is None:
+            return None
+        running = [sequence for sequence in step.sequences if sequence.status is Status.RUNNING]
+        for sequence in running:
+            sequence.num_scheduled_tokens = 1
+        return replace(step, sequences=running) if running else None
 
     def _apply(self, scheduled: list[Sequence], sampled: list[SampledToken]) -> StepReport:
         broken = {token.sequence for token in sampled if token.token_id == NOT_A_TOKEN}

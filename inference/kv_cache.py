@@ -1,7 +1,8 @@
 """The keys and values of all sequences' tokens, by layer and slot. Knows no sequences.
 
-Slot s is place s % block_size of block s // block_size. One slot beyond the last block stays
-zero for ever: what pads a gather reads from there, so that it never meets another's numbers.
+Slot s is place s % block_size of block s // block_size. One slot beyond the last block belongs to
+nobody. What pads a gather reads zeros from there, so that it never meets another's numbers; where
+contexts are read in place nobody does, and rows that pad a batch write there.
 """
 
 from typing import NamedTuple

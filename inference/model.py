@@ -14,7 +14,7 @@ from inference import attention
 from inference.attention import PagedBatch
 from inference.batch import Batch
 from inference.cpu import fusion, linear
-from inference.kv_cache import KVCache, LayerShape
+from inference.kv_cache import LayerShape
 
 # These stretch positions by the longest sequence of the batch, so that a row would depend on
 # its neighbours.
@@ -66,14 +66,15 @@ class CausalLM:
             return ()
         return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
-    def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
+    def forward(self, paged: PagedBatch) -> torch.Tensor:
         """The float32 logits [S + P, vocab_size] at the batch's `logit_tokens`."""
+        batch = paged.batch
         logits: torch.Tensor = self._model(
             input_ids=batch.token_ids[None],
             position_ids=batch.positions[None],
             use_cache=False,
             logits_to_keep=batch.logit_tokens,
-            paged=PagedBatch(batch, cache),
+            paged=paged,
         ).logits
         return logits[0].float()
 
@@ -100,9 +101,9 @@ class CausalLM:
         fusion.fuse(self._model)
         torch.ops.tiller_cpu.use_own_threads(True)
 
-    def fuse(self) -> None:
-        """Goes on with single operations for what is many in the model's code. Needs the CPU's kernels."""
-        fusion.fuse(self._model)
+    def fuse(self, act: Callable[[nn.Module], None]) -> None:
+        """Goes on with fewer operations in the place of many: `act` puts them into the model."""
+        act(self._model)
 
     def digest(self) -> str:
         """Hex; names the weights' values, whatever device they are on."""

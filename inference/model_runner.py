@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 import torch
 
-from inference import sampler
+from inference.attention import PagedBatch
 from inference.backends import TORCH, Backend
-from inference.batch import BatchBuilder
+from inference.batch import Batch, BatchBuilder
 from inference.config import EngineConfig
-from inference.cpu import sampling as cpu_sampling
+from inference.graphs import Capture, Graphs
 from inference.kv_cache import KVCache
 from inference.model import CausalLM
 from inference.probe import MAX_TOKENS_IN_FLIGHT
 from inference.protocol import TokenLogprobs
-from inference.sampler import Sampler
+from inference.sampler import Sampled, Sampler
 from inference.sequence import Sequence
 from inference.steering.bank import SteeringBank
 from inference.steering.capture import capturing, score
@@ -34,6 +34,23 @@ class SampledToken:
     logprobs: TokenLogprobs | None
 
 
+@dataclass(frozen=True)
+class Step:
+    """What was launched for some sequences."""
+
+    sequences: list[Sequence]
+    batch: Batch
+    sampled: Sampled | None
+    """None if no sequence samples."""
+
+    def read(self) -> list[SampledToken]:
+        """Waits for the device."""
+        if self.sampled is None:
+            return []
+        rows = zip(self.batch.sampling, *self.sampled.read(), strict=True)
+        return [SampledToken(*row) for row in rows]
+
+
 class ModelRunner:
     def __init__(self, model: CausalLM, config: EngineConfig, backend: Backend = TORCH) -> None:
         self.model = model
@@ -43,10 +60,10 @@ class ModelRunner:
             config.block_size,
             self._cache.padding_slot,
             model.device,
-            in_place=backend.cpu_kernels,
+            in_place=backend.attend is not None,
         )
-        weigh = cpu_sampling.weigh if backend.cpu_kernels else sampler.weigh
-        self._sampler = Sampler(model.vocab_size, model.device, weigh)
+        self._attend = backend.attend
+        self._sampler = Sampler(model.vocab_size, model.device, backend.weigh)
         self.bank = SteeringBank(
             # Every sequence may be steered by something else.
             num_rows=config.max_running + config.max_queued + MAX_TOKENS_IN_FLIGHT,
@@ -54,23 +71,72 @@ class ModelRunner:
             hidden_size=model.hidden_size,
             device=model.device,
         )
-        inject(model, self.bank)
+        inject(model, self.bank, backend.steer)
+        self._graphs = self._capture(backend.capture, config) if backend.capture else None
 
     @torch.inference_mode()
-    def run(self, scheduled: list[Sequence]) -> list[SampledToken]:
-        """Computes each sequence's scheduled tokens; samples for those that reach their end."""
+    def launch(self, scheduled: list[Sequence]) -> Step:
+        """Has each sequence's scheduled tokens computed, and sampled from for those that reach their end."""
         batch = self._builder.build(scheduled)
         sampling = self._sampler.prepare(batch.sampling)  # before the device has work to wait for
-        with capturing(self.model, batch.probes):
-            logits = self.model.forward(batch, self._cache)
+        if self._graphs is not None and self._graphs.serve(batch):
+            logits = self._graphs.run(batch)
+        else:
+            with capturing(self.model, batch.probes):
+                logits = self._forward(batch)
         if batch.probes:
             score(batch.probes, logits[len(batch.sampling) :])
             logits = logits[: len(batch.sampling)]
-        if not batch.sampling:
-            return []
-        sampled = self._sampler.sample(logits, sampling)
-        rows = zip(batch.sampling, sampled.token_ids, sampled.logprobs, strict=True)
-        return [SampledToken(*row) for row in rows]
+        sampled = self._sampler.sample(logits, sampling) if batch.sampling else None
+        return Step(scheduled, batch, sampled)
+
+    @torch.inference_mode()
+    def launch_after(self, step: Step) -> Step:
+        """Has the next token of each sequence of `step` computed, whose tokens the host need not know yet.
+
+        For a step that `can_be_followed`. The sequences have blocks for one token more.
+        """
+        assert step.sampled is not None  # noqa: S101 - for the type checker
+        assert self._graphs is not None  # noqa: S101
+        batch = self._builder.follow(step.batch, step.sampled.tokens.clamp(min=0))
+        sampling = self._sampler.prepare(batch.sampling)
+        return Step(batch.sampling, batch, self._sampler.sample(self._graphs.run(batch), sampling))
+
+    def can_be_followed(self, step: Step) -> bool:
+        """Whether the host needs nothing of the step's outcome to launch the next for the same sequences."""
+        return (
+            self._graphs is not None
+            and self._graphs.serve(step.batch)
+            and len(step.sequences) == len(step.batch.sampling)  # none has ended since
+            and not any(map(_needs_outcome, step.batch.sampling))
+        )
+
+    @torch.inference_mode()
+    def _capture(self, capture: Capture, config: EngineConfig) -> Graphs:
+        limits = self.num_blocks * config.block_size, self.model.context_length, config.context_length
+        longest = min(limit for limit in limits if limit)
+        return Graphs(
+            self._forward,
+            capture,
+            most_sequences=min(config.max_running, config.max_batch_tokens),
+            most_blocks=-(-longest // config.block_size),
+            spare_slot=self._cache.padding_slot,
+            device=self.model.device,
+        )
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        return self.model.forward(PagedBatch(batch, self._cache, self._attend))
+
+
+def _needs_outcome(sequence: Sequence) -> bool:
+    """Whether the step after one that is not known yet depends on more than its token."""
+    sampling = sequence.sampling
+    return bool(
+        sampling.frequency_penalty
+        or sampling.presence_penalty
+        or sampling.top_logprobs is not None
+        or sequence.num_computed_tokens == 0  # the first token alone is never steered
+    )
 
 
 def _num_blocks(model: CausalLM, config: EngineConfig) -> int:

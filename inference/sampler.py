@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike, NDArray
 
 from inference.protocol import SamplingParams, TokenLogprobs
 from inference.sequence import FloatArray, IntArray, Sequence
+from inference.transfer import Arriving, upload
 
 _PIECE = 256  # of the vocabulary, whose probabilities are added up one by one only where the token lies
 _MIN_TEMPERATURE = 1e-5  # below it, dividing float32 logits has the same result as the maximum
@@ -21,12 +23,19 @@ NOT_A_TOKEN = -1
 """Stands for the token of a row whose logits are not finite."""
 
 
-@dataclass(frozen=True)
 class Sampled:
-    """What each row drew."""
+    """What each row draws, once the device has come so far."""
 
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs | None]
+    def __init__(self, tokens: torch.Tensor, logprobs: torch.Tensor | None, batch: "SamplingBatch") -> None:
+        self.tokens = tokens
+        """[S] on the device; NOT_A_TOKEN for a row whose logits are not finite."""
+        self._arriving = Arriving(tokens)
+        self._logprobs = logprobs
+        self._batch = batch
+
+    def read(self) -> tuple[list[int], list[TokenLogprobs | None]]:
+        """Waits for the device, but for nothing that it was given after these."""
+        return self._arriving.read(), _token_logprobs(self._logprobs, self.tokens, self._batch)
 
 
 @dataclass(frozen=True)
@@ -97,25 +106,36 @@ class Sampler:
         drawn = [params[row] for row in drawing]
         truncated = [i for i, p in enumerate(drawn) if p.top_k is not None or p.top_p < 1]
         num_logprobs = [p.top_logprobs for p in params]
+        asking = [row for row, k in enumerate(num_logprobs) if k is not None]
+        arrays = {
+            **_entries("penalties", _penalties(sequences)),
+            **_entries("bias", _biases(sequences)),
+            **_entries("selections", _selections(sequences)),
+            "drawing": np.array(drawing, np.int64),
+            "temperature": _column([p.temperature for p in drawn], np.float32),
+            "uniform": _column([_uniform(sequences[row]) for row in drawing], np.float64),
+            "truncated": np.array(truncated, np.int64),
+            "top_k": _column([drawn[i].top_k or self.vocab_size for i in truncated], np.int64),
+            "top_p": _column([drawn[i].top_p for i in truncated], np.float64),
+            "logprob_rows": np.array(asking, np.int64),
+        }
+        tensors = upload(arrays, self.device)
         return SamplingBatch(
-            penalties=self._entries(_penalties(sequences)),
-            bias=self._entries(_biases(sequences)),
-            selections=self._entries(_selections(sequences)),
-            drawing=self._indices(drawing),
-            temperature=self._column([p.temperature for p in drawn], torch.float32),
-            uniform=self._column([_uniform(sequences[row]) for row in drawing], torch.float64),
-            truncated=self._indices(truncated),
-            top_k=self._column([drawn[i].top_k or self.vocab_size for i in truncated], torch.int64),
-            top_p=self._column([drawn[i].top_p for i in truncated], torch.float64),
-            logprob_rows=self._indices([row for row, k in enumerate(num_logprobs) if k is not None]),
+            penalties=_take_entries("penalties", tensors),
+            bias=_take_entries("bias", tensors),
+            selections=_take_entries("selections", tensors),
+            drawing=tensors["drawing"] if drawing else None,
+            temperature=tensors["temperature"],
+            uniform=tensors["uniform"],
+            truncated=tensors["truncated"] if truncated else None,
+            top_k=tensors["top_k"],
+            top_p=tensors["top_p"],
+            logprob_rows=tensors["logprob_rows"] if asking else None,
             num_logprobs=num_logprobs,
         )
 
     def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
-        """`logits`: [S, vocab_size] float32; they are changed in place.
-
-        A row whose logits are not finite draws NOT_A_TOKEN.
-        """
+        """`logits`: [S, vocab_size] float32; they are changed in place. Does not wait for the device."""
         logprobs = None
         if batch.logprob_rows is not None:
             logprobs = logits[batch.logprob_rows].log_softmax(-1)
@@ -125,8 +145,7 @@ class Sampler:
             _add(logits, batch.bias)
         if batch.selections is not None:
             _keep_only(logits, batch.selections)
-        tokens = self._choose(logits, batch)
-        return Sampled(tokens.tolist(), _token_logprobs(logprobs, tokens, batch))
+        return Sampled(self._choose(logits, batch), logprobs, batch)
 
     def _choose(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         if batch.drawing is not None and len(batch.drawing) == len(logits):
@@ -152,20 +171,26 @@ class Sampler:
             tokens[rows] = ids.gather(-1, chosen[:, None])[:, 0]
         return highest, tokens
 
-    def _entries(self, parts: list[RowEntries]) -> Entries | None:
-        """Joins what the rows contribute; no Python per entry."""
-        if not parts:
-            return None
-        rows = np.repeat([part.row for part in parts], [len(part.columns) for part in parts])
-        columns = np.concatenate([part.columns for part in parts])
-        values = np.concatenate([part.values for part in parts])
-        return Entries(*(torch.from_numpy(array).to(self.device) for array in (rows, columns, values)))
 
-    def _indices(self, values: list[int]) -> torch.Tensor | None:
-        return torch.tensor(values, device=self.device) if values else None
+def _entries(name: str, parts: list[RowEntries]) -> dict[str, NDArray[np.generic]]:
+    """Joins what the rows contribute; no Python per entry."""
+    if not parts:
+        return {}
+    return {
+        f"{name}.rows": np.repeat([part.row for part in parts], [len(part.columns) for part in parts]),
+        f"{name}.columns": np.concatenate([part.columns for part in parts]),
+        f"{name}.values": np.concatenate([part.values for part in parts]),
+    }
 
-    def _column(self, values: list[float] | list[int], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)[:, None]
+
+def _take_entries(name: str, tensors: dict[str, torch.Tensor]) -> Entries | None:
+    if f"{name}.rows" not in tensors:
+        return None
+    return Entries(*(tensors[f"{name}.{part}"] for part in ("rows", "columns", "values")))
+
+
+def _column(values: list[float] | list[int], dtype: DTypeLike) -> NDArray[np.generic]:
+    return np.array(values, dtype)[:, None]
 
 
 def _is_greedy(params: SamplingParams) -> bool:

@@ -83,6 +83,21 @@ class Scheduler:
             scheduled.append(started)
         return scheduled
 
+    def extend(self, sequences: list[Sequence]) -> bool:
+        """Gives each of them, which compute their newest token now, blocks for one more.
+
+        False if the next step may have to be another: one of them will have ended, others wait, or blocks
+        lack. What was given then stays with the sequences.
+        """
+        if self._waiting or self._following or len(sequences) != len(self.running):
+            return False
+        return all(
+            sequence.status is Status.RUNNING
+            and sequence.num_output_tokens + 1 < sequence.max_tokens
+            and self.blocks.allocate(sequence, sequence.num_tokens + 1)
+            for sequence in sequences
+        )
+
     def _continue_running(self) -> tuple[list[Sequence], bool]:
         """Shares the budget out among running sequences; also says whether blocks lacked."""
         budget = self.max_batch_tokens

@@ -9,6 +9,7 @@ import statistics
 
 import torch
 
+from inference.attention import PagedBatch
 from inference.backends import Backend
 from inference.batch import BatchBuilder
 from inference.kv_cache import KVCache
@@ -58,14 +59,14 @@ def _run_paged(model: CausalLM, prompts: list[list[int]], backend: Backend) -> l
     """Each prompt's last logits [vocab_size], computed in three steps over a small cache."""
     size = max(_LENGTHS)
     cache = KVCache(model.layer_shapes, len(prompts), size, model.device)
-    builder = BatchBuilder(size, cache.padding_slot, model.device, in_place=backend.cpu_kernels)
+    builder = BatchBuilder(size, cache.padding_slot, model.device, in_place=backend.attend is not None)
     sequences = [_make_sequence(block, prompt) for block, prompt in enumerate(prompts)]
     for end in (_FIRST_PIECE, -1, None):
         for sequence in sequences:
             computed = sequence.num_computed_tokens
             sequence.num_scheduled_tokens = len(sequence.token_ids[computed:end])
         batch = builder.build(sequences)
-        logits = model.forward(batch, cache)
+        logits = model.forward(PagedBatch(batch, cache, backend.attend))
         for sequence in sequences:
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
     rows = dict(zip(batch.sampling, logits, strict=True))

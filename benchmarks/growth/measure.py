@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from benchmarks.growth.curves import Curve, per_token
-from benchmarks.steering_cost import measure_ways, prompt, start, stop, timed_step
+from benchmarks.steering_cost import measure_ways, prompt, run_step_by_step, start, stop, timed_step
 from inference.engine import Engine
 from inference.protocol import GenerationRequest, SamplingParams
 from inference.sequence import Sequence
@@ -46,6 +46,7 @@ QUICK = Plan(
 
 def by_sequences(engine: Engine, plan: Plan) -> Curve:
     """Steps of so many of the sequences, drawn anew for each so that all contexts stay alike."""
+    run_step_by_step(engine)
     sequences = start(engine, max(plan.sequences), plan.prompt_tokens)
     seconds: dict[int, list[float]] = {count: [] for count in plan.sequences}
     rng = random.Random(0)
@@ -60,6 +61,7 @@ def by_sequences(engine: Engine, plan: Plan) -> Curve:
 
 def by_context(engine: Engine, plan: Plan) -> tuple[Curve, Curve]:
     """Prompts, each read alone, and the single sequences that continue them to these contexts."""
+    run_step_by_step(engine)
     lengths = {context: context - plan.context_steps - 1 for context in plan.contexts}
     reading: dict[int, list[float]] = {context: [] for context in plan.contexts}
     decoding: dict[int, list[float]] = {context: [] for context in plan.contexts}

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference.cpu.likeness import are_alike, random
 from inference.cpu.linear import Int8Linear
-from inference.cpu.trial import Trial
+from inference.cpu.paging import attend
+from inference.likeness import are_alike, has_what_no_trial_finds
+from inference.trial import Trial
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -47,18 +48,10 @@ def fused_attention(module: nn.Module) -> Int8Attention | None:
         return None
     if not all(hasattr(module, name) for name in ("layer_idx", "scaling", "head_dim", "config")):
         return None
-    if _has_what_no_trial_finds(module) or not _can_be_joined(projections[:3]):
+    if has_what_no_trial_finds(module) or not _can_be_joined(projections[:3]):
         return None
     fused = Int8Attention(module)
     return fused if _attends_alike(module, fused) else None
-
-
-def _has_what_no_trial_finds(module: Any) -> bool:
-    """A wide window, or a cap on large scores: a trial with a few small numbers says nothing of them."""
-    if getattr(module.config, "attn_logit_softcapping", None):
-        return True
-    # Which layers have the window is then known to the module's code alone.
-    return bool(getattr(module.config, "sliding_window", None)) and not hasattr(module, "sliding_window")
 
 
 def _can_be_joined(linears: list[Any]) -> bool:
@@ -77,6 +70,5 @@ def _join(linears: list[Int8Linear]) -> Any:
 
 def _attends_alike(module: Any, fused: Int8Attention) -> bool:
     """Tries both on a few tokens of two sequences in a small cache."""
-    trial = Trial(fused.kv_heads, fused.head_dim)
-    hidden = random(1, trial.tokens, fused.hidden_size)
-    return are_alike(*(trial.run(layer, hidden)[0] for layer in (module, fused)))
+    trial = Trial(fused.kv_heads, fused.head_dim, attend, like=torch.empty(0))
+    return are_alike(*(trial.run(layer, fused.hidden_size)[0] for layer in (module, fused)))

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from inference.cpu.attention import Int8Attention
-from inference.cpu.likeness import are_alike, random
 from inference.cpu.modules import Int8GatedMLP, RMSNorm
-from inference.cpu.trial import Trial
+from inference.cpu.paging import attend
+from inference.likeness import are_alike
+from inference.trial import Trial
 
 _PARTS: dict[str, type[nn.Module]] = {  # of a Llama's, and of those who took it over
     "input_layernorm": RMSNorm,
@@ -34,9 +35,8 @@ def fuse_decoder_layer(layer: nn.Module) -> None:
         *parts["post_attention_layernorm"].arguments,
     )
     forward = _forward(operation, attention.layer, layer.forward)
-    trial = Trial(attention.kv_heads, attention.head_dim)
-    hidden = random(1, trial.tokens, attention.hidden_size)
-    expected, ours = (trial.run(act, hidden) for act in (layer, forward))
+    trial = Trial(attention.kv_heads, attention.head_dim, attend, like=torch.empty(0))
+    expected, ours = (trial.run(act, attention.hidden_size) for act in (layer, forward))
     if isinstance(expected, torch.Tensor) and are_alike(expected, ours):
         layer.forward = forward
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from inference.cpu.attention import fused_attention
 from inference.cpu.decoder_layer import fuse_decoder_layer
-from inference.cpu.likeness import are_alike, random
 from inference.cpu.linear import Int8Linear
 from inference.cpu.modules import Int8GatedMLP, RMSNorm
+from inference.likeness import are_alike, random
 
 _ROTARY = "apply_rotary_pos_emb"  # as transformers' models call it
 

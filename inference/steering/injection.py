@@ -1,25 +1,34 @@
 """Adds what a batch asks for to the output of the steered blocks. Knows no concepts."""
 
+from collections.abc import Callable
+
 import torch
 
 from inference.batch import Batch
 from inference.model import BlockHook, CausalLM
 from inference.steering.bank import SteeringBank
 
+Steer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""See `steer`."""
 
-def inject(model: CausalLM, bank: SteeringBank) -> None:
-    """From now on, the model's forward pass steers.
+
+def steer(hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor) -> None:
+    """hidden [T, hidden_size] += scales [T, 1] * vectors[rows], vectors [num_rows, hidden_size] float32.
 
     A token whose row is zero keeps its values bit for bit.
     """
+    hidden += (scales * vectors[rows]).to(hidden.dtype)
+
+
+def inject(model: CausalLM, bank: SteeringBank, steer: Steer = steer) -> None:
+    """From now on, the model's forward pass steers."""
     for vectors, block in zip(bank.vectors, bank.blocks, strict=True):
-        model.hook_block(block, _add(vectors))
+        model.hook_block(block, _add(vectors, steer))
 
 
-def _add(vectors: torch.Tensor) -> BlockHook:  # vectors: [num_rows, hidden_size]
+def _add(vectors: torch.Tensor, steer: Steer) -> BlockHook:  # vectors: [num_rows, hidden_size]
     def add(hidden: torch.Tensor, batch: Batch) -> None:
         if batch.steering is not None:
-            added = batch.steering.scales * vectors[batch.steering.rows]  # [T, hidden_size] float32
-            hidden += added.to(hidden.dtype)
+            steer(hidden, vectors, batch.steering.rows, batch.steering.scales)
 
     return add

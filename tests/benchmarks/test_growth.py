@@ -157,14 +157,14 @@ def test_prompts_are_read_whole_and_continued_to_the_context(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[tuple[int, int]] = []
-    run = engine.runner.run
+    run = engine.runner.launch
 
     def recording(scheduled: list) -> list:
         [sequence] = scheduled
         steps.append((sequence.num_scheduled_tokens, sequence.num_tokens))
         return run(scheduled)
 
-    monkeypatch.setattr(engine.runner, "run", recording)
+    monkeypatch.setattr(engine.runner, "launch", recording)
     by_context(engine, TINY)
     prompts = [(26, 26), (48, 122), (48, 122), (26, 122)]
     decodes = [(1, length + step) for length in (26, 122) for step in range(1, 6)]

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from inference import backends
+from inference.backends import Backend
 from inference.config import EngineConfig
 from inference.engine import Engine
+from inference.graphs import Capture
 from inference.model import CausalLM
 from inference.model_runner import ModelRunner
 from inference.protocol import (
@@ -57,6 +59,7 @@ def make_model(architecture: str = "llama", seed: int = 0, **overrides: object) 
     options = {**COMMON, **ARCHITECTURES[architecture], **overrides}
     config = AutoConfig.for_model(architecture, **options)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    model.to(torch.get_default_device())
     sharpen(model)
     return model.eval()
 
@@ -108,22 +111,32 @@ class Driver:
 
 
 def build_driver(
-    model: PreTrainedModel, directions: DirectionFiles | None = None, **config: object
+    model: PreTrainedModel,
+    directions: DirectionFiles | None = None,
+    capture: Capture | None = None,
+    backend: Backend | None = None,
+    **config: object,
 ) -> Driver:
-    """The model is this driver's from here on; an earlier one must not run it any more."""
+    """The model is this driver's from here on; an earlier one must not run it any more.
+
+    `capture`: for a back end that has none. `backend`: instead of what would be chosen.
+    """
     for block in model.model.layers:
         block._forward_hooks.clear()  # the earlier engine's steering
     options = {"num_blocks": None, **config}
     num_blocks = options.pop("num_blocks")
+    if model.device.type == "cuda":
+        options.setdefault("max_running", 32)  # so many steps need to be captured
     engine_config = EngineConfig(**{"kv_cache_gib": 0.01, "seed": 0, **options})
     causal_lm = CausalLM(model)
     if num_blocks is not None:
         per_token = sum(shape.num_bytes for shape in causal_lm.layer_shapes)
         gib = num_blocks * engine_config.block_size * per_token / 2**30
         engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
-    backend = backends.choose(causal_lm, engine_config)
-    if backend.cpu_kernels:
-        causal_lm.fuse()
+    backend = backend or backends.choose(causal_lm, engine_config)
+    backend = replace(backend, capture=backend.capture or capture)
+    if backend.fuse:
+        causal_lm.fuse(backend.fuse)
     if engine_config.quantization == "int8":
         causal_lm.quantize()
     return Driver(Engine(ModelRunner(causal_lm, engine_config, backend), engine_config, directions))

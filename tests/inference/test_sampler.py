@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from inference import sampler
 from inference.config import EngineConfig
 from inference.cpu import build
 from inference.cpu import sampling as cpu_sampling
-from inference.protocol import GenerationRequest, SamplingParams
-from inference.sampler import NOT_A_TOKEN, Sampled, Sampler
+from inference.protocol import GenerationRequest, SamplingParams, TokenLogprobs
+from inference.sampler import NOT_A_TOKEN, Sampler
 from inference.sequence import Sequence, build_sequences
 
 LOGITS = torch.tensor([1.0, 3.0, 0.5, 2.0, 2.9, -4.0, 0.0, 1.5])
@@ -38,10 +39,15 @@ def make_sequence(output: list[int] | None = None, seed: int = 0, **sampling: ob
     return sequence
 
 
-def sample(sequences: list[Sequence], logits: torch.Tensor = LOGITS) -> Sampled:
+class Outcome(NamedTuple):
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+def sample(sequences: list[Sequence], logits: torch.Tensor = LOGITS) -> Outcome:
     drawer = Sampler(logits.shape[-1], torch.device("cpu"), _weigh)
     rows = logits.repeat(len(sequences), 1) if logits.dim() == 1 else logits.clone()
-    return drawer.sample(rows, drawer.prepare(sequences))
+    return Outcome(*drawer.sample(rows, drawer.prepare(sequences)).read())
 
 
 def distribution(draws: int = 8000, logits: torch.Tensor = LOGITS, **sampling: object) -> torch.Tensor:

@@ -61,13 +61,13 @@ def steered(request: GenerationRequest, *concepts: str, strength: float = 1.0) -
 def count_computed_tokens(driver: Driver) -> list[int]:
     """Of each step that follows, appended as it is run."""
     counts: list[int] = []
-    run = driver.engine.runner.run
+    launch = driver.engine.runner.launch
 
-    def run_and_count(scheduled: list[Sequence]) -> object:
+    def launch_and_count(scheduled: list[Sequence]) -> object:
         counts.append(sum(sequence.num_scheduled_tokens for sequence in scheduled))
-        return run(scheduled)
+        return launch(scheduled)
 
-    driver.engine.runner.run = run_and_count
+    driver.engine.runner.launch = launch_and_count
     return counts
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from inference.protocol import Admission, GenerationRequest, RefusalCode, SteeringSpec
 from tests.inference.conftest import ARCHITECTURES, Result, make_model, request
+from tests.inference.recorder import Recorder
 from tests.steering.conftest import CONCEPTS, random_tokens, steered, steered_driver
 
 
@@ -145,3 +146,12 @@ def test_a_fault_gives_all_rows_back(llama: PreTrainedModel) -> None:
     assert bank.num_free_rows < before
     driver.engine.fail_all("a fault")
     assert bank.num_free_rows == before
+
+
+def test_captured_steps_steer_each_as_alone(llama: PreTrainedModel) -> None:
+    requests = many_configurations()
+    expected = [run_alone(llama, one) for one in requests]
+    recorder = Recorder()
+    results = steered_driver(llama, capture=recorder).run(*requests)
+    assert recorder.num_replayed > 0
+    assert [results[one.request_id, 0].token_ids for one in requests] == expected

@@ -212,12 +212,12 @@ def test_a_step_that_fails_ends_all_requests_and_all_trainings(
         driver.engine.add(one)
     for _ in range(steps_before):
         driver.step()
-    run = driver.engine.runner.run
+    run = driver.engine.runner.launch
 
     def fail(scheduled: list[Sequence]) -> None:
         raise RuntimeError("the device is on fire")
 
-    driver.engine.runner.run = fail
+    driver.engine.runner.launch = fail
     with pytest.raises(RuntimeError, match="on fire"):
         driver.engine.step()
     report = driver.engine.fail_all("a fault")
@@ -225,7 +225,7 @@ def test_a_step_that_fails_ends_all_requests_and_all_trainings(
     assert [failure.request_id for failure in report.failures] == [r.request_id for r in running_requests()]
     check_nothing_is_left(driver)
 
-    driver.engine.runner.run = run
+    driver.engine.runner.launch = run
     driver.engine.check_integrity()
     driver.results.clear()
     for one in running_requests():

@@ -3,60 +3,8 @@
 import pytest
 import torch
 
-BLOCK = 4
-
-
-def plain(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int, softcap: float
-) -> torch.Tensor:
-    """One query [heads, size] over its context [L, kv_heads, size]; [heads, value_size] in float64."""
-    shared = len(query) // keys.shape[1]
-    keys, values = (x.double().repeat_interleave(shared, 1) for x in (keys, values))
-    scores = torch.einsum("hd,lhd->hl", query.double(), keys) * scale
-    if softcap:
-        scores = torch.tanh(scores / softcap) * softcap
-    if window:
-        scores[:, : max(0, len(keys) - window)] = -torch.inf
-    return torch.einsum("hl,lhd->hd", scores.softmax(-1), values)
-
-
-def attend(
-    sequences: list[tuple[int, int]],
-    heads: int,
-    kv_heads: int,
-    size: int,
-    value_size: int,
-    window: int = 0,
-    softcap: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the kernel says of sequences of these lengths and numbers of new tokens, and the truth."""
-    torch.manual_seed(sum(length for length, _ in sequences) + size)
-    width = -(-max(length for length, _ in sequences) // BLOCK)
-    blocks = torch.randperm(len(sequences) * width).view(len(sequences), width).int()
-    keys, values = (torch.randn(len(sequences) * width * BLOCK + 1, kv_heads, n) for n in (size, value_size))
-    positions = [torch.arange(length - new, length) for length, new in sequences]
-    slots = [row.long()[at // BLOCK] * BLOCK + at % BLOCK for row, at in zip(blocks, positions, strict=True)]
-    starts = torch.tensor([0, *(new for _, new in sequences)]).cumsum(0)
-    tokens = int(starts[-1])
-    query, key = (torch.randn(1, tokens, n, size).transpose(1, 2) for n in (heads, kv_heads))
-    value = torch.randn(1, tokens, kv_heads, value_size).transpose(1, 2)
-    places = torch.cat(slots), blocks, starts, torch.cat(positions)
-    output = torch.ops.tiller_cpu.paged_attention(
-        query, key, value, keys, values, *places, BLOCK, 0.3, window, softcap
-    )
-    assert torch.equal(keys[places[0]], key[0].transpose(0, 1)), "the new keys are stored"
-    assert torch.equal(values[places[0]], value[0].transpose(0, 1))
-    expected = []
-    for i, at in enumerate(positions):
-        context = (blocks[i].long()[:, None] * BLOCK + torch.arange(BLOCK)).view(-1)
-        for token, position in enumerate(at.tolist(), int(starts[i])):
-            seen = context[: position + 1]
-            expected.append(plain(query[0, :, token], keys[seen], values[seen], 0.3, window, softcap))
-    return output, torch.stack(expected)
-
-
-SINGLES = [(length, 1) for length in (1, 2, 5, 31, 32, 33, 64, 100)]
-CHUNKS = [(1, 1), (2, 2), (40, 3), (32, 32), (33, 33), (100, 100), (97, 31), (50, 1), (150, 64)]
+from inference.cpu.paging import attend as act
+from tests.inference.paged import BLOCK, CHUNKS, SINGLES, attend
 
 
 @pytest.mark.parametrize("size", [4, 8, 12, 64, 80, 128])
@@ -65,7 +13,7 @@ CHUNKS = [(1, 1), (2, 2), (40, 3), (32, 32), (33, 33), (100, 100), (97, 31), (50
 def test_it_equals_plain_attention(
     size: int, heads: int, kv_heads: int, sequences: list[tuple[int, int]]
 ) -> None:
-    output, expected = attend(sequences, heads, kv_heads, size, size)
+    output, expected = attend(act, sequences, heads, kv_heads, size, size)
     assert (output - expected).abs().max() < 1e-5
 
 
@@ -75,12 +23,12 @@ def test_it_equals_plain_attention(
     "sequences", [[(1, 1), (30, 1), (32, 1), (77, 1)], [(1, 1), (30, 30), (77, 50), (130, 70)]]
 )
 def test_windows_and_softcaps(window: int, softcap: float, sequences: list[tuple[int, int]]) -> None:
-    output, expected = attend(sequences, 4, 2, 16, 16, window, softcap)
+    output, expected = attend(act, sequences, 4, 2, 16, 16, window, softcap)
     assert (output - expected).abs().max() < 1e-5
 
 
 def test_values_may_have_a_size_of_their_own() -> None:
-    output, expected = attend([(3, 1), (50, 1), (70, 40)], 4, 2, 24, 40)
+    output, expected = attend(act, [(3, 1), (50, 1), (70, 40)], 4, 2, 24, 40)
     assert (output - expected).abs().max() < 1e-5
 
 

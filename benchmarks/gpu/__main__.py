@@ -1,0 +1,136 @@
+"""Engine speed beside a GPU's limits, with random weights; and the tests that need one.
+
+    python -m benchmarks.gpu --tests                 # first whether everything is right, then all figures
+    python -m benchmarks.gpu --models 1b --quick     # a few figures
+    python -m benchmarks.gpu --models tiny --device cpu --dtype float32 --quick    # a dry run anywhere
+
+Needs torch, triton, transformers, msgspec, numpy, matplotlib, and pytest for the tests: no package index, no
+network, no installation. Measures what copies and matrix products reach there, then for each model
+decoding with 1, 8, 64 and 256 sequences of 1024 tokens, reading prompts, the first token, and steering with
+decoding with 1, 8, 64 and 256 sequences of 1024 tokens, reading prompts, the first token, and steering with
+the measured limits allow over the time taken; for steering the unsteered time over the steered.
+Writes gpu.json and gpu.svg; the table goes to stdout after each model, so that a run cut short leaves it.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import limits as device_limits
+from benchmarks.gpu import speed
+from benchmarks.gpu.limits import Limits
+from benchmarks.gpu.plot import draw
+from benchmarks.gpu.speed import Figure
+from benchmarks.peers.machine import commit
+from benchmarks.steering_cost import SHAPES, build
+from inference.engine import Engine
+
+_ROOT = Path(__file__).parents[2]
+_TESTS = ("tests/inference", "tests/steering")
+
+
+def main() -> int:
+    arguments = _parse()
+    status = _run_tests() if arguments.tests else 0
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    small = arguments.quick and device.type == "cpu"
+    limits = device_limits.measure(
+        device, dtype, copied_bytes=2**24 if small else 2**31, size=512 if small else 8192
+    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, commit {commit()}, {arguments.dtype}: ", end="")
+    print(f"{limits.bytes_per_second / 1e9:.0f} GB/s, {limits.flops / 1e12:.2f} TFLOP/s", flush=True)
+    figures: list[Figure] = []
+    for model in arguments.models.split(","):
+        figures += _print_each(_measure(model, arguments, limits))
+        gc.collect()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    content = {
+        "device": name,
+        "torch": torch.__version__,
+        "commit": commit(),
+        "dtype": arguments.dtype,
+        "limits": asdict(limits),
+        "figures": [asdict(figure) for figure in figures],
+    }
+    (arguments.output / "gpu.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    draw(figures, name, arguments.output / "gpu.svg")
+    return status
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--models", default="8b,1b", help=f"some of {', '.join(SHAPES)}, by commas")
+    parser.add_argument("--tests", action="store_true", help="run the tests on the device first")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--max-batch-tokens", type=int, default=4096)
+    parser.add_argument("--kv-cache-gib", type=float, help="default: what is free, less a tenth")
+    parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
+    return parser.parse_args()
+
+
+def _run_tests() -> int:
+    """The oracle tests with their models on the device, and the tests of its kernels."""
+    command = [sys.executable, "-m", "pytest", "-q", *_TESTS]
+    environment = {**os.environ, "TEST_DEVICE": "cuda"}
+    return subprocess.run(command, cwd=_ROOT, env=environment, check=False).returncode
+
+
+def _print_each(figures: Iterator[Figure]) -> list[Figure]:
+    print("\n| model | what | ms | tokens/s | share of limit |\n|---|---|---|---|---|", flush=True)
+    kept = []
+    for figure in figures:
+        share = "" if figure.share_of_limit is None else f"{figure.share_of_limit:.3f}"
+        numbers = f"{figure.seconds * 1e3:.2f} | {figure.tokens_per_second:.0f} | {share}"
+        print(f"| {figure.model} | {figure.what} | {numbers} |", flush=True)
+        kept.append(figure)
+    return kept
+
+
+def _measure(model: str, arguments: argparse.Namespace, limits: Limits) -> Iterator[Figure]:
+    quick = arguments.quick
+    counts, context, steps = ((1, 4), 64, 4) if quick else ((1, 8, 64, 256), 1024, 64)
+    engine = _build(model, arguments, None)
+    work = device_limits.work_of(engine.runner.model)
+    yield speed.first_token(engine, model, context)  # also warms up
+    yield speed.first_token(engine, model, context)
+    yield speed.prefill(engine, model, 2 if quick else 16, context, limits, work)
+    for count in counts:
+        yield speed.decode(engine, model, count, context, steps, limits, work)
+    yield from speed.steering(engine, model, counts[-1], context, steps // 4, rounds=2 if quick else 8)
+    blocks = tuple(range(len(engine.runner.model.blocks) * 4 // 5))  # the last fifth is never steered
+    del engine
+    gc.collect()
+    engine = _build(model, arguments, blocks)
+    yield from speed.steering(engine, model, counts[-1], context, steps // 4, rounds=2 if quick else 8)
+
+
+def _build(model: str, arguments: argparse.Namespace, blocks: tuple[int, ...] | None) -> Engine:
+    return build(
+        argparse.Namespace(
+            model=model,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            quantization="none",
+            kv_cache_gib=arguments.kv_cache_gib,
+            max_batch_tokens=arguments.max_batch_tokens,
+            steering_blocks=blocks,
+            cache_directory="~/.cache/tiller",
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

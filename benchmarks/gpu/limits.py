@@ -1,0 +1,90 @@
+"""What the device can do at best, measured, and what a model's steps would then take."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from inference.model import CausalLM
+
+_REPEATS = 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a device."""
+
+    bytes_per_second: float
+    """Read and written, in a copy of a large tensor."""
+    flops: float
+    """Floating-point operations per second in a large matrix product."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a model's tokens cost at least."""
+
+    weight_bytes: int
+    """Read by every step; of the embedding only the rows of its tokens are, so it is left out."""
+    kv_bytes_per_token: int
+    flops_per_token: int
+    """In matrix products with weights, the output head's left out: a prompt needs it once."""
+
+    def decode_seconds(self, limits: Limits, sequences: int, context: int) -> float:
+        """Of a step of single tokens, from the bytes that it reads."""
+        read = self.weight_bytes + sequences * context * self.kv_bytes_per_token
+        return read / limits.bytes_per_second
+
+    def prefill_seconds(self, limits: Limits, tokens: int) -> float:
+        """From products with weights alone, without attention."""
+        return tokens * self.flops_per_token / limits.flops
+
+
+def measure(device: torch.device, dtype: torch.dtype, *, copied_bytes: int, size: int) -> Limits:
+    """`size`: of the square matrices. Inputs are random, since zeros take less power."""
+    return Limits(
+        2 * copied_bytes / _seconds_to_copy(device, copied_bytes),
+        2 * size**3 / _seconds_to_multiply(device, dtype, size),
+    )
+
+
+def _seconds_to_copy(device: torch.device, num_bytes: int) -> float:
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    return median_seconds(lambda: target.copy_(source), device)
+
+
+def _seconds_to_multiply(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return median_seconds(lambda: left @ right, device)
+
+
+def work_of(model: CausalLM) -> Work:
+    network = model._model
+    embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
+    parameters = {id(parameter): parameter for parameter in network.parameters()}
+    matrices = sum(
+        p.numel() for p in parameters.values() if p.dim() == 2 and p is not embedding and p is not head
+    )
+    num_bytes = sum(
+        p.numel() * p.element_size() for p in parameters.values() if p is not embedding or p is head
+    )
+    kv_bytes = sum(shape.num_bytes for shape in model.layer_shapes)
+    return Work(num_bytes, kv_bytes, 2 * matrices)
+
+
+def median_seconds(act: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(3 + _REPEATS):
+        synchronize(device)
+        started = time.perf_counter()
+        act()
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return sorted(times[3:])[_REPEATS // 2]
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,52 @@
+"""Between host and device: there in one copy, since each costs a launch, and back without waiting."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_ALIGNMENT = 16  # bytes
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class Arriving:
+    """Integers on their way from the device to the host."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._arrived: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def read(self) -> list[int]:
+        """Waits until they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.tolist()
+
+
+def upload(arrays: Arrays, device: torch.device) -> dict[str, torch.Tensor]:
+    """Tensors of the same shapes and types. Never waits for the device."""
+    if device.type == "cpu":
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    sizes = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays.values()]
+    host = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu", pin_memory=torch.cuda.is_available())
+    tensors = _carve(host, arrays, sizes)
+    for name, array in arrays.items():
+        tensors[name].copy_(torch.from_numpy(array))
+    # What is pinned is kept by torch until the device has read it.
+    return _carve(host.to(device, non_blocking=True), arrays, sizes)
+
+
+def _carve(memory: torch.Tensor, arrays: Arrays, sizes: list[int]) -> dict[str, torch.Tensor]:
+    """The arrays' places in `memory`, one after the other."""
+    tensors = {}
+    for (name, array), part in zip(arrays.items(), torch.split(memory, sizes), strict=True):
+        dtype = torch.from_numpy(array[:0]).dtype
+        tensors[name] = part[: array.nbytes].view(dtype).view(array.shape)
+    return tensors

@@ -1,0 +1,74 @@
+"""Attention in a paged cache, written down plainly, and what a kernel says of the same."""
+
+import torch
+
+from inference.attention import Attend, Places
+
+BLOCK = 4
+
+
+def plain(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int, softcap: float
+) -> torch.Tensor:
+    """One query [heads, size] over its context [L, kv_heads, size]; [heads, value_size] in float64."""
+    shared = len(query) // keys.shape[1]
+    keys, values = (x.double().repeat_interleave(shared, 1) for x in (keys, values))
+    scores = torch.einsum("hd,lhd->hl", query.double(), keys) * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if window:
+        scores[:, : max(0, len(keys) - window)] = -torch.inf
+    return torch.einsum("hl,lhd->hd", scores.softmax(-1), values)
+
+
+def attend(
+    act: Attend,
+    sequences: list[tuple[int, int]],
+    heads: int,
+    kv_heads: int,
+    size: int,
+    value_size: int,
+    window: int = 0,
+    softcap: float = 0.0,
+    like: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `act` says of sequences of these lengths and numbers of new tokens, and the truth, on the CPU.
+
+    `like`: has the dtype to be computed in, and is on the device; float32 on the CPU if it is not given.
+    """
+    like = torch.empty(0) if like is None else like
+    torch.manual_seed(sum(length for length, _ in sequences) + size)
+    width = -(-max(length for length, _ in sequences) // BLOCK)
+    blocks = torch.randperm(len(sequences) * width).view(len(sequences), width).int()
+    keys, values = (torch.randn(len(sequences) * width * BLOCK + 1, kv_heads, n) for n in (size, value_size))
+    positions = [torch.arange(length - new, length) for length, new in sequences]
+    slot_rows = [
+        row.long()[at // BLOCK] * BLOCK + at % BLOCK for row, at in zip(blocks, positions, strict=True)
+    ]
+    starts = torch.tensor([0, *(new for _, new in sequences)]).cumsum(0)
+    tokens = int(starts[-1])
+    query, key = (torch.randn(1, tokens, n, size).transpose(1, 2) for n in (heads, kv_heads))
+    value = torch.randn(1, tokens, kv_heads, value_size).transpose(1, 2)
+    keys, values, query, key, value = (x.to(like.dtype) for x in (keys, values, query, key, value))
+    caches = keys.to(like.device, copy=True), values.to(like.device, copy=True)
+    slots = torch.cat(slot_rows)
+    places = Places(
+        *caches, *(x.to(like.device) for x in (slots, blocks, starts, torch.cat(positions))), BLOCK
+    )
+    new = (x.to(like.device) for x in (query, key, value))
+    num_single = next((i for i, (_, count) in enumerate(sequences) if count > 1), len(sequences))
+    output = act(*new, places, num_single, 0.3, window, softcap)
+    keys[slots], values[slots] = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    assert torch.equal(caches[0].cpu(), keys), "the new keys are stored, and nothing else is"
+    assert torch.equal(caches[1].cpu(), values)
+    expected = []
+    for i, at in enumerate(positions):
+        context = (blocks[i].long()[:, None] * BLOCK + torch.arange(BLOCK)).view(-1)
+        for token, position in enumerate(at.tolist(), int(starts[i])):
+            seen = context[: position + 1]
+            expected.append(plain(query[0, :, token], keys[seen], values[seen], 0.3, window, softcap))
+    return output.cpu(), torch.stack(expected)
+
+
+SINGLES = [(length, 1) for length in (1, 2, 5, 31, 32, 33, 64, 100)]
+CHUNKS = [(1, 1), (2, 2), (40, 3), (32, 32), (33, 33), (100, 100), (97, 31), (50, 1), (150, 64)]
