@@ -7,8 +7,8 @@
 Needs torch, triton, transformers, msgspec, numpy, matplotlib, and pytest for the tests: no package index, no
 network, no installation. Measures what copies and matrix products reach there, then for each model
 decoding with 1, 8, 64 and 256 sequences of 1024 tokens, reading prompts, the first token, and steering with
-decoding with 1, 8, 64 and 256 sequences of 1024 tokens, reading prompts, the first token, and steering with
-the measured limits allow over the time taken; for steering the unsteered time over the steered.
+no, one and 256 configurations at one block and at all that may be steered. A share of limit is the time
+that the measured limits allow over the time taken; for steering the unsteered time over the steered.
 Writes gpu.json and gpu.svg; the table goes to stdout after each model, so that a run cut short leaves it.
 """
 
