@@ -1,5 +1,6 @@
 """Runs scheduled sequences through the model: batch, forward, sample. Decides nothing."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from inference.sequence import Sequence
 from inference.steering.bank import SteeringBank
 from inference.steering.capture import capturing, score
 from inference.steering.injection import inject
+
+_log = logging.getLogger(__name__)
 
 _GIB = 2**30
 _DEFAULT_CPU_CACHE_GIB = 2.0
@@ -112,17 +115,22 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def _capture(self, capture: Capture, config: EngineConfig) -> Graphs:
+    def _capture(self, capture: Capture, config: EngineConfig) -> Graphs | None:
+        """None, and a warning, where the model's code asks the device something on its way."""
         limits = self.num_blocks * config.block_size, self.model.context_length, config.context_length
         longest = min(limit for limit in limits if limit)
-        return Graphs(
-            self._forward,
-            capture,
-            most_sequences=min(config.max_running, config.max_batch_tokens),
-            most_blocks=-(-longest // config.block_size),
-            spare_slot=self._cache.padding_slot,
-            device=self.model.device,
-        )
+        try:
+            return Graphs(
+                self._forward,
+                capture,
+                most_sequences=min(config.max_running, config.max_batch_tokens),
+                most_blocks=-(-longest // config.block_size),
+                spare_slot=self._cache.padding_slot,
+                device=self.model.device,
+            )
+        except RuntimeError as error:
+            _log.warning("the server will be slower, since steps cannot be captured: %s", error)
+            return None
 
     def _forward(self, batch: Batch) -> torch.Tensor:
         return self.model.forward(PagedBatch(batch, self._cache, self._attend))

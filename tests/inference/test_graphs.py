@@ -142,3 +142,15 @@ def test_steps_are_captured_once(llama: PreTrainedModel) -> None:
     assert recorder.num_captured == len(_sizes(20))
     driver.run(*(request(f"r{i}", random_prompt(i, 5), 9) for i in range(20)))
     assert recorder.num_captured == len(_sizes(20))
+
+
+def test_a_model_that_cannot_be_captured_is_served_all_the_same(
+    llama: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(act: object) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    expected = generate(llama, random_prompt(0, 5), 9)
+    driver = build_driver(llama, capture=refuse)
+    assert driver.run(request("a", random_prompt(0, 5), 9))["a", 0].token_ids == expected
+    assert "cannot be captured" in caplog.text
