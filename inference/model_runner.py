@@ -11,6 +11,7 @@ from inference.batch import Batch, BatchBuilder
 from inference.config import EngineConfig
 from inference.graphs import Capture, Graphs
 from inference.kv_cache import KVCache
+from inference.memory import num_blocks
 from inference.model import CausalLM
 from inference.probe import MAX_TOKENS_IN_FLIGHT
 from inference.protocol import TokenLogprobs
@@ -22,10 +23,7 @@ from inference.steering.injection import inject
 
 _log = logging.getLogger(__name__)
 
-_GIB = 2**30
-_DEFAULT_CPU_CACHE_GIB = 2.0
 _STEERED_DEPTH = 0.6  # of the blocks; docs/steering.md says why
-_CUDA_SHARE = 0.9  # of the free memory; the rest is for activations
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Step:
 class ModelRunner:
     def __init__(self, model: CausalLM, config: EngineConfig, backend: Backend = TORCH) -> None:
         self.model = model
-        self.num_blocks = _num_blocks(model, config)
+        self.num_blocks = num_blocks(model, config, backend)
         self._cache = KVCache(model.layer_shapes, self.num_blocks, config.block_size, model.device)
         self._builder = BatchBuilder(
             config.block_size,
@@ -145,18 +143,6 @@ def _needs_outcome(sequence: Sequence) -> bool:
         or sampling.top_logprobs is not None
         or sequence.num_computed_tokens == 0  # the first token alone is never steered
     )
-
-
-def _num_blocks(model: CausalLM, config: EngineConfig) -> int:
-    """How many blocks the memory for the KV cache holds; at least one."""
-    if config.kv_cache_gib is not None:
-        memory = config.kv_cache_gib * _GIB
-    elif model.device.type == "cuda":
-        memory = torch.cuda.mem_get_info(model.device)[0] * _CUDA_SHARE
-    else:
-        memory = _DEFAULT_CPU_CACHE_GIB * _GIB
-    per_token = sum(shape.num_bytes for shape in model.layer_shapes)
-    return max(1, int(memory) // (per_token * config.block_size))
 
 
 def _steered_blocks(model: CausalLM, config: EngineConfig) -> tuple[int, ...]:
