@@ -11,9 +11,32 @@ from app.auth import unversioned
 from app.errors import CLIENT_CLOSED_REQUEST, ApiError, ErrorCode, for_caller
 from app.metrics import Metrics
 
+_SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+class AnswerHead:
+    """ASGI middleware: HEAD is GET without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if "body" in message else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
+
 
 class Observe:
-    """ASGI middleware: gives the request its id, counts the answer, and turns a fault into a 500."""
+    """ASGI middleware: gives the request its id, the answer what all have in common, and a fault its 500."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -32,6 +55,7 @@ class Observe:
             if message["type"] == "http.response.start":
                 started = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"].extend(_SECURITY_HEADERS)
                 self._metrics.count_request(_route(scope), message["status"])
             await send(message)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
 
+from app.auth import requires
 from app.body import read_json
 from app.completions import Heading, Transcript
 from app.engine import Generation
@@ -13,12 +14,13 @@ from app.gateway import Gateway, GatewayDep, RequestId
 from app.openapi import describe
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatCompletion
+from app.settings import TokenScope
 from app.streaming import Answer, AnswerStream, respond, while_connected
 from app.validation import check_limits, check_model, generation_request
 from inference.protocol import GenerationRequest
 from inference.steering.concepts import Concept
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], dependencies=[requires(TokenScope.CHAT)])
 
 
 @router.post(
