@@ -15,6 +15,9 @@ class Generation(Protocol):
 
     def __aiter__(self) -> AsyncIterator[list[TokenEvent]]: ...
 
+    async def begun(self) -> None:
+        """Returns once it has brought its first events; raises what ended it before."""
+
     def abort(self, index: int | None = None) -> None:
         """Ends choice `index`, or all of them. Harmless when they have ended already."""
 
@@ -27,8 +30,12 @@ class Engine(Protocol):
     def available(self) -> bool:
         """Whether requests are served now."""
 
+    @property
+    def room(self) -> int:
+        """How many more choices may run or wait."""
+
     async def submit(self, request: GenerationRequest) -> Generation:
-        """Returns once the engine has admitted the request.
+        """Returns once the engine has admitted the request, which takes room from the call on.
 
         Raises an ApiError if it was refused, EngineUnavailable if the engine is down.
         """

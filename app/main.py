@@ -13,6 +13,7 @@ from starlette.types import Scope
 
 from app import __version__
 from app.access import load_tokens
+from app.admission import Admission
 from app.auth import Authenticate
 from app.body import invalid_request
 from app.concepts import Concepts
@@ -71,6 +72,7 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
     return Gateway(
         settings=settings,
         engine=engine,
+        admission=Admission(engine, settings.limits),
         tokenizer=tokenizer,
         prompts=prompts,
         concepts=_build_concepts(settings, engine, tokenizer, prompts, metrics),
