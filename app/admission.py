@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from app.engine import Engine
-from app.errors import QueueFull, RateLimited
+from app.errors import EngineUnavailable, QueueFull, RateLimited
 from app.settings import AccessToken, LimitSettings
 
 _TYPICAL_ANSWER = 256
@@ -31,19 +31,21 @@ class Admission:
         """A request comes in, and nothing of its body is known yet. Whoever gets a Visit must end it.
 
         All callers without a token are one. What a caller sends as `nice` has limits of its own, as high.
-        Raises RATE_LIMITED or QUEUE_FULL.
+        Raises UNAVAILABLE, RATE_LIMITED or QUEUE_FULL.
         """
+        self.check_room(1)
         account = self._account(caller, nice)
         if account.requests >= account.max_requests:
             rule = (
                 f"{account.requests} requests with this access token are being answered, which is its limit"
             )
             raise RateLimited(rule, 1)
-        self.check_room(1)
         return Visit(self, account)
 
     def check_room(self, choices: int) -> None:
-        """Raises QUEUE_FULL."""
+        """Raises UNAVAILABLE or QUEUE_FULL."""
+        if not self._engine.available:
+            raise EngineUnavailable
         if self._coming + choices > self._engine.room:
             raise QueueFull
 

@@ -1,7 +1,7 @@
 """Who may call. Decided from path and headers alone, before anything of the body is read."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
@@ -58,19 +58,17 @@ def _bearer_token(headers: Headers) -> str:
     return token.strip()
 
 
-async def _caller(request: Request) -> AccessToken | None:
+def caller_of(request: Request) -> AccessToken | None:
     caller: AccessToken | None = request.state.caller
     return caller
-
-
-CallerDep = Annotated[AccessToken | None, Depends(_caller)]
 
 
 def requires(*scopes: TokenScope) -> Any:
     """A route's dependency: 401 for a token that has none of these scopes."""
     needed = " or ".join(scopes)
 
-    async def check(caller: CallerDep) -> None:
+    async def check(request: Request) -> None:
+        caller = caller_of(request)
         if caller and not set(scopes) & set(caller.scopes):
             raise Unauthorized(f"this access token lacks the scope {needed}")
 

@@ -1,5 +1,6 @@
 """The Engine protocol that routes use: requests in, token events out; examples in, a trained concept."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -13,10 +14,10 @@ class Generation(Protocol):
     EngineUnavailable when the engine is lost and InternalError when this request failed in it.
     """
 
-    def __aiter__(self) -> AsyncIterator[list[TokenEvent]]: ...
+    begun: "asyncio.Future[None]"
+    """Done once it has brought its first events; raises what ended it before."""
 
-    async def begun(self) -> None:
-        """Returns once it has brought its first events; raises what ended it before."""
+    def __aiter__(self) -> AsyncIterator[list[TokenEvent]]: ...
 
     def abort(self, index: int | None = None) -> None:
         """Ends choice `index`, or all of them. Harmless when they have ended already."""

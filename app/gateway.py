@@ -44,10 +44,4 @@ async def _gateway(request: Request) -> Gateway:
     return gateway
 
 
-async def _request_id(request: Request) -> str:
-    request_id: str = request.state.request_id
-    return request_id
-
-
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
-RequestId = Annotated[str, Depends(_request_id)]

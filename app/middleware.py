@@ -1,12 +1,14 @@
 """What holds for every request: an id, a count, a limit of the body, an answer even to a fault of ours."""
 
 import uuid
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.admission import Admission
 from app.auth import unversioned
 from app.errors import CLIENT_CLOSED_REQUEST, ApiError, ErrorCode, for_caller
 from app.metrics import Metrics
@@ -70,6 +72,37 @@ class Observe:
             await answer.response()(scope, receive, send_counted)
 
 
+@dataclass(frozen=True)
+class _Route:
+    """Stands for the router's own, in what is answered before it."""
+
+    path: str
+
+
+_GENERATES = _Route("/chat/completions")
+
+
+class RefuseWhenFull:
+    """ASGI middleware: tells at once that there is no room. Whole routes cost many times as much.
+
+    Under a rush this is what most requests get, and what /health waits for.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _generates(scope):
+            try:
+                self._admission.check_room(1)
+            except ApiError as error:
+                scope["route"] = _GENERATES
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 class LimitBody:
     """ASGI middleware: 413 for a longer body, whether or not its length was announced."""
 
@@ -104,6 +137,14 @@ class LimitBody:
 
     def _error(self) -> ApiError:
         return ApiError(ErrorCode.PAYLOAD_TOO_LARGE, f"the body must have at most {self._limit} bytes")
+
+
+def _generates(scope: Scope) -> bool:
+    return (
+        scope["type"] == "http"
+        and scope["method"] == "POST"
+        and unversioned(scope["path"]) == _GENERATES.path
+    )
 
 
 def _route(scope: Scope) -> str:

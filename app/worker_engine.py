@@ -201,10 +201,7 @@ class WorkerGeneration:
         self._running = set(range(request.n))
         self._arrived: asyncio.Queue[list[TokenEvent] | ApiError] = asyncio.Queue()
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def begun(self) -> None:
-        await self._begun
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aiter__(self) -> AsyncGenerator[list[TokenEvent], None]:
         try:
@@ -233,8 +230,8 @@ class WorkerGeneration:
 
     def deliver(self, events: list[TokenEvent]) -> None:
         self._arrived.put_nowait([event for event in events if event.index in self._running])
-        if not self._begun.done():
-            self._begun.set_result(None)
+        if not self.begun.done():
+            self.begun.set_result(None)
         if ended := {event.index for event in events if event.finish_reason}:
             self._end(ended)
 
@@ -244,9 +241,9 @@ class WorkerGeneration:
             self.admitted.set_exception(error)
             return
         self._arrived.put_nowait(error)
-        if not self._begun.done():
-            self._begun.set_exception(error)
-            self._begun.exception()  # It may be that nobody waits for it.
+        if not self.begun.done():
+            self.begun.set_exception(error)
+            self.begun.exception()  # It may be that nobody waits for it.
 
     def _end(self, choices: set[int]) -> None:
         ending = self._running & choices

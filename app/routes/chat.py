@@ -1,19 +1,21 @@
 """POST /chat/completions."""
 
+import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
-import anyio
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from app.admission import Visit
-from app.auth import CallerDep, requires
+from app.auth import caller_of, requires
 from app.body import read_json
 from app.completions import Heading, Transcript
 from app.engine import Generation
 from app.errors import ApiError, ErrorCode, QueueFull
-from app.gateway import Gateway, GatewayDep, RequestId
+from app.gateway import Gateway, GatewayDep
 from app.openapi import describe
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatCompletion
@@ -30,11 +32,10 @@ router = APIRouter(tags=["chat"], dependencies=[requires(TokenScope.CHAT)])
     "/chat/completions",
     **describe(ChatRequest, ChatCompletion, streams=True, errors=(401, 404, 429, 500, 503)),
 )
-async def create_chat_completion(
-    request: Request, gateway: GatewayDep, request_id: RequestId, caller: CallerDep, nice: bool = False
-) -> Response:
+async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bool = False) -> Response:
     """Continues a conversation. `nice` lets concurrent requests go first."""
-    visit = gateway.admission.admit(caller, nice)
+    request_id: str = request.state.request_id
+    visit = gateway.admission.admit(caller_of(request), nice)
     try:
         chat = await read_json(request, ChatRequest)
         asked, concepts = await _prepare(gateway, chat, visit, request_id, nice)
@@ -78,18 +79,28 @@ async def _start(
     """Returns when the first token is there, so that whatever fails before that gets a status of its own."""
     visit.hand_over()
     generation = await _submit(gateway, asked, concepts)
-    seconds = gateway.settings.limits.max_wait_seconds
     try:
-        with anyio.fail_after(seconds):
-            async with while_connected(receive):
-                await generation.begun()
-    except TimeoutError:
-        generation.abort()
-        raise QueueFull(f"the request has waited for {seconds:g} seconds, which is the limit") from None
+        await _wait_for_begin(generation, gateway.settings.limits.max_wait_seconds, receive)
     except BaseException:
         generation.abort()
         raise
     return generation
+
+
+async def _wait_for_begin(generation: Generation, seconds: float, receive: Receive) -> None:
+    """Raises QUEUE_FULL, ClientDisconnect, and what ended the generation before it began."""
+    left = asyncio.ensure_future(receive())  # What comes after the body is the end.
+    awaited: set[asyncio.Future[Any]] = {generation.begun, left}
+    try:
+        await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        left.cancel()
+    if generation.begun.done():
+        generation.begun.result()
+    elif left.done():
+        raise ClientDisconnect
+    else:
+        raise QueueFull(f"the request has waited for {seconds:g} seconds, which is the limit")
 
 
 async def _submit(gateway: Gateway, asked: GenerationRequest, concepts: Sequence[Concept]) -> Generation:

@@ -55,14 +55,12 @@ class InsideGeneration:
         self._engine = engine
         self._request_id = request_id
         self._arrived: asyncio.Queue[list[TokenEvent]] = asyncio.Queue()
-        self._begun = asyncio.Event()
-
-    async def begun(self) -> None:
-        await self._begun.wait()
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def deliver(self, events: list[TokenEvent]) -> None:
         self._arrived.put_nowait(events)
-        self._begun.set()
+        if not self.begun.done():
+            self.begun.set_result(None)
 
     async def __aiter__(self) -> AsyncGenerator[list[TokenEvent], None]:
         try:

@@ -127,6 +127,12 @@ def _logprobs(
     return TokenLogprobs(-0.5, [(10 + rank, -0.5 - rank) for rank in range(count)])
 
 
+def _done() -> "asyncio.Future[None]":
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(None)
+    return future
+
+
 @dataclass
 class FakeGeneration:
     """Plays one request's script; stops at an abort of the whole request."""
@@ -137,9 +143,9 @@ class FakeGeneration:
     aborted: set[int] = field(default_factory=set)
     holds_room: bool = True
 
-    async def begun(self) -> None:
-        if self.engine.start is not None:
-            await self.engine.start.wait()
+    @property
+    def begun(self) -> "asyncio.Future[None]":
+        return self.engine.start or _done()
 
     async def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
         try:
@@ -228,7 +234,7 @@ class FakeEngine:
     refusal: Exception | None = None
     """Raised by submit: an app.errors.ApiError as the real engine would raise it."""
     room: int = 1280
-    start: asyncio.Event | None = None
+    start: "asyncio.Future[None] | None" = None
     """What is submitted waits for it; None: it begins at once."""
     available: bool = True
     requests: list[GenerationRequest] = field(default_factory=list)

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from app.admission import Admission, TokenBucket, Visit
-from app.errors import ApiError, QueueFull, RateLimited
+from app.errors import ApiError, EngineUnavailable, QueueFull, RateLimited
 from app.settings import AccessToken, LimitSettings
 
 
 @dataclass
 class Engine:
     room: int = 10
+    available: bool = True
 
 
 class Clock:
@@ -55,6 +56,12 @@ def test_places_are_promised_only_once(engine: Engine, clock: Clock) -> None:
         admission.admit(None, False)
     first.end()
     admission.admit(None, False).reserve(7, 1)
+
+
+def test_an_engine_that_is_down_is_told_before_anything_else(engine: Engine, clock: Clock) -> None:
+    engine.room, engine.available = 0, False
+    with pytest.raises(EngineUnavailable):
+        build(engine, clock).admit(None, False)
 
 
 def test_what_the_engine_has_taken_over_is_not_counted_twice(engine: Engine, clock: Clock) -> None:

@@ -143,7 +143,7 @@ async def test_every_choice_takes_a_place_until_it_has_ended(pair: tuple[WorkerE
     generation = await submitted(pair, n=2)
     assert engine.room == 1
     await worker.report(events=[TokenEvent("r", 0, 5, FinishReason.STOP), TokenEvent("r", 0, 5)])
-    await generation.begun()
+    await generation.begun
     assert engine.room == 2
     generation.abort()
     generation.abort()
@@ -163,18 +163,16 @@ async def test_a_refused_request_takes_no_place(pair: tuple[WorkerEngine, Worker
 
 async def test_a_generation_begins_with_its_first_events(pair: tuple[WorkerEngine, Worker]) -> None:
     generation = await submitted(pair)
-    begun = asyncio.create_task(generation.begun())
-    await asyncio.sleep(0)
-    assert not begun.done()
+    assert not generation.begun.done()
     await pair[1].report(events=[TokenEvent("r", 0, 5)])
-    await asyncio.wait_for(begun, 5)
+    await asyncio.wait_for(generation.begun, 5)
 
 
 async def test_a_generation_that_fails_first_never_begins(pair: tuple[WorkerEngine, Worker]) -> None:
     generation = await submitted(pair)
     await pair[1].report(failures=[Failure("r", "reason")])
     with pytest.raises(InternalError, match="reason"):
-        await generation.begun()
+        await generation.begun
 
 
 async def test_leaving_the_iteration_aborts(pair: tuple[WorkerEngine, Worker]) -> None:

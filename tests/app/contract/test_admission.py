@@ -66,13 +66,13 @@ async def test_of_ten_times_as_many_as_there_is_room_for_exactly_those_are_serve
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, streamed: bool
 ) -> None:
     engine.room = room = 8
-    engine.start = asyncio.Event()
+    engine.start = asyncio.get_running_loop().create_future()
     engine.script = say_max_tokens(spell)
     numbers = range(1, 10 * room + 1)
     asked = {n: asyncio.create_task(chat(client, max_tokens=n, stream=streamed)) for n in numbers}
     await until(lambda: sum(task.done() for task in asked.values()) >= 9 * room)
     assert (await client.get("/health")).status_code == 200
-    engine.start.set()
+    engine.start.set_result(None)
     answers = {n: await task for n, task in asked.items()}
     served = {n: answer for n, answer in answers.items() if answer.status_code == 200}
     assert len(served) == len(engine.requests) == room
@@ -143,13 +143,13 @@ async def test_a_request_that_waits_too_long_is_told_so_with_a_status(
     serve, engine: FakeEngine, streamed: bool
 ) -> None:
     client = await serve(limits={"max_wait_seconds": 0.05})
-    engine.start = asyncio.Event()
+    engine.start = asyncio.get_running_loop().create_future()
     answer = await chat(client, stream=streamed)
     assert_error(answer, 503, "QUEUE_FULL", "0.05 seconds")
     assert "retry-after" in answer.headers
     assert was_aborted(engine, engine.requests[0])
     assert engine.room == FakeEngine.room
-    engine.start.set()
+    engine.start.set_result(None)
     assert (await chat(client, stream=streamed)).status_code == 200
 
 
@@ -171,7 +171,7 @@ async def test_too_many_biases_are_refused(serve, engine: FakeEngine) -> None:
 
 async def test_a_token_has_so_many_requests_at_the_same_time(serve, engine: FakeEngine, spell: Spell) -> None:
     client = await serve(auth=configured(TOKEN, OTHER, max_requests=2))
-    engine.start = asyncio.Event()
+    engine.start = asyncio.get_running_loop().create_future()
     waiting = [asyncio.create_task(ask(client, TOKEN, stream=streamed)) for streamed in (True, False)]
     await until(lambda: len(engine.requests) == 2)
     answer = await ask(client, TOKEN)
@@ -180,18 +180,18 @@ async def test_a_token_has_so_many_requests_at_the_same_time(serve, engine: Fake
     assert answer.json()["error"]["type"] == "rate_limit_error"
     others = [asyncio.create_task(ask(client, *who)) for who in ((OTHER, False), (TOKEN, True))]
     await until(lambda: len(engine.requests) == 4)
-    engine.start.set()
+    engine.start.set_result(None)
     assert [(await task).status_code for task in (*waiting, *others)] == [200] * 4
     assert (await ask(client, TOKEN)).status_code == 200
 
 
 async def test_without_tokens_all_callers_are_one(serve, engine: FakeEngine) -> None:
     client = await serve(limits={"max_requests": 1})
-    engine.start = asyncio.Event()
+    engine.start = asyncio.get_running_loop().create_future()
     waiting = asyncio.create_task(chat(client))
     await until(lambda: engine.requests)
     assert_error(await chat(client), 429, "RATE_LIMITED")
-    engine.start.set()
+    engine.start.set_result(None)
     assert (await waiting).status_code == 200
 
 
@@ -227,12 +227,12 @@ async def test_a_refusal_by_rate_is_the_same_for_streams(serve, engine: FakeEngi
 async def test_other_routes_are_not_counted(serve, engine: FakeEngine) -> None:
     client = await serve(auth=configured(TOKEN, max_requests=1, tokens_per_minute=1))
     headers = {"authorization": f"Bearer {TOKEN}"}
-    engine.start = asyncio.Event()
+    engine.start = asyncio.get_running_loop().create_future()
     waiting = asyncio.create_task(ask(client, TOKEN, max_tokens=1))
     await until(lambda: engine.requests)
     for path in ("/models", "/metrics", "/steering_concepts"):
         assert (await client.get(path, headers=headers)).status_code == 200
-    engine.start.set()
+    engine.start.set_result(None)
     assert (await waiting).status_code == 200
 
 
@@ -243,7 +243,7 @@ async def test_a_client_that_leaves_gives_everything_back(
     limits = {"max_requests": 1, "tokens_per_minute": 60}
     settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path), limits=limits)
     app = create_app(settings, engine)
-    engine.start = asyncio.Event()
+    engine.start = asyncio.get_running_loop().create_future()
     gone = asyncio.Event()
     messages = [{"type": "http.request", "body": httpx.Request("POST", "/", json=body(max_tokens=5)).content}]
 
