@@ -6,6 +6,7 @@ request, so the error is written by hand. Knows no routes.
 
 import asyncio
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from http import HTTPStatus
 
@@ -26,9 +27,10 @@ class _Part(StrEnum):
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with limits. Its class attribute `limits` must be set: see `connections_with`."""
+    """uvicorn's, with limits. `connections_with` sets its first attributes."""
 
     limits: ServerSettings
+    count: Callable[[str, int], None]
 
     _part: _Part | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -146,6 +148,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: ApiError) -> None:
         """Answers in place of the app, which finds its client gone."""
         self._refused = True
+        self.count("other", error.status)
         self._stop_watching()
         if self._is_busy:
             self.transport.close()
@@ -164,13 +167,17 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
 
-def connections_with(limits: ServerSettings) -> type[Connection]:
-    """For uvicorn, which makes a protocol of its own for each connection."""
+def connections_with(limits: ServerSettings, count: Callable[[str, int], None]) -> type[Connection]:
+    """For uvicorn, which makes a protocol of its own for each connection.
+
+    `count` is told of refusals, as Metrics.count_request is.
+    """
 
     class LimitedConnection(Connection):
         pass
 
     LimitedConnection.limits = limits
+    LimitedConnection.count = staticmethod(count)
     return LimitedConnection
 
 

@@ -45,9 +45,10 @@ def run(settings: Settings) -> None:
 async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
     _at_signals(_current_task().cancel)
     async with run_worker(settings.engine_config) as engine:
+        app = _start_app(settings, engine)
         config = uvicorn.Config(
-            _start_app(settings, engine),
-            http=connections_with(settings.server),
+            app,
+            http=connections_with(settings.server, app.state.gateway.metrics.count_request),
             log_config=None,
             log_level="warning",
             access_log=False,

@@ -24,6 +24,7 @@ class App:
 
     def __init__(self) -> None:
         self.left = 0
+        self.refusals: list[int] = []
         self.go_on = asyncio.Event()
         self.go_on.set()
 
@@ -100,7 +101,7 @@ async def serving(app: App, limits: ServerSettings) -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app,
-            http=connections_with(limits),
+            http=connections_with(limits, lambda route, status: app.refusals.append(status)),
             log_level="critical",
             ws="none",
             lifespan="off",
@@ -220,6 +221,7 @@ async def test_a_body_that_does_not_come_is_answered_with_408(
     client = await connect(body_seconds=0.3)
     await client.send(post(length))
     assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "body", "0.3")
+    assert app.refusals == [408]
     await until(lambda: app.left == 1)
 
 

@@ -45,7 +45,7 @@ async def test_a_server_with_a_certificate_is_reached_by_https_alone(app: FastAP
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app,
-            http=connections_with(ServerSettings()),
+            http=connections_with(ServerSettings(), lambda route, status: None),
             ssl_context_factory=lambda _config, _default: context,
             log_level="critical",
             ws="none",
