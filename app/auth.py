@@ -1,42 +1,78 @@
 """Who may call. Decided from path and headers alone, before anything of the body is read."""
 
-import hashlib
-import hmac
+from datetime import UTC, datetime
+from typing import Any
 
+from fastapi import Depends, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import ApiError, ErrorCode
-from app.settings import AuthSettings
+from app.access import AccessTokens
+from app.errors import Unauthorized
+from app.settings import AccessToken, TokenScope
 
 OPEN_PATHS = frozenset({"/", "/health", "/version", "/docs", "/openapi.json"})
 
 
 class Authenticate:
-    """ASGI middleware: 401 without a known bearer token. With no tokens configured, everything is open."""
+    """ASGI middleware: 401 without a bearer token that is good now. Where there are none, everything is open.
 
-    def __init__(self, app: ASGIApp, auth: AuthSettings) -> None:
+    Leaves the caller's token in the request's state; None: nobody was asked for one.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: AccessTokens, open_metrics: bool) -> None:
         self._app = app
-        self._digests = [bytes.fromhex(token.sha256) for token in auth.tokens]
-        self._open_paths = OPEN_PATHS | {"/metrics"} if auth.open_metrics else OPEN_PATHS
+        self._tokens = tokens
+        self._open_paths = OPEN_PATHS | {"/metrics"} if open_metrics else OPEN_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests and not self._may_pass(scope):
-            error = ApiError(ErrorCode.UNAUTHORIZED, "a valid bearer token is required")
-            await error.response()(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+        if scope["type"] == "http":
+            try:
+                scope.setdefault("state", {})["caller"] = self._caller(scope)
+            except Unauthorized as error:
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
-    def _may_pass(self, scope: Scope) -> bool:
-        path = unversioned(scope["path"])
-        return path in self._open_paths or self._is_known(Headers(scope=scope).get("authorization", ""))
+    def _caller(self, scope: Scope) -> AccessToken | None:
+        """Raises Unauthorized."""
+        self._tokens.refresh()
+        if not self._tokens.guarded or unversioned(scope["path"]) in self._open_paths:
+            return None
+        token = self._tokens.find(_bearer_token(Headers(scope=scope)))
+        if token is None:
+            raise Unauthorized("a valid bearer token is required")
+        if token.expires and token.expires <= datetime.now(UTC):
+            raise Unauthorized("the access token has expired")
+        return token
 
-    def _is_known(self, authorization: str) -> bool:
-        scheme, _, token = authorization.partition(" ")
-        digest = hashlib.sha256(token.strip().encode("latin-1")).digest()
-        # All of them, whether or not one has matched: the time tells nothing.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+
+def _bearer_token(headers: Headers) -> str:
+    """Raises Unauthorized. Of two headers, somebody between us might have looked at the other one."""
+    given = headers.getlist("authorization")
+    if len(given) > 1:
+        raise Unauthorized("there must be one Authorization header, not several")
+    scheme, _, token = "".join(given).partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized("a valid bearer token is required")
+    return token.strip()
+
+
+def caller_of(request: Request) -> AccessToken | None:
+    caller: AccessToken | None = request.state.caller
+    return caller
+
+
+def requires(*scopes: TokenScope) -> Any:
+    """A route's dependency: 401 for a token that has none of these scopes."""
+    needed = " or ".join(scopes)
+
+    async def check(request: Request) -> None:
+        caller = caller_of(request)
+        if caller and not set(scopes) & set(caller.scopes):
+            raise Unauthorized(f"this access token lacks the scope {needed}")
+
+    return Depends(check)
 
 
 def unversioned(path: str) -> str:

@@ -1,8 +1,5 @@
 """The `tiller` command. An operator's mistake is one line on stderr, never a traceback."""
 
-import hashlib
-import json
-import secrets
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -11,8 +8,8 @@ import typer
 
 from app.bench.command import bench
 from app.concept_commands import concept_commands
+from app.token_commands import token_commands
 
-_DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 _EXIT_FAILED = 1
 _EXIT_MISUSED = 2
 
@@ -27,10 +24,7 @@ def main() -> None:
 def build_commands() -> typer.Typer:
     tiller = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     tiller.command("serve")(serve)
-    token = typer.Typer(no_args_is_help=True, help="Access tokens.")
-    token.command("new")(new_token)
-    token.callback()(_describe_token)
-    tiller.add_typer(token, name="token")
+    tiller.add_typer(token_commands(), name="token")
     tiller.add_typer(concept_commands(), name="concept")
     tiller.command("bench")(bench)
     return tiller
@@ -38,7 +32,7 @@ def build_commands() -> typer.Typer:
 
 def serve(
     config: Annotated[
-        Path | None, typer.Option(help=f"YAML file. Default: {_DEFAULT_CONFIG}, if there is one here.")
+        Path | None, typer.Option(help="YAML file. Default: configs/quickstart.yaml, if there is one here.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Overrides server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="Overrides server.port.")] = None,
@@ -47,30 +41,16 @@ def serve(
     # Imported here, where Ctrl-C is already handled: it takes about a second.
     from app import server
     from app.errors import StartError
-    from app.settings import SettingsError, load_settings
+    from app.settings import SettingsError, default_config, load_settings
 
-    if config is None and _DEFAULT_CONFIG.is_file():
-        config = _DEFAULT_CONFIG
     given = {"host": host, "port": port}
     overrides = {key: value for key, value in given.items() if value is not None}
     try:
-        server.run(load_settings(config, server=overrides))
+        server.run(load_settings(default_config(config), server=overrides))
     except SettingsError as error:
         _fail(str(error), _EXIT_MISUSED)
     except StartError as error:
         _fail(str(error), _EXIT_FAILED)
-
-
-def new_token(name: Annotated[str, typer.Argument(help="Who will use it.")]) -> None:
-    """Make an access token. It is shown once; the configuration keeps only its digest."""
-    token = "tiller_" + secrets.token_urlsafe(32)
-    digest = hashlib.sha256(token.encode()).hexdigest()
-    typer.echo(f"Token: {token}\n\nAdd to the configuration:\n")
-    typer.echo(f"auth:\n  tokens:\n    - name: {json.dumps(name)}\n      sha256: {digest}")
-
-
-def _describe_token() -> None:
-    """Access tokens."""
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """The Engine protocol that routes use: requests in, token events out; examples in, a trained concept."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -12,6 +13,9 @@ class Generation(Protocol):
     The iteration ends after the terminal event of every choice that was not aborted; it raises
     EngineUnavailable when the engine is lost and InternalError when this request failed in it.
     """
+
+    begun: "asyncio.Future[None]"
+    """Done once it has brought its first events; raises what ended it before."""
 
     def __aiter__(self) -> AsyncIterator[list[TokenEvent]]: ...
 
@@ -27,8 +31,12 @@ class Engine(Protocol):
     def available(self) -> bool:
         """Whether requests are served now."""
 
+    @property
+    def room(self) -> int:
+        """How many more choices may run or wait."""
+
     async def submit(self, request: GenerationRequest) -> Generation:
-        """Returns once the engine has admitted the request.
+        """Returns once the engine has admitted the request, which takes room from the call on.
 
         Raises an ApiError if it was refused, EngineUnavailable if the engine is down.
         """

@@ -4,6 +4,7 @@ Knows the wire shape of an error; does not know who raises which.
 """
 
 import logging
+import math
 import reprlib
 from enum import StrEnum
 
@@ -71,6 +72,9 @@ MAX_PARAM = 80
 class ApiError(Exception):
     """A request that cannot be served, and why. The message is for the caller: no internals."""
 
+    retry_after: int | None = None
+    """Seconds after which another try may succeed, where that is known better than by the status."""
+
     def __init__(self, code: ErrorCode, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
@@ -92,7 +96,10 @@ class ApiError(Exception):
         return {"error": error, "code": self.code}
 
     def response(self) -> Response:
-        return JSONResponse(self.body(), self.status, headers=_HEADERS.get(self.status))
+        response = JSONResponse(self.body(), self.status, headers=_HEADERS.get(self.status))
+        if self.retry_after is not None:
+            response.headers["Retry-After"] = str(self.retry_after)
+        return response
 
 
 class StartError(Exception):
@@ -104,6 +111,28 @@ class InvalidRequest(ApiError):  # noqa: N818
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(ErrorCode.INVALID_REQUEST, message, param)
+
+
+class Unauthorized(ApiError):  # noqa: N818
+    """Nobody that the server knows, or not for this."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.UNAUTHORIZED, message)
+
+
+class RateLimited(ApiError):  # noqa: N818
+    """The caller's share is used up; `seconds` from now there is some again."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(ErrorCode.RATE_LIMITED, message)
+        self.retry_after = max(1, math.ceil(seconds))
+
+
+class QueueFull(ApiError):  # noqa: N818
+    """More are waiting than the server serves in time; another try may succeed later."""
+
+    def __init__(self, message: str = "too many requests are waiting; try again later") -> None:
+        super().__init__(ErrorCode.QUEUE_FULL, message)
 
 
 class EngineUnavailable(ApiError):  # noqa: N818

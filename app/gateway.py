@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app import __version__
+from app.admission import Admission
 from app.concepts import Concepts
 from app.engine import Engine
 from app.metrics import Metrics
@@ -20,6 +21,7 @@ from inference.protocol import ModelInfo
 class Gateway:
     settings: Settings
     engine: Engine
+    admission: Admission
     tokenizer: Tokenizer
     prompts: PromptRenderer | None
     """None: the model has no chat template and cannot chat."""
@@ -42,10 +44,4 @@ async def _gateway(request: Request) -> Gateway:
     return gateway
 
 
-async def _request_id(request: Request) -> str:
-    request_id: str = request.state.request_id
-    return request_id
-
-
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
-RequestId = Annotated[str, Depends(_request_id)]

@@ -7,8 +7,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
 
 from app import __version__
+from app.access import load_tokens
+from app.admission import Admission
 from app.auth import Authenticate
 from app.body import invalid_request
 from app.concepts import Concepts
@@ -17,7 +22,7 @@ from app.errors import ApiError, ErrorCode, for_caller, shorten
 from app.examples import ExampleEncoder
 from app.gateway import Gateway, fingerprint
 from app.metrics import Metrics
-from app.middleware import LimitBody, Observe
+from app.middleware import AnswerHead, LimitBody, Observe, RefuseWhenFull
 from app.openapi import build_openapi
 from app.prompts import PromptRenderer, load_prompt_renderer
 from app.routes import chat, concepts, models, operations, tokens
@@ -31,8 +36,9 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     """The gateway over an engine that has started.
 
     Loads the tokenizer from `engine.model.directory`, and the concepts from where the settings say.
-    Raises StartError when the tokenizer or the chat template cannot be used.
+    Raises StartError when the tokenizer, the chat template or the file of access tokens cannot be used.
     """
+    access_tokens = load_tokens(settings)
     gateway = _build_gateway(settings, engine)
     app = FastAPI(
         title="Tiller",
@@ -40,8 +46,11 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         openapi_url=None,  # our own routes serve the document and its page, under both prefixes
         redirect_slashes=False,
         middleware=[
+            *_cors(settings.server.cors_origins),
+            Middleware(AnswerHead),
             Middleware(Observe, metrics=gateway.metrics),
-            Middleware(Authenticate, auth=settings.auth),
+            Middleware(Authenticate, tokens=access_tokens, open_metrics=settings.auth.open_metrics),
+            Middleware(RefuseWhenFull, admission=gateway.admission),
             Middleware(LimitBody, limit=settings.server.max_body_bytes),
         ],
     )
@@ -64,6 +73,7 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
     return Gateway(
         settings=settings,
         engine=engine,
+        admission=Admission(engine, settings.limits),
         tokenizer=tokenizer,
         prompts=prompts,
         concepts=_build_concepts(settings, engine, tokenizer, prompts, metrics),
@@ -84,11 +94,42 @@ def _build_concepts(
     return Concepts(store, Trainings(engine, encoder.encode, metrics), metrics, limits.max_concepts)
 
 
+def _cors(origins: tuple[str, ...]) -> list[Middleware]:
+    """What lets the pages of these origins in. Tokens travel in a header of their own: no credentials."""
+    if not origins:
+        return []
+    exposed = ("Retry-After", "X-Request-Id")
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=exposed,
+        )
+    ]
+
+
 async def _answer_error(request: Request, error: Exception) -> Response:
+    is_not_allowed = isinstance(error, HTTPException) and error.status_code == 405
+    allow = {"Allow": ", ".join(_allowed_methods(request))} if is_not_allowed else {}
+    if is_not_allowed and request.method == "OPTIONS":
+        return Response(status_code=204, headers=allow)
     response = for_caller(_as_api_error(request, error), request.state.request_id).response()
-    if isinstance(error, HTTPException):
-        response.headers.update(error.headers or {})  # `Allow`, with a 405
+    response.headers.update(allow)
     return response
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Of all routes at this path: the router looks at the first one only."""
+    asked = [{**request.scope, "method": method} for method in ("GET", "POST", "DELETE")]
+    routes = request.app.routes
+    methods = [scope["method"] for scope in asked if any(_matches(route, scope) for route in routes)]
+    return [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
+
+
+def _matches(route: BaseRoute, scope: Scope) -> bool:
+    return route.matches(scope)[0] is Match.FULL
 
 
 def _as_api_error(request: Request, error: Exception) -> Exception:

@@ -1,19 +1,44 @@
 """What holds for every request: an id, a count, a limit of the body, an answer even to a fault of ours."""
 
 import uuid
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.admission import Admission
 from app.auth import unversioned
 from app.errors import CLIENT_CLOSED_REQUEST, ApiError, ErrorCode, for_caller
 from app.metrics import Metrics
 
+_SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+class AnswerHead:
+    """ASGI middleware: HEAD is GET without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if "body" in message else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
+
 
 class Observe:
-    """ASGI middleware: gives the request its id, counts the answer, and turns a fault into a 500."""
+    """ASGI middleware: gives the request its id, the answer what all have in common, and a fault its 500."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -32,6 +57,7 @@ class Observe:
             if message["type"] == "http.response.start":
                 started = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"].extend(_SECURITY_HEADERS)
                 self._metrics.count_request(_route(scope), message["status"])
             await send(message)
 
@@ -44,6 +70,37 @@ class Observe:
             if started:
                 raise  # The server cuts the connection, so that half an answer does not look whole.
             await answer.response()(scope, receive, send_counted)
+
+
+@dataclass(frozen=True)
+class _Route:
+    """Stands for the router's own, in what is answered before it."""
+
+    path: str
+
+
+_GENERATES = _Route("/chat/completions")
+
+
+class RefuseWhenFull:
+    """ASGI middleware: tells at once that there is no room. Whole routes cost many times as much.
+
+    Under a rush this is what most requests get, and what /health waits for.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _generates(scope):
+            try:
+                self._admission.check_room(1)
+            except ApiError as error:
+                scope["route"] = _GENERATES
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class LimitBody:
@@ -80,6 +137,14 @@ class LimitBody:
 
     def _error(self) -> ApiError:
         return ApiError(ErrorCode.PAYLOAD_TOO_LARGE, f"the body must have at most {self._limit} bytes")
+
+
+def _generates(scope: Scope) -> bool:
+    return (
+        scope["type"] == "http"
+        and scope["method"] == "POST"
+        and unversioned(scope["path"]) == _GENERATES.path
+    )
 
 
 def _route(scope: Scope) -> str:

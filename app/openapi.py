@@ -53,7 +53,7 @@ def describe(
         content["text/event-stream"] = {"schema": _STREAM}
     extra: dict[str, Any] = {} if 401 in errors else {"security": []}
     if body:
-        errors += (400, 413, 415)
+        errors += (400, 408, 413, 415, 431)
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     responses: dict[int, Any] = {status: {"description": "The answer", "content": content}}

@@ -4,21 +4,25 @@ import asyncio
 import json
 import logging
 import math
+import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
 
 from app import __version__
+from app.connection import connections_with
 from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
-from app.settings import Settings
+from app.settings import Settings, TlsSettings
 from app.worker_engine import run_worker
 
 _BACKLOG = 2048
@@ -29,19 +33,22 @@ _DRAIN_MARGIN = 3.0
 def run(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartError."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    tls = load_tls(settings.server.tls) if settings.server.tls else None
     with (
         _bind(settings.server.host, settings.server.port) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         suppress(asyncio.CancelledError),
     ):
-        runner.run(_serve(settings, listener))
+        runner.run(_serve(settings, listener, tls))
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
+async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
     _at_signals(_current_task().cancel)
     async with run_worker(settings.engine_config) as engine:
+        app = _start_app(settings, engine)
         config = uvicorn.Config(
-            _start_app(settings, engine),
+            app,
+            http=connections_with(settings.server, app.state.gateway.metrics.count_request),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -49,6 +56,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             ws="none",
             lifespan="off",
             backlog=_BACKLOG,
+            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             timeout_graceful_shutdown=math.ceil(settings.server.drain_seconds + _DRAIN_MARGIN),
         )
         server = _Server(config, _welcome(settings, listener))
@@ -98,6 +106,23 @@ def _current_task() -> "asyncio.Task[object]":
     return task
 
 
+def load_tls(settings: TlsSettings) -> ssl.SSLContext:
+    """Raises StartError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for name, file in settings:
+        if not os.access(Path(file).expanduser(), os.R_OK):
+            raise StartError(f"server.tls.{name}: {file} cannot be read")
+    try:
+        # Without a password it would ask for one at the terminal.
+        certificate, key = (Path(file).expanduser() for _, file in settings)
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ssl.SSLError, ValueError) as error:
+        reason = str(getattr(error, "reason", None) or "they are not in PEM format, or the key is encrypted")
+        told = reason.replace("_", " ").lower()
+        raise StartError(f"server.tls: certificate and key cannot be used: {told}") from None
+    return context
+
+
 def _bind(host: str, port: int) -> socket.socket:
     """Bound, so that a port in use is found before the model is loaded; it listens once there is one."""
     try:
@@ -112,7 +137,8 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _welcome(settings: Settings, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if settings.server.tls else "http"
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     body = {"model": settings.model.name, "messages": [{"role": "user", "content": "Hello!"}]}
     token = " -H 'Authorization: Bearer TOKEN'" if settings.auth.tokens else ""
     return (

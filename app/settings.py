@@ -7,12 +7,14 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -32,6 +34,9 @@ _CLIENTS_VARIABLE = "TILLER_TOKEN"
 _SERVICE_LINK = re.compile(r"TILLER_(SERVICE|PORT)(_(?!_)|$)")
 
 
+_DEFAULT_CONFIG = Path("configs/quickstart.yaml")
+
+
 class SettingsError(Exception):
     """The settings cannot be used; the message is one line for the operator."""
 
@@ -41,6 +46,18 @@ class Section(BaseModel):
 
 
 PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+Origin = Annotated[str, StringConstraints(pattern=r"\A(\*|[a-z][a-z0-9+.-]*://[^/\s]+)\z")]
+
+
+class TlsSettings(Section):
+    """Files in PEM format. The key must not be encrypted."""
+
+    certificate: str
+    """With the intermediate ones after it."""
+    key: str
 
 
 class ServerSettings(Section):
@@ -48,8 +65,19 @@ class ServerSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0 takes any free port."""
     max_body_bytes: PositiveInt = 8 * 2**20
+    max_header_bytes: PositiveInt = 32 * 2**10
+    """Of a request's target and headers together."""
+    max_headers: PositiveInt = 100
+    header_seconds: PositiveFloat = 10.0
+    """How long a new connection, and then a request's headers, may take to arrive whole."""
+    body_seconds: PositiveFloat = 60.0
+    """How long a request's body may take, after its headers."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long running requests may go on after the server was told to stop."""
+    cors_origins: tuple[Origin, ...] = ()
+    """Whose pages may call from a browser, such as `https://example.org`; `*`: everybody's."""
+    tls: TlsSettings | None = None
+    """None: plain HTTP."""
 
 
 class ModelSettings(Section):
@@ -83,6 +111,14 @@ class LimitSettings(Section):
 
     max_n: PositiveInt = 16
     max_messages: PositiveInt = 4096
+    max_logit_bias: PositiveInt = 1024
+    """Tokens that one request may bias."""
+    max_wait_seconds: PositiveFloat = 300.0
+    """How long a request may wait for its first token."""
+    max_requests: PositiveInt | None = None
+    """Of one access token, in progress at the same time. None: as many as the engine takes."""
+    tokens_per_minute: PositiveInt | None = None
+    """Of one access token, in prompts and answers."""
     max_examples: PositiveInt = 1000
     """Pairs of one steering concept."""
     max_example_characters: PositiveInt = 4000
@@ -99,11 +135,30 @@ class SteeringSettings(Section):
     """Train all concepts while there is nothing else to do; else each when it is first asked for."""
 
 
+class TokenScope(StrEnum):
+    """What an access token lets its bearer do, besides looking at models and concepts."""
+
+    CHAT = "chat"
+    CONCEPTS = "concepts"
+    """Making and deleting steering concepts."""
+    METRICS = "metrics"
+
+
+def _in_utc(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
 class AccessToken(Section):
     """`tiller token new` makes one. The token itself is kept nowhere."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     sha256: Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
+    expires: Annotated[datetime, AfterValidator(_in_utc)] | None = None
+    """It is good until then. Without a time zone: UTC."""
+    scopes: Annotated[tuple[TokenScope, ...], Field(min_length=1)] = tuple(TokenScope)
+    max_requests: PositiveInt | None = None
+    """As in LimitSettings, which it overrides; so does the next."""
+    tokens_per_minute: PositiveInt | None = None
 
 
 class AuthSettings(Section):
@@ -130,7 +185,7 @@ class Settings(BaseSettings):
     cache_directory: str = "~/.cache/tiller"
     """What can be downloaded or computed again."""
     data_directory: str = "~/.local/share/tiller"
-    """What cannot: the concepts that callers created."""
+    """What cannot: the concepts that callers created, and the access tokens of `tiller token`."""
 
     @property
     def shipped_concepts(self) -> Path:
@@ -141,6 +196,10 @@ class Settings(BaseSettings):
         return Path(self.data_directory).expanduser() / "concepts"
 
     @property
+    def token_file(self) -> Path:
+        return Path(self.data_directory).expanduser() / "tokens.json"
+
+    @property
     def engine_config(self) -> EngineConfig:
         fields = self.engine.model_dump()
         return msgspec.convert(
@@ -148,7 +207,20 @@ class Settings(BaseSettings):
         )
 
 
+def default_config(given: Path | None) -> Path | None:
+    """The file that a command reads."""
+    return _DEFAULT_CONFIG if given is None and _DEFAULT_CONFIG.is_file() else given
+
+
 def load_settings(path: Path | None, **overrides: Mapping[str, object]) -> Settings:
+    """As `read_settings`, for a server. Raises SettingsError also for what only a server may not have."""
+    settings = read_settings(path, **overrides)
+    _refuse_open_network(settings)
+    _refuse_missing_concepts(settings)
+    return settings
+
+
+def read_settings(path: Path | None, **overrides: Mapping[str, object]) -> Settings:
     """The defaults, overridden by the file, then by the environment, then by `overrides`.
 
     Raises SettingsError.
@@ -162,8 +234,6 @@ def load_settings(path: Path | None, **overrides: Mapping[str, object]) -> Setti
         raise SettingsError(f"{where}: {_explain(error.errors()[0])}") from None
     except SourceError as error:
         raise SettingsError(f"environment: {error}") from None
-    _refuse_open_network(settings)
-    _refuse_missing_concepts(settings)
     return settings
 
 
@@ -220,11 +290,12 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _refuse_open_network(settings: Settings) -> None:
-    if settings.auth.tokens or _is_loopback(settings.server.host):
+    has_tokens = settings.auth.tokens or os.path.exists(settings.token_file)
+    if has_tokens or _is_loopback(settings.server.host):
         return
     raise SettingsError(
-        f"server.host {settings.server.host} can be reached by others, and no tokens are configured: "
-        "make one with `tiller token new NAME` and add it under auth.tokens, or use 127.0.0.1"
+        f"server.host {settings.server.host} can be reached by others, and there are no access tokens: "
+        "make one with `tiller token new NAME`, or use 127.0.0.1"
     )
 
 

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from app.admission import Visit
 from app.completions import Progress, Transcript
 from app.engine import Generation
 from app.errors import InternalError, for_caller
@@ -40,6 +41,7 @@ class Answer:
     generation: Generation
     transcript: Transcript
     metrics: Metrics
+    visit: Visit
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -50,7 +52,9 @@ class Answer:
             finally:
                 if not self.transcript.ended:
                     self.generation.abort()
-                self.metrics.count_tokens(self.transcript.usage)
+                usage = self.transcript.usage
+                self.metrics.count_tokens(usage)
+                self.visit.end(usage.total_tokens)
 
     async def steps(self) -> AsyncIterator[Progress]:
         """Raises what the generation raises."""

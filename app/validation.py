@@ -24,6 +24,11 @@ def check_limits(chat: ChatRequest, limits: LimitSettings) -> None:
         raise InvalidRequest(
             f"messages must have at most {limits.max_messages} items, got {len(chat.messages)}", "messages"
         )
+    if len(chat.logit_bias) > limits.max_logit_bias:
+        raise InvalidRequest(
+            f"logit_bias must have at most {limits.max_logit_bias} entries, got {len(chat.logit_bias)}",
+            "logit_bias",
+        )
 
 
 def generation_request(

@@ -60,7 +60,7 @@ async def run_worker(config: EngineConfig) -> AsyncIterator["WorkerEngine"]:
         process = await _start_process(endpoint, config)
         try:
             model = await _configure(process, socket, config)
-            engine = WorkerEngine(socket, model)
+            engine = WorkerEngine(socket, model, config.max_running + config.max_queued)
             serving = asyncio.create_task(engine.serve(process))
             yield engine
             serving.cancel()
@@ -71,9 +71,11 @@ async def run_worker(config: EngineConfig) -> AsyncIterator["WorkerEngine"]:
 class WorkerEngine:
     """Commands go out as they come; reports are dispatched to the generations and trainings they concern."""
 
-    def __init__(self, socket: zmq.asyncio.Socket, model: ModelInfo) -> None:
+    def __init__(self, socket: zmq.asyncio.Socket, model: ModelInfo, places: int) -> None:
+        """`places`: choices that may run or wait in the worker."""
         self._socket = socket
         self._model = model
+        self._room = places
         self._generations: dict[str, WorkerGeneration] = {}
         self._trainings: dict[str, asyncio.Queue[TrainingUpdate | ApiError]] = {}
         self._available = True
@@ -86,9 +88,14 @@ class WorkerEngine:
     def available(self) -> bool:
         return self._available
 
+    @property
+    def room(self) -> int:
+        return self._room
+
     async def submit(self, request: GenerationRequest) -> "WorkerGeneration":
         if not self._available:
             raise EngineUnavailable
+        self._room -= request.n
         generation = WorkerGeneration(self, request)
         self._generations[request.request_id] = generation
         self.send(request)
@@ -128,9 +135,11 @@ class WorkerEngine:
         """Never waits: the socket has no high-water mark."""
         self._socket.send(protocol.encode(command))
 
-    def release(self, request_id: str) -> None:
-        """What the worker may still say of the request is ignored."""
-        self._generations.pop(request_id, None)
+    def release(self, request_id: str, choices: int, last: bool) -> None:
+        """Choices of a request have ended. After the last, what the worker may still say of it is ignored."""
+        self._room += choices
+        if last:
+            self._generations.pop(request_id, None)
 
     def drain(self, seconds: float) -> None:
         """Takes no more requests from now on; those that run may go on for so long."""
@@ -192,6 +201,7 @@ class WorkerGeneration:
         self._running = set(range(request.n))
         self._arrived: asyncio.Queue[list[TokenEvent] | ApiError] = asyncio.Queue()
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aiter__(self) -> AsyncGenerator[list[TokenEvent], None]:
         try:
@@ -220,20 +230,26 @@ class WorkerGeneration:
 
     def deliver(self, events: list[TokenEvent]) -> None:
         self._arrived.put_nowait([event for event in events if event.index in self._running])
+        if not self.begun.done():
+            self.begun.set_result(None)
         if ended := {event.index for event in events if event.finish_reason}:
             self._end(ended)
 
     def fail(self, error: ApiError) -> None:
         self._end(self._running)
-        if self.admitted.done():
-            self._arrived.put_nowait(error)
-        else:
+        if not self.admitted.done():
             self.admitted.set_exception(error)
+            return
+        self._arrived.put_nowait(error)
+        if not self.begun.done():
+            self.begun.set_exception(error)
+            self.begun.exception()  # It may be that nobody waits for it.
 
     def _end(self, choices: set[int]) -> None:
-        self._running = self._running - choices
-        if not self._running:
-            self._engine.release(self._request_id)
+        ending = self._running & choices
+        if ending:
+            self._running = self._running - ending
+            self._engine.release(self._request_id, len(ending), last=not self._running)
 
 
 def _refusal(admission: Admission) -> ApiError:

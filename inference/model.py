@@ -1,6 +1,7 @@
 """The transformers model: loaded, checked, and run on a batch. Knows nothing of requests."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from inference import attention
 from inference.attention import PagedBatch
@@ -116,14 +118,17 @@ class CausalLM:
 def load(directory: Path, dtype: torch.dtype | None, device: torch.device) -> CausalLM:
     """Loads a directory in the transformers layout; dtype None keeps the weights' own.
 
-    Raises UnsupportedModelError, and what transformers raises for a broken directory.
+    Runs no code of the directory's, and unpickles nothing. Raises UnsupportedModelError, and what
+    transformers raises for a broken directory.
     """
+    _check_needs_no_code(directory)
     model, loading = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype="auto" if dtype is None else dtype,
         device_map={"": device},
         local_files_only=True,
         trust_remote_code=False,
+        use_safetensors=True,
         output_loading_info=True,
     )
     absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
@@ -132,6 +137,16 @@ def load(directory: Path, dtype: torch.dtype | None, device: torch.device) -> Ca
             f"{directory} lacks {len(absent)} of the model's tensors, such as {absent[0]}"
         )
     return CausalLM(model.eval())
+
+
+def _check_needs_no_code(directory: Path) -> None:
+    """Where transformers has a class of its own, the directory's is not needed, and not looked at."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if config.get("auto_map") and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"{directory} is a {config.get('model_type')} model with code of its own (auto_map), "
+            "which is never run"
+        )
 
 
 def _check_config(config: Any) -> None:

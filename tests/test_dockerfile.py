@@ -93,4 +93,4 @@ def test_what_is_copied_can_be_installed_and_started(
 
     shown = run_installed("-c", "import app, inference; print(app.__file__, inference.__file__)")
     assert shown.count(str(target)) == 2
-    assert "sha256" in run_installed("-m", "app.cli", "token", "new", "alice")
+    assert "sha256" in run_installed("-m", "app.cli", "token", "new", "--print-only", "alice")

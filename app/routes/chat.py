@@ -1,51 +1,63 @@
 """POST /chat/completions."""
 
+import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
+from app.admission import Visit
+from app.auth import caller_of, requires
 from app.body import read_json
 from app.completions import Heading, Transcript
 from app.engine import Generation
-from app.errors import ApiError, ErrorCode
-from app.gateway import Gateway, GatewayDep, RequestId
+from app.errors import ApiError, ErrorCode, QueueFull
+from app.gateway import Gateway, GatewayDep
 from app.openapi import describe
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatCompletion
+from app.settings import TokenScope
 from app.streaming import Answer, AnswerStream, respond, while_connected
 from app.validation import check_limits, check_model, generation_request
 from inference.protocol import GenerationRequest
 from inference.steering.concepts import Concept
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], dependencies=[requires(TokenScope.CHAT)])
 
 
 @router.post(
-    "/chat/completions", **describe(ChatRequest, ChatCompletion, streams=True, errors=(401, 404, 500, 503))
+    "/chat/completions",
+    **describe(ChatRequest, ChatCompletion, streams=True, errors=(401, 404, 429, 500, 503)),
 )
-async def create_chat_completion(
-    request: Request, gateway: GatewayDep, request_id: RequestId, nice: bool = False
-) -> Response:
+async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bool = False) -> Response:
     """Continues a conversation. `nice` lets concurrent requests go first."""
-    chat = await read_json(request, ChatRequest)
-    admitted, concepts = await _prepare(gateway, chat, request_id, nice)
-    if admitted.steering:
-        async with while_connected(request.receive):
-            await gateway.concepts.make_usable(concepts)
+    request_id: str = request.state.request_id
+    visit = gateway.admission.admit(caller_of(request), nice)
+    try:
+        chat = await read_json(request, ChatRequest)
+        asked, concepts = await _prepare(gateway, chat, visit, request_id, nice)
+        if asked.steering:
+            async with while_connected(request.receive):
+                await gateway.concepts.make_usable(concepts)
+        generation = await _start(gateway, asked, concepts, visit, request.receive)
+    except BaseException:
+        visit.end()
+        raise
     heading = Heading(
         "chatcmpl-" + request_id, int(time.time()), gateway.settings.model.name, gateway.system_fingerprint
     )
-    transcript = Transcript(heading, gateway.tokenizer, admitted, chat.stop)
-    generation = await _submit(gateway, admitted, concepts)
-    answer = Answer(request_id, generation, transcript, gateway.metrics)
+    transcript = Transcript(heading, gateway.tokenizer, asked, chat.stop)
+    answer = Answer(request_id, generation, transcript, gateway.metrics, visit)
     if chat.stream:
         return AnswerStream(answer, chat.stream_options.include_usage)
     return await respond(answer, request.receive)
 
 
 async def _prepare(
-    gateway: Gateway, chat: ChatRequest, request_id: str, nice: bool
+    gateway: Gateway, chat: ChatRequest, visit: Visit, request_id: str, nice: bool
 ) -> tuple[GenerationRequest, list[Concept]]:
     """What the engine is to do, and the concepts that it needs for that."""
     check_model(chat.model, gateway.settings.model.name)
@@ -54,14 +66,46 @@ async def _prepare(
         raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model")
     check_limits(chat, gateway.settings.limits)
     concepts = gateway.concepts.find(chat.steering_concepts)
+    visit.reserve(chat.n, chat.token_limit)
     prompt = await gateway.prompts.render(chat.messages)
-    model = gateway.engine.model
-    return generation_request(chat, prompt, concepts, model, request_id, nice), concepts
+    asked = generation_request(chat, prompt, concepts, gateway.engine.model, request_id, nice)
+    visit.reserve_prompt(len(prompt))
+    return asked, concepts
 
 
-async def _submit(gateway: Gateway, admitted: GenerationRequest, concepts: Sequence[Concept]) -> Generation:
+async def _start(
+    gateway: Gateway, asked: GenerationRequest, concepts: Sequence[Concept], visit: Visit, receive: Receive
+) -> Generation:
+    """Returns when the first token is there, so that whatever fails before that gets a status of its own."""
+    visit.hand_over()
+    generation = await _submit(gateway, asked, concepts)
     try:
-        return await gateway.engine.submit(admitted)
+        await _wait_for_begin(generation, gateway.settings.limits.max_wait_seconds, receive)
+    except BaseException:
+        generation.abort()
+        raise
+    return generation
+
+
+async def _wait_for_begin(generation: Generation, seconds: float, receive: Receive) -> None:
+    """Raises QUEUE_FULL, ClientDisconnect, and what ended the generation before it began."""
+    left = asyncio.ensure_future(receive())  # What comes after the body is the end.
+    awaited: set[asyncio.Future[Any]] = {generation.begun, left}
+    try:
+        await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        left.cancel()
+    if generation.begun.done():
+        generation.begun.result()
+    elif left.done():
+        raise ClientDisconnect
+    else:
+        raise QueueFull(f"the request has waited for {seconds:g} seconds, which is the limit")
+
+
+async def _submit(gateway: Gateway, asked: GenerationRequest, concepts: Sequence[Concept]) -> Generation:
+    try:
+        return await gateway.engine.submit(asked)
     except ApiError as error:
         if error.code is ErrorCode.UNKNOWN_STEERING_CONCEPT and concepts:
             raise gateway.concepts.refused(concepts) from None

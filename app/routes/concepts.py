@@ -6,14 +6,19 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
+from app.auth import requires
 from app.body import read_json
 from app.gateway import GatewayDep
 from app.openapi import describe
 from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest
+from app.settings import TokenScope
 from app.validation import check_model
 from inference.steering.concepts import Concept, Example, digest_of, full_id
 
 router = APIRouter(tags=["steering concepts"])
+
+_MAKES_CONCEPTS = requires(TokenScope.CONCEPTS)
+_USES_CONCEPTS = requires(TokenScope.CHAT, TokenScope.CONCEPTS)
 
 
 async def _given_id(request: Request, concept: str) -> str:
@@ -26,6 +31,7 @@ GivenId = Annotated[str, Depends(_given_id)]
 
 @router.post(
     "/steering_concepts",
+    dependencies=[_MAKES_CONCEPTS],
     **describe(ConceptRequest, ConceptDetail, status=201, errors=(401, 404, 409, 500, 503)),
 )
 async def create_concept(request: Request, gateway: GatewayDep) -> Response:
@@ -39,13 +45,17 @@ async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     return _json(await gateway.concepts.create(_concept(asked)), status=201)
 
 
-@router.get("/steering_concepts", **describe(answer=ConceptList))
+@router.get("/steering_concepts", dependencies=[_USES_CONCEPTS], **describe(answer=ConceptList))
 async def list_concepts(gateway: GatewayDep) -> Response:
     """All concepts, those in creation among them, and the files that hold none which can be used."""
     return _json(gateway.concepts.overview())
 
 
-@router.get("/steering_concepts/{concept:path}", **describe(answer=ConceptDetail, errors=(401, 404, 500)))
+@router.get(
+    "/steering_concepts/{concept:path}",
+    dependencies=[_USES_CONCEPTS],
+    **describe(answer=ConceptDetail, errors=(401, 404, 500)),
+)
 async def read_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
     """One concept, with what it was measured to do. Its id may be given with or without `_worker/`."""
     return _json(gateway.concepts.describe(given_id))
@@ -53,6 +63,7 @@ async def read_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
 
 @router.delete(
     "/steering_concepts/{concept:path}",
+    dependencies=[_MAKES_CONCEPTS],
     **describe(answer=None, status=204, errors=(401, 404, 409, 500, 503)),
 )
 async def delete_concept(gateway: GatewayDep, given_id: GivenId) -> Response:

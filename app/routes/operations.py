@@ -7,10 +7,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import __version__
+from app.auth import requires
 from app.errors import EngineUnavailable
 from app.gateway import GatewayDep
 from app.openapi import describe
 from app.schemas.operations import Health
+from app.settings import TokenScope
 
 router = APIRouter(tags=["operations"])
 
@@ -29,7 +31,12 @@ async def read_health(gateway: GatewayDep) -> Response:
     return Response(msgspec.json.encode(Health()), media_type="application/json")
 
 
-@router.get("/metrics", response_class=PlainTextResponse, **describe(media_type="text/plain"))
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    dependencies=[requires(TokenScope.METRICS)],
+    **describe(media_type="text/plain"),
+)
 async def read_metrics(gateway: GatewayDep) -> Response:
     """Prometheus' text format."""
     return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -5,14 +5,16 @@ from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
+from app.auth import requires
 from app.body import read_json
 from app.errors import InvalidRequest, shorten
 from app.gateway import GatewayDep
 from app.openapi import describe
 from app.schemas.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+from app.settings import TokenScope
 from app.validation import check_model
 
-router = APIRouter(tags=["tokens"])
+router = APIRouter(tags=["tokens"], dependencies=[requires(TokenScope.CHAT)])
 
 
 @router.post("/tokenize", **describe(TokenizeRequest, Tokenized, errors=(401, 404, 500)))

@@ -2,6 +2,7 @@
 
     .venv/bin/python -m benchmarks.gateway
     .venv/bin/python -m benchmarks.gateway --engines worker --points 64@0 --seconds 10
+    .venv/bin/python -m benchmarks.gateway --rush 10
 
 The gateway is the real one in its own process, with the embedded model's tokenizer. A point N@X is N streams
 that are held open while the engine steps every X ms and brings each a token; with 0 it steps as soon as the
@@ -15,7 +16,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,14 +35,17 @@ from benchmarks.gateway.client import LoadError
 from benchmarks.gateway.figures import (
     Point,
     RequestFigures,
+    RushFigures,
     StreamFigures,
     fit,
     line_table,
     request_table,
+    rush_table,
     stream_table,
     to_json,
 )
 from benchmarks.gateway.measure import Subject, measure_requests, measure_streams
+from benchmarks.gateway.rush import measure_rush
 from benchmarks.gateway.server import ENGINES
 from benchmarks.peers.machine import commit, describe_machine
 from benchmarks.peers.processes import ServerProcess, StartError
@@ -49,6 +53,7 @@ from benchmarks.peers.servers import Place, Server, tiller
 from benchmarks.resources import find_server
 from inference.sources import SourceError, resolve
 
+_RUSH_HELP = "measure only this: TIMES as many requests at once as there is room for"
 _ROOT = Path(__file__).parents[2]
 _MODEL = "smollm2-135m-instruct"
 
@@ -81,6 +86,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--prompt-words", type=int, default=100)
     parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
     parser.add_argument("--cache-directory", type=Path, default="~/.cache/tiller")
+    parser.add_argument("--rush", type=int, metavar="TIMES", help=_RUSH_HELP)
+    parser.add_argument("--room", type=int, default=64, help="with --rush: choices that may run or wait")
     return parser.parse_args()
 
 
@@ -104,6 +111,9 @@ def _run(arguments: argparse.Namespace, points: list[Point]) -> int:
     directory = resolve("embedded", arguments.cache_directory.expanduser())
     prompt = Prompts(seed=0).draw(arguments.prompt_words)
     arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.rush:
+        print(rush_table([_rush(directory, prompt, arguments)]))
+        return 0
     streams: list[StreamFigures] = []
     requests: list[RequestFigures] = []
     started = datetime.now(UTC)
@@ -124,17 +134,27 @@ def _run(arguments: argparse.Namespace, points: list[Point]) -> int:
     return 0
 
 
+def _rush(directory: Path, prompt: str, arguments: argparse.Namespace) -> RushFigures:
+    room = {"TILLER_ENGINE__MAX_RUNNING": str(arguments.room), "TILLER_ENGINE__MAX_QUEUED": "0"}
+    with (
+        _running("worker", directory, prompt, arguments, room) as subject,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        return runner.run(measure_rush(subject, arguments.room, arguments.rush, arguments.probe_seconds))
+
+
 @contextmanager
-def _running(engine: str, directory: Path, prompt: str, arguments: argparse.Namespace) -> Iterator[Subject]:
+def _running(
+    engine: str, directory: Path, prompt: str, arguments: argparse.Namespace, settings: Mapping[str, str] = {}
+) -> Iterator[Subject]:
     """A gateway of its own, which ends with the context. Raises StartError."""
     with tempfile.TemporaryDirectory(prefix="tiller-bench-") as scratch:
         pipe = Path(scratch) / "steps"
         os.mkfifo(pipe)
         server = _server(engine, directory, pipe, arguments)
         _say(f"starting the gateway, engine: {engine}")
-        process = ServerProcess(
-            server.command, server.environment, arguments.output / f"gateway-{engine}.log"
-        )
+        environment = {**server.environment, **settings}
+        process = ServerProcess(server.command, environment, arguments.output / f"gateway-{engine}.log")
         try:
             process.wait_until_ready(server.url)
             yield Subject(engine, find_server(server.port), server.port, pipe, _MODEL, prompt)

@@ -90,6 +90,22 @@ class RequestFigures:
 
 
 @dataclass(frozen=True)
+class RushFigures:
+    """Requests that came at the same time, and again when they were told to."""
+
+    room: int
+    """Choices that the engine runs or lets wait."""
+    times: int
+    """As many requests."""
+    served: int
+    alike: bool
+    """All that were served got the same answer, as they should."""
+    refusal_latencies: Sequence[float]
+    health_latencies: Sequence[float]
+    """Of /health, asked while there was no room."""
+
+
+@dataclass(frozen=True)
 class Line:
     """Processor time of a request: `per_request + per_token * tokens`, by least squares."""
 
@@ -141,6 +157,15 @@ def request_table(figures: Sequence[RequestFigures]) -> str:
     return _table(head, rows)
 
 
+def rush_table(figures: Sequence[RushFigures]) -> str:
+    """In Markdown."""
+    head = (
+        "places", "requests", "served", "answers alike", "refusals", "told after p50, ms", "p99, ms",
+        "/health p50, ms", "p99, ms", "times asked",
+    )  # fmt: skip
+    return _table(head, [_rush_row(row) for row in figures])
+
+
 def line_table(lines: Sequence[Line]) -> str:
     """In Markdown."""
     head = ("engine", "answer", "us per request", "and us per token")
@@ -181,6 +206,21 @@ def _stream_row(row: StreamFigures) -> tuple[str, ...]:
         _milliseconds(percentile(row.health_latencies, 99)),
         str(len(row.health_latencies)),
         *(f"{rss / MIB:.1f}" for rss in (row.rss_before, row.rss_during, row.rss_after)),
+    )
+
+
+def _rush_row(row: RushFigures) -> tuple[str, ...]:
+    return (
+        str(row.room),
+        str(row.room * row.times),
+        str(row.served),
+        "yes" if row.alike else "no",
+        str(len(row.refusal_latencies)),
+        _milliseconds(percentile(row.refusal_latencies, 50)),
+        _milliseconds(percentile(row.refusal_latencies, 99)),
+        _milliseconds(percentile(row.health_latencies, 50)),
+        _milliseconds(percentile(row.health_latencies, 99)),
+        str(len(row.health_latencies)),
     )
 
 

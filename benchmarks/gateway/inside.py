@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ class InsideEngine:
     def __init__(self, model: ModelInfo, script: Script) -> None:
         self.model = model
         self.available = True
+        self.room = sys.maxsize
         self._script = script
         self._generations: dict[str, InsideGeneration] = {}
 
@@ -28,7 +30,7 @@ class InsideEngine:
 
     def step(self) -> None:
         for event in self._script.step():
-            self._generations[event.request_id].arrived.put_nowait([event])
+            self._generations[event.request_id].deliver([event])
 
     def abort(self, request_id: str) -> None:
         self._script.abort(request_id)
@@ -52,13 +54,19 @@ class InsideGeneration:
     def __init__(self, engine: InsideEngine, request_id: str) -> None:
         self._engine = engine
         self._request_id = request_id
-        self.arrived: asyncio.Queue[list[TokenEvent]] = asyncio.Queue()
+        self._arrived: asyncio.Queue[list[TokenEvent]] = asyncio.Queue()
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def deliver(self, events: list[TokenEvent]) -> None:
+        self._arrived.put_nowait(events)
+        if not self.begun.done():
+            self.begun.set_result(None)
 
     async def __aiter__(self) -> AsyncGenerator[list[TokenEvent], None]:
         try:
             running = True
             while running:
-                events = await self.arrived.get()
+                events = await self._arrived.get()
                 running = not any(event.finish_reason for event in events)
                 yield events
         finally:

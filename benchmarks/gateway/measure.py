@@ -84,8 +84,9 @@ async def measure_streams(
 
         async with Connections() as streams:
             await streams.open(subject.port, point.streams, subject.request(_ENDLESS, streamed=True), count)
-            async with _patience("to open the streams"):
-                while events < point.streams:  # the first event of each holds no token
+            async with patience("to open the streams"):
+                while events < point.streams:
+                    clock.step()  # A stream is answered when it has its first token.
                     await streams.watch(_POLL_SECONDS)
             clock.start()
             await streams.watch(_SETTLE_SECONDS)
@@ -93,7 +94,7 @@ async def measure_streams(
             await streams.watch(seconds)
             load, tokens = meter.read(), events - before
             latencies, _ = await asyncio.gather(
-                _probe(subject.port, probe_seconds), streams.watch(probe_seconds)
+                probe(subject.port, probe_seconds), streams.watch(probe_seconds)
             )
             rss_during = subject.rss
     await _wait_until_idle(subject.port)
@@ -115,7 +116,7 @@ async def measure_requests(
     return RequestFigures(subject.engine, streamed, tokens, cost, requests)
 
 
-async def _probe(port: int, seconds: float) -> list[float]:
+async def probe(port: int, seconds: float) -> list[float]:
     """Latencies of /health."""
     command = ("-m", "benchmarks.gateway.probe", str(port), str(seconds))
     probe = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
@@ -127,7 +128,7 @@ async def _probe(port: int, seconds: float) -> list[float]:
 
 
 async def _wait_until_idle(port: int) -> None:
-    async with httpx.AsyncClient(trust_env=False) as client, _patience("to become idle"):
+    async with httpx.AsyncClient(trust_env=False) as client, patience("to become idle"):
         running = True
         while running:
             await asyncio.sleep(_SETTLE_SECONDS)
@@ -136,7 +137,7 @@ async def _wait_until_idle(port: int) -> None:
 
 
 @asynccontextmanager
-async def _patience(purpose: str) -> AsyncIterator[None]:
+async def patience(purpose: str) -> AsyncIterator[None]:
     """Raises LoadError when it takes too long."""
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):

@@ -36,8 +36,9 @@ class StepClock:
         """How many were asked for."""
 
     def start(self) -> None:
-        """Nothing that arrived earlier counts."""
+        """Nothing that arrived or was asked for earlier counts."""
         self._running = True
+        self.steps = 0
         if self._interval:
             self._tick(asyncio.get_running_loop().time())
         else:
@@ -53,15 +54,16 @@ class StepClock:
         if self._running and not self._interval:
             self._arrived += tokens
             while self.steps * self._streams < self._arrived + _LEAD * self._streams:
-                self._step()
+                self.step()
 
     def _tick(self, due: float) -> None:
-        self._step()
+        self.step()
         loop = asyncio.get_running_loop()
         # Like an engine that was held up, it does not make up for steps that it has missed.
         due = max(due + self._interval, loop.time())
         self._timer = loop.call_at(due, self._tick, due)
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """One more, whatever the clock says."""
         os.write(self._pipe, b".")
         self.steps += 1

@@ -127,6 +127,12 @@ def _logprobs(
     return TokenLogprobs(-0.5, [(10 + rank, -0.5 - rank) for rank in range(count)])
 
 
+def _done() -> "asyncio.Future[None]":
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(None)
+    return future
+
+
 @dataclass
 class FakeGeneration:
     """Plays one request's script; stops at an abort of the whole request."""
@@ -135,8 +141,20 @@ class FakeGeneration:
     request: GenerationRequest
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: set[int] = field(default_factory=set)
+    holds_room: bool = True
+
+    @property
+    def begun(self) -> "asyncio.Future[None]":
+        return self.engine.start or _done()
 
     async def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
+        try:
+            async for step in self._play():
+                yield step
+        finally:
+            self.free_room()
+
+    async def _play(self) -> AsyncIterator[list[TokenEvent]]:
         for step in self.engine.script(self.request):
             await asyncio.sleep(0)
             if step is HANG:
@@ -154,6 +172,11 @@ class FakeGeneration:
         self.aborted |= set(range(self.request.n)) if index is None else {index}
         if len(self.aborted) == self.request.n:
             self.ended.set()
+            self.free_room()
+
+    def free_room(self) -> None:
+        self.engine.room += self.request.n if self.holds_room else 0
+        self.holds_room = False
 
 
 REPORT = ConceptReport(
@@ -210,6 +233,9 @@ class FakeEngine:
     training: TrainingScript = train_well
     refusal: Exception | None = None
     """Raised by submit: an app.errors.ApiError as the real engine would raise it."""
+    room: int = 1280
+    start: "asyncio.Future[None] | None" = None
+    """What is submitted waits for it; None: it begins at once."""
     available: bool = True
     requests: list[GenerationRequest] = field(default_factory=list)
     aborts: list[tuple[str, int | None]] = field(default_factory=list)
@@ -225,6 +251,7 @@ class FakeEngine:
         self.requests.append(request)
         if self.refusal is not None:
             raise self.refusal
+        self.room -= request.n
         return FakeGeneration(self, request)
 
     async def train(self, command: TrainConcept) -> AsyncIterator[TrainingUpdate]:

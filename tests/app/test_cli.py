@@ -37,7 +37,7 @@ def tiller(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_a_new_token_is_shown_with_what_to_configure() -> None:
-    lines = tiller("token", "new", 'Ada "x": y').stdout.splitlines()
+    lines = tiller("token", "new", "--print-only", 'Ada "x": y').stdout.splitlines()
     token = lines[0].removeprefix("Token: ")
     auth = AuthSettings.model_validate(yaml.safe_load("\n".join(lines[3:]))["auth"])
     assert [(entry.name, entry.sha256) for entry in auth.tokens] == [

@@ -2,15 +2,17 @@
 
 import hashlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from app.access import AccessTokens, TokenFile
 from app.auth import Authenticate
 from app.metrics import Metrics
 from app.middleware import LimitBody, Observe
-from app.settings import AccessToken, AuthSettings
+from app.settings import AccessToken
 
 
 async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,7 +43,7 @@ async def call(app: object, path: str = "/x", **options: object) -> httpx.Respon
 
 def guarded(*tokens: str, open_metrics: bool = False) -> Authenticate:
     known = [AccessToken(name="x", sha256=hashlib.sha256(token.encode()).hexdigest()) for token in tokens]
-    return Authenticate(read_all, AuthSettings(tokens=tuple(known), open_metrics=open_metrics))
+    return Authenticate(read_all, AccessTokens(known, TokenFile(Path("/none"))), open_metrics)
 
 
 @pytest.mark.parametrize("header", ["Bearer one", "bearer two", "BEARER  one "])

@@ -112,7 +112,14 @@ def test_a_refusal_of_the_template_is_the_callers_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ 1 / 0 }}", "{{ messages[0].nothing.at_all }}", "{{ messages.append(1) }}"]
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{{ messages[0].nothing.at_all }}",
+        "{{ messages.append(1) }}",
+        "{{ range(10 ** 9) | list }}",
+        "{% macro bomb() %}{{ bomb() }}{% endmacro %}{{ bomb() }}",
+    ],
 )
 def test_any_other_failure_of_the_template_is_ours(tmp_path: Path, template: str) -> None:
     renderer, _ = load(tmp_path, template)

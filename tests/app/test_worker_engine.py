@@ -54,7 +54,7 @@ async def pair() -> AsyncIterator[tuple[WorkerEngine, Worker]]:
         near.bind("inproc://worker")
         far.connect("inproc://worker")
         near.linger = far.linger = 0
-        engine = WorkerEngine(near, model_info(Path(), 300))
+        engine = WorkerEngine(near, model_info(Path(), 300), places=3)
         serving = asyncio.create_task(engine.serve(process))
         yield engine, Worker(far, process)
         serving.cancel()
@@ -136,6 +136,43 @@ async def test_aborting_everything_ends_an_iteration_that_waits(pair: tuple[Work
     generation.abort()
     assert await asyncio.wait_for(waiting, 5) == []
     assert await pair[1].receive() == Abort("r", None)
+
+
+async def test_every_choice_takes_a_place_until_it_has_ended(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    generation = await submitted(pair, n=2)
+    assert engine.room == 1
+    await worker.report(events=[TokenEvent("r", 0, 5, FinishReason.STOP), TokenEvent("r", 0, 5)])
+    await generation.begun
+    assert engine.room == 2
+    generation.abort()
+    generation.abort()
+    assert engine.room == 3
+
+
+async def test_a_refused_request_takes_no_place(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.submit(request()))
+    await worker.receive()
+    assert engine.room == 2
+    await worker.report(admissions=[Admission("r", RefusalCode.QUEUE_FULL)])
+    with pytest.raises(ApiError):
+        await task
+    assert engine.room == 3
+
+
+async def test_a_generation_begins_with_its_first_events(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair)
+    assert not generation.begun.done()
+    await pair[1].report(events=[TokenEvent("r", 0, 5)])
+    await asyncio.wait_for(generation.begun, 5)
+
+
+async def test_a_generation_that_fails_first_never_begins(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair)
+    await pair[1].report(failures=[Failure("r", "reason")])
+    with pytest.raises(InternalError, match="reason"):
+        await generation.begun
 
 
 async def test_leaving_the_iteration_aborts(pair: tuple[WorkerEngine, Worker]) -> None:

@@ -20,10 +20,12 @@ from benchmarks.gateway.figures import (
     Load,
     Point,
     RequestFigures,
+    RushFigures,
     StreamFigures,
     fit,
     line_table,
     request_table,
+    rush_table,
     stream_table,
     to_json,
 )
@@ -289,3 +291,9 @@ def test_usage_is_added_up() -> None:
     assert one.rss_bytes > MIB
     assert one.open_files >= 3
     assert usage([]).threads == 0
+
+
+def test_a_rush_is_a_row() -> None:
+    row = RushFigures(64, 10, 64, True, [0.001, 0.003], [0.002])
+    cells = [cell.strip() for cell in rush_table([row]).splitlines()[2].strip("|").split("|")]
+    assert cells == ["64", "640", "64", "yes", "2", "2.0", "3.0", "2.0", "2.0", "1"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -195,22 +196,61 @@ def test_a_context_can_be_filled_to_the_last_token_and_no_further(tiny_config: d
         assert "200" in refused.json()["error"]["message"]
 
 
-def test_a_token_made_by_the_command_opens_the_door(tiny_config: dict, tmp_path: Path) -> None:
-    made = subprocess.run(
-        [sys.executable, "-m", "app.cli", "token", "new", "someone"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    token = made.split("Token: ")[1].split()[0]
-    digest = made.split("sha256: ")[1].split()[0]
-    config = {**tiny_config, "auth": {"tokens": [{"name": "someone", "sha256": digest}]}}
-    with serving(config, tmp_path) as server:
-        models = f"{server.url}/models"
-        assert httpx.get(models, headers={"Authorization": f"Bearer {token}"}).status_code == 200
-        assert httpx.get(models, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 401
-        assert httpx.get(models).status_code == 401
+def tiller_token(directory: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "app.cli", "token", *words, "--config", str(directory / "config.yaml")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_token_opens_the_door_until_it_is_revoked(tiny_config: dict, tmp_path: Path) -> None:
+    with serving(tiny_config, tmp_path) as server:
+
+        def status(token: str) -> int:
+            headers = {"Authorization": f"Bearer {token}"}
+            return httpx.get(f"{server.url}/models", headers=headers).status_code
+
+        assert status("anything") == 200
+        token = tiller_token(tmp_path, "new", "someone").splitlines()[0].removeprefix("Token: ")
+        assert [status(token), status(TOKEN)] == [200, 401]
+        tiller_token(tmp_path, "revoke", "someone")
+        assert status(token) == 401
         assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def small_server(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two answers run, and two wait."""
+    engine = {**tiny_config["engine"], "max_running": 2, "max_queued": 2}
+    with serving({**tiny_config, "engine": engine}, tmp_path_factory.mktemp("small")) as server:
+        yield server
+
+
+def test_headers_without_an_end_are_refused_and_nobody_else_notices(small_server: Server) -> None:
+    with socket.socket() as endless:
+        endless.connect(("127.0.0.1", int(small_server.url.rpartition(":")[2])))
+        endless.sendall(b"GET /models HTTP/1.1\r\nX-Endless: " + b"x" * 2**20)
+        assert small_server.get("/models").status_code == 200
+        answer = endless.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "HEADERS_TOO_LARGE"
+
+
+def test_a_full_queue_refuses_at_once_and_what_was_admitted_ends_well(small_server: Server) -> None:
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 500,
+        "logit_bias": {"1": -100, "2": -100},
+    }
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda _: small_server.post("/chat/completions", body), range(40)))
+    assert small_server.chat("Hello", max_tokens=3)["usage"]["completion_tokens"] == 3
+    served = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert len(served) >= 4
+    assert refused
+    assert {answer.json()["usage"]["completion_tokens"] for answer in served} == {500}
+    assert {(answer.status_code, answer.json()["code"]) for answer in refused} == {(503, "QUEUE_FULL")}
+    assert all(answer.headers["Retry-After"] for answer in refused)
 
 
 def test_the_quick_start_answers(embedded_config: dict, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """What is learnt of a model when it is loaded, and which models are refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from inference.kv_cache import LayerShape
 from inference.model import CausalLM, UnsupportedModelError, load
@@ -51,6 +53,53 @@ def test_the_digest_changes_when_two_weights_change_places() -> None:
 
 def test_the_digest_changes_with_the_dtype() -> None:
     assert CausalLM(make_model("llama")).digest() != CausalLM(make_model("llama").bfloat16()).digest()
+
+
+class Intruder:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._trace,)
+
+
+def bring_code(directory: Path, trace: Path, **config: object) -> None:
+    """Has the model's configuration name code that comes with it, and makes a file when it is run."""
+    names = {"AutoConfig": "intruder.Config", "AutoModelForCausalLM": "intruder.Model"}
+    content = json.loads((directory / "config.json").read_text()) | {"auto_map": names} | config
+    (directory / "config.json").write_text(json.dumps(content))
+    (directory / "intruder.py").write_text(
+        f"open({str(trace)!r}, 'w')\nclass Config: pass\nclass Model: pass"
+    )
+
+
+def test_code_that_comes_with_a_model_is_not_run_where_it_is_not_needed(tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path / "model")
+    bring_code(tmp_path / "model", tmp_path / "trace")
+    loaded = load(tmp_path / "model", torch.float32, torch.device("cpu"))
+    assert type(loaded._model) is LlamaForCausalLM
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("model_type", ["intruder", None])
+def test_a_model_that_needs_code_of_its_own_is_refused(tmp_path: Path, model_type: str | None) -> None:
+    make_model("llama").save_pretrained(tmp_path / "model")
+    bring_code(tmp_path / "model", tmp_path / "trace", model_type=model_type)
+    with pytest.raises(UnsupportedModelError, match="code of its own"):
+        load(tmp_path / "model", torch.float32, torch.device("cpu"))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    weights = {"lm_head.weight": Intruder(tmp_path / "trace")}
+    torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load(tmp_path / "model", torch.float32, torch.device("cpu"))
+    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])

@@ -1,11 +1,13 @@
 """Bearer tokens: who needs one, and that it is asked for before the body is read."""
 
 import hashlib
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 
 from app.main import create_app
 from app.settings import Settings
@@ -118,6 +120,112 @@ async def test_metrics_can_be_opened(serve, prefix: str) -> None:
 
 async def test_a_streamed_request_without_a_token_is_no_stream(guarded: httpx.AsyncClient) -> None:
     assert_unauthorized(await chat(guarded, stream=True))
+
+
+SCOPES = {
+    ("POST", "/chat/completions"): {"chat"},
+    ("POST", "/tokenize"): {"chat"},
+    ("POST", "/detokenize"): {"chat"},
+    ("POST", "/steering_concepts"): {"concepts"},
+    ("DELETE", "/steering_concepts/{concept:path}"): {"concepts"},
+    ("GET", "/steering_concepts"): {"chat", "concepts"},
+    ("GET", "/steering_concepts/{concept:path}"): {"chat", "concepts"},
+    ("GET", "/metrics"): {"metrics"},
+    ("GET", "/models"): {"chat", "concepts", "metrics"},
+    ("GET", "/models/{model:path}"): {"chat", "concepts", "metrics"},
+    ("GET", "/models/{model:path}/tokenizer"): {"chat", "concepts", "metrics"},
+    ("GET", "/models_available"): {"chat", "concepts", "metrics"},
+    ("GET", "/model-settings"): {"chat", "concepts", "metrics"},
+}
+"""Which of the scopes, each by itself, opens a route."""
+
+
+def routes_of(app: FastAPI) -> set[tuple[str, str]]:
+    """Method and pattern of every route, with and without the prefix."""
+    return {(method, route.path) for route in iter_route_contexts(app.routes) for method in route.methods}
+
+
+def sample(pattern: str) -> str:
+    return pattern.replace("{model:path}", "tiny").replace("{concept:path}", "a")
+
+
+async def test_every_route_there_is_needs_a_token_or_is_meant_to_be_open(
+    guarded_app: FastAPI, guarded: httpx.AsyncClient
+) -> None:
+    routes = routes_of(guarded_app)
+    assert len(routes) == 2 * (len(SCOPES) + len(OPEN))
+    for method, pattern in routes:
+        answer = await guarded.request(method, sample(pattern))
+        if pattern.removeprefix("/v1") in OPEN:
+            assert answer.status_code == 200, pattern
+        else:
+            assert (method, pattern.removeprefix("/v1")) in SCOPES
+            assert_unauthorized(answer)
+
+
+@pytest.mark.parametrize("scope", ["chat", "concepts", "metrics"])
+async def test_every_route_asks_for_its_scope(serve, guarded_app: FastAPI, scope: str) -> None:
+    entry = {**AUTH["tokens"][0], "scopes": [scope]}
+    client = await serve(auth={"tokens": [entry]})
+    for method, pattern in routes_of(guarded_app):
+        answer = await client.request(method, sample(pattern), headers=bearer(TOKEN))
+        scopes = SCOPES.get((method, pattern.removeprefix("/v1")))
+        if scopes is None or scope in scopes:
+            assert answer.status_code in (200, 204, 400, 404), (method, pattern)
+        else:
+            assert_unauthorized(answer)
+            assert all(needed in answer.json()["error"]["message"] for needed in scopes)
+
+
+async def test_a_missing_scope_is_told_before_the_body_is_read(engine: FakeEngine) -> None:
+    entry = {**AUTH["tokens"][0], "scopes": ["metrics"]}
+    app = create_app(Settings(model={"name": "tiny"}, auth={"tokens": [entry]}), engine)
+    start, *_ = await answer_without_a_body(app, {**JSON, **bearer(TOKEN)})
+    assert start["status"] == 401
+
+
+@pytest.mark.parametrize(("offset", "status"), [(timedelta(hours=1), 200), (timedelta(seconds=-1), 401)])
+async def test_a_token_expires(serve, offset: timedelta, status: int) -> None:
+    entry = {**AUTH["tokens"][0], "expires": datetime.now(UTC) + offset}
+    client = await serve(auth={"tokens": [entry]})
+    answer = await client.get("/models", headers=bearer(TOKEN))
+    assert answer.status_code == status
+    if status == 401:
+        assert_error(answer, 401, "UNAUTHORIZED", "expired")
+
+
+@pytest.mark.parametrize("order", [(TOKEN, "wrong"), ("wrong", TOKEN), (TOKEN, TOKEN), (TOKEN, OTHER)])
+async def test_two_tokens_are_none(guarded: httpx.AsyncClient, order: tuple[str, str]) -> None:
+    headers = [("authorization", f"Bearer {token}") for token in order]
+    answer = await guarded.post(CHAT, json=body(), headers=headers)
+    assert_unauthorized(answer)
+    assert "one Authorization header" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("//metrics", "//v1/metrics", "/v1//metrics", "/v1/v1/metrics", "/V1/metrics", "/./metrics"),
+        *("/health/../metrics", "/docs/..;/metrics", "/health%2f..%2fmetrics", "/%2e%2e/metrics"),
+        *("/metrics%0a", "/metrics%00", "/metrics/", "/%6detrics", "/v1%2fmetrics", "/health%3f/../metrics"),
+        *("/models%0a", "/steering_concepts%0a", "/chat%2fcompletions"),
+    ],
+)
+async def test_no_spelling_of_a_path_is_a_way_around_the_token(guarded: httpx.AsyncClient, path: str) -> None:
+    url = httpx.URL("http://tiller").copy_with(raw_path=path.encode())
+    for method in ("GET", "HEAD", "POST", "OPTIONS"):
+        answer = await guarded.request(method, url)
+        assert answer.status_code == 401, method
+        answer = await guarded.request(method, url, headers=bearer(TOKEN))
+        assert answer.status_code in (200, 204, 400, 404, 405), method
+
+
+@pytest.mark.parametrize("scope", ["chat", "concepts"])
+@pytest.mark.parametrize("path", ["/metrics", "/metrics%0a", "/v1/metrics%0a", "/%6detrics"])
+async def test_no_spelling_of_a_path_is_a_way_around_a_scope(serve, scope: str, path: str) -> None:
+    client = await serve(auth={"tokens": [{**AUTH["tokens"][0], "scopes": [scope]}]})
+    url = httpx.URL("http://tiller").copy_with(raw_path=path.encode())
+    assert_unauthorized(await client.get(url, headers=bearer(TOKEN)))
 
 
 Message = dict[str, Any]

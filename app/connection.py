@@ -1,0 +1,190 @@
+"""One client's connection: how large a request's head may be, and how long head and body may take.
+
+uvicorn has no such limits, and answers what is no HTTP in plain text. What is refused here never becomes a
+request, so the error is written by hand. Knows no routes.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from enum import StrEnum
+from http import HTTPStatus
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.errors import ApiError, ErrorCode, InvalidRequest
+from app.settings import ServerSettings
+
+_LINGER_SECONDS = 2.0
+"""How long a refused client may go on sending: an answer is lost where the connection is reset at once."""
+
+
+class _Part(StrEnum):
+    """What of a request has begun and not ended. The values are for the message."""
+
+    HEAD = "headers"
+    BODY = "body"
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, with limits. `connections_with` sets its first attributes."""
+
+    limits: ServerSettings
+    count: Callable[[str, int], None]
+
+    _part: _Part | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _fault: ApiError | None = None
+    _refused = False
+    _reading = 0
+    """Bytes in the read that is being parsed."""
+    _only_head = False
+    """Nothing but a head that had begun before (or trailers) was in that read so far."""
+    _head_at_least = 0
+    _head_at_most = 0
+    """Bytes of the head so far, as far as reads tell."""
+    _discarded = 0
+    """Bytes that came after the refusal."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            self._discard(data)
+            return
+        self._reading = len(data)
+        self._head_at_most += len(data)
+        self._only_head = self._part is not None
+        super().data_received(data)
+        if self._only_head and self._part and not self._refused:
+            self._head_at_least += len(data)
+            if self._head_at_least > self.limits.max_header_bytes:
+                self._refuse(self._too_large())
+        self._watch()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._enter(_Part.HEAD)
+        self._only_head = False
+        self._head_at_least = 0
+        self._head_at_most = self._reading
+
+    def on_headers_complete(self) -> None:
+        self._check_head()
+        self._enter(_Part.BODY)
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        self._only_head = False
+
+    def on_body(self, body: bytes) -> None:
+        self._only_head = False
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._enter(None)
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's parser has stopped, by itself or by an error of ours."""
+        self._refuse(self._fault or InvalidRequest(f"this is not HTTP: {msg}"))
+
+    def _check_head(self) -> None:
+        size = 0
+        if self._head_at_most > self.limits.max_header_bytes:
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > self.limits.max_header_bytes or len(self.headers) > self.limits.max_headers:
+            self._fault = self._too_large()
+            raise self._fault
+
+    def _too_large(self) -> ApiError:
+        limits = self.limits
+        rule = f"there may be {limits.max_headers} headers, and {limits.max_header_bytes} bytes of them"
+        return ApiError(ErrorCode.HEADERS_TOO_LARGE, rule)
+
+    def _enter(self, part: _Part | None) -> None:
+        self._part = part
+        self._stop_watching()
+
+    def _watch(self) -> None:
+        """Sees to it that what has begun ends. A connection that has sent nothing yet has begun, too."""
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self._timer or self._refused or (self._part is None and answering):
+            return
+        self._timer = self.loop.call_later(self._seconds, self._expire)
+
+    def _stop_watching(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def _seconds(self) -> float:
+        return self.limits.body_seconds if self._part is _Part.BODY else self.limits.header_seconds
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self.flow.read_paused or self._is_busy:
+            self._watch()
+        elif self._part is None or (self.cycle and self._part is _Part.BODY and self.cycle.response_complete):
+            self.transport.close()
+        else:
+            message = f"the {self._part} did not arrive within {self._seconds:g} seconds"
+            self._refuse(ApiError(ErrorCode.REQUEST_TIMEOUT, message))
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether an answer is on its way that another would break."""
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        return self._part is not _Part.BODY or bool(self.pipeline) or self.cycle.response_started
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers in place of the app, which finds its client gone."""
+        self._refused = True
+        self.count("other", error.status)
+        self._stop_watching()
+        if self._is_busy:
+            self.transport.close()
+            return
+        if self.cycle:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.write(_response(error))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _discard(self, data: bytes) -> None:
+        self._discarded += len(data)
+        if self._discarded > self.limits.max_body_bytes:
+            self.transport.close()
+
+
+def connections_with(limits: ServerSettings, count: Callable[[str, int], None]) -> type[Connection]:
+    """For uvicorn, which makes a protocol of its own for each connection.
+
+    `count` is told of refusals, as Metrics.count_request is.
+    """
+
+    class LimitedConnection(Connection):
+        pass
+
+    LimitedConnection.limits = limits
+    LimitedConnection.count = staticmethod(count)
+    return LimitedConnection
+
+
+def _response(error: ApiError) -> bytes:
+    body = json.dumps(error.body(), separators=(",", ":")).encode()
+    head = (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body

@@ -1,0 +1,269 @@
+"""Too much at once: who is refused, how, and that everybody else is served as ever."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.main import create_app
+from app.settings import Settings
+from inference.protocol import GenerationRequest
+from tests.app.contract.conftest import client_of
+from tests.app.contract.support import (
+    CHAT,
+    JSON,
+    assert_error,
+    body,
+    chat,
+    completion,
+    content_of,
+    event_payloads,
+    post,
+    post_scope,
+    steps,
+    stream,
+    until,
+    user,
+    was_aborted,
+)
+from tests.app.fakes import HANG, FakeEngine, Script, Step
+
+TOKEN, OTHER = "tiller-first", "tiller-second"
+Spell = Callable[[str], list[int]]
+
+streamed_or_not = pytest.mark.parametrize("streamed", [False, True])
+
+
+def configured(*tokens: str, **limits: int) -> dict[str, Any]:
+    return {
+        "tokens": [
+            {"name": token, "sha256": hashlib.sha256(token.encode()).hexdigest(), **limits}
+            for token in tokens
+        ]
+    }
+
+
+async def ask(client: httpx.AsyncClient, token: str, nice: bool = False, **fields: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {token}"}
+    return await client.post(CHAT, params={"nice": nice}, json=body(**fields), headers=headers)
+
+
+def say_max_tokens(spell: Spell) -> Script:
+    """Every answer is the number that its request gave as max_tokens."""
+
+    def script(request: GenerationRequest) -> list[Step]:
+        return list(steps(spell(str(request.max_tokens)))(request))
+
+    return script
+
+
+@streamed_or_not
+async def test_of_ten_times_as_many_as_there_is_room_for_exactly_those_are_served(
+    client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, streamed: bool
+) -> None:
+    engine.room = room = 8
+    engine.start = asyncio.get_running_loop().create_future()
+    engine.script = say_max_tokens(spell)
+    numbers = range(1, 10 * room + 1)
+    asked = {n: asyncio.create_task(chat(client, max_tokens=n, stream=streamed)) for n in numbers}
+    await until(lambda: sum(task.done() for task in asked.values()) >= 9 * room)
+    assert (await client.get("/health")).status_code == 200
+    engine.start.set_result(None)
+    answers = {n: await task for n, task in asked.items()}
+    served = {n: answer for n, answer in answers.items() if answer.status_code == 200}
+    assert len(served) == len(engine.requests) == room
+    for n, answer in answers.items():
+        if n in served:
+            assert text_of(answer, streamed) == str(n)
+        else:
+            assert_error(answer, 503, "QUEUE_FULL")
+            assert int(answer.headers["retry-after"]) >= 1
+    assert engine.room == room
+    assert (await completion(client))["choices"]
+
+
+def text_of(answer: httpx.Response, streamed: bool) -> str:
+    if not streamed:
+        return answer.json()["choices"][0]["message"]["content"]
+    chunks = [httpx.Response(200, text=payload).json() for payload in event_payloads(answer.content)[:-1]]
+    return content_of(chunks)
+
+
+async def test_every_choice_needs_a_place(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.room = 3
+    assert_error(await chat(client, n=4), 503, "QUEUE_FULL")
+    assert (await chat(client, n=3)).status_code == 200
+    assert engine.room == 3
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 3}, {"logit_bias": {"300": 1}}, {"max_tokens": 10**6}])
+async def test_a_request_that_is_refused_leaves_its_place(
+    client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any]
+) -> None:
+    engine.room = 1
+    for _ in range(3):
+        assert (await chat(client, **fields)).status_code == 400
+    assert (await chat(client)).status_code == 200
+
+
+async def test_a_full_queue_is_told_before_the_body_is_read(
+    shared: tuple[FakeEngine, FastAPI], engine: FakeEngine
+) -> None:
+    engine.room = 0
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        pytest.fail("the body was read")
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await shared[1](post_scope(CHAT), receive, send)
+    assert sent[0]["status"] == 503
+
+
+async def test_a_full_queue_is_told_before_a_prompt_is_rendered(
+    shared: tuple[FakeEngine, FastAPI],
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts = shared[1].state.gateway.prompts
+    monkeypatch.setattr(prompts, "render", lambda messages: pytest.fail("rendered"))
+    engine.room = 1
+    assert_error(await chat(client, n=2), 503, "QUEUE_FULL")
+
+
+@streamed_or_not
+async def test_a_request_that_waits_too_long_is_told_so_with_a_status(
+    serve, engine: FakeEngine, streamed: bool
+) -> None:
+    client = await serve(limits={"max_wait_seconds": 0.05})
+    engine.start = asyncio.get_running_loop().create_future()
+    answer = await chat(client, stream=streamed)
+    assert_error(answer, 503, "QUEUE_FULL", "0.05 seconds")
+    assert "retry-after" in answer.headers
+    assert was_aborted(engine, engine.requests[0])
+    assert engine.room == FakeEngine.room
+    engine.start.set_result(None)
+    assert (await chat(client, stream=streamed)).status_code == 200
+
+
+async def test_an_answer_that_has_begun_may_take_its_time(serve, engine: FakeEngine, spell: Spell) -> None:
+    client = await serve(limits={"max_wait_seconds": 0.05})
+    engine.script = steps(spell("slow"), HANG)
+    asked = asyncio.create_task(chat(client))
+    await asyncio.sleep(0.15)
+    assert not asked.done()
+    asked.cancel()
+
+
+async def test_too_many_biases_are_refused(serve, engine: FakeEngine) -> None:
+    client = await serve(limits={"max_logit_bias": 2})
+    answer = await chat(client, logit_bias={"1": 1, "2": 1, "3": 1})
+    assert_error(answer, 400, "INVALID_REQUEST", "at most 2", "3", param="logit_bias")
+    assert (await chat(client, logit_bias={"1": 1, "2": 1})).status_code == 200
+
+
+async def test_a_token_has_so_many_requests_at_the_same_time(serve, engine: FakeEngine, spell: Spell) -> None:
+    client = await serve(auth=configured(TOKEN, OTHER, max_requests=2))
+    engine.start = asyncio.get_running_loop().create_future()
+    waiting = [asyncio.create_task(ask(client, TOKEN, stream=streamed)) for streamed in (True, False)]
+    await until(lambda: len(engine.requests) == 2)
+    answer = await ask(client, TOKEN)
+    assert_error(answer, 429, "RATE_LIMITED", "2 requests")
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+    others = [asyncio.create_task(ask(client, *who)) for who in ((OTHER, False), (TOKEN, True))]
+    await until(lambda: len(engine.requests) == 4)
+    engine.start.set_result(None)
+    assert [(await task).status_code for task in (*waiting, *others)] == [200] * 4
+    assert (await ask(client, TOKEN)).status_code == 200
+
+
+async def test_without_tokens_all_callers_are_one(serve, engine: FakeEngine) -> None:
+    client = await serve(limits={"max_requests": 1})
+    engine.start = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(chat(client))
+    await until(lambda: engine.requests)
+    assert_error(await chat(client), 429, "RATE_LIMITED")
+    engine.start.set_result(None)
+    assert (await waiting).status_code == 200
+
+
+@streamed_or_not
+async def test_a_token_has_so_many_tokens_a_minute(
+    serve, engine: FakeEngine, spell: Spell, streamed: bool
+) -> None:
+    client = await serve(auth=configured(TOKEN, OTHER, tokens_per_minute=100))
+    engine.script = steps(spell("x" * 20))
+    fields: dict[str, Any] = {"max_tokens": 50, "stream": streamed}
+    first = await ask(client, TOKEN, **fields)
+    assert first.status_code == 200
+    prompt = len(engine.requests[0].prompt_token_ids)
+    left = 100 - prompt - 20
+    assert 0 < left < prompt + 50
+    refused = await ask(client, TOKEN, **fields)
+    assert_error(refused, 429, "RATE_LIMITED", "100 tokens per minute")
+    missing = prompt + 50 - left
+    assert missing * 0.6 - 2 <= int(refused.headers["retry-after"]) <= missing * 0.6 + 1
+    assert len(engine.requests) == 1
+    assert (await ask(client, OTHER, **fields)).status_code == 200
+    assert (await ask(client, TOKEN, nice=True, **fields)).status_code == 200
+
+
+async def test_a_refusal_by_rate_is_the_same_for_streams(serve, engine: FakeEngine) -> None:
+    client = await serve(auth=configured(TOKEN, tokens_per_minute=10))
+    assert (await ask(client, TOKEN, max_tokens=5)).status_code == 200
+    answers = [await ask(client, TOKEN, max_tokens=5, stream=streamed) for streamed in (True, False)]
+    for answer in answers:
+        assert_error(answer, 429, "RATE_LIMITED")
+
+
+async def test_other_routes_are_not_counted(serve, engine: FakeEngine) -> None:
+    client = await serve(auth=configured(TOKEN, max_requests=1, tokens_per_minute=1))
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    engine.start = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(ask(client, TOKEN, max_tokens=1))
+    await until(lambda: engine.requests)
+    for path in ("/models", "/metrics", "/steering_concepts"):
+        assert (await client.get(path, headers=headers)).status_code == 200
+    engine.start.set_result(None)
+    assert (await waiting).status_code == 200
+
+
+async def test_a_client_that_leaves_gives_everything_back(
+    engine: FakeEngine, tmp_path: Any, spell: Spell
+) -> None:
+    """As an ASGI server tells it: after the body comes a disconnect."""
+    limits = {"max_requests": 1, "tokens_per_minute": 60}
+    settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path), limits=limits)
+    app = create_app(settings, engine)
+    engine.start = asyncio.get_running_loop().create_future()
+    gone = asyncio.Event()
+    messages = [{"type": "http.request", "body": httpx.Request("POST", "/", json=body(max_tokens=5)).content}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    asked = asyncio.create_task(app(post_scope(CHAT, JSON), receive, send))
+    await until(lambda: engine.requests)
+    async with client_of(app) as client:
+        assert_error(await chat(client), 429, "RATE_LIMITED")
+        gone.set()
+        await asked
+        engine.start = None
+        assert was_aborted(engine, engine.requests[0])
+        assert engine.room == FakeEngine.room
+        assert (await post(client, CHAT, body(messages=[user("hi")], max_tokens=5))).status_code == 200
+        assert await stream(client, max_tokens=5)
