@@ -27,6 +27,9 @@ class Engine(Protocol):
     def available(self) -> bool:
         """Whether requests are served now."""
 
+    async def wait_available(self) -> None:
+        """Returns once requests are served; raises EngineUnavailable if they never will be again."""
+
     async def submit(self, request: GenerationRequest) -> Generation:
         """Returns once the engine has admitted the request.
 

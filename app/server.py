@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -18,19 +17,19 @@ from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
-from app.settings import Settings
-from app.worker_engine import run_worker
+from app.settings import ServerSettings, Settings
+from app.supervisor import SupervisedEngine, supervise
 
 _BACKLOG = 2048
-_DRAIN_MARGIN = 3.0
-"""Seconds for the last events to leave once the engine has ended all generations."""
+_DRAIN_MARGIN_SECONDS = 3
+"""For the last events to leave once the engine has ended all generations."""
 
 
 def run(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartError."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     with (
-        _bind(settings.server.host, settings.server.port) as listener,
+        _bind(settings.server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         suppress(asyncio.CancelledError),
     ):
@@ -39,7 +38,7 @@ def run(settings: Settings) -> None:
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     _at_signals(_current_task().cancel)
-    async with run_worker(settings.engine_config) as engine:
+    async with supervise(settings.engine_config) as engine:
         config = uvicorn.Config(
             _start_app(settings, engine),
             log_config=None,
@@ -49,15 +48,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             ws="none",
             lifespan="off",
             backlog=_BACKLOG,
-            timeout_graceful_shutdown=math.ceil(settings.server.drain_seconds + _DRAIN_MARGIN),
+            timeout_graceful_shutdown=_DRAIN_MARGIN_SECONDS,
         )
         server = _Server(config, _welcome(settings, listener))
-
-        def stop() -> None:
-            engine.drain(settings.server.drain_seconds)
-            server.handle_exit(signal.SIGINT, None)
-
-        _at_signals(stop)
+        _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
         await server.serve(sockets=[listener])
 
 
@@ -75,6 +69,25 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, welcome: str) -> None:
         super().__init__(config)
         self._welcome = welcome
+        self._draining: asyncio.Task[None] | None = None
+
+    def stop(self, engine: SupervisedEngine, seconds: float) -> None:
+        """The first time, what runs may end; until then, what is new is told that nothing is served any more.
+
+        The second time, it ends at once.
+        """
+        if self._draining is None:
+            engine.drain(seconds)
+            self._draining = asyncio.create_task(self._drain(seconds))
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def _drain(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.server_state.tasks:  # noqa: ASYNC110 - uvicorn has no event to wait for
+                    await asyncio.sleep(0.05)
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -98,8 +111,9 @@ def _current_task() -> "asyncio.Task[object]":
     return task
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(server: ServerSettings) -> socket.socket:
     """Bound, so that a port in use is found before the model is loaded; it listens once there is one."""
+    host, port = server.host, server.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

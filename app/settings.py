@@ -74,6 +74,7 @@ class EngineSettings(Section):
     max_running: PositiveInt = 256
     max_queued: Annotated[int, Field(ge=0)] = 1024
     nice_ageing_seconds: Annotated[float, Field(ge=0)] = 30.0
+    max_step_seconds: Annotated[float, Field(gt=0)] = 300.0
     steering_blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     seed: int | None = None
 

@@ -63,12 +63,12 @@ class ModelRunner:
         sampling = self._sampler.prepare(batch.sampling)  # before the device has work to wait for
         with capturing(self.model, batch.probes):
             logits = self.model.forward(batch, self._cache)
-        if batch.probes:
-            score(batch.probes, logits[len(batch.sampling) :])
-            logits = logits[: len(batch.sampling)]
-        if not batch.sampling:
-            return []
-        sampled = self._sampler.sample(logits, sampling)
+            if batch.probes:
+                score(batch.probes, logits[len(batch.sampling) :])
+                logits = logits[: len(batch.sampling)]
+            if not batch.sampling:
+                return []
+            sampled = self._sampler.sample(logits, sampling)
         rows = zip(batch.sampling, sampled.token_ids, sampled.logprobs, strict=True)
         return [SampledToken(*row) for row in rows]
 

@@ -174,7 +174,7 @@ def _is_greedy(params: SamplingParams) -> bool:
 
 def _uniform(sequence: Sequence) -> float:
     """In [0, 1), and so coarse (32 bits) that times a float64 sum it stays below the sum."""
-    return sequence.random.getrandbits(32) / 2**32
+    return sequence.draw() / 2**32
 
 
 def _penalties(sequences: list[Sequence]) -> list[RowEntries]:

@@ -87,6 +87,7 @@ class Sequence:
     output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))
     distinct_output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))
     _seen: set[int] = field(default_factory=set)
+    _drawn: int | None = None
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -98,6 +99,13 @@ class Sequence:
         if token_id not in self._seen:
             self._seen.add(token_id)
             self.distinct_output_token_ids.append(token_id)
+        self._drawn = None
+
+    def draw(self) -> int:
+        """32 random bits for the next token, the same until it is appended: a step may be repeated."""
+        if self._drawn is None:
+            self._drawn = self.random.getrandbits(32)
+        return self._drawn
 
     @property
     def num_tokens(self) -> int:

@@ -49,7 +49,7 @@ class Worker:
 
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[WorkerEngine, Worker]]:
-    process = await asyncio.create_subprocess_exec("sleep", "60")
+    process = await asyncio.create_subprocess_exec("sleep", "60", stdout=asyncio.subprocess.PIPE)
     with zmq.asyncio.Context() as context, context.socket(zmq.PAIR) as near, context.socket(zmq.PAIR) as far:
         near.bind("inproc://worker")
         far.connect("inproc://worker")
