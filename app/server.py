@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -118,10 +119,22 @@ def _bind(server: ServerSettings) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _cut_what_stalls(listener, math.ceil(server.stall_seconds))
         listener.bind(address)
     except OSError as error:
         raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener
+
+
+def _cut_what_stalls(listener: socket.socket, seconds: int) -> None:
+    """Has the system cut connections whose client takes nothing for so long, or is not there any more.
+
+    Accepted connections inherit it. Only Linux can do the first.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds)
 
 
 def _welcome(settings: Settings, listener: socket.socket) -> str:

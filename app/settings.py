@@ -50,6 +50,8 @@ class ServerSettings(Section):
     max_body_bytes: PositiveInt = 8 * 2**20
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long running requests may go on after the server was told to stop."""
+    stall_seconds: Annotated[float, Field(ge=1, le=86_400)] = 30.0
+    """A connection whose client takes nothing of what is sent to it for so long is cut."""
 
 
 class ModelSettings(Section):

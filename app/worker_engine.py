@@ -40,6 +40,8 @@ _SILENCE_SECONDS = 15.0
 """A worker says every second that it lives."""
 _DOUBT_SECONDS = 2.0
 """Had this process itself been stopped, then what the worker said meanwhile is read by now."""
+_MAX_UNREAD = 2**16
+"""Tokens of a request, and alternatives of tokens, that came and that nobody has taken: some 10 MB."""
 
 _REFUSALS: dict[protocol.RefusalCode, tuple[str, str | None]] = {
     protocol.RefusalCode.CONTEXT_LENGTH_EXCEEDED: (
@@ -207,6 +209,8 @@ class WorkerGeneration:
         self._engine = engine
         self._request_id = request.request_id
         self._running = set(range(request.n))
+        self._unread = 0
+        self._weight = 1 + (request.sampling.top_logprobs or 0)
         self._arrived: asyncio.Queue[list[TokenEvent] | ApiError] = asyncio.Queue()
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -216,6 +220,7 @@ class WorkerGeneration:
                 arrived = await self._arrived.get()
                 if isinstance(arrived, ApiError):
                     raise arrived
+                self._unread -= self._weight * len(arrived)
                 if arrived:
                     yield arrived
         finally:
@@ -238,8 +243,12 @@ class WorkerGeneration:
     def deliver(self, events: list[TokenEvent]) -> None:
         events = [event for event in events if event.index in self._running]
         self._arrived.put_nowait(events)
+        self._unread += self._weight * len(events)
         if ended := {event.index for event in events if event.finish_reason}:
             self._end(ended)
+        if self._unread > _MAX_UNREAD and self._running:
+            self.abort()
+            self._arrived.put_nowait(ApiError(ErrorCode.REQUEST_TIMEOUT, "the answer was read too slowly"))
 
     def fail(self, error: ApiError) -> None:
         self._end(self._running)
