@@ -9,13 +9,16 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 from anyio import to_thread
 
-from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest, shorten
+from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest, shorten
 from app.metrics import Metrics
 from app.schemas.concepts import ConceptCard, ConceptDetail, ConceptList, ConceptState
-from app.trainings import Outcome, Trainings
+from app.trainings import Outcome, Training, Trainings
 from inference.steering.concepts import Concept, ConceptStore, full_id, is_id, names_other_examples
 
 _log = logging.getLogger(__name__)
+
+_MAX_LOSSES = 3
+"""Of the engine while it trains one concept, which may be what ends it."""
 
 
 class _Entry:
@@ -25,6 +28,12 @@ class _Entry:
         self.concept = concept
         self.stored = Outcome()
         """Until it is settled, the concept is being created."""
+
+    def interrupt(self, error: ApiError) -> None:
+        """Whoever waits for it to be created waits no longer; its creation goes on."""
+        if not self.stored.settled:
+            interrupted, self.stored = self.stored, Outcome()
+            interrupted.settle(error)
 
 
 class Concepts:
@@ -82,8 +91,8 @@ class Concepts:
     async def create(self, wanted: Concept) -> ConceptDetail:
         """Trains, measures and stores it. The same concept a second time is the first one.
 
-        It goes on even if nobody waits any more. Raises INVALID_REQUEST or MISSING_CAPABILITY for what
-        cannot be trained, CONFLICT, or UNAVAILABLE.
+        It goes on even if nobody waits any more, and after a loss of the engine, which nobody waits for.
+        Raises INVALID_REQUEST or MISSING_CAPABILITY for what cannot be trained, CONFLICT, or UNAVAILABLE.
         """
         if names_other_examples(wanted):
             raise InvalidRequest("name has the form of an id that is made from examples, not these", "name")
@@ -114,15 +123,26 @@ class Concepts:
         self._go_on(self._train_all())
 
     async def _train_all(self) -> None:
-        for concept in [entry.concept for entry in self._entries.values()]:
-            if not self._is_current(concept):
-                continue
+        for entry in list(self._entries.values()):
             try:
-                await self._trainings.start(concept, background=True).ended.wait()
+                await self._train(entry, lambda concept: self._trainings.start(concept, background=True))
             except EngineUnavailable:
                 return
             except ApiError as error:
-                _log.warning("%s cannot be used with this model: %s", concept.id, error.message)
+                _log.warning("%s cannot be used with this model: %s", entry.concept.id, error.message)
+
+    async def _train(self, entry: _Entry, start: Callable[[Concept], Training]) -> None:
+        """Starts again when the engine was lost meanwhile. Raises why it cannot be trained."""
+        for _ in range(_MAX_LOSSES):
+            if not self._is_current(entry.concept):
+                return
+            try:
+                await start(entry.concept).ended.wait()
+                return
+            except EngineUnavailable as error:
+                entry.interrupt(error)
+                await self._trainings.wait_available()
+        raise InternalError("the engine was lost whenever the concept was trained")
 
     def _begin(self, concept: Concept) -> _Entry:
         if sum(not entry.concept.shipped for entry in self._entries.values()) >= self._limit:
@@ -134,7 +154,7 @@ class Concepts:
 
     async def _create(self, entry: _Entry) -> None:
         try:
-            await self._trainings.retry(entry.concept).ended.wait()
+            await self._train(entry, self._trainings.retry)
             async with self._disk:
                 if self._is_current(entry.concept):
                     await self._on_disk(lambda: self._store.write(entry.concept), "stored")

@@ -35,6 +35,9 @@ class Engine(Protocol):
     def room(self) -> int:
         """How many more choices may run or wait."""
 
+    async def wait_available(self) -> None:
+        """Returns once requests are served; raises EngineUnavailable if they never will be again."""
+
     async def submit(self, request: GenerationRequest) -> Generation:
         """Returns once the engine has admitted the request, which takes room from the call on.
 

@@ -22,12 +22,12 @@ from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
-from app.settings import Settings, TlsSettings
-from app.worker_engine import run_worker
+from app.settings import ServerSettings, Settings, TlsSettings
+from app.supervisor import SupervisedEngine, supervise
 
 _BACKLOG = 2048
-_DRAIN_MARGIN = 3.0
-"""Seconds for the last events to leave once the engine has ended all generations."""
+_DRAIN_MARGIN_SECONDS = 3
+"""For the last events to leave once the engine has ended all generations."""
 
 
 def run(settings: Settings) -> None:
@@ -35,7 +35,7 @@ def run(settings: Settings) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     tls = load_tls(settings.server.tls) if settings.server.tls else None
     with (
-        _bind(settings.server.host, settings.server.port) as listener,
+        _bind(settings.server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         suppress(asyncio.CancelledError),
     ):
@@ -44,7 +44,7 @@ def run(settings: Settings) -> None:
 
 async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
     _at_signals(_current_task().cancel)
-    async with run_worker(settings.engine_config) as engine:
+    async with supervise(settings.engine_config) as engine:
         app = _start_app(settings, engine)
         config = uvicorn.Config(
             app,
@@ -57,15 +57,10 @@ async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContex
             lifespan="off",
             backlog=_BACKLOG,
             ssl_context_factory=None if tls is None else lambda _config, _default: tls,
-            timeout_graceful_shutdown=math.ceil(settings.server.drain_seconds + _DRAIN_MARGIN),
+            timeout_graceful_shutdown=_DRAIN_MARGIN_SECONDS,
         )
         server = _Server(config, _welcome(settings, listener))
-
-        def stop() -> None:
-            engine.drain(settings.server.drain_seconds)
-            server.handle_exit(signal.SIGINT, None)
-
-        _at_signals(stop)
+        _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
         await server.serve(sockets=[listener])
 
 
@@ -83,6 +78,25 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, welcome: str) -> None:
         super().__init__(config)
         self._welcome = welcome
+        self._draining: asyncio.Task[None] | None = None
+
+    def stop(self, engine: SupervisedEngine, seconds: float) -> None:
+        """The first time, what runs may end; until then, what is new is told that nothing is served any more.
+
+        The second time, it ends at once.
+        """
+        if self._draining is None:
+            engine.drain(seconds)
+            self._draining = asyncio.create_task(self._drain(seconds))
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def _drain(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.server_state.tasks:  # noqa: ASYNC110 - uvicorn has no event to wait for
+                    await asyncio.sleep(0.05)
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -123,16 +137,29 @@ def load_tls(settings: TlsSettings) -> ssl.SSLContext:
     return context
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(server: ServerSettings) -> socket.socket:
     """Bound, so that a port in use is found before the model is loaded; it listens once there is one."""
+    host, port = server.host, server.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _cut_what_stalls(listener, math.ceil(server.stall_seconds))
         listener.bind(address)
     except OSError as error:
         raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener
+
+
+def _cut_what_stalls(listener: socket.socket, seconds: int) -> None:
+    """Has the system cut connections whose client takes nothing for so long, or is not there any more.
+
+    Accepted connections inherit it. Only Linux can do the first.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds)
 
 
 def _welcome(settings: Settings, listener: socket.socket) -> str:

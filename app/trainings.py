@@ -31,9 +31,13 @@ class Outcome:
 
     def settle(self, error: ApiError | None = None) -> None:
         """The first time counts."""
-        if not self._settled.is_set():
+        if not self.settled:
             self._error = error
             self._settled.set()
+
+    @property
+    def settled(self) -> bool:
+        return self._settled.is_set()
 
     async def wait(self) -> None:
         """Raises what it failed with."""
@@ -90,6 +94,10 @@ class Trainings:
         self._metrics = metrics
         self._trainings: dict[str, Training] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def wait_available(self) -> None:
+        """Returns once there can be trainings; raises EngineUnavailable if there never will be again."""
+        await self._engine.wait_available()
 
     def get(self, concept: Concept) -> Training | None:
         return self._trainings.get(concept.digest)

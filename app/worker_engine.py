@@ -5,8 +5,9 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
 
 import msgspec
 import zmq
@@ -31,8 +32,16 @@ from inference.protocol import (
 
 _log = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
+
 _STOP_SECONDS = 5.0
 _LAST_WORDS_SECONDS = 1.0
+_SILENCE_SECONDS = 15.0
+"""A worker says every second that it lives."""
+_DOUBT_SECONDS = 2.0
+"""Had this process itself been stopped, then what the worker said meanwhile is read by now."""
+_MAX_UNREAD = 2**16
+"""Tokens of a request, and alternatives of tokens, that came and that nobody has taken: some 10 MB."""
 
 _REFUSALS: dict[protocol.RefusalCode, tuple[str, str | None]] = {
     protocol.RefusalCode.CONTEXT_LENGTH_EXCEEDED: (
@@ -48,22 +57,24 @@ _REFUSALS: dict[protocol.RefusalCode, tuple[str, str | None]] = {
 @asynccontextmanager
 async def run_worker(config: EngineConfig) -> AsyncIterator["WorkerEngine"]:
     """An engine that has loaded its model; its process ends with the context. Raises StartError."""
-    with (
-        tempfile.TemporaryDirectory(prefix="tiller-") as directory,  # only this user may enter it
-        zmq.asyncio.Context() as context,
-        context.socket(zmq.PAIR) as socket,
-    ):
+    directory = tempfile.TemporaryDirectory(prefix="tiller-")  # only this user may enter it
+    with directory, zmq.asyncio.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.set_hwm(0)
         socket.linger = 0
-        endpoint = f"ipc://{directory}/worker.sock"
+        endpoint = f"ipc://{directory.name}/worker.sock"
         socket.bind(endpoint)
         process = await _start_process(endpoint, config)
         try:
-            model = await _configure(process, socket, config)
-            engine = WorkerEngine(socket, model, config.max_running + config.max_queued)
+            await _configure(process, socket, config)
+            directory.cleanup()  # They are connected. However this process ends, no file is left behind.
+            engine = WorkerEngine(
+                socket, await _started(process, socket), config.max_running + config.max_queued
+            )
             serving = asyncio.create_task(engine.serve(process))
-            yield engine
-            serving.cancel()
+            try:
+                yield engine
+            finally:
+                serving.cancel()
         finally:
             await _stop(process)
 
@@ -79,6 +90,8 @@ class WorkerEngine:
         self._generations: dict[str, WorkerGeneration] = {}
         self._trainings: dict[str, asyncio.Queue[TrainingUpdate | ApiError]] = {}
         self._available = True
+        self.lost = asyncio.Event()
+        """Set once the worker has ended, or is as good as that."""
 
     @property
     def model(self) -> ModelInfo:
@@ -155,18 +168,26 @@ class WorkerEngine:
 
     async def serve(self, process: asyncio.subprocess.Process) -> None:
         """Dispatches reports until the worker ends; then all that is open does, too."""
+        assert process.stdout is not None  # noqa: S101 - for the type checker
         reading = asyncio.create_task(self._read())
         ending = asyncio.create_task(process.wait())
+        listening = asyncio.create_task(_listen(process.stdout))
+        tasks = {reading, ending, listening}
         try:
-            await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 _log.error("the worker has ended with status %s", process.returncode)
+            elif listening.done():
+                _log.error("the worker has given no sign of life for %g seconds", _SILENCE_SECONDS)
             else:
                 _log.error("the worker cannot be understood", exc_info=reading.exception())
+            if process.returncode is None:
+                process.kill()  # It would not listen.
         finally:
-            reading.cancel()
-            ending.cancel()
+            for task in tasks:
+                task.cancel()
             self._end_all()
+            self.lost.set()
 
     async def _read(self) -> None:
         while True:
@@ -199,6 +220,8 @@ class WorkerGeneration:
         self._engine = engine
         self._request_id = request.request_id
         self._running = set(range(request.n))
+        self._unread = 0
+        self._weight = 1 + (request.sampling.top_logprobs or 0)
         self._arrived: asyncio.Queue[list[TokenEvent] | ApiError] = asyncio.Queue()
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -209,6 +232,7 @@ class WorkerGeneration:
                 arrived = await self._arrived.get()
                 if isinstance(arrived, ApiError):
                     raise arrived
+                self._unread -= self._weight * len(arrived)
                 if arrived:
                     yield arrived
         finally:
@@ -229,11 +253,16 @@ class WorkerGeneration:
             self.fail(_refusal(admission))
 
     def deliver(self, events: list[TokenEvent]) -> None:
-        self._arrived.put_nowait([event for event in events if event.index in self._running])
+        events = [event for event in events if event.index in self._running]
+        self._arrived.put_nowait(events)
+        self._unread += self._weight * len(events)
         if not self.begun.done():
             self.begun.set_result(None)
         if ended := {event.index for event in events if event.finish_reason}:
             self._end(ended)
+        if self._unread > _MAX_UNREAD and self._running:
+            self.abort()
+            self._arrived.put_nowait(ApiError(ErrorCode.REQUEST_TIMEOUT, "the answer was read too slowly"))
 
     def fail(self, error: ApiError) -> None:
         self._end(self._running)
@@ -269,47 +298,76 @@ async def _start_process(endpoint: str, config: EngineConfig) -> asyncio.subproc
     if config.quantization == "int8":
         # It computes in threads of its own, which OpenMP's would disturb while they wait for work.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
+    # Where its stdin ends, so does the worker; by its stdout it says that it lives.
     return await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, start_new_session=True, env=environment
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        env=environment,
     )
 
 
 async def _configure(
     process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, config: EngineConfig
-) -> ModelInfo:
-    """The configuration goes in by stdin, which stays open: where it ends, so does the worker."""
-    assert process.stdin is not None  # noqa: S101 - for the type checker
-    process.stdin.write(msgspec.json.encode(config) + b"\n")
-    report = await _first_report(process, socket)
+) -> None:
+    """Returns once the worker is connected."""
+    await _while_starting(process, socket.send(msgspec.json.encode(config)))
+
+
+async def _started(process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket) -> ModelInfo:
+    """Loading a model may take any time. Raises StartError."""
+    report = protocol.decode_report(await _while_starting(process, socket.recv()))
     if isinstance(report, protocol.Started):
         return report.model
-    if isinstance(report, protocol.StartFailed):
-        with suppress(TimeoutError):  # It is about to end: a signal would only disturb it.
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-        raise StartError(report.message)
-    raise StartError(f"the worker ended while it was starting (status {process.returncode})")
+    with suppress(TimeoutError):  # It is about to end: a signal would only disturb it.
+        async with asyncio.timeout(_STOP_SECONDS):
+            await process.wait()
+    assert isinstance(report, protocol.StartFailed)  # noqa: S101 - for the type checker
+    raise StartError(report.message)
 
 
-async def _first_report(
-    process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket
-) -> protocol.Report | None:
-    """None when the process ends without one. Loading a model may take any time."""
-    frame = asyncio.ensure_future(socket.recv())
+async def _while_starting(process: asyncio.subprocess.Process, awaited: Awaitable[_Result]) -> _Result:
+    """Raises StartError if the process ends first."""
+    result = asyncio.ensure_future(awaited)
     ended = asyncio.create_task(process.wait())
     try:
-        await asyncio.wait({frame, ended}, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({frame}, timeout=_LAST_WORDS_SECONDS)
-        return protocol.decode_report(frame.result()) if frame.done() else None
+        await asyncio.wait({result, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({result}, timeout=_LAST_WORDS_SECONDS)
+        if result.done():
+            return result.result()
+        raise StartError(f"the worker ended while it was starting (status {process.returncode})")
     finally:
-        frame.cancel()
+        result.cancel()
         ended.cancel()
 
 
+async def _listen(beats: asyncio.StreamReader) -> None:
+    """Returns when the worker has said nothing for too long."""
+    patience = _SILENCE_SECONDS
+    while True:
+        try:
+            async with asyncio.timeout(patience):
+                said = await beats.read(4096)
+        except TimeoutError:
+            if patience == _DOUBT_SECONDS:
+                return
+            patience = _DOUBT_SECONDS
+        else:
+            if not said:  # It is ending, which is seen elsewhere, unless it cannot even end.
+                await asyncio.sleep(_SILENCE_SECONDS)
+                return
+            patience = _SILENCE_SECONDS
+
+
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+    """Lets it end its step first. A process that a device holds cannot even be killed."""
+    for end in (process.terminate, process.kill):
+        if process.returncode is None:
+            end()
+        # Not wait_for, which may swallow a cancellation before Python 3.12.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                await process.wait()
+            return
+    _log.error("the worker, process %d, cannot be killed", process.pid)

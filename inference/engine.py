@@ -20,6 +20,7 @@ from inference.protocol import (
     StepReport,
     TokenEvent,
 )
+from inference.recovery import Outcome, StepRunner
 from inference.sampler import NOT_A_TOKEN
 from inference.scheduler import Scheduler
 from inference.sequence import Sequence, Status, build_probe_sequence, build_sequences
@@ -34,6 +35,7 @@ class Engine:
     ) -> None:
         """`directions`: where trained concepts are kept; None: nowhere."""
         self.runner = runner
+        self._steps = StepRunner(runner)
         self.steerer = Steerer(runner.bank)
         self.blocks = BlockManager(runner.num_blocks, config.block_size)
         self.scheduler = Scheduler(
@@ -84,25 +86,17 @@ class Engine:
                 self._finish(sequence)
 
     def step(self) -> StepReport:
-        """Computes the next tokens of what is most urgent."""
-        self._add_probes()
-        report = StepReport()
-        if step := self._take_ahead() or self._launch():
-            self._ahead = self._launch_ahead(step)
-            report = self._apply(step.sequences, step.read())
-        return msgspec.structs.replace(report, training=self.trainer.take_updates())
+        """Computes the next tokens of what is most urgent. What cannot be computed ends, and nothing else.
 
-    def fail_all(self, detail: str) -> StepReport:
-        """Ends every request with a failure, after a step that cannot be trusted."""
-        failures = [Failure(request_id, detail) for request_id in self._sequences]
-        for failure in failures:
-            self.abort(failure.request_id)
-        for sequence in self._probing:
-            self._let_go(sequence)
-        self._probing.clear()
-        self._ahead = None
-        self.trainer.fail_all()
-        return StepReport(failures=failures, training=self.trainer.take_updates())
+        Raises BrokenEngineError and torch.AcceleratorError when nothing can be computed any more.
+        """
+        self._add_probes()
+        sequences, step = self._take_ahead() or self._launch()
+        report = StepReport()
+        if sequences:
+            self._ahead = self._launch_ahead(step) if step else None
+            report = self._apply(sequences, self._steps.finish(sequences, step))
+        return msgspec.structs.replace(report, training=self.trainer.take_updates())
 
     def check_integrity(self) -> None:
         """Raises RuntimeError if the bookkeeping of blocks is wrong."""
@@ -111,8 +105,9 @@ class Engine:
     def _refusal(self, request: GenerationRequest) -> Admission | None:
         if fault := self._fault(request):
             return Admission(request.request_id, RefusalCode.INTERNAL, fault)
-        if request.steering and (unknown := self.steerer.find_unknown(request.steering)):
-            return Admission(request.request_id, RefusalCode.UNKNOWN_STEERING_CONCEPT, unknown)
+        for concept in request.steering.concepts if request.steering else ():
+            if not self.trainer.knows(concept):
+                return Admission(request.request_id, RefusalCode.UNKNOWN_STEERING_CONCEPT, concept)
         if len(request.prompt_token_ids) + request.max_tokens > self.context_length:
             return Admission(request.request_id, RefusalCode.CONTEXT_LENGTH_EXCEEDED)
         if request.n > self._num_places:
@@ -136,9 +131,9 @@ class Engine:
         taken = sum(map(len, self._sequences.values()))
         return self.scheduler.max_running + self._max_queued - taken
 
-    def _launch(self) -> Step | None:
+    def _launch(self) -> tuple[list[Sequence], Step | None]:
         scheduled = self.scheduler.schedule()
-        return self.runner.launch(scheduled) if scheduled else None
+        return scheduled, self._steps.launch(scheduled) if scheduled else None
 
     def _launch_ahead(self, step: Step) -> Step | None:
         """Launches the step after `step`, of which the host knows no token yet, if it must be the same again.
@@ -147,10 +142,10 @@ class Engine:
         device writes to them before it does what is launched later.
         """
         if self.runner.can_be_followed(step) and self.scheduler.extend(step.sequences):
-            return self.runner.launch_after(step)
+            return self._steps.launch_after(step)
         return None
 
-    def _take_ahead(self) -> Step | None:
+    def _take_ahead(self) -> tuple[list[Sequence], Step] | None:
         """What was launched ahead, for the sequences that still run."""
         step, self._ahead = self._ahead, None
         if step is None:
@@ -158,29 +153,40 @@ class Engine:
         running = [sequence for sequence in step.sequences if sequence.status is Status.RUNNING]
         for sequence in running:
             sequence.num_scheduled_tokens = 1
-        return replace(step, sequences=running) if running else None
+        return (running, replace(step, sequences=running)) if running else None
 
-    def _apply(self, scheduled: list[Sequence], sampled: list[SampledToken]) -> StepReport:
-        broken = {token.sequence for token in sampled if token.token_id == NOT_A_TOKEN}
-        for sequence in scheduled:
+    def _apply(self, scheduled: list[Sequence], outcome: Outcome) -> StepReport:
+        broken = {token.sequence for token in outcome.sampled if token.token_id == NOT_A_TOKEN}
+        failed = set(outcome.failed)
+        computed = [sequence for sequence in scheduled if sequence not in failed] if failed else scheduled
+        for sequence in computed:
             before = sequence.num_computed_tokens
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
             sequence.num_scheduled_tokens = 0
             if sequence not in broken:
                 self.blocks.register(sequence, before)
-        for sequence in scheduled:
+        for sequence in computed:
             if sequence.probe is not None and sequence.num_uncomputed_tokens == 0:
                 self._take_back(sequence, sequence.probe)
-        failures = [self._fail(sequence) for sequence in broken if sequence.status is not Status.FINISHED]
-        events = [self._append(token) for token in sampled if token.sequence.status is not Status.FINISHED]
+        failures = self._fail(broken, "the model's output is not finite")
+        failures += self._fail(failed, "it cannot be computed")
+        events = [
+            self._append(token) for token in outcome.sampled if token.sequence.status is not Status.FINISHED
+        ]
         return StepReport(events=events, failures=failures)
 
-    def _fail(self, sequence: Sequence) -> Failure:
-        """Ends the request of a sequence whose numbers broke; nothing of it is reused."""
-        for choice in self._sequences[sequence.request_id].values():
-            self.blocks.discard(choice)
-        self.abort(sequence.request_id)
-        return Failure(sequence.request_id, "the model's output is not finite")
+    def _fail(self, sequences: set[Sequence], detail: str) -> list[Failure]:
+        """Ends the requests and trainings of these sequences; nothing of them is reused."""
+        failures = []
+        for sequence in sequences:
+            if sequence.probe is not None:
+                self._give_up(sequence, sequence.probe)
+            elif sequence.status is not Status.FINISHED:
+                for choice in self._sequences[sequence.request_id].values():
+                    self.blocks.discard(choice)
+                self.abort(sequence.request_id)
+                failures.append(Failure(sequence.request_id, detail))
+        return failures
 
     def _append(self, token: SampledToken) -> TokenEvent:
         sequence = token.sequence
@@ -204,6 +210,12 @@ class Engine:
         self._let_go(sequence)
         self._probing.remove(sequence)
         self.trainer.take_back(probe)
+
+    def _give_up(self, sequence: Sequence, probe: Probe) -> None:
+        self.blocks.discard(sequence)
+        self._let_go(sequence)
+        self._probing.remove(sequence)
+        self.trainer.give_up(probe)
 
     def _let_go(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)

@@ -82,13 +82,13 @@ class ModelRunner:
         sampling = self._sampler.prepare(batch.sampling)  # before the device has work to wait for
         if self._graphs is not None and self._graphs.serve(batch):
             logits = self._graphs.run(batch)
-        else:
-            with capturing(self.model, batch.probes):
-                logits = self._forward(batch)
-        if batch.probes:
-            score(batch.probes, logits[len(batch.sampling) :])
-            logits = logits[: len(batch.sampling)]
-        sampled = self._sampler.sample(logits, sampling) if batch.sampling else None
+            return Step(scheduled, batch, self._sampler.sample(logits, sampling))
+        with capturing(self.model, batch.probes):
+            logits = self._forward(batch)
+            if batch.probes:
+                score(batch.probes, logits[len(batch.sampling) :])
+                logits = logits[: len(batch.sampling)]
+            sampled = self._sampler.sample(logits, sampling) if batch.sampling else None
         return Step(scheduled, batch, sampled)
 
     @torch.inference_mode()
@@ -100,7 +100,7 @@ class ModelRunner:
         assert step.sampled is not None  # noqa: S101 - for the type checker
         assert self._graphs is not None  # noqa: S101
         batch = self._builder.follow(step.batch, step.sampled.tokens.clamp(min=0))
-        sampling = self._sampler.prepare(batch.sampling)
+        sampling = self._sampler.prepare(batch.sampling, ahead=True)
         return Step(batch.sampling, batch, self._sampler.sample(self._graphs.run(batch), sampling))
 
     def can_be_followed(self, step: Step) -> bool:

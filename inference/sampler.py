@@ -101,7 +101,8 @@ class Sampler:
         self.device = device
         self._weigh = weigh
 
-    def prepare(self, sequences: list[Sequence]) -> SamplingBatch:
+    def prepare(self, sequences: list[Sequence], ahead: bool = False) -> SamplingBatch:
+        """For the sequences' next tokens; `ahead`: for those after them."""
         params = [sequence.sampling for sequence in sequences]
         drawing = [row for row, p in enumerate(params) if not _is_greedy(p)]
         drawn = [params[row] for row in drawing]
@@ -114,7 +115,7 @@ class Sampler:
             **_entries("selections", _selections(sequences)),
             "drawing": np.array(drawing, np.int64),
             "temperature": _column([p.temperature for p in drawn], np.float32),
-            "uniform": _column([_uniform(sequences[row]) for row in drawing], np.float64),
+            "uniform": _column([_uniform(sequences[row], ahead) for row in drawing], np.float64),
             "truncated": np.array(truncated, np.int64),
             "top_k": _column([drawn[i].top_k or self.vocab_size for i in truncated], np.int64),
             "top_p": _column([drawn[i].top_p for i in truncated], np.float64),
@@ -196,9 +197,9 @@ def _is_greedy(params: SamplingParams) -> bool:
     return params.temperature < _MIN_TEMPERATURE or params.top_p == 0 or params.top_k == 1
 
 
-def _uniform(sequence: Sequence) -> float:
+def _uniform(sequence: Sequence, ahead: bool) -> float:
     """In [0, 1), and so coarse (32 bits) that times a float64 sum it stays below the sum."""
-    return sequence.random.getrandbits(32) / 2**32
+    return sequence.draw(ahead) / 2**32
 
 
 def _penalties(sequences: list[Sequence]) -> list[RowEntries]:

@@ -87,6 +87,7 @@ class Sequence:
     output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))
     distinct_output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))
     _seen: set[int] = field(default_factory=set)
+    _drawn: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -98,6 +99,16 @@ class Sequence:
         if token_id not in self._seen:
             self._seen.add(token_id)
             self.distinct_output_token_ids.append(token_id)
+        del self._drawn[:1]
+
+    def draw(self, ahead: bool = False) -> int:
+        """32 random bits for the next token, the same until it is appended: a step may be repeated.
+
+        `ahead`: for the one after that.
+        """
+        while len(self._drawn) <= ahead:
+            self._drawn.append(self.random.getrandbits(32))
+        return self._drawn[ahead]
 
     @property
     def num_tokens(self) -> int:

@@ -1,7 +1,7 @@
-"""The worker process: one engine behind a socket, one thread.
+"""The worker process: one engine behind a socket.
 
-Started by the gateway as `python -m inference.worker ENDPOINT`, with an EngineConfig as the first
-line of its stdin. When its stdin ends, the gateway has gone, and so does the worker.
+Started by the gateway as `python -m inference.worker ENDPOINT`; the first frame that comes is an EngineConfig
+in JSON. When its stdin ends, the gateway has gone, and so does the worker. Its stdout says that it lives.
 """
 
 import logging
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +22,7 @@ from inference.adaptation import adapt
 from inference.config import EngineConfig
 from inference.cpu.build import KernelError
 from inference.engine import Engine
+from inference.heartbeat import Heartbeat
 from inference.model import UnsupportedModelError
 from inference.model_runner import ModelRunner
 from inference.protocol import (
@@ -45,9 +47,10 @@ _IDLE_POLL_MILLISECONDS = 1000
 class Worker:
     """Moves commands from the socket into the engine and reports back out."""
 
-    def __init__(self, engine: Engine, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, engine: Engine, socket: zmq.Socket[bytes], heartbeat: Heartbeat) -> None:
         self._engine = engine
         self._socket = socket
+        self._heartbeat = heartbeat
         self._stopping = False
 
     def stop(self) -> None:
@@ -55,12 +58,13 @@ class Worker:
         self._stopping = True
 
     def run(self) -> None:
-        """Raises RuntimeError when the engine's bookkeeping is wrong: then nothing can be trusted."""
+        """Raises what the engine raises: then nothing that it holds can be trusted."""
         while not self._stopping:
+            self._heartbeat.turn()
             was_idle = self._engine.is_idle
             self._send(StepReport(admissions=self._take_commands()))
             was_idle &= self._engine.is_idle
-            self._send(self._step())
+            self._send(self._engine.step())
             if self._engine.is_idle and not was_idle:
                 self._engine.check_integrity()
 
@@ -87,15 +91,6 @@ class Worker:
                     self._engine.trainer.forget(command.concept)
             timeout = 0
         return admissions
-
-    def _step(self) -> StepReport:
-        try:
-            return self._engine.step()
-        except torch.AcceleratorError:
-            raise  # The device is unusable for the rest of the process's life.
-        except Exception:
-            logger.exception("a step failed; all requests in flight end")
-            return self._engine.fail_all("the engine failed")
 
 
 def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
@@ -147,37 +142,52 @@ def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
     return dtype
 
 
-def _end_with_stdin() -> None:
+def _end_with_stdin(endpoint: str) -> None:
     """Ends the process, whatever it is doing, once the gateway's end of stdin is closed."""
     # Not sys.stdin.read: it would hold a lock that the interpreter needs to shut down.
     while os.read(sys.stdin.fileno(), 4096):
         pass
+    with suppress(OSError):  # what the gateway removes itself, unless it was killed just after it started us
+        file = Path(endpoint.removeprefix("ipc://"))
+        file.unlink()
+        file.parent.rmdir()
     os._exit(0)
+
+
+def _take_stdout() -> int:
+    """For the heartbeat alone; what else is printed goes to stderr from here on."""
+    pipe = os.dup(1)
+    os.dup2(2, 1)
+    return pipe
 
 
 def main() -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then ends us
     signal.signal(signal.SIGTERM, _exit_at_once)
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    pipe = _take_stdout()
+    endpoint = sys.argv[1]
+    threading.Thread(target=_end_with_stdin, args=[endpoint], daemon=True).start()
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.set_hwm(0)
         socket.linger = 1000
-        socket.connect(sys.argv[1])
-        return _serve(config, socket)
+        socket.connect(endpoint)
+        config = msgspec.json.decode(socket.recv(), type=EngineConfig)
+        return _serve(config, socket, pipe)
 
 
-def _serve(config: EngineConfig, socket: zmq.Socket[bytes]) -> int:
+def _serve(config: EngineConfig, socket: zmq.Socket[bytes], pipe: int) -> int:
     try:
         engine, info = build_engine(config)
     except Exception as error:
         logger.debug("could not start", exc_info=True)
         socket.send(protocol.encode(protocol.StartFailed(_one_line(error))))
         return 1
-    worker = Worker(engine, socket)
+    heartbeat = Heartbeat(pipe, config.max_step_seconds)
+    worker = Worker(engine, socket, heartbeat)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     socket.send(protocol.encode(protocol.Started(info)))
+    heartbeat.start()
     worker.run()
     return 0
 

@@ -23,6 +23,10 @@ class InsideEngine:
         self._script = script
         self._generations: dict[str, InsideGeneration] = {}
 
+    async def wait_available(self) -> None:
+        if not self.available:
+            raise EngineUnavailable
+
     async def submit(self, request: GenerationRequest) -> "InsideGeneration":
         self._script.add(request)
         generation = self._generations[request.request_id] = InsideGeneration(self, request.request_id)
@@ -78,7 +82,7 @@ class InsideGeneration:
 
 @asynccontextmanager
 async def run_inside(model: ModelInfo, script: Script, pipe: Path) -> AsyncIterator[InsideEngine]:
-    """In the place of app.worker_engine.run_worker."""
+    """In the place of app.supervisor.supervise."""
     engine = InsideEngine(model, script)
     steps = open_pipe(pipe)
 

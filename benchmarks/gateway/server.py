@@ -35,7 +35,8 @@ def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
 
     async def start(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Process:  # noqa: ARG001
         command = ("-m", "benchmarks.gateway.worker", str(directory), str(pipe), endpoint)
-        return await asyncio.create_subprocess_exec(sys.executable, *command, stdin=asyncio.subprocess.PIPE)
+        end = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(sys.executable, *command, stdin=end, stdout=end)
 
     return mock.patch.object(worker_engine, "_start_process", start)
 
@@ -47,7 +48,7 @@ def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:
         model = model_info(directory)
         return run_inside(model, load_script(model), pipe)
 
-    return mock.patch.object(server, "run_worker", run)
+    return mock.patch.object(server, "supervise", run)
 
 
 if __name__ == "__main__":

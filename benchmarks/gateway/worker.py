@@ -2,9 +2,11 @@
 
     python -m benchmarks.gateway.worker MODEL_DIRECTORY PIPE ENDPOINT
 
-Like the real one it reads its configuration from stdin, which it has no use for, and ends when stdin does.
+Like the real one it is sent its configuration, which it has no use for, says by its stdout that it lives, and
+ends when stdin does.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -14,16 +16,18 @@ from benchmarks.gateway.model import load_script, model_info
 from benchmarks.gateway.script import Script
 from benchmarks.gateway.steps import open_pipe, take
 from inference import protocol
+from inference.heartbeat import Heartbeat
 from inference.protocol import Abort, Admission, GenerationRequest, StepReport
 
 
 def main() -> None:
     directory, pipe, endpoint = sys.argv[1:]
-    sys.stdin.buffer.readline()
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.set_hwm(0)
         socket.linger = 0
         socket.connect(endpoint)
+        socket.recv()
+        Heartbeat(sys.stdout.fileno(), math.inf).start()
         model = model_info(Path(directory))
         socket.send(protocol.encode(protocol.Started(model)))
         _serve(socket, load_script(model), open_pipe(Path(pipe)))

@@ -13,17 +13,23 @@ from inference.probe import ProbeSpan
 
 @contextmanager
 def capturing(model: CausalLM, spans: list[ProbeSpan]) -> Iterator[None]:
-    """While it lasts, every block's output is added up in the probes that want it."""
+    """While it lasts, block outputs are added up in the probes that want them. If it fails, nothing is."""
     wanted = [span for span in spans if span.probe.captures]
     for span in wanted:
         if span.starts_content:
             span.probe.clear(len(model.blocks), model.hidden_size)
     wanted = [span for span in wanted if span.captured_tokens.start < span.captured_tokens.stop]
+    before = [(span.probe, span.probe.hidden_sum.copy(), span.probe.norm_sum.copy()) for span in wanted]
     with ExitStack() as stack:
         if wanted:
             for layer in range(len(model.blocks)):
                 stack.callback(model.hook_block(layer, _add_up(wanted, layer)).remove)
-        yield
+        try:
+            yield
+        except BaseException:
+            for probe, hidden_sum, norm_sum in before:
+                probe.hidden_sum, probe.norm_sum = hidden_sum, norm_sum
+            raise
 
 
 def _add_up(spans: list[ProbeSpan], layer: int) -> BlockHook:

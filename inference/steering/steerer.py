@@ -32,8 +32,8 @@ class Steerer:
     def remove(self, concept: str) -> None:
         self._vectors.pop(concept, None)
 
-    def find_unknown(self, spec: SteeringSpec) -> str | None:
-        return next((concept for concept in spec.concepts if concept not in self._vectors), None)
+    def knows(self, concept: str) -> bool:
+        return concept in self._vectors
 
     def steer(self, spec: SteeringSpec, num_users: int) -> Steering | None:
         """The steering of `num_users` sequences, each of which is to `release` it; None if it is nothing.

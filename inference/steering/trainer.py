@@ -140,11 +140,15 @@ class Trainer:
         else:
             self._report(job)
 
-    def fail_all(self) -> None:
-        """Ends every training, after a step that cannot be trusted."""
-        self._owners.clear()
-        for job in list(self._jobs.values()):
+    def give_up(self, probe: Probe) -> None:
+        """A probe that cannot be computed: its training ends."""
+        job = self._owners.pop(probe)
+        if self._jobs.get(job.concept) is job:
             self._fail(job)
+
+    def knows(self, concept: str) -> bool:
+        """Whether requests can be steered by it: this process has trained it, or another one."""
+        return self._steerer.knows(concept) or self._find_trained(concept) is not None
 
     def take_updates(self) -> list[TrainingUpdate]:
         """What has changed since the last time."""
@@ -228,7 +232,9 @@ class Trainer:
         self._updates[update.concept] = update
 
     def _find_trained(self, concept: str) -> ConceptReport | None:
-        """The report on a concept that is trained, now or in an earlier run."""
+        """The report on a concept that is trained, by this process or another one."""
+        if self._steerer.calibration is None:
+            self._load_calibration()
         kept = self._files.load(concept) if self._steerer.calibration else None
         if concept not in self._reports and kept and kept[0].difference.shape == self._shape:
             direction, self._reports[concept] = kept
@@ -236,7 +242,7 @@ class Trainer:
         return self._reports.get(concept)
 
     def _load_calibration(self) -> None:
-        """What an earlier run found out, if it is of this model."""
+        """What another process found out, if it is of this model."""
         kept = self._files.load_calibration()
         if kept and len(kept.norms) == self._shape[0] and math.isfinite(sum(kept.norms) + kept.cap):
             self._steerer.calibration = kept

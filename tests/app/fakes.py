@@ -237,6 +237,8 @@ class FakeEngine:
     start: "asyncio.Future[None] | None" = None
     """What is submitted waits for it; None: it begins at once."""
     available: bool = True
+    restored: asyncio.Event | None = None
+    """Set when a lost engine is back; None: it never will be."""
     requests: list[GenerationRequest] = field(default_factory=list)
     aborts: list[tuple[str, int | None]] = field(default_factory=list)
     """(request id, choice or None for all of them), in order."""
@@ -246,6 +248,11 @@ class FakeEngine:
     forgotten: list[str] = field(default_factory=list)
     in_training: dict[str, asyncio.Event] = field(default_factory=dict)
     """By digest; the event: it was forgotten."""
+
+    async def wait_available(self) -> None:
+        if self.restored is None:
+            raise EngineUnavailable
+        await self.restored.wait()
 
     async def submit(self, request: GenerationRequest) -> FakeGeneration:
         self.requests.append(request)

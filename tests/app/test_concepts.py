@@ -258,6 +258,58 @@ async def test_a_lost_engine_ends_a_creation(concepts: Concepts, engine: FakeEng
     assert ids(concepts) == []
 
 
+async def test_a_creation_goes_on_once_a_lost_engine_is_back(
+    concepts: Concepts, engine: FakeEngine, store: ConceptStore
+) -> None:
+    engine.restored = asyncio.Event()
+    engine.training = pausing(EngineUnavailable())
+    creating = [asyncio.create_task(concepts.create(concept())) for _ in range(2)]
+    for task in creating:
+        assert await code_of(task) is ErrorCode.UNAVAILABLE
+    assert ids(concepts) == ["_worker/kind"]
+    assert (state_of(concepts), stored(store)) == (ConceptState.UNTRAINED, [])
+    again = asyncio.create_task(concepts.create(concept("other", "Nice.")))
+    assert await code_of(again) is ErrorCode.UNAVAILABLE
+    await concepts.delete("other")
+    engine.training = train_well
+    engine.restored.set()
+    await until(lambda: stored(store) == ["_worker/kind"])
+    assert (await concepts.create(concept())).state is ConceptState.READY
+    assert len(engine.trainings) == 3
+
+
+async def test_a_creation_that_ends_the_engine_each_time_is_given_up(
+    concepts: Concepts, engine: FakeEngine, store: ConceptStore
+) -> None:
+    engine.restored = asyncio.Event()
+    engine.restored.set()
+    engine.training = pausing(EngineUnavailable())
+    assert await code_of(asyncio.create_task(concepts.create(concept()))) is ErrorCode.UNAVAILABLE
+    await until(lambda: ids(concepts) == [])
+    assert len(engine.trainings) == 3
+    assert stored(store) == []
+    engine.training = train_well
+    assert (await concepts.create(concept())).state is ConceptState.READY
+
+
+async def test_the_trainings_at_the_start_go_on_once_a_lost_engine_is_back(
+    open_concepts: Open, engine: FakeEngine, store: ConceptStore
+) -> None:
+    store.write(concept("a", "A."))
+    store.write(concept("b"))
+    concepts = open_concepts()
+    engine.restored = asyncio.Event()
+    engine.training = pausing(EngineUnavailable())
+    concepts.train_all()
+    await until(lambda: engine.trainings and not engine.in_training)
+    engine.training = train_well
+    await asyncio.sleep(0.01)
+    assert [state_of(concepts, name) for name in "ab"] == [ConceptState.UNTRAINED] * 2
+    engine.restored.set()
+    await until(lambda: state_of(concepts, "b") is ConceptState.READY)
+    assert state_of(concepts, "a") is ConceptState.READY
+
+
 async def test_a_stored_concept_outlives_a_lost_engine(open_concepts: Open, engine: FakeEngine) -> None:
     await open_concepts().create(concept())
     concepts = open_concepts()

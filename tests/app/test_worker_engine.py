@@ -9,6 +9,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from app import worker_engine
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, StartError
 from app.worker_engine import WorkerEngine, WorkerGeneration, run_worker
 from inference.config import EngineConfig
@@ -22,6 +23,7 @@ from inference.protocol import (
     GenerationRequest,
     HastenTraining,
     RefusalCode,
+    SamplingParams,
     StepReport,
     TokenEvent,
     TrainConcept,
@@ -49,7 +51,7 @@ class Worker:
 
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[WorkerEngine, Worker]]:
-    process = await asyncio.create_subprocess_exec("sleep", "60")
+    process = await asyncio.create_subprocess_exec("sleep", "60", stdout=asyncio.subprocess.PIPE)
     with zmq.asyncio.Context() as context, context.socket(zmq.PAIR) as near, context.socket(zmq.PAIR) as far:
         near.bind("inproc://worker")
         far.connect("inproc://worker")
@@ -234,6 +236,44 @@ async def test_a_draining_engine_finishes_in_its_time(pair: tuple[WorkerEngine, 
     assert await collected(quick) == [[1]]
     with pytest.raises(EngineUnavailable):
         await collected(slow)
+
+
+@pytest.mark.parametrize("top_logprobs", [None, 4])
+async def test_an_answer_that_nobody_reads_does_not_grow_for_ever(
+    pair: tuple[WorkerEngine, Worker], monkeypatch: pytest.MonkeyPatch, top_logprobs: int | None
+) -> None:
+    monkeypatch.setattr(worker_engine, "_MAX_UNREAD", 10 if top_logprobs is None else 50)
+    engine, worker = pair
+    sampling = SamplingParams(top_logprobs=top_logprobs)
+    task = asyncio.create_task(engine.submit(GenerationRequest("r", [1, 2], 100, sampling=sampling)))
+    await worker.receive()
+    await worker.report(admissions=[Admission("r")])
+    generation = await task
+    for token_id in range(20):
+        await worker.report(events=[TokenEvent("r", 0, token_id)])
+    assert await worker.receive() == Abort("r", None)
+    arrived: list[int] = []
+    error: ApiError | None = None
+    try:
+        async for events in generation:
+            arrived += [event.token_id for event in events]
+    except ApiError as raised:
+        error = raised
+    assert error is not None
+    assert error.code is ErrorCode.REQUEST_TIMEOUT
+    assert arrived == list(range(11))
+
+
+async def test_an_answer_that_is_read_may_be_as_long_as_it_likes(
+    pair: tuple[WorkerEngine, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_engine, "_MAX_UNREAD", 10)
+    generation = await submitted(pair)
+    events = aiter(generation)
+    for token_id in range(50):
+        await pair[1].report(events=[TokenEvent("r", 0, token_id)])
+        assert [event.token_id for event in await anext(events)] == [token_id]
+    await events.aclose()
 
 
 def training(concept: str) -> TrainConcept:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app import server, worker_engine
+from app import server
 from app.bench.client import BenchError
 from app.engine import Engine
 from benchmarks.gateway.__main__ import parse_points
@@ -122,11 +122,11 @@ async def engine(request: pytest.FixtureRequest, model_directory: Path, pipe: Pa
     """As the server would get it."""
     use: AbstractContextManager[object]
     if request.param == "worker":
-        use, module = use_worker(model_directory, pipe), worker_engine
+        use = use_worker(model_directory, pipe)
     else:
-        use, module = use_inside(model_directory, pipe), server
+        use = use_inside(model_directory, pipe)
     with use:
-        async with module.run_worker(EngineConfig()) as engine:
+        async with server.supervise(EngineConfig()) as engine:
             yield engine
 
 

@@ -6,18 +6,21 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from app.settings import Settings
 from inference.sources import resolve
+from tests.inference.conftest import make_model
 
 MODEL = "smollm2-135m-instruct"
 TOKEN = "a token for tests"
@@ -54,18 +57,21 @@ class Server:
 
 
 @contextmanager
-def serving(config: dict, directory: Path) -> Iterator[Server]:
+def serving(config: dict, directory: Path, module: str = "app.cli") -> Iterator[Server]:
     """A server with this configuration, on a free port, until the end of the block.
 
-    It stores concepts in the directory, and trains none before it is asked to.
+    It stores concepts in the directory, and trains none before it is asked to. Its temporary files go to a
+    directory `tmp` there.
     """
     file = directory / "config.yaml"
     steering = {"train_at_start": False, **config.get("steering", {})}
     file.write_text(yaml.safe_dump({"data_directory": str(directory), **config, "steering": steering}))
+    (directory / "tmp").mkdir(exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "serve", "--config", str(file), "--port", "0"],
+        [sys.executable, "-m", module, "serve", "--config", str(file), "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "TMPDIR": str(directory / "tmp")},
     )
     watchdog = threading.Timer(START_SECONDS, process.kill)
     watchdog.start()
@@ -98,6 +104,35 @@ def embedded_directory() -> Path:
     """The embedded model as the server has it."""
     cache = os.environ.get("TILLER_CACHE_DIRECTORY", Settings.model_fields["cache_directory"].default)
     return resolve("embedded", Path(cache).expanduser())
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory, embedded_directory: Path) -> dict:
+    """A model that loads at once: random weights, with the embedded model's tokenizer."""
+    directory = tmp_path_factory.mktemp("tiny")
+    make_model("llama", vocab_size=49152, max_position_embeddings=100_000).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (directory / name).write_bytes((embedded_directory / name).read_bytes())
+    return {"model": {"name": MODEL, "source": str(directory)}, "engine": {"kv_cache_gib": 0.1}}
+
+
+def worker_of(server: Server) -> int:
+    [worker] = psutil.Process(server.process.pid).children()
+    return worker.pid
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until_gone(pid: int, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while is_running(pid):
+        assert time.monotonic() < deadline, "the process goes on"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,10 @@
 """Starting and stopping: what an operator sees, and that nothing is left behind."""
 
-import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,18 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.conftest import MODEL, TOKEN, Server, serving
-from tests.inference.conftest import make_model
-
-
-@pytest.fixture(scope="module")
-def tiny_config(tmp_path_factory: pytest.TempPathFactory, embedded_directory: Path) -> dict:
-    """A model that loads at once: random weights, with the embedded model's tokenizer."""
-    directory = tmp_path_factory.mktemp("tiny")
-    make_model("llama", vocab_size=49152, max_position_embeddings=100_000).save_pretrained(directory)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (directory / name).write_bytes((embedded_directory / name).read_bytes())
-    return {"model": {"name": MODEL, "source": str(directory)}, "engine": {"kv_cache_gib": 0.1}}
+from tests.e2e.conftest import MODEL, TOKEN, Server, serving, wait_until_gone, worker_of
 
 
 def serve(directory: Path, config: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,30 +29,6 @@ def expect_one_line(ended: subprocess.CompletedProcess[str], status: int, text: 
     assert text in ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
-
-
-def worker_of(server: Server) -> int:
-    children = subprocess.run(
-        ["pgrep", "-P", str(server.process.pid), "-f", "inference.worker"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(children.stdout)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-
-
-def wait_until_gone(pid: int, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while is_running(pid):
-        assert time.monotonic() < deadline, "the worker goes on"
-        time.sleep(0.05)
 
 
 def test_an_unknown_key_is_one_line(tmp_path: Path) -> None:
@@ -99,85 +60,6 @@ def test_a_signal_ends_it_in_order(tiny_config: dict, tmp_path: Path, number: si
         server.process.send_signal(number)
         assert server.process.wait(timeout=20) == 0
         wait_until_gone(worker)
-
-
-@pytest.mark.parametrize("reads", [True, False])
-def test_a_stream_that_runs_at_a_signal_ends_in_time(tiny_config: dict, tmp_path: Path, reads: bool) -> None:
-    body = {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": 90_000,
-        "stream": True,
-        "logit_bias": {"1": -100},
-    }
-    with (
-        serving({**tiny_config, "server": {"drain_seconds": 1}}, tmp_path) as server,
-        httpx.stream("POST", f"{server.url}/chat/completions", json=body, timeout=30) as response,
-    ):
-        lines = response.iter_lines()
-        next(lines)
-        server.process.send_signal(signal.SIGTERM)
-        if reads:
-            rest = [line for line in lines if line]
-            assert json.loads(rest[-1].removeprefix("data: "))["code"] == "UNAVAILABLE"
-        assert server.process.wait(timeout=10) == 0
-
-
-def test_a_killed_gateway_takes_its_worker_along(tiny_config: dict, tmp_path: Path) -> None:
-    with serving(tiny_config, tmp_path) as server:
-        worker = worker_of(server)
-        server.process.kill()
-        wait_until_gone(worker)
-
-
-def test_a_killed_worker_ends_its_requests_and_is_reported(tiny_config: dict, tmp_path: Path) -> None:
-    with serving(tiny_config, tmp_path) as server:
-        body = {
-            "model": MODEL,
-            "messages": [{"role": "user", "content": "Hi"}],
-            "max_tokens": 90_000,
-            "stream": True,
-            "logit_bias": {"1": -100},
-        }
-        with httpx.stream("POST", f"{server.url}/chat/completions", json=body, timeout=30) as response:
-            lines = response.iter_lines()
-            for _ in range(10):
-                next(lines)
-            os.kill(worker_of(server), signal.SIGKILL)
-            rest = [line for line in lines if line]
-        assert json.loads(rest[-1].removeprefix("data: "))["code"] == "UNAVAILABLE"
-        assert server.get("/health").status_code == 503
-        refused = server.post("/chat/completions", {**body, "stream": False})
-        assert (refused.status_code, refused.json()["code"]) == (503, "UNAVAILABLE")
-        assert "Retry-After" in refused.headers
-
-
-def test_clients_that_leave_free_what_they_held(tiny_config: dict, tmp_path: Path) -> None:
-    with serving({**tiny_config, "engine": {"kv_cache_gib": 0.1, "max_running": 4}}, tmp_path) as server:
-        body = {
-            "model": MODEL,
-            "messages": [{"role": "user", "content": "Hi"}],
-            "max_tokens": 90_000,
-            "logit_bias": {"1": -100},
-        }
-
-        def leave(stream: bool) -> None:
-            url = f"{server.url}/chat/completions"
-            with (
-                contextlib.suppress(httpx.ReadTimeout),  # an unstreamed answer does not come in time
-                httpx.stream("POST", url, json={**body, "stream": stream}, timeout=1.0) as response,
-            ):
-                assert stream
-                next(response.iter_lines())
-
-        threads = [threading.Thread(target=leave, args=(i % 2 == 0,)) for i in range(24)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        started = time.monotonic()
-        assert server.chat("Hello", max_tokens=3)["usage"]["completion_tokens"] == 3
-        assert time.monotonic() - started < 5.0, "the abandoned requests go on"
 
 
 def test_a_context_can_be_filled_to_the_last_token_and_no_further(tiny_config: dict, tmp_path: Path) -> None:

@@ -136,20 +136,6 @@ def test_no_queue_at_all_still_lets_requests_run(llama: PreTrainedModel) -> None
     assert len(driver.run()) == 2
 
 
-def test_after_a_fault_all_requests_end_and_new_ones_are_served(llama: PreTrainedModel) -> None:
-    driver = build_driver(llama, max_running=1)
-    for name in ("runs", "waits"):
-        driver.engine.add(request(name, [5] * 4, 50, n=2))
-    driver.step()
-    report = driver.engine.fail_all("a fault")
-    assert [(failure.request_id, failure.detail) for failure in report.failures] == [
-        ("runs", "a fault"),
-        ("waits", "a fault"),
-    ]
-    assert driver.engine.is_idle
-    assert len(driver.run(request("new", [5, 6], 5))["new", 0].token_ids) == 5
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_sampling_repeats_with_the_seed(llama: PreTrainedModel, seed: int) -> None:
     drawn = [

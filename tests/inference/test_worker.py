@@ -42,19 +42,29 @@ TIMEOUT_MILLISECONDS = 60_000
 class Process:
     """A worker process and the gateway's end of its socket."""
 
-    def __init__(self, directory: Path, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: EngineConfig,
+        module: str = "inference.worker",
+        stderr: int | None = None,
+    ) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.linger = 0
+        self._socket.sndtimeo = TIMEOUT_MILLISECONDS
         endpoint = f"ipc://{directory}/worker.sock"
         self._socket.bind(endpoint)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "inference.worker", endpoint], stdin=subprocess.PIPE
+            [sys.executable, "-m", module, endpoint],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
         )
         assert self.process.stdin is not None
-        self.stdin = self.process.stdin
-        self.stdin.write(msgspec.json.encode(config) + b"\n")
-        self.stdin.flush()
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self._socket.send(msgspec.json.encode(config))
 
     def send(self, command: Command) -> None:
         self._socket.send(encode(command))
@@ -85,6 +95,7 @@ class Process:
         self.process.kill()
         self.process.wait()
         self.stdin.close()
+        self.stdout.close()
         self._socket.close()
         self._context.term()
 

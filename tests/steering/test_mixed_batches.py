@@ -6,7 +6,9 @@ import msgspec
 import pytest
 from transformers import PreTrainedModel
 
+from inference.model_runner import Step
 from inference.protocol import Admission, GenerationRequest, RefusalCode, SteeringSpec
+from inference.sequence import Sequence
 from tests.inference.conftest import ARCHITECTURES, Result, make_model, request
 from tests.inference.recorder import Recorder
 from tests.steering.conftest import CONCEPTS, random_tokens, steered, steered_driver
@@ -144,7 +146,15 @@ def test_a_fault_gives_all_rows_back(llama: PreTrainedModel) -> None:
         driver.engine.add(steered(request(name, [5, 6], 30, n=2), name))
     driver.step()
     assert bank.num_free_rows < before
-    driver.engine.fail_all("a fault")
+    launch = driver.engine.runner.launch
+
+    def fail(scheduled: list[Sequence]) -> Step:
+        if any(sequence.request_id == "rude" for sequence in scheduled):
+            raise RuntimeError("the device is on fire")
+        return launch(scheduled)
+
+    driver.engine.runner.launch = fail
+    assert {name for name, _ in driver.run()} == {"kind", "terse"}
     assert bank.num_free_rows == before
 
 

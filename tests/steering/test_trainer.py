@@ -12,6 +12,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
+from inference.attention import PagedBatch
+from inference.batch import Batch
 from inference.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, Probe
 from inference.protocol import (
     GenerationRequest,
@@ -21,7 +23,6 @@ from inference.protocol import (
     TrainingState,
     TrainingUpdate,
 )
-from inference.sequence import Sequence
 from inference.steering.directions import DirectionFiles
 from tests.inference.conftest import VOCAB_SIZE, Driver, build_driver, generate, make_model, request
 from tests.steering.conftest import (
@@ -201,37 +202,64 @@ def test_a_fault_of_ours_in_training_ends_no_request(
     check_nothing_is_left(driver)
 
 
+def fail_batches(driver: Driver, fails: Callable[[Batch], bool]) -> None:
+    """From now on some forward passes fail at their end."""
+    model = driver.engine.runner.model
+    forward = model.forward
+
+    def forward_and_fail(paged: PagedBatch) -> torch.Tensor:
+        logits = forward(paged)
+        if fails(paged.batch):
+            raise RuntimeError("the device is on fire")
+        return logits
+
+    model.forward = forward_and_fail
+
+
 @pytest.mark.parametrize("steps_before", [0, 1, 9])
-def test_a_step_that_fails_ends_all_requests_and_all_trainings(
+def test_a_text_that_cannot_be_computed_ends_its_training_and_nothing_else(
     llama: PreTrainedModel, steps_before: int
 ) -> None:
     driver = build_driver(llama, max_batch_tokens=64)
     driver.engine.trainer.add(make_training("kind"))
-    driver.engine.trainer.add(make_training("rude", background=True))
+    driver.engine.trainer.add(make_training("rude", seed=2))
     for one in running_requests():
         driver.engine.add(one)
-    for _ in range(steps_before):
-        driver.step()
-    run = driver.engine.runner.launch
-
-    def fail(scheduled: list[Sequence]) -> None:
-        raise RuntimeError("the device is on fire")
-
-    driver.engine.runner.launch = fail
-    with pytest.raises(RuntimeError, match="on fire"):
-        driver.engine.step()
-    report = driver.engine.fail_all("a fault")
-    assert {update.concept: update.state for update in report.training} == {"kind": FAILED, "rude": FAILED}
-    assert [failure.request_id for failure in report.failures] == [r.request_id for r in running_requests()]
+    updates = [update for _ in range(steps_before) for update in driver.step().training]
+    owners = driver.engine.trainer._owners
+    fail_batches(driver, lambda batch: any(owners[s.probe].concept == "kind" for s in batch.probes))
+    updates += train(driver)
+    assert states(updates) == [TRAINING, FAILED]
+    assert next(update.detail for update in updates if update.state is FAILED) == ""
+    assert states(updates, "rude") == [TRAINING, MEASURING, READY]
+    check_running_requests(driver)
     check_nothing_is_left(driver)
 
-    driver.engine.runner.launch = run
-    driver.engine.check_integrity()
-    driver.results.clear()
-    for one in running_requests():
-        driver.engine.add(one)
-    assert states(train(driver, make_training("kind")))[-1] is READY
-    check_running_requests(driver)
+
+@pytest.mark.parametrize("max_batch_tokens", [16, 64])
+def test_steps_that_fail_for_a_while_change_no_direction(
+    llama: PreTrainedModel, max_batch_tokens: int
+) -> None:
+    vectors = []
+    for fails in (False, True):
+        driver = build_driver(llama, max_batch_tokens=max_batch_tokens)
+        if fails:
+            fail_batches(driver, lambda batch: len(batch.probes) > 1)
+        assert states(train(driver, make_training()))[-1] is READY
+        vectors.append(driver.engine.steerer._vectors["kind"])
+    np.testing.assert_allclose(*vectors, rtol=1e-4, atol=1e-5)
+
+
+def test_what_another_process_has_trained_is_known_here(llama: PreTrainedModel, tmp_path: Path) -> None:
+    here, there = (build_driver(make_model("llama"), DirectionFiles(tmp_path)) for _ in range(2))
+    one = steered(request("a", [5, 6, 7], 12), "kind")
+    assert here.engine.add(one).refusal is RefusalCode.UNKNOWN_STEERING_CONCEPT
+    train(there, make_training())
+    tokens = here.run(one)["a", 0].token_ids
+    assert tokens == there.run(one)["a", 0].token_ids
+    assert tokens != generate(make_model("llama"), [5, 6, 7], 12)
+    there.engine.trainer.forget("kind")
+    assert there.engine.add(one).refusal is RefusalCode.UNKNOWN_STEERING_CONCEPT
 
 
 def test_background_work_waits_while_there_are_requests(llama: PreTrainedModel) -> None:
@@ -400,8 +428,6 @@ def test_after_a_restart_it_is_ready_at_once_and_steers_to_the_bit(tmp_path: Pat
 
     after = build_driver(make_model("llama"), DirectionFiles(tmp_path))
     computed = count_computed_tokens(after)
-    refused = after.engine.add(one)  # nobody has said yet that it exists
-    assert refused.refusal is RefusalCode.UNKNOWN_STEERING_CONCEPT
     assert train(after, *commands) == [reports["kind"], reports["rude"]]
     assert computed == []
     assert after.run(one)["a", 0].events == expected

@@ -4,6 +4,7 @@ The worker here is a script that speaks the protocol; `max_tokens`, or the numbe
 tells it what to do.
 """
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app import supervisor
 from app.main import create_app
 from app.settings import Settings
-from app.worker_engine import run_worker
+from app.supervisor import supervise
 from inference.config import EngineConfig
 from inference.steering.concepts import digest_of
 from tests.app.contract.conftest import client_of
@@ -36,7 +38,7 @@ from inference.protocol import *
 
 socket = zmq.Context().socket(zmq.PAIR)
 socket.connect(sys.argv[-1])
-directory = json.loads(sys.stdin.readline())["source"]
+directory = json.loads(socket.recv())["source"]
 socket.send(encode(Started(ModelInfo(directory, 256, 300, (2,), "00", "float32"))))
 
 def report(**parts):
@@ -90,7 +92,7 @@ async def client(
     interpreter.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(interpreter))
     config = EngineConfig(source=str(model_directory), cache_directory=str(tmp_path))
-    async with run_worker(config) as engine:
+    async with supervise(config) as engine:
         data = tmp_path / "data"
         store_concepts(data, {"kind": pairs("kind")})
         app = create_app(Settings(model={"name": "tiny"}, data_directory=str(data)), engine)
@@ -151,8 +153,20 @@ async def test_a_concept_that_cannot_be_trained_is_refused(client: httpx.AsyncCl
 async def test_the_workers_death_ends_a_creation(client: httpx.AsyncClient) -> None:
     assert_error(await post(client, "/steering_concepts", examples(DIE)), 503, "UNAVAILABLE")
     assert_error(await post(client, "/steering_concepts", examples(1)), 503, "UNAVAILABLE")
-    assert len((await client.get("/steering_concepts")).json()["data"]) == 1
     assert (await client.delete("/steering_concepts/kind")).status_code == 204
+
+
+async def test_a_concept_that_ends_the_worker_each_time_is_given_up(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LONGEST_DELAY", 0.05)
+    assert_error(await post(client, "/steering_concepts", examples(DIE)), 503, "UNAVAILABLE")
+    async with asyncio.timeout(20):
+        while len((await client.get("/steering_concepts")).json()["data"]) > 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        while (await client.get("/health")).status_code != 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert (await post(client, "/steering_concepts", examples(1))).status_code == 201
 
 
 async def test_a_request_that_fails_leaves_the_worker_in_service(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,42 @@
+"""The worker, with steps that go wrong where a request asks for it: by the number of tokens that it wants."""
+
+import os
+import signal
+import sys
+import threading
+
+import torch
+
+from inference import worker
+from inference.model_runner import ModelRunner, Step
+from inference.sequence import Sequence
+
+RAISE, NO_MEMORY, HANG, KILL = range(9001, 9005)
+TOKENS_BEFORE = 5
+"""What a request gets before it does harm."""
+
+_launch = ModelRunner.launch
+
+
+def launch(self: ModelRunner, scheduled: list[Sequence]) -> Step:
+    for sequence in scheduled:
+        if sequence.num_output_tokens >= TOKENS_BEFORE:
+            _misbehave(sequence.max_tokens)
+    return _launch(self, scheduled)
+
+
+def _misbehave(max_tokens: int) -> None:
+    match max_tokens:
+        case _ if max_tokens == RAISE:
+            raise RuntimeError("a bug in an operation")
+        case _ if max_tokens == NO_MEMORY:
+            raise torch.OutOfMemoryError("out of memory")
+        case _ if max_tokens == HANG:
+            threading.Event().wait()
+        case _ if max_tokens == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    ModelRunner.launch = launch  # type: ignore[method-assign]
+    sys.exit(worker.main())

@@ -1,0 +1,141 @@
+"""Clients that leave, in every state of their request, and clients that do not read."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import MODEL, Server, serving
+
+
+def request_bytes(server: Server, **fields: object) -> bytes:
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 30_000,
+        "logit_bias": {"1": -100},
+        **fields,
+    }
+    content = json.dumps(body).encode()
+    head = "POST /chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+def address(server: Server) -> tuple[str, int]:
+    host, port = server.url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+@contextmanager
+def client(server: Server, **fields: object) -> Iterator[socket.socket]:
+    """Has sent its request; leaves at the end of the block."""
+    with socket.create_connection(address(server), timeout=30) as connection:
+        connection.sendall(request_bytes(server, **fields))
+        yield connection
+
+
+def read_until(connection: socket.socket, text: bytes) -> None:
+    read = b""
+    while text not in read:
+        received = connection.recv(65536)
+        assert received, read
+        read += received
+
+
+def is_admitted(server: Server) -> bool:
+    """Whether there is a place for one more request."""
+    with client(server, stream=True, max_tokens=1) as connection:
+        head = connection.recv(4096)
+    assert b" 200 " in head or b" 503 " in head, head
+    return b" 200 " in head
+
+
+def running(server: Server) -> float:
+    lines = server.get("/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith("tiller_running ")).split()[1])
+
+
+@pytest.fixture(scope="module")
+def narrow(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One request may run and one may wait."""
+    engine = {"kv_cache_gib": 0.1, "max_running": 1, "max_queued": 1, "max_batch_tokens": 32}
+    with serving({**tiny_config, "engine": engine}, tmp_path_factory.mktemp("narrow")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("leaving", ["generating", "reading its prompt", "waiting"])
+def test_whoever_leaves_makes_room_within_a_second(narrow: Server, leaving: str, streamed: bool) -> None:
+    long = {"messages": [{"role": "user", "content": "word " * 30_000}]}
+    first = long if leaving == "reading its prompt" else {}
+    with client(narrow, stream=True, **first) as runs:
+        read_until(runs, b'"content":""')
+        if leaving == "generating":
+            read_until(runs, b"data: ")
+        with client(narrow, stream=streamed) as waits:
+            time.sleep(0.3)
+            assert not is_admitted(narrow), "both places are taken"
+            (waits if leaving == "waiting" else runs).close()
+            left = time.monotonic()
+            while not is_admitted(narrow):
+                assert time.monotonic() - left < 1.0
+                time.sleep(0.02)
+    while running(narrow):
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def wide(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    config = {**tiny_config, "server": {"stall_seconds": 2}}
+    with serving(config, tmp_path_factory.mktemp("wide")) as server:
+        yield server
+
+
+async def vanish(server: Server, number: int) -> None:
+    _, writer = await asyncio.open_connection(*address(server))
+    writer.write(request_bytes(server, stream=number % 2 == 0, n=1 + number % 3))
+    await asyncio.sleep(0.5)
+    writer.transport.abort()
+
+
+async def test_two_hundred_clients_that_vanish_leave_a_server_that_answers(wide: Server) -> None:
+    await asyncio.gather(*(vanish(wide, number) for number in range(200)))
+    async with httpx.AsyncClient(base_url=wide.url, timeout=30) as http:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+        began = time.monotonic()
+        answer = await http.post("/chat/completions", json=body)
+        assert answer.json()["usage"]["completion_tokens"] == 3
+        assert time.monotonic() - began < 3.0, "the abandoned requests go on"
+    while running(wide):  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0.02)
+
+
+def test_a_client_that_reads_nothing_is_cut_off(wide: Server) -> None:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(address(wide))
+        connection.sendall(request_bytes(wide, stream=True, top_logprobs=20, max_tokens=90_000))
+        while not running(wide):
+            time.sleep(0.02)
+        began = time.monotonic()
+        while running(wide):
+            assert time.monotonic() - began < 60.0, "it goes on for ever"
+            time.sleep(0.1)
+        received = b""
+        with suppress(ConnectionError):
+            while data := connection.recv(65536):
+                received += data
+        assert b"[DONE]" not in received
+
+
+def test_a_client_that_reads_slowly_is_waited_for(wide: Server) -> None:
+    with client(wide, stream=True, max_tokens=300, top_logprobs=20) as connection:
+        for _ in range(10):
+            time.sleep(0.4)
+            connection.recv(32_768)
+        read_until(connection, b"[DONE]")

@@ -1,0 +1,208 @@
+"""What dies, hangs or breaks: who ends with an error, who goes on, and what is left behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tests.e2e.conftest import MODEL, Server, is_running, serving, wait_until_gone, worker_of
+from tests.e2e.faulty_worker import HANG, KILL, NO_MEMORY, RAISE
+
+MAX_STEP_SECONDS = 3
+CONCEPT = [{"positive": f"kind words {i}", "negative": f"rude noise {i}"} for i in range(4)]
+
+
+def body(max_tokens: int, **fields: object) -> dict:
+    messages = [{"role": "user", "content": "Hi"}]
+    return {
+        "model": MODEL,
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "logit_bias": {"1": -100},
+        **fields,
+    }
+
+
+def events(server: Server, max_tokens: int) -> Iterator[str]:
+    """The data of a streamed answer's events, as they come."""
+    with httpx.stream(
+        "POST", f"{server.url}/chat/completions", json=body(max_tokens, stream=True), timeout=60
+    ) as response:
+        assert response.status_code == 200
+        yield from (line.removeprefix("data: ") for line in response.iter_lines() if line)
+
+
+def stream_to_the_end(server: Server, max_tokens: int) -> str:
+    return list(events(server, max_tokens))[-1]
+
+
+def content_of(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def wait_for_health(server: Server, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while server.get("/health").status_code != 200:
+        assert time.monotonic() < deadline, "it does not recover"
+        time.sleep(0.1)
+
+
+def files_left(directory: Path) -> list[str]:
+    return [path.name for path in (directory / "tmp").iterdir()]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faulty")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_config: dict, directory: Path) -> Iterator[Server]:
+    config = {**tiny_config, "engine": {"kv_cache_gib": 0.1, "max_step_seconds": MAX_STEP_SECONDS}}
+    with serving(config, directory, "tests.e2e.faulty_server") as server:
+        created = server.post("/steering_concepts", {"name": "kind", "examples": CONCEPT})
+        assert created.status_code == 201, created.text
+        yield server
+
+
+@pytest.mark.parametrize("fault", [RAISE, NO_MEMORY])
+def test_a_request_that_breaks_steps_ends_alone(server: Server, fault: int) -> None:
+    def neighbour(number: int) -> str:
+        return content_of(server.post("/chat/completions", body(100 + number)))
+
+    alone = list(map(neighbour, range(4)))
+    worker = worker_of(server)
+    with ThreadPoolExecutor() as pool:
+        neighbours = [pool.submit(neighbour, number) for number in range(4)]
+        streamed = pool.submit(stream_to_the_end, server, fault)
+        failed = server.post("/chat/completions", body(fault))
+        assert (failed.status_code, failed.json()["code"]) == (500, "INTERNAL")
+        assert json.loads(streamed.result())["code"] == "INTERNAL"
+        assert [future.result() for future in neighbours] == alone
+    assert server.get("/health").status_code == 200
+    assert worker_of(server) == worker
+
+
+@pytest.mark.parametrize("fault", [KILL, HANG])
+def test_a_lost_worker_is_replaced(server: Server, directory: Path, fault: int) -> None:
+    """What was open ends with an error in time, and what was trained is there afterwards."""
+    steered = body(20, steering_concepts=["kind"])
+    before = content_of(server.post("/chat/completions", steered))
+    worker = worker_of(server)
+    name = f"made-while-{fault}"
+    new = {
+        "name": name,
+        "examples": [{"positive": f"{fault} {i}", "negative": f"no {i}"} for i in range(150)],
+    }
+    with ThreadPoolExecutor() as pool:
+        streams = [pool.submit(stream_to_the_end, server, 90_000) for _ in range(3)]
+        whole = pool.submit(server.post, "/chat/completions", body(90_000))
+        creation = pool.submit(server.post, "/steering_concepts", new)
+        time.sleep(0.5)
+        culprit = stream_to_the_end(server, fault)
+        lost = time.monotonic()
+        assert json.loads(culprit)["code"] == "UNAVAILABLE"
+        for stream in streams:
+            assert json.loads(stream.result())["code"] == "UNAVAILABLE"
+        for future in (whole, creation):
+            expect_unavailable(future)
+        assert time.monotonic() - lost < 5
+    assert server.get("/health").status_code == 503
+    refused = server.post("/chat/completions", body(5))
+    assert (refused.status_code, refused.json()["code"]) == (503, "UNAVAILABLE")
+
+    wait_for_health(server)
+    assert not is_running(worker)
+    assert is_running(worker_of(server))
+    assert content_of(server.post("/chat/completions", steered)) == before
+    assert server.post("/steering_concepts", new).status_code == 201
+    assert files_left(directory) == []
+
+
+def expect_unavailable(future: "Future[httpx.Response]") -> None:
+    response = future.result()
+    assert (response.status_code, response.json()["code"]) == (503, "UNAVAILABLE")
+    assert "Retry-After" in response.headers
+
+
+def test_a_killed_gateway_takes_its_worker_along_and_leaves_nothing(
+    tiny_config: dict, tmp_path: Path
+) -> None:
+    with serving(tiny_config, tmp_path) as server:
+        worker = worker_of(server)
+        assert files_left(tmp_path) == []
+        server.process.kill()
+        wait_until_gone(worker)
+    assert files_left(tmp_path) == []
+
+
+def test_a_gateway_that_is_killed_while_it_starts_leaves_nothing(tiny_config: dict, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**tiny_config, "data_directory": str(tmp_path)}))
+    command = [sys.executable, "-m", "app.cli", "serve", "--config", str(config), "--port", "0"]
+    with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}) as process:
+        deadline = time.monotonic() + 60
+        while not (workers := psutil.Process(process.pid).children()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        assert files_left(tmp_path), "it was killed too late to tell"
+    wait_until_gone(workers[0].pid, seconds=60)
+    assert files_left(tmp_path) == []
+
+
+def test_what_runs_at_a_signal_may_end_in_time_and_what_is_new_is_refused(
+    tiny_config: dict, tmp_path: Path
+) -> None:
+    with serving({**tiny_config, "server": {"drain_seconds": 8}}, tmp_path) as server:
+        short, endless = events(server, 600), events(server, 90_000)
+        next(short)
+        next(endless)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert server.get("/health").status_code == 503
+        refused = server.post("/chat/completions", body(5))
+        assert (refused.status_code, refused.json()["code"]) == (503, "UNAVAILABLE")
+        *chunks, last = short
+        assert last == "[DONE]"
+        assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == "length"
+        assert json.loads(list(endless)[-1])["code"] == "UNAVAILABLE"
+        assert server.process.wait(timeout=5) == 0
+
+
+def test_a_client_that_does_not_read_does_not_keep_it_from_ending(tiny_config: dict, tmp_path: Path) -> None:
+    with serving({**tiny_config, "server": {"drain_seconds": 1}}, tmp_path) as server:
+        stream = events(server, 90_000)
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=10) == 0
+        stream.close()
+
+
+def test_a_second_signal_ends_it_at_once(tiny_config: dict, tmp_path: Path) -> None:
+    with serving({**tiny_config, "server": {"drain_seconds": 60}}, tmp_path) as server:
+        worker = worker_of(server)
+        stream = events(server, 90_000)
+        next(stream)
+        for _ in range(2):
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        assert server.process.wait(timeout=5) == 0
+        wait_until_gone(worker)
+        with contextlib.suppress(httpx.HTTPError):
+            stream.close()
+    assert files_left(tmp_path) == []

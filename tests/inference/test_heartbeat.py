@@ -1,0 +1,44 @@
+"""A byte a second while the loop turns, however long a step; and the end of what hangs."""
+
+import math
+import os
+import subprocess
+import sys
+import time
+
+from inference.heartbeat import Heartbeat
+
+PROGRAM = """
+import sys, threading, time
+from inference.heartbeat import Heartbeat
+heartbeat = Heartbeat(1, {limit})
+heartbeat.start()
+{work}
+"""
+
+
+def run(limit: float, work: str) -> subprocess.CompletedProcess[bytes]:
+    program = PROGRAM.format(limit=limit, work=work)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30, check=False)
+
+
+def test_a_loop_that_hangs_ends_the_process_and_says_where() -> None:
+    ended = run(0.1, "lock = threading.Lock()\nlock.acquire()\nlock.acquire()")
+    assert ended.returncode == 70
+    assert b"has not ended for 0.1 seconds" in ended.stderr
+    assert b'File "<string>", line 8 in <module>' in ended.stderr
+
+
+def test_a_long_step_is_no_silence_and_a_loop_that_turns_never_ends() -> None:
+    turning = "for _ in range(12):\n    heartbeat.turn()\n    time.sleep(0.2)"
+    ended = run(1.5, turning)
+    assert (ended.returncode, ended.stdout) == (0, b"...")
+
+
+def test_it_outlives_whoever_listened() -> None:
+    read, write = os.pipe()
+    heartbeat = Heartbeat(write, math.inf)
+    heartbeat.start()
+    assert os.read(read, 1) == b"."
+    os.close(read)
+    time.sleep(1.1)  # a beat that nobody hears
