@@ -18,7 +18,6 @@ _Result = TypeVar("_Result")
 _MAX_ATTEMPTS = 48
 """Of one step. Three sequences among 256 are found in less; what is then left fails together."""
 _MAX_LOST_STEPS = 3
-_NAMED = 5  # of the requests in a step, for the log
 
 
 class BrokenEngineError(Exception):
@@ -69,7 +68,7 @@ class StepRunner:
             if len(part) == 1 or attempts >= _MAX_ATTEMPTS:
                 outcome.failed.extend(part)
                 continue
-            for half in (part[: len(part) // 2], part[len(part) // 2 :]):
+            for half in (part[len(part) // 2 :], part[: len(part) // 2]):
                 attempts += 1
                 sampled = self._try(partial(self._run, half), half)
                 if sampled is None:
@@ -85,9 +84,11 @@ class StepRunner:
             return act()
         except torch.AcceleratorError:
             raise  # The device is unusable for the rest of the process's life.
-        except Exception:  # of any kind: out of memory, a kernel's, a bug's
-            names = sorted({sequence.request_id or "a training" for sequence in sequences})
-            _log.exception("a step of %d sequences failed: %s", len(sequences), ", ".join(names[:_NAMED]))
+        except Exception as error:  # of any kind: out of memory, a kernel's, a bug's
+            if len(sequences) == 1:
+                _log.exception("%s cannot be computed", sequences[0].request_id or "a training")
+            else:
+                _log.warning("a step of %d sequences failed: %r", len(sequences), error)
             return None
 
     def _judge(self, lost: bool) -> None:
