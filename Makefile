@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/quickstart.yaml
+JOBS ?= 2
 BIN := $(VENV)/bin
 CPP := $(wildcard inference/cpu/*.h inference/cpu/*.cpp tests/inference/cpu/*.cpp tests/inference/cpu/*/*.h)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -10,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 
 help:
 	@echo "make serve   set up and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
-	@echo "make test    set up and run all tests"
+	@echo "make test    set up and run all tests, JOBS=$(JOBS) at a time"
 	@echo "make eval    measure what steering does; writes docs/steering-evaluation.md"
 	@echo "make bench   measure throughput and latency under load, beside the peers that are installed"
 	@echo "make peers   install llama.cpp and vLLM into .peers, for make bench"
@@ -22,7 +23,7 @@ serve: $(VENV)/.serve
 	@exec $(BIN)/tiller serve --config $(CONFIG)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 eval: $(VENV)/.eval
 	$(BIN)/python -m benchmarks.steering
