@@ -23,7 +23,6 @@ from inference.protocol import (
     TrainingState,
     TrainingUpdate,
 )
-from inference.sequence import Sequence
 from inference.steering.directions import DirectionFiles
 from tests.inference.conftest import VOCAB_SIZE, Driver, build_driver, generate, make_model, request
 from tests.steering.conftest import (
