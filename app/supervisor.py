@@ -62,6 +62,11 @@ class SupervisedEngine:
     def available(self) -> bool:
         return not self._draining and self._worker is not None and self._worker.available
 
+    @property
+    def load(self) -> int:
+        """How many requests are open."""
+        return 0 if self._worker is None else self._worker.load
+
     async def wait_available(self) -> None:
         await self._changed.wait()
         if self._draining:

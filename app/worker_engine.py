@@ -97,6 +97,11 @@ class WorkerEngine:
     def available(self) -> bool:
         return self._available
 
+    @property
+    def load(self) -> int:
+        """How many requests are open."""
+        return len(self._generations)
+
     async def submit(self, request: GenerationRequest) -> "WorkerGeneration":
         if not self._available:
             raise EngineUnavailable

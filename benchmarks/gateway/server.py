@@ -44,11 +44,11 @@ def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
 def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:
     """Within, the server has its engine inside."""
 
-    def run(config: EngineConfig) -> AbstractAsyncContextManager[InsideEngine]:  # noqa: ARG001
+    def run(config: EngineConfig, count: int) -> AbstractAsyncContextManager[InsideEngine]:  # noqa: ARG001
         model = model_info(directory)
         return run_inside(model, load_script(model), pipe)
 
-    return mock.patch.object(server, "supervise", run)
+    return mock.patch.object(server, "run_replicas", run)
 
 
 if __name__ == "__main__":

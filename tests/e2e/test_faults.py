@@ -138,6 +138,34 @@ def expect_unavailable(future: "Future[httpx.Response]") -> None:
     assert "Retry-After" in response.headers
 
 
+def test_a_lost_replica_takes_down_only_what_it_computes(tiny_config: dict, tmp_path: Path) -> None:
+    engine = {"kv_cache_gib": 0.1, "replicas": 2}
+    with serving({**tiny_config, "engine": engine}, tmp_path) as server, ThreadPoolExecutor() as pool:
+        first, second = psutil.Process(server.process.pid).children()
+        new = {"name": "kind", "examples": CONCEPT}
+        assert server.post("/steering_concepts", new).status_code == 201
+
+        streams = [events(server, 800) for _ in range(4)]
+        for stream in streams:
+            next(stream)
+        first.kill()
+        answers = [pool.submit(server.post, "/chat/completions", body(20)) for _ in range(4)]
+        assert len({content_of(answer.result()) for answer in answers}) == 1
+        assert server.get("/health").status_code == 200
+        ends = [future.result()[-1] for future in [pool.submit(list, stream) for stream in streams]]
+        assert sorted(end == "[DONE]" for end in ends) == [False, False, True, True]
+        assert all(end == "[DONE]" or json.loads(end)["code"] == "UNAVAILABLE" for end in ends)
+
+        steered = body(20, steering_concepts=["kind"])
+        before = content_of(server.post("/chat/completions", steered))
+        while len(psutil.Process(server.process.pid).children()) < 2:
+            time.sleep(0.1)
+        second.kill()
+        second.wait(timeout=10)
+        wait_for_health(server)
+        assert content_of(server.post("/chat/completions", steered)) == before
+
+
 def test_a_killed_gateway_takes_its_worker_along_and_leaves_nothing(
     tiny_config: dict, tmp_path: Path
 ) -> None:
