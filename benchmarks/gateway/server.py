@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from unittest import mock
 
-from app import cli, server, worker_engine
+from app import cli, server, worker_process
 from benchmarks.gateway.inside import InsideEngine, run_inside
 from benchmarks.gateway.model import load_script, model_info
 from inference.config import EngineConfig
@@ -38,7 +38,7 @@ def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
         end = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(sys.executable, *command, stdin=end, stdout=end)
 
-    return mock.patch.object(worker_engine, "_start_process", start)
+    return mock.patch.object(worker_process, "_start_process", start)
 
 
 def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:
