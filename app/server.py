@@ -22,8 +22,8 @@ from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
+from app.replicas import Replica, run_replicas
 from app.settings import ServerSettings, Settings, TlsSettings
-from app.supervisor import SupervisedEngine, supervise
 
 _BACKLOG = 2048
 _DRAIN_MARGIN_SECONDS = 3
@@ -44,7 +44,7 @@ def run(settings: Settings) -> None:
 
 async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
     _at_signals(_current_task().cancel)
-    async with supervise(settings.engine_config) as engine:
+    async with run_replicas(settings.engine_config, settings.engine.replicas) as engine:
         app = _start_app(settings, engine)
         config = uvicorn.Config(
             app,
@@ -80,7 +80,7 @@ class _Server(uvicorn.Server):
         self._welcome = welcome
         self._draining: asyncio.Task[None] | None = None
 
-    def stop(self, engine: SupervisedEngine, seconds: float) -> None:
+    def stop(self, engine: Replica, seconds: float) -> None:
         """The first time, what runs may end; until then, what is new is told that nothing is served any more.
 
         The second time, it ends at once.

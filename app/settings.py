@@ -74,7 +74,7 @@ class ServerSettings(Section):
     """How long a request's body may take, after its headers."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long running requests may go on after the server was told to stop."""
-    stall_seconds: Annotated[float, Field(ge=1, le=86_400)] = 30.0
+    stall_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
     """A connection whose client takes nothing of what is sent to it for so long is cut."""
     cors_origins: tuple[Origin, ...] = ()
     """Whose pages may call from a browser, such as `https://example.org`; `*`: everybody's."""
@@ -91,8 +91,10 @@ class ModelSettings(Section):
 
 
 class EngineSettings(Section):
-    """The fields of EngineConfig; see there for what they mean."""
+    """How many workers, and the fields of EngineConfig; see there for what they mean."""
 
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    """Workers, each with all that is configured here to itself."""
     device: Device = "auto"
     dtype: DType = "auto"
     quantization: Quantization = "none"
@@ -104,7 +106,7 @@ class EngineSettings(Section):
     max_running: PositiveInt = 256
     max_queued: Annotated[int, Field(ge=0)] = 1024
     nice_ageing_seconds: Annotated[float, Field(ge=0)] = 30.0
-    max_step_seconds: Annotated[float, Field(gt=0)] = 300.0
+    max_step_seconds: Annotated[float, Field(ge=3)] = 300.0
     steering_blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     seed: int | None = None
 

@@ -10,7 +10,8 @@ import msgspec
 
 from app.engine import Generation
 from app.errors import EngineUnavailable, StartError
-from app.worker_engine import WorkerEngine, run_worker
+from app.worker_engine import WorkerEngine
+from app.worker_process import run_worker
 from inference.config import EngineConfig
 from inference.protocol import GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
 
@@ -69,6 +70,11 @@ class SupervisedEngine:
             self._config.max_running + self._config.max_queued if self._worker is None else self._worker.room
         )
 
+    @property
+    def load(self) -> int:
+        """How many requests are open."""
+        return 0 if self._worker is None else self._worker.load
+
     async def wait_available(self) -> None:
         await self._changed.wait()
         if self._draining:
@@ -101,8 +107,10 @@ class SupervisedEngine:
     async def run(self) -> None:
         """Has a worker until it is cancelled or drained. Raises what keeps the first one from starting."""
         delay = 0.0
-        while not self._draining:
+        while True:
             served = await self._run_one()
+            if self._draining:
+                return
             delay = next_delay(delay, served)
             _log.warning("the worker is started again in %g seconds", delay)
             await asyncio.sleep(delay)

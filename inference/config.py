@@ -15,6 +15,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     source: str = "embedded"
     """"embedded", a directory, or a Hugging Face hub id."""
     cache_directory: str = "~/.cache/tiller"
+    replica: int = 0
+    """The number of this worker among those of one server, from 0; each takes a CUDA device in turn."""
     device: Device = "auto"
     """"auto": cuda where there is one, else cpu."""
     dtype: DType = "auto"

@@ -127,11 +127,13 @@ def _direction_files(
 
 
 def _device(config: EngineConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise SourceError("engine.device is cuda, but torch finds no CUDA device")
-    return torch.device(config.device)
+    device = torch.device("cuda", config.replica % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:

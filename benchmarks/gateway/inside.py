@@ -82,7 +82,7 @@ class InsideGeneration:
 
 @asynccontextmanager
 async def run_inside(model: ModelInfo, script: Script, pipe: Path) -> AsyncIterator[InsideEngine]:
-    """In the place of app.supervisor.supervise."""
+    """In the place of app.replicas.run_replicas."""
     engine = InsideEngine(model, script)
     steps = open_pipe(pipe)
 

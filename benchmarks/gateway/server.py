@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from unittest import mock
 
-from app import cli, server, worker_engine
+from app import cli, server, worker_process
 from benchmarks.gateway.inside import InsideEngine, run_inside
 from benchmarks.gateway.model import load_script, model_info
 from inference.config import EngineConfig
@@ -38,17 +38,17 @@ def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
         end = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(sys.executable, *command, stdin=end, stdout=end)
 
-    return mock.patch.object(worker_engine, "_start_process", start)
+    return mock.patch.object(worker_process, "_start_process", start)
 
 
 def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:
     """Within, the server has its engine inside."""
 
-    def run(config: EngineConfig) -> AbstractAsyncContextManager[InsideEngine]:  # noqa: ARG001
+    def run(config: EngineConfig, count: int) -> AbstractAsyncContextManager[InsideEngine]:  # noqa: ARG001
         model = model_info(directory)
         return run_inside(model, load_script(model), pipe)
 
-    return mock.patch.object(server, "supervise", run)
+    return mock.patch.object(server, "run_replicas", run)
 
 
 if __name__ == "__main__":

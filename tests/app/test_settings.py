@@ -28,7 +28,8 @@ def write(directory: Path, text: str) -> Path:
 def test_the_defaults_are_those_of_the_worker() -> None:
     config = EngineConfig()
     assert Settings().engine_config == config
-    assert set(EngineSettings.model_fields) == {*config.__struct_fields__} - {"source", "cache_directory"}
+    not_settings = {"source", "cache_directory", "replica"}
+    assert set(EngineSettings.model_fields) - {"replicas"} == {*config.__struct_fields__} - not_settings
 
 
 def test_the_command_line_beats_the_environment_beats_the_file(

@@ -11,7 +11,8 @@ import zmq.asyncio
 
 from app import worker_engine
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, StartError
-from app.worker_engine import WorkerEngine, WorkerGeneration, run_worker
+from app.worker_engine import WorkerEngine, WorkerGeneration
+from app.worker_process import run_worker
 from inference.config import EngineConfig
 from inference.protocol import (
     Abort,

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from app import cli, worker_engine
+from app import cli, worker_process
 from inference.config import EngineConfig
 
 
@@ -14,5 +14,5 @@ async def start(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Proce
 
 
 if __name__ == "__main__":
-    worker_engine._start_process = start
+    worker_process._start_process = start
     cli.main()

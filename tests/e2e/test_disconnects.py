@@ -32,9 +32,12 @@ def address(server: Server) -> tuple[str, int]:
 
 
 @contextmanager
-def client(server: Server, **fields: object) -> Iterator[socket.socket]:
-    """Has sent its request; leaves at the end of the block."""
-    with socket.create_connection(address(server), timeout=30) as connection:
+def client(server: Server, *, buffer: int = 131_072, **fields: object) -> Iterator[socket.socket]:
+    """Has sent its request; leaves at the end of the block. `buffer`: bytes that may come unread."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        connection.settimeout(30)
+        connection.connect(address(server))
         connection.sendall(request_bytes(server, **fields))
         yield connection
 
@@ -91,7 +94,7 @@ def test_whoever_leaves_makes_room_within_a_second(narrow: Server, leaving: str,
 
 @pytest.fixture(scope="module")
 def wide(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    config = {**tiny_config, "server": {"stall_seconds": 2}}
+    config = {**tiny_config, "server": {"stall_seconds": 4}}
     with serving(config, tmp_path_factory.mktemp("wide")) as server:
         yield server
 
@@ -116,10 +119,7 @@ async def test_two_hundred_clients_that_vanish_leave_a_server_that_answers(wide:
 
 
 def test_a_client_that_reads_nothing_is_cut_off(wide: Server) -> None:
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(address(wide))
-        connection.sendall(request_bytes(wide, stream=True, top_logprobs=20, max_tokens=90_000))
+    with client(wide, buffer=4096, stream=True, top_logprobs=20, max_tokens=90_000) as connection:
         while not running(wide):
             time.sleep(0.02)
         began = time.monotonic()
@@ -134,8 +134,8 @@ def test_a_client_that_reads_nothing_is_cut_off(wide: Server) -> None:
 
 
 def test_a_client_that_reads_slowly_is_waited_for(wide: Server) -> None:
-    with client(wide, stream=True, max_tokens=300, top_logprobs=20) as connection:
-        for _ in range(10):
-            time.sleep(0.4)
-            connection.recv(32_768)
+    with client(wide, stream=True, max_tokens=600, top_logprobs=20) as connection:
+        for _ in range(20):
+            time.sleep(0.3)
+            assert connection.recv(32_768)
         read_until(connection, b"[DONE]")

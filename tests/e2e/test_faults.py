@@ -138,6 +138,29 @@ def expect_unavailable(future: "Future[httpx.Response]") -> None:
     assert "Retry-After" in response.headers
 
 
+def test_a_lost_replica_takes_down_only_what_it_computes(tiny_config: dict, tmp_path: Path) -> None:
+    engine = {"kv_cache_gib": 0.1, "replicas": 2}
+    with serving({**tiny_config, "engine": engine}, tmp_path) as server, ThreadPoolExecutor() as pool:
+        first, _ = psutil.Process(server.process.pid).children()
+        new = {"name": "kind", "examples": CONCEPT}
+        assert server.post("/steering_concepts", new).status_code == 201
+
+        steered = body(20, steering_concepts=["kind"])
+        chats = [pool.submit(server.post, "/chat/completions", steered) for _ in range(6)]
+        assert len({content_of(chat.result()) for chat in chats}) == 1
+
+        streams = [events(server, 800) for _ in range(4)]
+        for stream in streams:
+            next(stream)
+        first.kill()
+        answers = [pool.submit(server.post, "/chat/completions", body(20)) for _ in range(4)]
+        assert len({content_of(answer.result()) for answer in answers}) == 1
+        assert server.get("/health").status_code == 200
+        ends = [future.result()[-1] for future in [pool.submit(list, stream) for stream in streams]]
+        assert sorted(end == "[DONE]" for end in ends) == [False, False, True, True]
+        assert all(end == "[DONE]" or json.loads(end)["code"] == "UNAVAILABLE" for end in ends)
+
+
 def test_a_killed_gateway_takes_its_worker_along_and_leaves_nothing(
     tiny_config: dict, tmp_path: Path
 ) -> None:
@@ -168,8 +191,8 @@ def test_a_gateway_that_is_killed_while_it_starts_leaves_nothing(tiny_config: di
 def test_what_runs_at_a_signal_may_end_in_time_and_what_is_new_is_refused(
     tiny_config: dict, tmp_path: Path
 ) -> None:
-    with serving({**tiny_config, "server": {"drain_seconds": 8}}, tmp_path) as server:
-        short, endless = events(server, 600), events(server, 90_000)
+    with serving({**tiny_config, "server": {"drain_seconds": 3}}, tmp_path) as server:
+        short, endless = events(server, 100), events(server, 90_000)
         next(short)
         next(endless)
         server.process.send_signal(signal.SIGTERM)

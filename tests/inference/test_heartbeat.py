@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,18 @@ def test_a_loop_that_hangs_ends_the_process_and_says_where() -> None:
     assert ended.returncode == 70
     assert b"has not ended for 0.1 seconds" in ended.stderr
     assert b'File "<string>", line 8 in <module>' in ended.stderr
+
+
+def test_a_process_that_was_stopped_as_a_whole_goes_on() -> None:
+    program = PROGRAM.format(limit=2, work="while True:\n    heartbeat.turn()\n    time.sleep(0.1)")
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read(2) == b".."
+        process.kill()
 
 
 def test_a_long_step_is_no_silence_and_a_loop_that_turns_never_ends() -> None:
