@@ -140,7 +140,7 @@ def _welcome(settings: Settings, listener: socket.socket) -> str:
     scheme = "https" if settings.server.tls else "http"
     url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     body = {"model": settings.model.name, "messages": [{"role": "user", "content": "Hello!"}]}
-    token = " -H 'Authorization: Bearer TOKEN'" if settings.auth.tokens else ""
+    token = " -H 'Authorization: Bearer TOKEN'" if settings.has_tokens else ""
     return (
         f"Tiller {__version__} serves {settings.model.name} at {url} (API: {url}/docs). Try:\n"
         f"  curl {url}/chat/completions{token} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

@@ -295,3 +295,52 @@ async def test_an_error_says_no_more_than_it_should(connect: Callable[..., Any])
     answer = await client.read()
     assert b"secret" not in answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["param"] is None
+
+
+UPGRADES = [
+    ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"),
+    ("Connection: Upgrade", "Upgrade: websocket"),
+]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("pause", [0, 0.02])
+@pytest.mark.parametrize(
+    ("framing", "body", "length"),
+    [
+        ("Content-Length: 12", b"DELETE / HTT", b"12"),
+        ("Content-Length: 0", b"", b"0"),
+        ("Transfer-Encoding: chunked", b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n", b"7"),
+    ],
+)
+async def test_who_asks_for_another_protocol_gets_this_one(
+    connect: Callable[..., Any],
+    upgrade: tuple[str, ...],
+    pause: float,
+    framing: str,
+    body: bytes,
+    length: bytes,
+) -> None:
+    client = await connect()
+    if pause:
+        await client.send(post(*upgrade, framing), *(bytes([byte]) for byte in body), pause=pause)
+    else:
+        await client.send(post(*upgrade, framing) + body)
+    answer = await client.read_until(b"\r\n0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(length), length))
+
+
+async def test_a_body_after_an_offered_protocol_is_no_request(connect: Callable[..., Any]) -> None:
+    client = await connect()
+    hidden = post("Content-Length: 0")
+    await client.send(post(*UPGRADES[0], f"Content-Length: {len(hidden)}"), hidden, pause=0.05)
+    answer = await client.read()
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"%d\r\n0\r\n\r\n" % len(hidden) in answer
+
+
+async def test_a_body_after_an_offered_protocol_may_not_take_for_ever(connect: Callable[..., Any]) -> None:
+    client = await connect(body_seconds=0.3)
+    await client.send(post(*UPGRADES[0], "Content-Length: 100"), b"x")
+    assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "body")
