@@ -216,6 +216,13 @@ async def test_a_token_has_so_many_tokens_a_minute(
     assert (await ask(client, TOKEN, nice=True, **fields)).status_code == 200
 
 
+async def test_a_request_for_more_than_any_number_is_refused_by_the_context(serve) -> None:
+    client = await serve(limits={"tokens_per_minute": 100})
+    for _ in range(2):
+        assert_error(await chat(client, max_tokens=10**400), 400, "CONTEXT_LENGTH_EXCEEDED")
+    assert (await chat(client, max_tokens=1)).status_code == 200
+
+
 async def test_a_refusal_by_rate_is_the_same_for_streams(serve, engine: FakeEngine) -> None:
     client = await serve(auth=configured(TOKEN, tokens_per_minute=10))
     assert (await ask(client, TOKEN, max_tokens=5)).status_code == 200
