@@ -4,13 +4,11 @@ import asyncio
 import json
 import logging
 import math
-import os
 import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -22,7 +20,8 @@ from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
-from app.settings import Settings, TlsSettings
+from app.settings import Settings
+from app.tls import load_tls
 from app.worker_engine import run_worker
 
 _BACKLOG = 2048
@@ -104,23 +103,6 @@ def _current_task() -> "asyncio.Task[object]":
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - for the type checker
     return task
-
-
-def load_tls(settings: TlsSettings) -> ssl.SSLContext:
-    """Raises StartError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    for name, file in settings:
-        if not os.access(Path(file).expanduser(), os.R_OK):
-            raise StartError(f"server.tls.{name}: {file} cannot be read")
-    try:
-        # Without a password it would ask for one at the terminal.
-        certificate, key = (Path(file).expanduser() for _, file in settings)
-        context.load_cert_chain(certificate, key, password=lambda: "")
-    except (OSError, ssl.SSLError, ValueError) as error:
-        reason = str(getattr(error, "reason", None) or "they are not in PEM format, or the key is encrypted")
-        told = reason.replace("_", " ").lower()
-        raise StartError(f"server.tls: certificate and key cannot be used: {told}") from None
-    return context
 
 
 def _bind(host: str, port: int) -> socket.socket:
