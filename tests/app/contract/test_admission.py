@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.errors import EngineUnavailable
 from app.main import create_app
 from app.settings import Settings
 from inference.protocol import GenerationRequest
@@ -151,6 +152,20 @@ async def test_a_request_that_waits_too_long_is_told_so_with_a_status(
     assert engine.room == FakeEngine.room
     engine.start.set_result(None)
     assert (await chat(client, stream=streamed)).status_code == 200
+
+
+@streamed_or_not
+async def test_what_fails_before_the_first_token_has_a_status(
+    client: httpx.AsyncClient, engine: FakeEngine, streamed: bool
+) -> None:
+    engine.start = asyncio.get_running_loop().create_future()
+    asked = asyncio.create_task(chat(client, stream=streamed))
+    await until(lambda: engine.requests)
+    engine.start.set_exception(EngineUnavailable())
+    answer = await asked
+    assert_error(answer, 503, "UNAVAILABLE")
+    assert "retry-after" in answer.headers
+    assert engine.room == FakeEngine.room
 
 
 async def test_an_answer_that_has_begun_may_take_its_time(serve, engine: FakeEngine, spell: Spell) -> None:
