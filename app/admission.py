@@ -14,6 +14,8 @@ from app.settings import AccessToken, LimitSettings
 
 _TYPICAL_ANSWER = 256
 """Tokens that are reserved for a choice without max_tokens. What it really takes is settled in the end."""
+_LONGEST_ANSWER = 10**9
+"""Whoever asks for more is refused soon after, by the model's context."""
 
 
 class Admission:
@@ -76,7 +78,8 @@ class Visit:
     def reserve(self, choices: int, max_tokens: int | None) -> None:
         """Places for the choices and tokens for their answers. Raises QUEUE_FULL or RATE_LIMITED."""
         self._admission.check_room(choices)
-        self._take_tokens(choices * (_TYPICAL_ANSWER if max_tokens is None else max_tokens))
+        wanted = _TYPICAL_ANSWER if max_tokens is None else min(max_tokens, _LONGEST_ANSWER)
+        self._take_tokens(choices * wanted)
         self._admission.expect(choices)
         self._choices = choices
 

@@ -9,7 +9,9 @@ import json
 from collections.abc import Callable
 from enum import StrEnum
 from http import HTTPStatus
+from types import SimpleNamespace
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import ApiError, ErrorCode, InvalidRequest
@@ -43,6 +45,8 @@ class Connection(HttpToolsProtocol):
     _head_at_least = 0
     _head_at_most = 0
     """Bytes of the head so far, as far as reads tell."""
+    _body_is_left = False
+    """The parser has ended a request without its body."""
     _discarded = 0
     """Bytes that came after the refusal."""
 
@@ -61,7 +65,8 @@ class Connection(HttpToolsProtocol):
         self._reading = len(data)
         self._head_at_most += len(data)
         self._only_head = self._part is not None
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._only_head and self._part and not self._refused:
             self._head_at_least += len(data)
             if self._head_at_least > self.limits.max_header_bytes:
@@ -79,6 +84,7 @@ class Connection(HttpToolsProtocol):
         self._check_head()
         self._enter(_Part.BODY)
         super().on_headers_complete()
+        self._body_is_left = self.parser.should_upgrade() and bool(self._framing())
 
     def on_chunk_header(self) -> None:
         self._only_head = False
@@ -88,12 +94,40 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._body_is_left:
+            return
         self._enter(None)
         super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn's parser has stopped, by itself or by an error of ours."""
-        self._refuse(self._fault or InvalidRequest(f"this is not HTTP: {msg}"))
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:  # by itself, or by an error of ours
+            self._refuse(self._fault or InvalidRequest("this is not HTTP/1.1"))
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline(data[upgrade.args[0] :])
+
+    def _decline(self, rest: bytes) -> None:
+        """Who asks for another protocol gets this one. Java's client asks for HTTP/2 with its first request.
+
+        The parser takes what follows for that protocol's, were it a body. So another one reads that.
+        """
+        if not self._body_is_left:
+            return
+        self._body_is_left = False
+        self.cycle.keep_alive = False
+        reader = SimpleNamespace(
+            on_body=self.on_body,
+            on_chunk_header=self.on_chunk_header,
+            on_message_complete=self.on_message_complete,
+        )
+        self.parser = httptools.HttpRequestParser(reader)
+        self._parse(b"POST / HTTP/1.1\r\n" + self._framing() + b"\r\n" + rest)
+
+    def _framing(self) -> bytes:
+        """The headers that say that there is a body."""
+        framing = (b"content-length", b"transfer-encoding")
+        return b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] in framing)
 
     def _check_head(self) -> None:
         size = 0
@@ -105,7 +139,9 @@ class Connection(HttpToolsProtocol):
 
     def _too_large(self) -> ApiError:
         limits = self.limits
-        rule = f"there may be {limits.max_headers} headers, and {limits.max_header_bytes} bytes of them"
+        rule = (
+            f"there must be at most {limits.max_headers} headers, of {limits.max_header_bytes} bytes in all"
+        )
         return ApiError(ErrorCode.HEADERS_TOO_LARGE, rule)
 
     def _enter(self, part: _Part | None) -> None:

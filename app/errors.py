@@ -5,6 +5,7 @@ Knows the wire shape of an error; does not know who raises which.
 
 import logging
 import math
+import random
 import reprlib
 from enum import StrEnum
 
@@ -60,6 +61,8 @@ _HEADERS = {
     429: {"Retry-After": "1"},
     503: {"Retry-After": "1"},
 }
+
+_RETRY_WITHIN_SECONDS = 4
 
 # Nobody receives it: what metrics show for a client that left before it was answered.
 CLIENT_CLOSED_REQUEST = 499
@@ -129,10 +132,14 @@ class RateLimited(ApiError):  # noqa: N818
 
 
 class QueueFull(ApiError):  # noqa: N818
-    """More are waiting than the server serves in time; another try may succeed later."""
+    """More are waiting than the server serves in time; another try may succeed later.
+
+    Not all are told the same time, or they would all come back in the same moment.
+    """
 
     def __init__(self, message: str = "too many requests are waiting; try again later") -> None:
         super().__init__(ErrorCode.QUEUE_FULL, message)
+        self.retry_after = random.randint(1, _RETRY_WITHIN_SECONDS)  # noqa: S311 - no secret
 
 
 class EngineUnavailable(ApiError):  # noqa: N818

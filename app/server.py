@@ -4,13 +4,11 @@ import asyncio
 import json
 import logging
 import math
-import os
 import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -23,7 +21,8 @@ from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
 from app.replicas import Replica, run_replicas
-from app.settings import ServerSettings, Settings, TlsSettings
+from app.settings import ServerSettings, Settings
+from app.tls import load_tls
 
 _BACKLOG = 2048
 _DRAIN_MARGIN_SECONDS = 3
@@ -120,23 +119,6 @@ def _current_task() -> "asyncio.Task[object]":
     return task
 
 
-def load_tls(settings: TlsSettings) -> ssl.SSLContext:
-    """Raises StartError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    for name, file in settings:
-        if not os.access(Path(file).expanduser(), os.R_OK):
-            raise StartError(f"server.tls.{name}: {file} cannot be read")
-    try:
-        # Without a password it would ask for one at the terminal.
-        certificate, key = (Path(file).expanduser() for _, file in settings)
-        context.load_cert_chain(certificate, key, password=lambda: "")
-    except (OSError, ssl.SSLError, ValueError) as error:
-        reason = str(getattr(error, "reason", None) or "they are not in PEM format, or the key is encrypted")
-        told = reason.replace("_", " ").lower()
-        raise StartError(f"server.tls: certificate and key cannot be used: {told}") from None
-    return context
-
-
 def _bind(server: ServerSettings) -> socket.socket:
     """Bound, so that a port in use is found before the model is loaded; it listens once there is one."""
     host, port = server.host, server.port
@@ -167,7 +149,7 @@ def _welcome(settings: Settings, listener: socket.socket) -> str:
     scheme = "https" if settings.server.tls else "http"
     url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     body = {"model": settings.model.name, "messages": [{"role": "user", "content": "Hello!"}]}
-    token = " -H 'Authorization: Bearer TOKEN'" if settings.auth.tokens else ""
+    token = " -H 'Authorization: Bearer TOKEN'" if settings.has_tokens else ""
     return (
         f"Tiller {__version__} serves {settings.model.name} at {url} (API: {url}/docs). Try:\n"
         f"  curl {url}/chat/completions{token} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

@@ -205,6 +205,11 @@ class Settings(BaseSettings):
         return Path(self.data_directory).expanduser() / "tokens.json"
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether callers need one. Of those in the file, the last may be revoked."""
+        return bool(self.auth.tokens) or os.path.exists(self.token_file)
+
+    @property
     def engine_config(self) -> EngineConfig:
         fields = self.engine.model_dump()
         return msgspec.convert(
@@ -295,8 +300,7 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _refuse_open_network(settings: Settings) -> None:
-    has_tokens = settings.auth.tokens or os.path.exists(settings.token_file)
-    if has_tokens or _is_loopback(settings.server.host):
+    if settings.has_tokens or _is_loopback(settings.server.host):
         return
     raise SettingsError(
         f"server.host {settings.server.host} can be reached by others, and there are no access tokens: "

@@ -15,7 +15,6 @@ from app.connection import connections_with
 from app.settings import ServerSettings
 from tests.app.contract.support import assert_error_payload, until
 
-QUICK = {"header_seconds": 0.3, "body_seconds": 0.3}
 PATIENT = {"header_seconds": 30, "body_seconds": 30}
 
 
@@ -132,7 +131,7 @@ def assert_refused(answer: bytes, status: int, code: str, *words: str) -> None:
 
 
 async def test_what_keeps_to_the_limits_is_served(connect: Callable[..., Any]) -> None:
-    client = await connect(max_headers=4, max_header_bytes=300, **QUICK)
+    client = await connect(max_headers=4, max_header_bytes=300)
     for _ in range(3):
         request = post("Content-Length: 5", "X-Filling: " + "x" * 200, "X-Last: 1", body="hello")
         await client.send(request[:100], request[100:250], request[250:])
@@ -197,10 +196,10 @@ async def test_the_next_head_after_a_long_body_is_counted_from_its_own_begin(
 
 
 async def test_slow_headers_are_answered_with_408(connect: Callable[..., Any]) -> None:
-    client = await connect(header_seconds=0.3)
+    client = await connect(header_seconds=1)
     await client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
     async with client.dribbling(b"x"):
-        assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "headers", "0.3")
+        assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "headers", "1 seconds")
 
 
 async def test_a_client_that_says_nothing_is_left(connect: Callable[..., Any]) -> None:
@@ -250,9 +249,9 @@ async def test_an_unread_body_that_does_not_come_ends_the_connection(connect: Ca
 
 async def test_an_answer_takes_the_time_it_takes(connect: Callable[..., Any], app: App) -> None:
     app.go_on.clear()
-    client = await connect(**QUICK)
+    client = await connect(header_seconds=1, body_seconds=1)
     await client.send(post("Content-Length: 0"), b"GE")
-    await asyncio.sleep(0.8)
+    await asyncio.sleep(1.5)
     app.go_on.set()
     answer = await client.read_until(b"0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200")
@@ -295,3 +294,52 @@ async def test_an_error_says_no_more_than_it_should(connect: Callable[..., Any])
     answer = await client.read()
     assert b"secret" not in answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["param"] is None
+
+
+UPGRADES = [
+    ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"),
+    ("Connection: Upgrade", "Upgrade: websocket"),
+]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("pause", [0, 0.02])
+@pytest.mark.parametrize(
+    ("framing", "body", "length"),
+    [
+        ("Content-Length: 12", b"DELETE / HTT", b"12"),
+        ("Content-Length: 0", b"", b"0"),
+        ("Transfer-Encoding: chunked", b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n", b"7"),
+    ],
+)
+async def test_who_asks_for_another_protocol_gets_this_one(
+    connect: Callable[..., Any],
+    upgrade: tuple[str, ...],
+    pause: float,
+    framing: str,
+    body: bytes,
+    length: bytes,
+) -> None:
+    client = await connect()
+    if pause:
+        await client.send(post(*upgrade, framing), *(bytes([byte]) for byte in body), pause=pause)
+    else:
+        await client.send(post(*upgrade, framing) + body)
+    answer = await client.read_until(b"\r\n0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(length), length))
+
+
+async def test_a_body_after_an_offered_protocol_is_no_request(connect: Callable[..., Any]) -> None:
+    client = await connect()
+    hidden = post("Content-Length: 0")
+    await client.send(post(*UPGRADES[0], f"Content-Length: {len(hidden)}"), hidden, pause=0.05)
+    answer = await client.read()
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"%d\r\n0\r\n\r\n" % len(hidden) in answer
+
+
+async def test_a_body_after_an_offered_protocol_may_not_take_for_ever(connect: Callable[..., Any]) -> None:
+    client = await connect(body_seconds=0.3)
+    await client.send(post(*UPGRADES[0], "Content-Length: 100"), b"x")
+    assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "body")

@@ -5,7 +5,16 @@ import logging
 
 import pytest
 
-from app.errors import STATUS, ApiError, ErrorCode, InternalError, InvalidRequest, for_caller, shorten
+from app.errors import (
+    STATUS,
+    ApiError,
+    ErrorCode,
+    InternalError,
+    InvalidRequest,
+    QueueFull,
+    for_caller,
+    shorten,
+)
 
 
 @pytest.mark.parametrize("code", ErrorCode)
@@ -33,6 +42,11 @@ def test_a_body_stays_below_4_kb(filling: str) -> None:
 )
 def test_headers_that_go_with_a_status(code: ErrorCode, header: str, value: str) -> None:
     assert ApiError(code, "message").response().headers[header] == value
+
+
+def test_a_full_queue_does_not_call_all_back_in_the_same_moment() -> None:
+    told = {QueueFull().response().headers["retry-after"] for _ in range(200)}
+    assert told == {"1", "2", "3", "4"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("/secret/path"), InternalError("/secret/path")])

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.errors import EngineUnavailable
 from app.main import create_app
 from app.settings import Settings
 from inference.protocol import GenerationRequest
@@ -153,6 +154,20 @@ async def test_a_request_that_waits_too_long_is_told_so_with_a_status(
     assert (await chat(client, stream=streamed)).status_code == 200
 
 
+@streamed_or_not
+async def test_what_fails_before_the_first_token_has_a_status(
+    client: httpx.AsyncClient, engine: FakeEngine, streamed: bool
+) -> None:
+    engine.start = asyncio.get_running_loop().create_future()
+    asked = asyncio.create_task(chat(client, stream=streamed))
+    await until(lambda: engine.requests)
+    engine.start.set_exception(EngineUnavailable())
+    answer = await asked
+    assert_error(answer, 503, "UNAVAILABLE")
+    assert "retry-after" in answer.headers
+    assert engine.room == FakeEngine.room
+
+
 async def test_an_answer_that_has_begun_may_take_its_time(serve, engine: FakeEngine, spell: Spell) -> None:
     client = await serve(limits={"max_wait_seconds": 0.05})
     engine.script = steps(spell("slow"), HANG)
@@ -214,6 +229,13 @@ async def test_a_token_has_so_many_tokens_a_minute(
     assert len(engine.requests) == 1
     assert (await ask(client, OTHER, **fields)).status_code == 200
     assert (await ask(client, TOKEN, nice=True, **fields)).status_code == 200
+
+
+async def test_a_request_for_more_than_any_number_is_refused_by_the_context(serve) -> None:
+    client = await serve(limits={"tokens_per_minute": 100})
+    for _ in range(2):
+        assert_error(await chat(client, max_tokens=10**400), 400, "CONTEXT_LENGTH_EXCEEDED")
+    assert (await chat(client, max_tokens=1)).status_code == 200
 
 
 async def test_a_refusal_by_rate_is_the_same_for_streams(serve, engine: FakeEngine) -> None:

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 
 from app.connection import connections_with
 from app.errors import StartError
-from app.server import load_tls
 from app.settings import ServerSettings, TlsSettings
+from app.tls import load_tls
 
 
 def openssl(*words: object) -> None:
