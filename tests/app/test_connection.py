@@ -244,7 +244,8 @@ async def test_an_unread_body_that_does_not_come_ends_the_connection(connect: Ca
     await client.send(post("Content-Length: 1000", path="/unread"))
     assert (await client.read_until(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200")
     async with client.dribbling(b"x"):
-        assert await client.read() == b""
+        with suppress(ConnectionResetError):  # It was ended while something was on its way.
+            assert await client.read() == b""
 
 
 async def test_an_answer_takes_the_time_it_takes(connect: Callable[..., Any], app: App) -> None:
