@@ -127,6 +127,16 @@ async def test_a_full_queue_is_told_before_the_body_is_read(
     assert sent[0]["status"] == 503
 
 
+async def test_refusals_are_counted_as_the_routes_own(serve, engine: FakeEngine) -> None:
+    client = await serve()
+    engine.room = 0
+    for prefix in ("", "/v1"):
+        assert_error(await post(client, prefix + CHAT, body()), 503, "QUEUE_FULL")
+    assert (await client.get(CHAT)).status_code == 405
+    metrics = (await client.get("/metrics")).text
+    assert 'tiller_requests_total{route="/chat/completions",status="503"} 2.0' in metrics
+
+
 async def test_a_full_queue_is_told_before_a_prompt_is_rendered(
     shared: tuple[FakeEngine, FastAPI],
     client: httpx.AsyncClient,
