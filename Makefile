@@ -23,7 +23,7 @@ serve: $(VENV)/.serve
 	@exec $(BIN)/tiller serve --config $(CONFIG)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 eval: $(VENV)/.eval
 	$(BIN)/python -m benchmarks.steering

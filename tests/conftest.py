@@ -1,6 +1,12 @@
-"""Where models compute: `TEST_DEVICE=cuda` has the oracle tests try what runs on a GPU."""
+"""Where models compute: `TEST_DEVICE=cuda` has the oracle tests try what runs on a GPU.
+
+And which tests may run at the same time: those of different files, but of e2e one file after the other, since a
+server with the real model has use for all cores.
+"""
 
 import os
+
+import pytest
 
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
@@ -12,3 +18,8 @@ def pytest_configure() -> None:
         import torch
 
         torch.set_default_device(DEVICE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("e2e" if item.path.parent.name == "e2e" else str(item.path)))
