@@ -23,7 +23,9 @@ _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-_STOP_SECONDS = 5.0
+_PATIENCE_SECONDS = 2.0
+"""For a worker to end by itself: whatever it computes, nobody waits for it any more."""
+_END_SECONDS = 5.0
 _LAST_WORDS_SECONDS = 1.0
 
 
@@ -83,7 +85,7 @@ async def _started(process: asyncio.subprocess.Process, socket: zmq.asyncio.Sock
     if isinstance(report, protocol.Started):
         return report.model
     with suppress(TimeoutError):  # It is about to end: a signal would only disturb it.
-        async with asyncio.timeout(_STOP_SECONDS):
+        async with asyncio.timeout(_END_SECONDS):
             await process.wait()
     assert isinstance(report, protocol.StartFailed)  # noqa: S101 - for the type checker
     raise StartError(report.message)
@@ -105,13 +107,13 @@ async def _while_starting(process: asyncio.subprocess.Process, awaited: Awaitabl
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Lets it end its step first. A process that a device holds cannot even be killed."""
-    for end in (process.terminate, process.kill):
+    """A process that a device holds cannot even be killed."""
+    for end, seconds in (process.terminate, _PATIENCE_SECONDS), (process.kill, _END_SECONDS):
         if process.returncode is None:
             end()
         # Not wait_for, which may swallow a cancellation before Python 3.12.
         with suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_SECONDS):
+            async with asyncio.timeout(seconds):
                 await process.wait()
             return
     _log.error("the worker, process %d, cannot be killed", process.pid)

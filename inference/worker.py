@@ -97,7 +97,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     """Loads the model. Raises SourceError, UnsupportedModelError, OSError and ValueError."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = _device(config)
+    device = choose_device(config)
     cache = Path(config.cache_directory).expanduser()
     directory = sources.resolve(config.source, cache)
     print(f"Loading {directory.name} on {device}", file=sys.stderr, flush=True)
@@ -126,7 +126,7 @@ def _direction_files(
     return DirectionFiles(cache / "steering" / f"v{TRAINING_VERSION}" / name)
 
 
-def _device(config: EngineConfig) -> torch.device:
+def choose_device(config: EngineConfig) -> torch.device:
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

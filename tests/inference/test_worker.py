@@ -34,6 +34,7 @@ from inference.protocol import (
     encode,
 )
 from inference.steering.directions import DirectionFiles
+from inference.worker import choose_device
 from tests.inference.conftest import build_driver, generate, make_model, request
 
 TIMEOUT_MILLISECONDS = 60_000
@@ -230,3 +231,23 @@ def test_what_keeps_it_from_starting_is_one_line(
     assert process.receive() == StartFailed(message)
     assert process.process.wait(timeout=10) == 1
     process.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "device"),
+    [
+        ({}, "cuda:0"),
+        ({"device": "cuda", "replica": 3}, "cuda:3"),
+        ({"replica": 5}, "cuda:1"),
+        ({"device": "cpu", "replica": 1}, "cpu"),
+    ],
+)
+def test_each_worker_takes_a_device_in_turn(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, object], device: str
+) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert choose_device(EngineConfig(**config)) == torch.device(device)
+    assert taken == ([] if device == "cpu" else [torch.device(device)])
