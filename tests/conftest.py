@@ -1,6 +1,6 @@
 """Where models compute: `TEST_DEVICE=cuda` has the oracle tests try what runs on a GPU.
 
-And which tests may run at the same time: those of different files, but of e2e one file after the other, since a
+And which tests may run at the same time: those of different files, but of e2e one file after another, since a
 server with the real model has use for all cores.
 """
 
