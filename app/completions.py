@@ -89,6 +89,10 @@ class Transcript:
         return all(choice.finish_reason for choice in self._choices)
 
     @property
+    def num_choices(self) -> int:
+        return len(self._choices)
+
+    @property
     def usage(self) -> Usage:
         completion = sum(choice.tokens for choice in self._choices)
         return Usage(self._prompt_tokens, completion, self._prompt_tokens + completion)

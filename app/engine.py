@@ -4,7 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from inference.protocol import GenerationRequest, ModelInfo, TokenEvent, TrainConcept, TrainingUpdate
+from inference.protocol import (
+    EngineStats,
+    GenerationRequest,
+    ModelInfo,
+    TokenEvent,
+    TrainConcept,
+    TrainingUpdate,
+)
 
 
 class Generation(Protocol):
@@ -30,6 +37,10 @@ class Engine(Protocol):
     @property
     def available(self) -> bool:
         """Whether requests are served now."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """As they were lately."""
 
     @property
     def room(self) -> int:

@@ -70,6 +70,7 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
     tokenizer = Tokenizer(directory)
     prompts = load_prompt_renderer(directory, tokenizer)
     metrics = Metrics()
+    metrics.watch(lambda: engine.stats)
     return Gateway(
         settings=settings,
         engine=engine,

@@ -13,7 +13,7 @@ from app.engine import Engine, Generation
 from app.errors import ApiError, EngineUnavailable, ErrorCode
 from app.supervisor import supervise
 from inference.config import EngineConfig
-from inference.protocol import GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
+from inference.protocol import EngineStats, GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
 
 _CHUNK = 64
 """Tokens. So many in common with an earlier prompt, and the worker that has read that one is preferred."""
@@ -82,6 +82,12 @@ class Replicas:
         """Of those that are there; where none is, no request fails for want of room."""
         available = [replica for replica in self._replicas if replica.available]
         return sum(replica.room for replica in available or self._replicas)
+
+    @property
+    def stats(self) -> EngineStats:
+        """Of all together."""
+        each = [msgspec.structs.astuple(replica.stats) for replica in self._replicas]
+        return EngineStats(*map(sum, zip(*each, strict=True)))
 
     @property
     def load(self) -> int:

@@ -18,7 +18,7 @@ from app.admission import Visit
 from app.completions import Progress, Transcript
 from app.engine import Generation
 from app.errors import InternalError, for_caller
-from app.metrics import Metrics
+from app.metrics import Metrics, Timing
 from app.schemas.completions import ChatChunk
 
 _HEADERS = {"cache-control": "no-store", "connection": "keep-alive", "x-accel-buffering": "no"}
@@ -42,6 +42,8 @@ class Answer:
     transcript: Transcript
     metrics: Metrics
     visit: Visit
+    timing: Timing
+    steered: bool
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -53,12 +55,19 @@ class Answer:
                 if not self.transcript.ended:
                     self.generation.abort()
                 usage = self.transcript.usage
-                self.metrics.count_tokens(usage)
+                self.metrics.count_generation(
+                    usage,
+                    self.timing,
+                    choices=self.transcript.num_choices,
+                    steered=self.steered,
+                    ended=self.transcript.ended,
+                )
                 self.visit.end(usage.total_tokens)
 
     async def steps(self) -> AsyncIterator[Progress]:
         """Raises what the generation raises."""
         async for events in self.generation:
+            self.timing.token()
             for step in self.transcript.feed(events):
                 if step.running:
                     self.generation.abort(step.index)

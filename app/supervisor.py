@@ -13,7 +13,7 @@ from app.errors import EngineUnavailable, StartError
 from app.worker_engine import WorkerEngine
 from app.worker_process import run_worker
 from inference.config import EngineConfig
-from inference.protocol import GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
+from inference.protocol import EngineStats, GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +69,11 @@ class SupervisedEngine:
         return (
             self._config.max_running + self._config.max_queued if self._worker is None else self._worker.room
         )
+
+    @property
+    def stats(self) -> EngineStats:
+        """Of the worker that is there; the next one begins with zeros."""
+        return EngineStats() if self._worker is None else self._worker.stats
 
     @property
     def load(self) -> int:

@@ -11,6 +11,7 @@ from inference import protocol
 from inference.protocol import (
     Abort,
     Admission,
+    EngineStats,
     ForgetConcept,
     GenerationRequest,
     HastenTraining,
@@ -53,6 +54,7 @@ class WorkerEngine:
         self._generations: dict[str, WorkerGeneration] = {}
         self._trainings: dict[str, asyncio.Queue[TrainingUpdate | ApiError]] = {}
         self._available = True
+        self.stats = EngineStats()
         self.lost = asyncio.Event()
         """Set once the worker has ended, or is as good as that."""
 
@@ -176,6 +178,7 @@ class WorkerEngine:
         for failure in report.failures:
             if generation := self._generations.get(failure.request_id):
                 generation.fail(InternalError(failure.detail))
+        self.stats = report.stats or self.stats
         for update in report.training:
             if arrived := self._trainings.get(update.concept):
                 arrived.put_nowait(update)

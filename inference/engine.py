@@ -13,6 +13,7 @@ from inference.model_runner import ModelRunner, SampledToken, Step
 from inference.probe import Probe
 from inference.protocol import (
     Admission,
+    EngineStats,
     Failure,
     FinishReason,
     GenerationRequest,
@@ -65,6 +66,18 @@ class Engine:
     def is_idle(self) -> bool:
         """Whether there is nothing to do, training included."""
         return not self._sequences and not self._probing and self.trainer.is_idle
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=self.scheduler.num_waiting,
+            blocks=self.blocks.num_blocks,
+            blocks_in_use=self.blocks.num_blocks - self.blocks.num_free_blocks,
+            preemptions=self.scheduler.num_preemptions,
+            looked_up_tokens=self.blocks.num_looked_up_tokens,
+            found_tokens=self.blocks.num_found_tokens,
+        )
 
     def add(self, request: GenerationRequest) -> Admission:
         """Queues the request's n sequences, or says why not and keeps nothing of it."""

@@ -192,6 +192,22 @@ class TrainingUpdate(msgspec.Struct, frozen=True, array_like=True):
     """With FAILED: what is wrong with the examples, for whoever made them; empty: a fault of ours."""
 
 
+class EngineStats(msgspec.Struct, frozen=True):
+    """What an engine is at, and what it has done since it started."""
+
+    running: int = 0
+    """Sequences, as are those that wait."""
+    waiting: int = 0
+    blocks: int = 0
+    """Of the KV cache."""
+    blocks_in_use: int = 0
+    preemptions: int = 0
+    looked_up_tokens: int = 0
+    """Tokens of sequences that started, whose beginnings were looked for in the cache."""
+    found_tokens: int = 0
+    """Those of them that need not be computed."""
+
+
 class StepReport(msgspec.Struct, frozen=True, tag="step"):
     """What one turn of the worker's loop brought, for all requests together, in this order."""
 
@@ -199,6 +215,8 @@ class StepReport(msgspec.Struct, frozen=True, tag="step"):
     events: list[TokenEvent] = []
     failures: list[Failure] = []
     training: list[TrainingUpdate] = []
+    stats: EngineStats | None = None
+    """Now and then, if they have changed."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

@@ -38,6 +38,10 @@ class Scheduler:
         self._following: list[Sequence] = []
         """They wait, and are not started before their leader has computed the prompt."""
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting) + len(self._following)
+
     def sequences(self) -> Iterator[Sequence]:
         """All that wait or run."""
         yield from self.running

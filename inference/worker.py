@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,7 @@ from inference.model_runner import ModelRunner
 from inference.protocol import (
     Abort,
     Admission,
+    EngineStats,
     ForgetConcept,
     GenerationRequest,
     HastenTraining,
@@ -42,6 +44,7 @@ from inference.steering.training import TRAINING_VERSION
 logger = logging.getLogger("tiller.worker")
 
 _IDLE_POLL_MILLISECONDS = 1000
+_STATS_SECONDS = 0.5
 
 
 class Worker:
@@ -52,6 +55,8 @@ class Worker:
         self._socket = socket
         self._heartbeat = heartbeat
         self._stopping = False
+        self._stats = EngineStats()
+        self._stats_sent = 0.0
 
     def stop(self) -> None:
         """Makes `run` return after the current step."""
@@ -64,9 +69,21 @@ class Worker:
             was_idle = self._engine.is_idle
             self._send(StepReport(admissions=self._take_commands()))
             was_idle &= self._engine.is_idle
-            self._send(self._engine.step())
+            report = self._engine.step()
+            self._send(msgspec.structs.replace(report, stats=self._changed_stats()))
             if self._engine.is_idle and not was_idle:
                 self._engine.check_integrity()
+
+    def _changed_stats(self) -> EngineStats | None:
+        """None if they are the same as those sent last, or these were sent just before."""
+        now = time.monotonic()
+        if now - self._stats_sent < _STATS_SECONDS and not self._engine.is_idle:
+            return None
+        stats = self._engine.stats
+        if stats == self._stats:
+            return None
+        self._stats, self._stats_sent = stats, now
+        return stats
 
     def _send(self, report: StepReport) -> None:
         if report != StepReport():

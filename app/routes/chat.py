@@ -16,6 +16,7 @@ from app.completions import Heading, Transcript
 from app.engine import Generation
 from app.errors import ApiError, ErrorCode, QueueFull
 from app.gateway import Gateway, GatewayDep
+from app.metrics import Timing
 from app.openapi import describe
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatCompletion
@@ -34,6 +35,7 @@ router = APIRouter(tags=["chat"], dependencies=[requires(TokenScope.CHAT)])
 )
 async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bool = False) -> Response:
     """Continues a conversation. `nice` lets concurrent requests go first."""
+    timing = Timing()
     request_id: str = request.state.request_id
     visit = gateway.admission.admit(caller_of(request), nice)
     try:
@@ -50,7 +52,9 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
         "chatcmpl-" + request_id, int(time.time()), gateway.settings.model.name, gateway.system_fingerprint
     )
     transcript = Transcript(heading, gateway.tokenizer, asked, chat.stop)
-    answer = Answer(request_id, generation, transcript, gateway.metrics, visit)
+    answer = Answer(
+        request_id, generation, transcript, gateway.metrics, visit, timing, steered=asked.steering is not None
+    )
     if chat.stream:
         return AnswerStream(answer, chat.stream_options.include_usage)
     return await respond(answer, request.receive)

@@ -10,7 +10,14 @@ from pathlib import Path
 from app.errors import EngineUnavailable
 from benchmarks.gateway.script import Script
 from benchmarks.gateway.steps import open_pipe, take
-from inference.protocol import GenerationRequest, ModelInfo, TokenEvent, TrainConcept, TrainingUpdate
+from inference.protocol import (
+    EngineStats,
+    GenerationRequest,
+    ModelInfo,
+    TokenEvent,
+    TrainConcept,
+    TrainingUpdate,
+)
 
 
 class InsideEngine:
@@ -20,6 +27,7 @@ class InsideEngine:
         self.model = model
         self.available = True
         self.room = sys.maxsize
+        self.stats = EngineStats()
         self._script = script
         self._generations: dict[str, InsideGeneration] = {}
 

@@ -13,6 +13,7 @@ from app.errors import EngineUnavailable
 from inference.protocol import (
     ConceptReport,
     Effect,
+    EngineStats,
     FinishReason,
     GenerationRequest,
     ModelInfo,
@@ -234,6 +235,7 @@ class FakeEngine:
     refusal: Exception | None = None
     """Raised by submit: an app.errors.ApiError as the real engine would raise it."""
     room: int = 1280
+    stats: EngineStats = field(default_factory=EngineStats)
     start: "asyncio.Future[None] | None" = None
     """What is submitted waits for it; None: it begins at once."""
     available: bool = True

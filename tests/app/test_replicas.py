@@ -15,6 +15,7 @@ from app.errors import ApiError, EngineUnavailable, ErrorCode, StartError
 from app.replicas import Replicas, run_replicas
 from inference.config import EngineConfig
 from inference.protocol import (
+    EngineStats,
     GenerationRequest,
     ModelInfo,
     SteeringSpec,
@@ -31,6 +32,8 @@ class One:
     """A worker that admits everything but what it is told to refuse."""
 
     load: int = 0
+    room: int = 100
+    stats: EngineStats = field(default_factory=EngineStats)
     available: bool = True
     refusal: ApiError | None = None
     knows: set[str] = field(default_factory=set)
@@ -251,3 +254,28 @@ async def test_workers_share_the_processors_unless_told_otherwise(
     async with run_replicas(EngineConfig(source="somewhere", threads=threads), count):
         assert [config.threads for config in configs] == [expected] * count
         assert [config.replica for config in configs] == list(range(count))
+
+
+def test_their_numbers_are_added_up() -> None:
+    one, other = One(), One()
+    one.stats = EngineStats(running=1, waiting=2, blocks=8, blocks_in_use=3, found_tokens=5)
+    other.stats = EngineStats(running=10, blocks=8, preemptions=4, looked_up_tokens=70)
+    assert Replicas([one, other]).stats == EngineStats(
+        running=11,
+        waiting=2,
+        blocks=16,
+        blocks_in_use=3,
+        preemptions=4,
+        looked_up_tokens=70,
+        found_tokens=5,
+    )
+
+
+async def test_there_is_room_while_one_has_some() -> None:
+    one, other = One(room=3), One(room=4)
+    replicas = Replicas([one, other])
+    assert replicas.room == 7
+    one.available = False
+    assert replicas.room == 4
+    other.available = False
+    assert replicas.room == 7, "who comes now is told that the engine is down, not that it is full"

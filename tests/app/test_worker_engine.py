@@ -18,6 +18,7 @@ from inference.protocol import (
     Abort,
     Admission,
     Command,
+    EngineStats,
     Failure,
     FinishReason,
     ForgetConcept,
@@ -354,3 +355,13 @@ async def test_a_worker_that_ends_at_once_is_one_line(monkeypatch: pytest.Monkey
     with pytest.raises(StartError, match=r"ended while it was starting \(status 1\)"):
         async with run_worker(EngineConfig()):
             raise AssertionError("started")
+
+
+async def test_the_engines_numbers_are_those_that_came_last(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    assert engine.stats == EngineStats()
+    generation = await submitted(pair)
+    await worker.report(stats=EngineStats(running=1, blocks=8))
+    await worker.report(events=[TokenEvent("r", 0, 5, FinishReason.STOP)])
+    await collected(generation)
+    assert engine.stats == EngineStats(running=1, blocks=8)

@@ -251,3 +251,20 @@ def test_each_worker_takes_a_device_in_turn(
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert choose_device(EngineConfig(**config)) == torch.device(device)
     assert taken == ([] if device == "cpu" else [torch.device(device)])
+
+
+def test_it_says_what_the_engine_is_at(worker: Process) -> None:
+    started = worker.receive()
+    assert isinstance(started, Started)
+    worker.send(request("a", [5] * 40, 30))
+    reports = worker.receive_steps(30)
+    while not (said := [report.stats for report in reports if report.stats]) or said[-1].running:
+        report = worker.receive()
+        assert isinstance(report, StepReport)
+        reports.append(report)
+    assert said[0].running == 1
+    assert said[0].blocks_in_use > 0
+    assert said[-1].blocks_in_use == 0
+    assert said[-1].blocks == said[0].blocks > 0
+    assert said[-1].looked_up_tokens == 40
+    assert len(said) < len(reports)
