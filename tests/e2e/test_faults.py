@@ -145,7 +145,9 @@ def expect_unavailable(future: "Future[httpx.Response]") -> None:
     assert "Retry-After" in response.headers
 
 
-def test_a_lost_replica_takes_down_only_what_it_computes(tiny_config: dict, tmp_path: Path) -> None:
+def test_a_lost_replica_takes_down_only_what_it_computes_and_a_killed_gateway_all(
+    tiny_config: dict, tmp_path: Path
+) -> None:
     engine = {"kv_cache_gib": 0.1, "replicas": 2}
     with serving({**tiny_config, "engine": engine}, tmp_path) as server, ThreadPoolExecutor() as pool:
         first, _ = psutil.Process(server.process.pid).children()
@@ -156,7 +158,7 @@ def test_a_lost_replica_takes_down_only_what_it_computes(tiny_config: dict, tmp_
         chats = [pool.submit(server.post, "/chat/completions", steered) for _ in range(6)]
         assert len({content_of(chat.result()) for chat in chats}) == 1
 
-        streams = [events(server, 800) for _ in range(4)]
+        streams = [events(server, 400) for _ in range(4)]
         for stream in streams:
             next(stream)
         first.kill()
@@ -167,15 +169,10 @@ def test_a_lost_replica_takes_down_only_what_it_computes(tiny_config: dict, tmp_
         assert sorted(end == "[DONE]" for end in ends) == [False, False, True, True]
         assert all(end == "[DONE]" or json.loads(end)["code"] == "UNAVAILABLE" for end in ends)
 
-
-def test_a_killed_gateway_takes_its_worker_along_and_leaves_nothing(
-    tiny_config: dict, tmp_path: Path
-) -> None:
-    with serving(tiny_config, tmp_path) as server:
-        worker = worker_of(server)
-        assert files_left(tmp_path) == []
+        workers = psutil.Process(server.process.pid).children()
         server.process.kill()
-        wait_until_gone(worker)
+        for worker in workers:
+            wait_until_gone(worker.pid, seconds=60)
     assert files_left(tmp_path) == []
 
 
@@ -199,9 +196,9 @@ def test_what_runs_at_a_signal_may_end_in_time_and_what_is_new_is_refused(
     tiny_config: dict, tmp_path: Path
 ) -> None:
     with serving({**tiny_config, "server": {"drain_seconds": 3}}, tmp_path) as server:
-        short, endless = events(server, 100), events(server, 90_000)
-        next(short)
-        next(endless)
+        short, endless, unread = events(server, 100), events(server, 90_000), events(server, 90_000)
+        for stream in (short, endless, unread):
+            next(stream)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         assert server.get("/health").status_code == 503
@@ -212,15 +209,7 @@ def test_what_runs_at_a_signal_may_end_in_time_and_what_is_new_is_refused(
         assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == "length"
         assert json.loads(list(endless)[-1])["code"] == "UNAVAILABLE"
         assert server.process.wait(timeout=15) == 0
-
-
-def test_a_client_that_does_not_read_does_not_keep_it_from_ending(tiny_config: dict, tmp_path: Path) -> None:
-    with serving({**tiny_config, "server": {"drain_seconds": 1}}, tmp_path) as server:
-        stream = events(server, 90_000)
-        next(stream)
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout=20) == 0
-        stream.close()
+        unread.close()
 
 
 def test_a_second_signal_ends_it_at_once(tiny_config: dict, tmp_path: Path) -> None:
