@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 CPP := $(wildcard inference/cpu/*.h inference/cpu/*.cpp tests/inference/cpu/*.cpp tests/inference/cpu/*/*.h)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve test eval bench peers lint format clean
+.PHONY: help serve test eval bench chaos peers lint format clean
 
 help:
 	@echo "make serve   set up and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
 	@echo "make test    set up and run all tests, JOBS=$(JOBS) at a time"
 	@echo "make eval    measure what steering does; writes docs/steering-evaluation.md"
 	@echo "make bench   measure throughput and latency under load, beside the peers that are installed"
+	@echo "make chaos   ten minutes of load while the worker is killed and stopped at random"
 	@echo "make peers   install llama.cpp and vLLM into .peers, for make bench"
 	@echo "make lint    set up and run ruff, mypy and import-linter"
 	@echo "make format  let ruff format the code"
@@ -23,13 +24,16 @@ serve: $(VENV)/.serve
 	@exec $(BIN)/tiller serve --config $(CONFIG)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
 
 eval: $(VENV)/.eval
 	$(BIN)/python -m benchmarks.steering
 
 bench: $(VENV)/.eval
 	$(BIN)/python -m benchmarks.peers $(BENCH)
+
+chaos: $(VENV)/.eval
+	$(BIN)/python -m benchmarks.chaos
 
 peers:
 	PYTHON=$(PYTHON) benchmarks/peers/install.sh

@@ -5,9 +5,11 @@ server with the real model has use for all cores.
 """
 
 import os
+from typing import Any
 
 import pytest
 
+E2E = "tests/e2e/"
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch may do
@@ -20,7 +22,23 @@ def pytest_configure() -> None:
         torch.set_default_device(DEVICE)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("e2e" if item.path.parent.name == "e2e" else str(item.path)))
+    """What takes longest comes first, so that the other tests run beside it."""
+    items.sort(key=lambda item: scope(item.nodeid) != E2E)
+
+
+@pytest.hookimpl(optionalhook=True)  # there may be no xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(nodeid)
+
+    return ByFile(config, log)
+
+
+def scope(nodeid: str) -> str:
+    """Tests of the same one run one after the other, in the same process."""
+    file = nodeid.partition("::")[0]
+    return E2E if file.startswith(E2E) else file

@@ -12,20 +12,18 @@ import argparse
 import asyncio
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import uvloop
 
-from app.bench.client import BenchError, Target, connect, first_model, parse_target
+from app.bench.client import BenchError, Target, connect, first_model
 from benchmarks.peers.machine import commit, describe_machine
-from benchmarks.peers.processes import ServerProcess, StartError
-from benchmarks.peers.servers import Place, tiller
+from benchmarks.peers.processes import StartError
 from benchmarks.resources import find_server
+from benchmarks.serving import serving
 from benchmarks.soak import load
 from benchmarks.soak.findings import Soak, faults
 from benchmarks.soak.mix import Mix
@@ -46,7 +44,17 @@ def main() -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC)
     try:
-        with _serving(arguments) as target, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with (
+            serving(
+                arguments.url,
+                arguments.token,
+                cache=arguments.cache_directory,
+                log=arguments.output / "soak-server.log",
+                slots=arguments.concurrency,
+                name="soak",
+            ) as target,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
             soak = runner.run(_soak(target, arguments))
     except (BenchError, StartError, LookupError) as error:
         print(f"soak: {error}", file=sys.stderr)
@@ -85,32 +93,8 @@ def _parse() -> argparse.Namespace:
         "--tolerance", type=float, default=1, help="MiB per minute, of gateway and worker each"
     )
     parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
-    parser.add_argument("--cache-directory", type=Path, default="~/.cache/tiller")
+    parser.add_argument("--cache-directory", type=Path, default=Path("~/.cache/tiller"))
     return parser.parse_args()
-
-
-@contextmanager
-def _serving(arguments: argparse.Namespace) -> Iterator[Target]:
-    """A server that runs already, or one that ends with the context. Raises BenchError and StartError."""
-    if arguments.url:
-        yield parse_target(arguments.url, arguments.token, model=None)
-        return
-    with tempfile.TemporaryDirectory(prefix="tiller-soak-") as scratch:
-        place = Place(
-            peers=Path(scratch),
-            cache=arguments.cache_directory.expanduser(),
-            scratch=Path(scratch),
-            slots=arguments.concurrency,
-            context=0,
-        )
-        server = tiller(place)
-        _say("starting the server")
-        process = ServerProcess(server.command, server.environment, arguments.output / "soak-server.log")
-        try:
-            process.wait_until_ready(server.url)
-            yield Target("tiller", server.url)
-        finally:
-            process.terminate()
 
 
 async def _soak(target: Target, arguments: argparse.Namespace) -> Soak:

@@ -1,0 +1,1 @@
+"""Load while things break: is anything lost, is anything wrong?"""

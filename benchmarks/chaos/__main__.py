@@ -1,0 +1,167 @@
+"""Load while the worker is killed and stopped, crowds come and go, and garbage arrives.
+
+    make chaos                                          # ten minutes, with the quick start's server
+    .venv/bin/python -m benchmarks.chaos --minutes 1
+
+Clients ask questions with greedy answers, which are the same whatever runs beside them, and compare. Each
+request must be answered rightly or fail with a code: exits with 1 if one was lost or answered wrongly, if
+none was answered, or if the server does not answer everything rightly in the end.
+"""
+
+import argparse
+import asyncio
+import random
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import uvloop
+
+from app.bench.client import BenchError, Target, connect, first_model
+from benchmarks.chaos.clients import Fate, LostError, Question, RefusedError, Tally, ask, ask_on
+from benchmarks.chaos.faults import Faults
+from benchmarks.peers.processes import StartError
+from benchmarks.resources import find_server
+from benchmarks.serving import serving
+from benchmarks.soak.load import list_concepts
+
+_ROOT = Path(__file__).parents[2]
+_TOPICS = (
+    "rain",
+    "the sea",
+    "bread",
+    "a red fox",
+    "numbers",
+    "Paris",
+    "trains",
+    "sleep",
+    "glass",
+    "old maps",
+)
+_RECOVERY_SECONDS = 180.0
+
+
+def main() -> int:
+    arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            serving(
+                arguments.url,
+                arguments.token,
+                cache=arguments.cache_directory,
+                log=arguments.output / "chaos-server.log",
+                slots=arguments.concurrency,
+                name="chaos",
+            ) as target,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            return runner.run(_chaos(target, arguments))
+    except (BenchError, StartError, LookupError) as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--url", help="of a server on this machine; default: start the quick start's")
+    parser.add_argument("--token", help="an access token, if the server asks for one")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--pause", type=float, default=20, help="seconds between faults, on average")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
+    parser.add_argument("--cache-directory", type=Path, default=Path("~/.cache/tiller"))
+    return parser.parse_args()
+
+
+async def _chaos(target: Target, arguments: argparse.Namespace) -> int:
+    rng = random.Random(arguments.seed)
+    concepts = (await list_concepts(target))[:1]
+    async with connect(target) as client:
+        gateway = find_server(httpx.URL(target.url).port or 80)
+        _say("asking everything once, while nothing else runs")
+        questions = await _questions(client, await first_model(client), concepts)
+        faults, tally = Faults(client, gateway, questions[0], rng), Tally()
+        _say(f"{arguments.minutes:g} minutes of load and faults")
+        until = time.monotonic() + 60 * arguments.minutes
+        breaking = asyncio.create_task(faults.go_on(arguments.pause / 2, arguments.pause * 3 / 2))
+        clients = (
+            ask_on(client, questions, until, random.Random(rng.random()), tally)
+            for _ in range(arguments.concurrency)
+        )
+        await asyncio.gather(*clients)
+        breaking.cancel()
+        with suppress(asyncio.CancelledError):
+            await breaking
+        _say("asking everything again")
+        recovered = await _recovers(client, questions)
+    _report(faults, tally, recovered)
+    bad = tally.fates[Fate.LOST] + tally.fates[Fate.WRONG]
+    return 1 if bad or not tally.fates[Fate.FINISHED] or not recovered else 0
+
+
+async def _questions(client: httpx.AsyncClient, model: str, concepts: list[str]) -> list[Question]:
+    """Some of them steered."""
+    questions = []
+    for i, topic in enumerate(_TOPICS):
+        body = {
+            "model": model,
+            "messages": [
+                {"role": "user", "content": f"Tell me something about {topic}. " * (1 + 9 * (i % 3))}
+            ],
+            "max_tokens": 4 + 7 * i,
+            "temperature": 0,
+            "steering_concepts": concepts if i % 2 else [],
+        }
+        try:
+            questions.append(Question(body, await ask(client, body)))
+        except (RefusedError, LostError) as error:
+            raise BenchError(f"before anything is broken, an answer fails: {error}") from None
+    return questions
+
+
+async def _recovers(client: httpx.AsyncClient, questions: list[Question]) -> bool:
+    """Whether all are answered rightly again, once the worker is back."""
+    deadline = time.monotonic() + _RECOVERY_SECONDS
+    for question in questions:
+        while True:
+            try:
+                if await ask(client, question.body) != question.answer:
+                    return False
+                break
+            except (RefusedError, LostError):
+                if time.monotonic() > deadline:
+                    return False
+                await asyncio.sleep(1)
+    return True
+
+
+def _report(faults: Faults, tally: Tally, recovered: bool) -> None:
+    print("| what | times |\n|---|---|")
+    print(f"| requests sent | {sum(tally.fates.values())} |")
+    for fate in Fate:
+        print(f"| {fate} | {tally.fates[fate]} |")
+    for code, count in sorted(tally.codes.items()):
+        print(f"| failed: {code} | {count} |")
+    for kind, count in sorted(faults.injected.items()):
+        print(f"| fault: {kind} | {count} |")
+    print(f"\nIn the end everything is answered rightly again: {'yes' if recovered else 'no'}.")
+    for problem in tally.problems:
+        print(f"- {problem}")
+
+
+def _say(line: str) -> None:
+    print(f"chaos: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""The quick start's server, for benchmarks that need one: one that runs already, or one of their own."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.bench.client import Target, parse_target
+from benchmarks.peers.processes import ServerProcess
+from benchmarks.peers.servers import Place, tiller
+
+
+@contextmanager
+def serving(
+    url: str | None, token: str | None, *, cache: Path, log: Path, slots: int, name: str
+) -> Iterator[Target]:
+    """The server at `url`, else a new one that ends with the context. Raises BenchError and StartError."""
+    if url:
+        yield parse_target(url, token, model=None)
+        return
+    with tempfile.TemporaryDirectory(prefix=f"tiller-{name}-") as scratch:
+        place = Place(
+            peers=Path(scratch), cache=cache.expanduser(), scratch=Path(scratch), slots=slots, context=0
+        )
+        server = tiller(place)
+        process = ServerProcess(server.command, server.environment, log)
+        try:
+            process.wait_until_ready(server.url)
+            yield Target("tiller", server.url)
+        finally:
+            process.terminate()

@@ -1,0 +1,69 @@
+"""Clients that know the right answer tell what became of each request."""
+
+import json
+import random
+import time
+
+import httpx
+import pytest
+
+from benchmarks.chaos.clients import Fate, LostError, Question, RefusedError, Tally, ask, ask_on
+
+RIGHT = {"choices": [{"message": {"content": "yes"}}]}
+
+
+def event(**delta: str) -> str:
+    return f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n"
+
+
+def client(answer: httpx.Response | httpx.TransportError) -> httpx.AsyncClient:
+    def respond(request: httpx.Request) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(respond), base_url="http://server")
+
+
+async def test_whole_answers() -> None:
+    assert await ask(client(httpx.Response(200, json=RIGHT)), {}) == "yes"
+    stream = event(role="assistant", content="") + event(content="ye") + event(content="s") + event()
+    assert (
+        await ask(client(httpx.Response(200, text=stream + "data: [DONE]\n\n")), {}, streamed=True) == "yes"
+    )
+
+
+async def test_a_code_is_a_refusal() -> None:
+    with pytest.raises(RefusedError, match="503 UNAVAILABLE"):
+        await ask(client(httpx.Response(503, json={"error": {}, "code": "UNAVAILABLE"})), {})
+    stream = event(content="ye") + 'data: {"error": {}, "code": "INTERNAL"}\n\n'
+    with pytest.raises(RefusedError, match="INTERNAL"):
+        await ask(client(httpx.Response(200, text=stream)), {}, streamed=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "streamed"),
+    [
+        (httpx.ReadError("reset"), False),
+        (httpx.Response(500, text="Internal Server Error"), False),
+        (httpx.Response(200, json={"choices": []}), False),
+        (httpx.Response(200, text=event(content="ye")), True),
+        (httpx.Response(200, text=""), True),
+        (httpx.Response(200, text="data: {"), True),
+    ],
+)
+async def test_everything_else_is_a_loss(
+    answer: httpx.Response | httpx.TransportError, streamed: bool
+) -> None:
+    with pytest.raises(LostError):
+        await ask(client(answer), {}, streamed)
+
+
+async def test_answers_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.chaos.clients._STREAMED", 0.0)
+    monkeypatch.setattr("benchmarks.chaos.clients._LEAVING", 0.0)
+    http, tally = client(httpx.Response(200, json=RIGHT)), Tally()
+    questions = [Question({}, "yes"), Question({}, "no")]
+    await ask_on(http, questions, time.monotonic() + 0.2, random.Random(0), tally)
+    assert set(tally.fates) == {Fate.FINISHED, Fate.WRONG}
+    assert tally.problems[0] == "wrong: 'yes' instead of 'no'"
