@@ -66,11 +66,17 @@ def _choose_on_cpu(config: EngineConfig) -> Backend:
 def _choose_on_cuda(model: CausalLM) -> Backend:
     try:
         # Triton comes with torch for CUDA alone.
-        from inference.cuda import attention, capture, fusion, layers
+        from inference.cuda import attention, capture, fusion, layers, sampling
 
         layers.check(model.device)
     except Exception as error:
         # It needs a C compiler where the server runs, and may not know the device.
         _log.warning("the server will be slower, without Triton: %s", " ".join(str(error).split())[:500])
         return TORCH
-    return Backend(attend=attention.attend, fuse=fusion.fuse, steer=layers.steer, capture=capture.capture)
+    return Backend(
+        attend=attention.attend,
+        fuse=fusion.fuse,
+        weigh=sampling.weigh,
+        steer=layers.steer,
+        capture=capture.capture,
+    )

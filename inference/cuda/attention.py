@@ -1,7 +1,7 @@
 """Attention in the paged cache by Triton kernels: one launch for single tokens, one for pieces of prompts."""
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,6 +12,27 @@ from inference.cuda.kernels import attention as kernels
 _LEAST_ROWS = 16  # of a matrix product
 _PROGRAMS_PER_PROCESSOR = 2
 _MOST_SPLITS = 32
+_WIDE = 128  # a head with more numbers
+
+
+class _Tile(NamedTuple):
+    """What a program holds at a time, chosen so that it fits into registers and 99 KB of shared memory."""
+
+    rows: int  # queries; more where more heads share a key head
+    keys: int
+    num_warps: int
+    num_stages: int
+
+    def launch(self, group: int) -> dict[str, int]:
+        """Arguments of a launch where `group` query heads share a key head."""
+        rows = max(self.rows, triton.next_power_of_2(group))
+        return {"ROWS": rows, "KEYS": self.keys, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+_FLOAT32 = _Tile(rows=_LEAST_ROWS, keys=16, num_warps=4, num_stages=2)  # products without matrix units
+_SINGLE = _Tile(rows=_LEAST_ROWS, keys=64, num_warps=4, num_stages=3)
+_CHUNKS = _Tile(rows=128, keys=64, num_warps=8, num_stages=3)
+_CHUNKS_OF_WIDE_HEADS = _Tile(rows=64, keys=32, num_warps=4, num_stages=2)
 
 
 def attend(
@@ -93,10 +114,7 @@ def _launch_single(
         part_weights,
         part_largest,
         SPLITS=splits,
-        ROWS=triton.next_power_of_2(max(_LEAST_ROWS, num_heads // kv_heads)),
-        KEYS=64,
-        num_warps=4,
-        num_stages=3,
+        **(_FLOAT32 if query.dtype == torch.float32 else _SINGLE).launch(shared["GROUP"]),
         **shared,
     )
     if splits > 1:
@@ -122,10 +140,9 @@ def _launch_chunks(
     """The sequences from `first` on, before which there is one token for each."""
     num_sequences = len(places.blocks)
     kv_heads = places.key_cache.shape[1]
-    group = out.shape[1] // kv_heads
-    wide = max(query.shape[-1], out.shape[-1]) > 128 or query.dtype == torch.float32
-    rows = max(64 if wide else 128, triton.next_power_of_2(group))
-    tokens = rows // group
+    tile = _CHUNKS_OF_WIDE_HEADS if max(query.shape[-1], out.shape[-1]) > _WIDE else _CHUNKS
+    launch = (_FLOAT32 if query.dtype == torch.float32 else tile).launch(shared["GROUP"])
+    tokens = launch["ROWS"] // shared["GROUP"]
     # One more for each sequence, whose last tile need not be full.
     tiles = (len(out) - first) // tokens + num_sequences - first
     kernels.attend_chunks[tiles, kv_heads](
@@ -139,10 +156,7 @@ def _launch_chunks(
         first,
         num_sequences,
         TOKENS=tokens,
-        ROWS=rows,
-        KEYS=32 if wide else 64,
-        num_warps=4 if wide else 8,
-        num_stages=2 if wide else 3,
+        **launch,
         **shared,
     )
 

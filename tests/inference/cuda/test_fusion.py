@@ -5,14 +5,14 @@ import torch
 from transformers import PreTrainedModel
 
 from inference.backends import Backend
-from inference.cuda import attention, fusion, layers
+from inference.cuda import attention, fusion, layers, sampling
 from inference.model import CausalLM
 from tests.inference.conftest import ARCHITECTURES, build_driver, generate, make_model, request
 from tests.inference.recorder import Recorder
 from tests.inference.test_exactness import random_prompt
 from tests.steering.conftest import steered, steered_driver
 
-BACKEND = Backend(attend=attention.attend, fuse=fusion.fuse, steer=layers.steer)
+BACKEND = Backend(attend=attention.attend, fuse=fusion.fuse, weigh=sampling.weigh, steer=layers.steer)
 FUSED = {"llama", "qwen2", "granite"}
 
 
