@@ -1,9 +1,13 @@
 """Makes a loaded model what the engine runs: with the fastest operations that there are, and tried."""
 
+import logging
+
 from inference import backends, verification
-from inference.backends import Backend
+from inference.backends import TORCH, Backend
 from inference.config import EngineConfig
 from inference.model import CausalLM
+
+_log = logging.getLogger(__name__)
 
 
 def adapt(model: CausalLM, config: EngineConfig) -> Backend:
@@ -12,7 +16,13 @@ def adapt(model: CausalLM, config: EngineConfig) -> Backend:
     backend = backends.choose(model, config)
     if backend.fuse:
         model.fuse(backend.fuse)
-    verification.verify(model, backend, expectation)
+    try:
+        verification.verify(model, backend, expectation)
+    except Exception as error:
+        # Kernels may not be made for shapes like this model's; or it is the model that cannot be served.
+        verification.verify(model, TORCH, expectation)
+        _log.warning("the server will be slower, without kernels for this model: %s", error)
+        backend = TORCH
     if config.quantization == "int8":
         model.quantize()
     return backend

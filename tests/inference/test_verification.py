@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from inference.adaptation import adapt
+from inference.backends import TORCH, Backend
 from inference.config import EngineConfig
 from inference.model import CausalLM, UnsupportedModelError
 from tests.inference.conftest import (
@@ -55,3 +56,20 @@ def test_a_model_that_would_answer_wrongly_is_refused(architecture: str, options
     sharpen(model)
     with pytest.raises(UnsupportedModelError):
         check(CausalLM(model))
+
+
+def test_kernels_that_cannot_serve_a_model_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attend(*_: Any) -> torch.Tensor:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr("inference.backends.choose", lambda *_: Backend(attend=attend))
+    assert adapt(CausalLM(make_model("llama")), EngineConfig()) == TORCH
+
+
+def test_kernels_that_compute_something_else_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.backends.choose", lambda *_: Backend(attend=attend_to_nothing))
+    assert adapt(CausalLM(make_model("llama")), EngineConfig()) == TORCH
+
+
+def attend_to_nothing(query: torch.Tensor, _: torch.Tensor, value: torch.Tensor, *__: Any) -> torch.Tensor:
+    return query.new_zeros(query.shape[2], query.shape[1], value.shape[-1])
