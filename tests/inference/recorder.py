@@ -1,10 +1,35 @@
 """What captures steps where there are no CUDA graphs: it remembers what it was given, and does it again."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference.graphs import Replay
+
+aten = torch.ops.aten
+_REFUSED = {
+    # Their results depend on what the device has computed.
+    *(aten._local_scalar_dense, aten.is_nonzero, aten.nonzero, aten.masked_select, aten._unique2),
+    # A tensor made from the host's numbers is copied from memory that is not pinned.
+    aten.lift_fresh,
+}
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Refuses what waits for a GPU, as CUDA does while it captures."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in _REFUSED or _chooses_by_mask(func, args):
+            raise RuntimeError(f"{func} is not permitted while a step is captured")
+        return func(*args, **(kwargs or {}))
+
+
+def _chooses_by_mask(func: Any, args: Any) -> bool:
+    if func.overloadpacket not in (aten.index, aten.index_put, aten.index_put_):
+        return False
+    return any(index is not None and index.dtype == torch.bool for index in args[1])
 
 
 class Recorder:
@@ -16,7 +41,8 @@ class Recorder:
 
     def __call__(self, act: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
         self.num_captured += 1
-        result = act()
+        with _NoWaiting():
+            result = act()
 
         def replay() -> None:
             self.num_replayed += 1

@@ -1,8 +1,10 @@
 """Captured steps, and steps launched before the outcome of the one before is known, change nothing."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from inference.graphs import _sizes
@@ -153,3 +155,17 @@ def test_a_model_that_cannot_be_captured_is_served_all_the_same(
     driver = build_driver(llama, capture=refuse)
     assert driver.run(request("a", random_prompt(0, 5), 9))["a", 0].token_ids == expected
     assert "cannot be captured" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: torch.zeros(torch.ones(1).long().item()),
+        lambda: torch.ones(2)[torch.ones(2) > 0],
+        lambda: torch.tensor([1.0]),
+    ],
+    ids=["a number is read", "a size depends on numbers", "a number is copied"],
+)
+def test_what_a_gpu_cannot_capture_is_noticed_here(act: Callable[[], torch.Tensor]) -> None:
+    with pytest.raises(RuntimeError, match="is not permitted while a step is captured"):
+        Recorder()(act)
