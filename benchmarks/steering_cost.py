@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from inference import model, sources
 from inference.adaptation import adapt
@@ -51,17 +51,24 @@ SHAPES = {
         "intermediate_size": 8192,
         "num_hidden_layers": 16,
         "num_attention_heads": 32,
+        "vocab_size": 128_256,
+        "tie_word_embeddings": True,
     },
     "8b": {
         "hidden_size": 4096,
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
+        "vocab_size": 128_256,
     },
 }
 COMMON = {"num_key_value_heads": 8, "vocab_size": 32_000, "max_position_embeddings": 8192}
 CONFIGURATIONS = (1, 8, 64, 256)
 STREAMS_BESIDE_TRAINING = 16
+
+
+def llama_config(shape: str) -> PretrainedConfig:
+    return AutoConfig.for_model("llama", **{**COMMON, **SHAPES[shape]})
 
 
 def build(arguments: argparse.Namespace) -> Engine:
@@ -72,7 +79,7 @@ def build(arguments: argparse.Namespace) -> Engine:
         directory = sources.resolve("embedded", Path(arguments.cache_directory).expanduser())
         loaded = model.load(directory, dtype, device)
     else:
-        config = AutoConfig.for_model("llama", **SHAPES[arguments.model], **COMMON)
+        config = llama_config(arguments.model)
         with device:
             loaded = CausalLM(AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
     config = EngineConfig(

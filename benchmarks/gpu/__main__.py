@@ -5,10 +5,12 @@
     python -m benchmarks.gpu --models tiny --device cpu --dtype float32 --quick    # a dry run anywhere
 
 Needs torch, triton, transformers, msgspec, numpy, matplotlib, and pytest for the tests: no package index, no
-network, no installation. Measures what copies and matrix products reach there, then for each model
-decoding with 1, 8, 64 and 256 sequences of 1024 tokens, reading prompts, the first token, and steering with
-no, one and 256 configurations at one block and at all that may be steered. A share of limit is the time
-that the measured limits allow over the time taken; for steering the unsteered time over the steered.
+network, no installation. Measures what copies and matrix products reach there, what attention takes by
+each back end, then for each model decoding with 1, 8, 64 and 256 sequences of 1024 tokens, reading prompts,
+the first token, and steering with no, one and 256 configurations at one block and at all that may be
+steered. Last, where the gateway's packages are there, the whole server with as many streams. A share of
+limit is the time that the measured limits allow over the time taken; for steering the unsteered time over
+the steered.
 Writes gpu.json and gpu.svg; the table goes to stdout after each model, so that a run cut short leaves it.
 """
 
@@ -24,13 +26,13 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu import attention, speed
 from benchmarks.gpu import limits as device_limits
-from benchmarks.gpu import speed
 from benchmarks.gpu.limits import Limits
 from benchmarks.gpu.plot import draw
 from benchmarks.gpu.speed import Figure
 from benchmarks.peers.machine import commit
-from benchmarks.steering_cost import SHAPES, build
+from benchmarks.steering_cost import SHAPES, build, llama_config
 from inference.engine import Engine
 
 _ROOT = Path(__file__).parents[2]
@@ -49,9 +51,11 @@ def main() -> int:
     print(f"{name}, torch {torch.__version__}, commit {commit()}, {arguments.dtype}: ", end="")
     print(f"{limits.bytes_per_second / 1e9:.0f} GB/s, {limits.flops / 1e12:.2f} TFLOP/s", flush=True)
     figures: list[Figure] = []
+    figures += _print_each(attention.compare(device, dtype, limits, small=small))
     for model in arguments.models.split(","):
         figures += _print_each(_measure(model, arguments, limits))
-        gc.collect()
+        _free(device)
+        figures += _print_each(_measure_server(model, arguments, device, dtype))
     arguments.output.mkdir(parents=True, exist_ok=True)
     content = {
         "device": name,
@@ -115,6 +119,28 @@ def _measure(model: str, arguments: argparse.Namespace, limits: Limits) -> Itera
     gc.collect()
     engine = _build(model, arguments, blocks)
     yield from speed.steering(engine, model, counts[-1], context, steps // 4, rounds=2 if quick else 8)
+
+
+def _measure_server(
+    model: str, arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> Iterator[Figure]:
+    try:
+        from benchmarks.gpu import server
+    except ImportError as error:
+        # A GPU host without a package index may have only what the engine needs.
+        print(f"The server is left out: {error}", flush=True)
+        return
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    log = arguments.output / f"gpu-server-{model}.log"
+    plan = server.plan(quick=arguments.quick)
+    yield from server.measure(model, llama_config(model), dtype, device, plan, log)
+
+
+def _free(device: torch.device) -> None:
+    """What the engines before held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _build(model: str, arguments: argparse.Namespace, blocks: tuple[int, ...] | None) -> Engine:

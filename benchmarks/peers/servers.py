@@ -66,7 +66,7 @@ def llama(place: Place) -> Server | None:
     model = place.peers / "model.gguf"
     if binary is None or not model.is_file():
         return None
-    port, threads = _free_port(), str(len(cores()))
+    port, threads = free_port(), str(len(cores()))
     command = [str(binary), "--model", str(model), "--alias", _MODEL, "--jinja"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--threads", threads, "--threads-batch", threads]
     command += ["--parallel", str(place.slots), "--ctx-size", str(place.slots * place.context)]
@@ -82,7 +82,7 @@ def vllm(place: Place) -> Server | None:
     folder = place.peers / "vllm" / "bin"
     if not (folder / "vllm").is_file():
         return None
-    port = _free_port()
+    port = free_port()
     command = [str(folder / "vllm"), "serve", str(resolve("embedded", place.cache))]
     command += ["--served-model-name", _MODEL]
     command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -106,7 +106,7 @@ SERVERS: dict[str, Callable[[Place], Server | None]] = {
 
 
 def _tiller(name: str, place: Place, quantization: str) -> Server:
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "app.cli", "serve", "--config", str(_QUICKSTART), "--port", str(port)]
     environment = {
         "TILLER_ENGINE__QUANTIZATION": quantization,
@@ -134,6 +134,6 @@ def _build(llama_server: Path) -> str:
     return found[1] if found else "unknown"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])

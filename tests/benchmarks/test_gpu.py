@@ -18,7 +18,7 @@ def test_a_dry_run(
     assert gpu.main() == 0
     content = json.loads((tmp_path / "gpu.json").read_text())
     figures = content["figures"]
-    assert len(figures) == 11
+    assert len(figures) == 15
     assert all(figure["seconds"] > 0 and figure["tokens_per_second"] > 0 for figure in figures)
     assert all(figure["what"] in capsys.readouterr().out for figure in figures[:1])
     assert "<svg" in (tmp_path / "gpu.svg").read_text()

@@ -1,0 +1,108 @@
+"""What attention over the paged cache takes by each back end that is there, in one layer of a Llama of 8B."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - the name that everybody uses
+
+from benchmarks.gpu.limits import Limits, median_seconds
+from benchmarks.gpu.speed import Figure
+from inference.attention import Places
+
+_HEADS, _KV_HEADS, _SIZE = 32, 8, 128
+_PAGE = 16
+
+Compute = Callable[[], object]
+
+
+def compare(device: torch.device, dtype: torch.dtype, limits: Limits, *, small: bool) -> Iterator[Figure]:
+    """Single tokens of sequences, limited by the bytes that they read, and a prompt, by its products."""
+    # More than a GPU's caches hold, as all layers' keys and values are.
+    batches, prompt = ([(2, 64), (1, 100)], 32) if small else ([(256, 1024), (16, 8192)], 4096)
+    cache = _Cache(max(count * context for count, context in batches), device, dtype)
+    for count, context in batches:
+        query = torch.randn(count, _HEADS, _SIZE, device=device, dtype=dtype)
+        places = cache.places([context] * count, [1] * count)
+        read = 2 * count * context * _KV_HEADS * _SIZE * dtype.itemsize
+        for name, compute in _single(query, places, context):
+            seconds = median_seconds(compute, device)
+            yield _figure(f"{count} x {context}, {name}", seconds, count, read / limits.bytes_per_second)
+    query = torch.randn(prompt, _HEADS, _SIZE, device=device, dtype=dtype)
+    places = cache.places([prompt], [prompt])
+    products = 2 * _HEADS * _SIZE * prompt**2  # two of them, half of whose places are seen
+    for name, compute in _prompt(query, places):
+        seconds = median_seconds(compute, device)
+        yield _figure(f"prompt of {prompt}, {name}", seconds, prompt, products / limits.flops)
+
+
+def _figure(what: str, seconds: float, tokens: int, least: float) -> Figure:
+    return Figure("attention", what, seconds, tokens / seconds, least / seconds)
+
+
+class _Cache:
+    def __init__(self, tokens: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._num_blocks = -(-tokens // _PAGE)
+        shape = self._num_blocks * _PAGE, _KV_HEADS, _SIZE
+        self._keys = torch.randn(shape, device=device, dtype=dtype)
+        self._values = torch.randn(shape, device=device, dtype=dtype)
+        self._device = device
+
+    def places(self, lengths: list[int], counts: list[int]) -> Places:
+        """Of sequences that have so many tokens, the last `counts` of them in the batch; blocks anywhere."""
+        width = -(-max(lengths) // _PAGE)
+        shuffled = torch.randperm(self._num_blocks, device=self._device)[: len(lengths) * width]
+        positions = [torch.arange(n - c, n) for n, c in zip(lengths, counts, strict=True)]
+        starts = torch.tensor([0, *counts], device=self._device).cumsum(0)
+        blocks = shuffled.view(len(lengths), width).int()
+        slots = torch.zeros(sum(counts), dtype=torch.int64, device=self._device)
+        together = torch.cat(positions).to(self._device)
+        return Places(self._keys, self._values, slots, blocks, starts, together, _PAGE)
+
+
+def _single(query: torch.Tensor, places: Places, context: int) -> Iterator[tuple[str, Compute]]:
+    gather = partial(_gather, places, context)
+    folded = query.view(len(query), _KV_HEADS, -1, _SIZE)
+    yield "SDPA over gathered keys", lambda: F.scaled_dot_product_attention(folded, *gather())
+    yield from _triton(query, places, num_single=len(query))
+    yield from _flex(query[:, :, None], *gather())
+
+
+def _prompt(query: torch.Tensor, places: Places) -> Iterator[tuple[str, Compute]]:
+    gather = partial(_gather, places, len(query))
+    queries = query.transpose(0, 1)[None]
+    attend = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
+    yield "SDPA over gathered keys", lambda: attend(queries, *gather())
+    yield from _triton(query, places, num_single=0)
+
+
+def _gather(places: Places, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of sequences that have as many tokens each: [N, heads, length, size]."""
+    within = torch.arange(_PAGE, device=places.blocks.device)
+    slots = (places.blocks.long()[:, :, None] * _PAGE + within).flatten(1)[:, :length]
+    return places.key_cache[slots].transpose(1, 2), places.value_cache[slots].transpose(1, 2)
+
+
+def _triton(query: torch.Tensor, places: Places, num_single: int) -> Iterator[tuple[str, Compute]]:
+    if query.device.type != "cuda":
+        return
+    from inference.cuda.attention import attend_stored
+
+    yield "our Triton kernel", lambda: attend_stored(query, places, num_single, _SIZE**-0.5, 0, 0.0)
+
+
+def _flex(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Iterator[tuple[str, Compute]]:
+    """Over keys and values that lie side by side already: it would have to find them first."""
+    if query.device.type != "cuda":
+        return
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled = torch.compile(partial(flex_attention, enable_gqa=True), dynamic=False)
+    keys, values = keys.contiguous(), values.contiguous()
+    try:
+        compiled(query, keys, values)
+    except Exception as error:
+        # Whether it compiles here is part of the answer.
+        print(f"flex_attention: {' '.join(str(error).split())[:200]}", flush=True)
+        return
+    yield "flex_attention, not paged", lambda: compiled(query, keys, values)
