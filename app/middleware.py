@@ -13,11 +13,12 @@ from app.auth import unversioned
 from app.errors import CLIENT_CLOSED_REQUEST, ApiError, ErrorCode, for_caller
 from app.metrics import Metrics
 
-_SECURITY_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-]
+_SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+_RAW_SECURITY_HEADERS = [(name.encode(), value.encode()) for name, value in _SECURITY_HEADERS.items()]
 
 
 class AnswerHead:
@@ -57,7 +58,7 @@ class Observe:
             if message["type"] == "http.response.start":
                 started = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
-                message["headers"].extend(_SECURITY_HEADERS)
+                message["headers"].extend(_RAW_SECURITY_HEADERS)
                 self._metrics.count_request(_route(scope), message["status"])
             await send(message)
 
@@ -82,10 +83,10 @@ class _Route:
 _GENERATES = _Route("/chat/completions")
 
 
-class RefuseWhenFull:
-    """ASGI middleware: tells at once that there is no room. Whole routes cost many times as much.
+class TakePlace:
+    """ASGI middleware: a chat takes a place before anything else is done for it, or is told there is none.
 
-    Under a rush this is what most requests get, and what /health waits for.
+    Leaves the place in the request's state, for the route to widen and to hand over.
     """
 
     def __init__(self, app: ASGIApp, admission: Admission) -> None:
@@ -93,14 +94,46 @@ class RefuseWhenFull:
         self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if _generates(scope):
-            try:
-                self._admission.check_room(1)
-            except ApiError as error:
-                scope["route"] = _GENERATES
-                await error.response()(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or not _generates(scope["method"], scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        try:
+            place = self._admission.take_place()
+        except ApiError as error:
+            scope["route"] = _GENERATES
+            await error.response()(scope, receive, send)
+            return
+        scope.setdefault("state", {})["place"] = place
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            place.free()
+
+
+class RefuseEarly:
+    """For connections: the answer to a chat for which there is no room, before it becomes a request.
+
+    Under a rush this is what most get, and what /health waits for. An app costs ten times as much. Tokens are
+    not looked at: that the server is full, whoever is told so may know.
+    """
+
+    def __init__(self, admission: Admission, metrics: Metrics, has_origins: bool) -> None:
+        """`has_origins`: browsers are let in, and what the app adds to answers for them is needed."""
+        self._admission = admission
+        self._metrics = metrics
+        self._has_origins = has_origins
+
+    def __call__(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes | None:
+        if not _generates(method.decode(), target.partition(b"?")[0].decode("latin-1")):
+            return None
+        if self._has_origins and any(name == b"origin" for name, _ in headers):
+            return None
+        try:
+            self._admission.check_room(1)
+        except ApiError as error:
+            self._metrics.count_request(_GENERATES.path, error.status)
+            return error.http({"x-request-id": uuid.uuid4().hex, **_SECURITY_HEADERS})
+        return None
 
 
 class LimitBody:
@@ -139,12 +172,8 @@ class LimitBody:
         return ApiError(ErrorCode.PAYLOAD_TOO_LARGE, f"the body must have at most {self._limit} bytes")
 
 
-def _generates(scope: Scope) -> bool:
-    return (
-        scope["type"] == "http"
-        and scope["method"] == "POST"
-        and unversioned(scope["path"]) == _GENERATES.path
-    )
+def _generates(method: str, path: str) -> bool:
+    return method == "POST" and unversioned(path) == _GENERATES.path
 
 
 def _route(scope: Scope) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import resource
 import signal
 import socket
 import ssl
@@ -15,16 +16,18 @@ import uvloop
 from fastapi import FastAPI
 
 from app import __version__
-from app.connection import connections_with
+from app.connection import TOLD_CONNECTIONS, Connection, connections_with
 from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
+from app.middleware import RefuseEarly
 from app.replicas import Replica, run_replicas
 from app.settings import ServerSettings, Settings
 from app.tls import load_tls
 
 _BACKLOG = 2048
+_OTHER_FILES = 256
 _DRAIN_MARGIN_SECONDS = 3
 """For the last events to leave once the engine has ended all generations."""
 
@@ -33,6 +36,7 @@ def run(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartError."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     tls = load_tls(settings.server.tls) if settings.server.tls else None
+    _allow_files(settings.server.max_connections)
     with (
         _bind(settings.server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -47,7 +51,7 @@ async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContex
         app = _start_app(settings, engine)
         config = uvicorn.Config(
             app,
-            http=connections_with(settings.server, app.state.gateway.metrics.count_request),
+            http=_connections(settings.server, app.state.gateway),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -61,6 +65,11 @@ async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContex
         server = _Server(config, _welcome(settings, listener))
         _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
         await server.serve(sockets=[listener])
+
+
+def _connections(settings: ServerSettings, gateway: Gateway) -> type[Connection]:
+    turn_away = RefuseEarly(gateway.admission, gateway.metrics, has_origins=bool(settings.cors_origins))
+    return connections_with(settings, gateway.metrics.count_request, turn_away)
 
 
 def _start_app(settings: Settings, engine: Engine) -> FastAPI:
@@ -117,6 +126,18 @@ def _current_task() -> "asyncio.Task[object]":
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - for the type checker
     return task
+
+
+def _allow_files(connections: int) -> None:
+    """Each is an open file, of which many systems allow few unless they are asked. Raises StartError."""
+    needed = connections + TOLD_CONNECTIONS + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        except (ValueError, OSError):
+            rule = f"server.max_connections {connections} needs {needed} open files"
+            raise StartError(f"{rule}, and the system allows {hard} (ulimit -n)") from None
 
 
 def _bind(server: ServerSettings) -> socket.socket:

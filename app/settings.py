@@ -72,6 +72,8 @@ class ServerSettings(Section):
     """How long a new connection, and then a request's headers, may take to arrive whole."""
     body_seconds: PositiveFloat = 60.0
     """How long a request's body may take, after its headers."""
+    max_connections: PositiveInt = 2048
+    """At the same time. Each request that runs or waits has one."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long running requests may go on after the server was told to stop."""
     stall_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
