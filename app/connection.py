@@ -9,8 +9,10 @@ import asyncio
 from collections.abc import Callable
 from enum import StrEnum
 from types import SimpleNamespace
+from typing import Protocol
 
 import httptools
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
@@ -24,8 +26,16 @@ _LINGER_SECONDS = 2.0
 
 Headers = list[tuple[bytes, bytes]]
 """With names in lower case."""
-TurnAway = Callable[[bytes, bytes, Headers], bytes | None]
-"""Of a request's method, target and headers: the answer to one that need not even become a request."""
+
+
+class Door(Protocol):
+    """Asked about each request before the app is."""
+
+    def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
+        """The answer to a request that need not become one."""
+
+    def let_in(self, scope: HTTPScope) -> None:
+        """The request becomes one. The app, which is called soon, sees what this adds to the scope."""
 
 
 class _Answered:
@@ -49,7 +59,7 @@ class Connection(HttpToolsProtocol):
 
     limits: ServerSettings
     count: Callable[[str, int], None]
-    turn_away: TurnAway
+    door: Door
 
     _part: _Part | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -108,12 +118,15 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._check_head()
         self._enter(_Part.BODY)
-        if self._is_plain and (answer := self.turn_away(self.parser.get_method(), self.url, self.headers)):
+        is_plain = self._is_plain
+        if is_plain and (answer := self.door.turn_away(self.parser.get_method(), self.url, self.headers)):
             self.cycle = _Answered()  # type: ignore[assignment]
             self.transport.write(answer)
             self.on_response_complete()
             return
         super().on_headers_complete()
+        if is_plain:
+            self.door.let_in(self.scope)
         self._body_is_left = self.parser.should_upgrade() and bool(self._framing())
 
     def on_chunk_header(self) -> None:
@@ -245,7 +258,7 @@ class Connection(HttpToolsProtocol):
 
 
 def connections_with(
-    limits: ServerSettings, count: Callable[[str, int], None], turn_away: TurnAway
+    limits: ServerSettings, count: Callable[[str, int], None], door: Door
 ) -> type[Connection]:
     """For uvicorn, which makes a protocol of its own for each connection.
 
@@ -257,5 +270,5 @@ def connections_with(
 
     LimitedConnection.limits = limits
     LimitedConnection.count = staticmethod(count)
-    LimitedConnection.turn_away = staticmethod(turn_away)
+    LimitedConnection.door = door
     return LimitedConnection

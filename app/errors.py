@@ -3,7 +3,6 @@
 Knows the wire shape of an error; does not know who raises which.
 """
 
-import json
 import logging
 import math
 import random
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from http import HTTPStatus
 
+import msgspec
 from starlette.responses import JSONResponse, Response
 
 _log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class ApiError(Exception):
 
     def http(self, headers: Mapping[str, str]) -> bytes:
         """The whole answer as it goes over the wire, where there is no app to send it."""
-        body = json.dumps(self.body(), separators=(",", ":")).encode()
+        body = msgspec.json.encode(self.body())
         described = {"content-type": "application/json", "content-length": str(len(body))}
         lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in {**described, **self.headers, **headers}.items()]

@@ -1,15 +1,20 @@
 """What holds for every request: an id, a count, a limit of the body, an answer even to a fault of ours."""
 
+import asyncio
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers as HeadersView
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn._types import HTTPScope
 
 from app.admission import Admission
 from app.auth import unversioned
+from app.connection import Headers
 from app.errors import CLIENT_CLOSED_REQUEST, ApiError, ErrorCode, for_caller
 from app.metrics import Metrics
 
@@ -86,7 +91,7 @@ _GENERATES = _Route("/chat/completions")
 class TakePlace:
     """ASGI middleware: a chat takes a place before anything else is done for it, or is told there is none.
 
-    Leaves the place in the request's state, for the route to widen and to hand over.
+    Leaves the place in the request's state, for the route to widen and to hand over. It may be there already.
     """
 
     def __init__(self, app: ASGIApp, admission: Admission) -> None:
@@ -97,24 +102,50 @@ class TakePlace:
         if scope["type"] != "http" or not _generates(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
+        state = scope.setdefault("state", {})
         try:
-            place = self._admission.take_place()
+            place = state.setdefault("place", None) or self._admission.take_place()
         except ApiError as error:
             scope["route"] = _GENERATES
             await error.response()(scope, receive, send)
             return
-        scope.setdefault("state", {})["place"] = place
+        state["place"] = place
         try:
             await self._app(scope, receive, send)
         finally:
             place.free()
 
 
-class RefuseEarly:
-    """For connections: the answer to a chat for which there is no room, before it becomes a request.
+class TakeTurns:
+    """ASGI middleware: chats are begun one after the other, and between two of them all else has its turn.
 
-    Under a rush this is what most get, and what /health waits for. An app costs ten times as much. Tokens are
-    not looked at: that the server is full, whoever is told so may know.
+    To read a request and to render its prompt takes about a millisecond, in which nobody gets a token.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._last: asyncio.Future[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _generates(scope["method"], scope["path"]):
+            before, self._last = self._last, asyncio.get_running_loop().create_future()
+            await self._take(before, self._last)
+        await self._app(scope, receive, send)
+
+    async def _take(self, before: "asyncio.Future[None] | None", turn: "asyncio.Future[None]") -> None:
+        try:
+            if before and not before.done():
+                await asyncio.wait({before})  # which, unlike `await before`, is cancelled alone
+            await asyncio.sleep(0)
+        finally:
+            turn.set_result(None)
+
+
+class Doorkeeper:
+    """Follows app.connection.Door: a chat takes its place, or is told that there is none, before all else.
+
+    Under a rush that is what most are told, and what /health waits for. An app costs ten times as much.
+    Tokens are not looked at: that the server is full, anybody may know.
     """
 
     def __init__(self, admission: Admission, metrics: Metrics, has_origins: bool) -> None:
@@ -123,7 +154,7 @@ class RefuseEarly:
         self._metrics = metrics
         self._has_origins = has_origins
 
-    def __call__(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
         if not _generates(method.decode(), target.partition(b"?")[0].decode("latin-1")):
             return None
         if self._has_origins and any(name == b"origin" for name, _ in headers):
@@ -134,6 +165,12 @@ class RefuseEarly:
             self._metrics.count_request(_GENERATES.path, error.status)
             return error.http({"x-request-id": uuid.uuid4().hex, **_SECURITY_HEADERS})
         return None
+
+    def let_in(self, scope: HTTPScope) -> None:
+        """What it takes, TakePlace frees."""
+        if _generates(scope["method"], scope["path"]):
+            with suppress(ApiError):
+                scope["state"]["place"] = self._admission.take_place()
 
 
 class LimitBody:
@@ -146,12 +183,12 @@ class LimitBody:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif self._announces_too_much(Headers(scope=scope)):
+        elif self._announces_too_much(HeadersView(scope=scope)):
             await self._error().response()(scope, receive, send)
         else:
             await self._app(scope, self._limited(receive), send)
 
-    def _announces_too_much(self, headers: Headers) -> bool:
+    def _announces_too_much(self, headers: HeadersView) -> bool:
         length = headers.get("content-length", "")
         return length.isdecimal() and int(length[:20]) > self._limit
 

@@ -11,6 +11,8 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import anyio
+import anyio.lowlevel
 import uvicorn
 import uvloop
 from fastapi import FastAPI
@@ -21,7 +23,7 @@ from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
-from app.middleware import RefuseEarly
+from app.middleware import Doorkeeper
 from app.replicas import Replica, run_replicas
 from app.settings import ServerSettings, Settings
 from app.tls import load_tls
@@ -62,14 +64,15 @@ async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContex
             ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             timeout_graceful_shutdown=_DRAIN_MARGIN_SECONDS,
         )
+        await anyio.lowlevel.checkpoint()  # which loads much; the first request would wait for that
         server = _Server(config, _welcome(settings, listener))
         _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
         await server.serve(sockets=[listener])
 
 
 def _connections(settings: ServerSettings, gateway: Gateway) -> type[Connection]:
-    turn_away = RefuseEarly(gateway.admission, gateway.metrics, has_origins=bool(settings.cors_origins))
-    return connections_with(settings, gateway.metrics.count_request, turn_away)
+    doorkeeper = Doorkeeper(gateway.admission, gateway.metrics, has_origins=bool(settings.cors_origins))
+    return connections_with(settings, gateway.metrics.count_request, doorkeeper)
 
 
 def _start_app(settings: Settings, engine: Engine) -> FastAPI:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from uvicorn._types import HTTPScope
 
 from app import connection
 from app.connection import Headers, connections_with
@@ -36,6 +37,9 @@ class App:
         if (method, target) == (b"POST", b"/chat?nice=true") and self.is_full:
             return QueueFull().http({"x-own": "1"})
         return None
+
+    def let_in(self, scope: HTTPScope) -> None:
+        scope["state"]["let in"] = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         length, more = 0, scope["path"] != "/unread"
@@ -113,7 +117,7 @@ async def serving(app: App, limits: ServerSettings) -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app,
-            http=connections_with(limits, lambda route, status: app.refusals.append(status), app.turn_away),
+            http=connections_with(limits, lambda route, status: app.refusals.append(status), app),
             log_level="critical",
             ws="none",
             lifespan="off",
