@@ -6,7 +6,8 @@ a server that starts again begins anew.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from app.engine import Engine
 from app.errors import EngineUnavailable, QueueFull, RateLimited
@@ -41,12 +42,19 @@ class Admission:
         Raises RATE_LIMITED.
         """
         account = self._account(caller, nice)
-        if account.requests >= account.max_requests:
-            rule = (
-                f"{account.requests} requests with this access token are being answered, which is its limit"
-            )
-            raise RateLimited(rule, 1)
+        account.check_requests()
         return Visit(place, account)
+
+    @contextmanager
+    def counting(self, caller: AccessToken | None) -> Iterator[None]:
+        """Within, a request that takes no place is one of the caller's. Raises RATE_LIMITED."""
+        account = self._account(caller, nice=False)
+        account.check_requests()
+        account.requests += 1
+        try:
+            yield
+        finally:
+            account.requests -= 1
 
     def check_room(self, choices: int) -> None:
         """Raises UNAVAILABLE or QUEUE_FULL."""
@@ -168,6 +176,12 @@ class _Account:
         self.requests = 0
         self.max_requests: float = math.inf
         self.bucket: TokenBucket | None = None
+
+    def check_requests(self) -> None:
+        """Raises RATE_LIMITED."""
+        if self.requests >= self.max_requests:
+            rule = f"{self.requests} requests with this access token are being answered, which is its limit"
+            raise RateLimited(rule, 1)
 
     def limit_tokens(self, per_minute: int | None, clock: Callable[[], float]) -> None:
         if (self.bucket.capacity if self.bucket else None) != per_minute:

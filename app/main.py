@@ -93,7 +93,7 @@ def _build_concepts(
     longest = engine.model.context_length - 1
     encoder = ExampleEncoder(tokenizer, prompts, longest, limits.max_concept_tokens)
     store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
-    return Concepts(store, Trainings(engine, encoder.encode, metrics), metrics, limits.max_concepts)
+    return Concepts(store, Trainings(engine, encoder.encode, metrics), metrics, limits)
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:

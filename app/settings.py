@@ -123,7 +123,7 @@ class LimitSettings(Section):
     max_wait_seconds: PositiveFloat = 300.0
     """How long a request may wait for its first token."""
     max_requests: PositiveInt | None = None
-    """Of one access token, in progress at the same time. None: as many as the engine takes."""
+    """Of one access token, in progress at the same time: chats, and concepts in creation. None: any number."""
     tokens_per_minute: PositiveInt | None = None
     """Of one access token, in prompts and answers."""
     max_examples: PositiveInt = 1000
@@ -131,6 +131,8 @@ class LimitSettings(Section):
     max_example_characters: PositiveInt = 4000
     max_concept_tokens: PositiveInt = 131_072
     """In all texts of a concept together."""
+    max_trainings: PositiveInt = 64
+    """Concepts that are being created, of all callers together."""
     max_concepts: PositiveInt = 1000
     """Created ones, of all callers together."""
 

@@ -383,6 +383,23 @@ async def test_there_is_a_limit_of_created_concepts(serve, tmp_path: Path) -> No
     assert len(files(tmp_path)) == 1
 
 
+async def test_there_is_a_limit_of_concepts_in_creation(serve, engine: FakeEngine, tmp_path: Path) -> None:
+    client = await serve(limits={"max_trainings": 1})
+    go_on = asyncio.Event()
+    engine.training = pausing(go_on)
+    creating = asyncio.create_task(created(client, name="kind"))
+    await until(lambda: engine.in_training)
+    refused = await create(client, OTHER)
+    assert_error(refused, 503, "QUEUE_FULL", "1 concepts are being created")
+    assert int(refused.headers["retry-after"]) >= 1
+    again = asyncio.create_task(created(client, name="kind"))
+    await asyncio.sleep(0.01)
+    go_on.set()
+    assert (await creating)["id"] == (await again)["id"]
+    await created(client, OTHER)
+    assert len(files(tmp_path)) == 2
+
+
 async def test_a_model_without_a_chat_template_has_no_concepts(
     serve, templateless: FakeEngine, tmp_path: Path
 ) -> None:
