@@ -178,6 +178,9 @@ class Concepts:
         except ApiError as error:
             if self._is_current(entry.concept):
                 self._drop(entry, error)
+        except Exception:
+            _log.exception("concept %s cannot be stored", entry.concept.id)
+            self._drop(entry, InternalError())
         finally:
             entry.stored.settle(EngineUnavailable())  # cancelled: the event loop ends
 

@@ -123,7 +123,7 @@ class LimitSettings(Section):
     max_wait_seconds: PositiveFloat = 300.0
     """How long a request may wait for its first token."""
     max_requests: PositiveInt | None = None
-    """Of one access token, in progress at the same time: chats, and concepts in creation. None: any number."""
+    """Of one access token, at the same time: chats, and concepts that it creates. None: any number."""
     tokens_per_minute: PositiveInt | None = None
     """Of one access token, in prompts and answers."""
     max_examples: PositiveInt = 1000

@@ -195,6 +195,19 @@ async def test_a_stop_of_this_process_is_no_silence_of_the_workers(
     assert len(pids(directory)) == 1
 
 
+async def test_a_worker_that_is_killed_while_it_starts_is_replaced(
+    engine: SupervisedEngine, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "slow").touch()
+    await kill_worker(engine, directory)
+    await until(lambda: len(pids(directory)) == 2)
+    (directory / "slow").unlink()
+    os.kill(pids(directory)[1], signal.SIGKILL)
+    await engine.wait_available()
+    assert "ended while it was starting (status -9)" in caplog.text
+    assert await answer(engine) == [7]
+
+
 async def test_a_worker_that_freezes_while_it_starts_is_replaced(
     engine: SupervisedEngine,
     directory: Path,
