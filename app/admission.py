@@ -6,7 +6,8 @@ a server that starts again begins anew.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from app.engine import Engine
 from app.errors import EngineUnavailable, QueueFull, RateLimited
@@ -29,20 +30,31 @@ class Admission:
         self._coming = 0
         """Choices that have been promised a place, of requests that the engine has not seen yet."""
 
-    def admit(self, caller: AccessToken | None, nice: bool) -> "Visit":
-        """A request comes in, and nothing of its body is known yet. Whoever gets a Visit must end it.
+    def take_place(self) -> "Place":
+        """For a request that comes in. Whoever gets one must free it. Raises UNAVAILABLE or QUEUE_FULL."""
+        self.check_room(1)
+        return Place(self)
+
+    def admit(self, caller: AccessToken | None, nice: bool, place: "Place") -> "Visit":
+        """A request has a place, and nothing of its body is known yet. Whoever gets a Visit must end it.
 
         All callers without a token are one. What a caller sends as `nice` has limits of its own, as high.
-        Raises UNAVAILABLE, RATE_LIMITED or QUEUE_FULL.
+        Raises RATE_LIMITED.
         """
-        self.check_room(1)
         account = self._account(caller, nice)
-        if account.requests >= account.max_requests:
-            rule = (
-                f"{account.requests} requests with this access token are being answered, which is its limit"
-            )
-            raise RateLimited(rule, 1)
-        return Visit(self, account)
+        account.check_requests()
+        return Visit(place, account)
+
+    @contextmanager
+    def counting(self, caller: AccessToken | None) -> Iterator[None]:
+        """Within, a request that takes no place is one of the caller's. Raises RATE_LIMITED."""
+        account = self._account(caller, nice=False)
+        account.check_requests()
+        account.requests += 1
+        try:
+            yield
+        finally:
+            account.requests -= 1
 
     def check_room(self, choices: int) -> None:
         """Raises UNAVAILABLE or QUEUE_FULL."""
@@ -64,24 +76,43 @@ class Admission:
         return account
 
 
+class Place:
+    """Room for a request's choices, from its arrival until the engine counts them itself."""
+
+    def __init__(self, admission: Admission) -> None:
+        """For one choice, for which there must be room."""
+        self._admission = admission
+        self._choices = 1
+        admission.expect(1)
+
+    def widen(self, choices: int) -> None:
+        """Room for so many in all. Raises UNAVAILABLE or QUEUE_FULL."""
+        more = choices - self._choices
+        self._admission.check_room(more)
+        self._admission.expect(more)
+        self._choices = choices
+
+    def free(self) -> None:
+        """Harmless the second time."""
+        self._admission.expect(-self._choices)
+        self._choices = 0
+
+
 class Visit:
     """One request, from its arrival to the end of its answer: what it holds."""
 
-    def __init__(self, admission: Admission, account: "_Account") -> None:
-        self._admission = admission
+    def __init__(self, place: Place, account: "_Account") -> None:
+        self._place = place
         self._account = account
         self._bucket = account.bucket
-        self._choices = 0
         self._tokens = 0
         account.requests += 1
 
     def reserve(self, choices: int, max_tokens: int | None) -> None:
-        """Places for the choices and tokens for their answers. Raises QUEUE_FULL or RATE_LIMITED."""
-        self._admission.check_room(choices)
+        """Room for the choices and tokens for their answers. Raises QUEUE_FULL or RATE_LIMITED."""
+        self._place.widen(choices)
         wanted = _TYPICAL_ANSWER if max_tokens is None else min(max_tokens, _LONGEST_ANSWER)
         self._take_tokens(choices * wanted)
-        self._admission.expect(choices)
-        self._choices = choices
 
     def reserve_prompt(self, tokens: int) -> None:
         """Raises RATE_LIMITED."""
@@ -89,8 +120,7 @@ class Visit:
 
     def hand_over(self) -> None:
         """From here on the engine counts the choices itself."""
-        self._admission.expect(-self._choices)
-        self._choices = 0
+        self._place.free()
 
     def end(self, tokens: int = 0) -> None:
         """`tokens`: what its prompt and its answers really took."""
@@ -146,6 +176,12 @@ class _Account:
         self.requests = 0
         self.max_requests: float = math.inf
         self.bucket: TokenBucket | None = None
+
+    def check_requests(self) -> None:
+        """Raises RATE_LIMITED."""
+        if self.requests >= self.max_requests:
+            rule = f"{self.requests} requests with this access token are being answered, which is its limit"
+            raise RateLimited(rule, 1)
 
     def limit_tokens(self, per_minute: int | None, clock: Callable[[], float]) -> None:
         if (self.bucket.capacity if self.bucket else None) != per_minute:

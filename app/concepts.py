@@ -9,9 +9,18 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 from anyio import to_thread
 
-from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest, shorten
+from app.errors import (
+    ApiError,
+    EngineUnavailable,
+    ErrorCode,
+    InternalError,
+    InvalidRequest,
+    QueueFull,
+    shorten,
+)
 from app.metrics import Metrics
 from app.schemas.concepts import ConceptCard, ConceptDetail, ConceptList, ConceptState
+from app.settings import LimitSettings
 from app.trainings import Outcome, Training, Trainings
 from inference.steering.concepts import Concept, ConceptStore, full_id, is_id, names_other_examples
 
@@ -39,12 +48,14 @@ class _Entry:
 class Concepts:
     """All of it happens in one event loop, but for what waits for the disk."""
 
-    def __init__(self, store: ConceptStore, trainings: Trainings, metrics: Metrics, limit: int) -> None:
-        """Reads the store. Callers can create up to `limit` concepts."""
+    def __init__(
+        self, store: ConceptStore, trainings: Trainings, metrics: Metrics, limits: LimitSettings
+    ) -> None:
+        """Reads the store."""
         self._store = store
         self._trainings = trainings
         self._metrics = metrics
-        self._limit = limit
+        self._limits = limits
         self._entries: dict[str, _Entry] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._disk = asyncio.Lock()
@@ -92,7 +103,8 @@ class Concepts:
         """Trains, measures and stores it. The same concept a second time is the first one.
 
         It goes on even if nobody waits any more, and after a loss of the engine, which nobody waits for.
-        Raises INVALID_REQUEST or MISSING_CAPABILITY for what cannot be trained, CONFLICT, or UNAVAILABLE.
+        Raises INVALID_REQUEST or MISSING_CAPABILITY for what cannot be trained, CONFLICT, QUEUE_FULL, or
+        UNAVAILABLE.
         """
         if names_other_examples(wanted):
             raise InvalidRequest("name has the form of an id that is made from examples, not these", "name")
@@ -145,9 +157,13 @@ class Concepts:
         raise InternalError("the engine was lost whenever the concept was trained")
 
     def _begin(self, concept: Concept) -> _Entry:
-        if sum(not entry.concept.shipped for entry in self._entries.values()) >= self._limit:
-            message = f"there are {self._limit} created concepts, and there can be no more: delete one first"
-            raise ApiError(ErrorCode.CONFLICT, message)
+        created = [entry for entry in self._entries.values() if not entry.concept.shipped]
+        if len(created) >= self._limits.max_concepts:
+            rule = f"there are {len(created)} created concepts, and there can be no more: delete one first"
+            raise ApiError(ErrorCode.CONFLICT, rule)
+        coming = sum(not entry.stored.settled for entry in created)
+        if coming >= self._limits.max_trainings:
+            raise QueueFull(f"{coming} concepts are being created, and no more can be; try again later")
         entry = self._enter(concept)
         self._go_on(self._create(entry))
         return entry
@@ -162,6 +178,9 @@ class Concepts:
         except ApiError as error:
             if self._is_current(entry.concept):
                 self._drop(entry, error)
+        except Exception:
+            _log.exception("concept %s cannot be stored", entry.concept.id)
+            self._drop(entry, InternalError())
         finally:
             entry.stored.settle(EngineUnavailable())  # cancelled: the event loop ends
 

@@ -1,24 +1,50 @@
-"""One client's connection: how large a request's head may be, and how long head and body may take.
+"""One client's connection: how large a request's head may be, how long head and body may take, and how many
+connections there may be.
 
 uvicorn has no such limits, and answers what is no HTTP in plain text. What is refused here never becomes a
 request, so the error is written by hand. Knows no routes.
 """
 
 import asyncio
-import json
 from collections.abc import Callable
 from enum import StrEnum
-from http import HTTPStatus
 from types import SimpleNamespace
+from typing import Protocol
 
 import httptools
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.errors import ApiError, ErrorCode, InvalidRequest
+from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
 from app.settings import ServerSettings
 
+TOLD_CONNECTIONS = 256
+"""Beyond those that there may be, so many are told so. Any more are cut without a word."""
 _LINGER_SECONDS = 2.0
 """How long a refused client may go on sending: an answer is lost where the connection is reset at once."""
+
+
+Headers = list[tuple[bytes, bytes]]
+"""With names in lower case."""
+
+
+class Door(Protocol):
+    """Asked about each request before the app is."""
+
+    def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
+        """The answer to a request that need not become one."""
+
+    def let_in(self, scope: HTTPScope) -> None:
+        """The request becomes one. The app, which is called soon, sees what this adds to the scope."""
+
+
+class _Answered:
+    """In the place of uvicorn's cycle, after a request that was answered here. Its body is dropped."""
+
+    response_started = response_complete = keep_alive = True
+    disconnected = False
+    message_event = asyncio.Event()
+    """Nobody waits for it."""
 
 
 class _Part(StrEnum):
@@ -33,6 +59,7 @@ class Connection(HttpToolsProtocol):
 
     limits: ServerSettings
     count: Callable[[str, int], None]
+    door: Door
 
     _part: _Part | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -52,7 +79,15 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
+        beyond = len(self.connections) - self.limits.max_connections
+        if beyond > TOLD_CONNECTIONS:
+            self._refused = True
+            self.count("other", 503)
+            transport.abort()
+        elif beyond > 0:
+            self._refuse(QueueFull("there are too many connections; try again later"))
+        else:
+            self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
@@ -83,7 +118,15 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._check_head()
         self._enter(_Part.BODY)
+        is_plain = self._is_plain
+        if is_plain and (answer := self.door.turn_away(self.parser.get_method(), self.url, self.headers)):
+            self.cycle = _Answered()  # type: ignore[assignment]
+            self.transport.write(answer)
+            self.on_response_complete()
+            return
         super().on_headers_complete()
+        if is_plain:
+            self.door.let_in(self.scope)
         self._body_is_left = self.parser.should_upgrade() and bool(self._framing())
 
     def on_chunk_header(self) -> None:
@@ -98,6 +141,17 @@ class Connection(HttpToolsProtocol):
             return
         self._enter(None)
         super().on_message_complete()
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the request can be answered at once, and its connection used again."""
+        return (
+            (self.cycle is None or self.cycle.response_complete)
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+            and not self.parser.should_upgrade()
+            and not self.expect_100_continue
+        )
 
     def _parse(self, data: bytes) -> None:
         try:
@@ -192,7 +246,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.write(_response(error))
+        self.transport.write(error.http({"connection": "close"}))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
@@ -203,10 +257,12 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
 
-def connections_with(limits: ServerSettings, count: Callable[[str, int], None]) -> type[Connection]:
+def connections_with(
+    limits: ServerSettings, count: Callable[[str, int], None], door: Door
+) -> type[Connection]:
     """For uvicorn, which makes a protocol of its own for each connection.
 
-    `count` is told of refusals, as Metrics.count_request is.
+    `count` is told of this module's own refusals, as Metrics.count_request is.
     """
 
     class LimitedConnection(Connection):
@@ -214,13 +270,5 @@ def connections_with(limits: ServerSettings, count: Callable[[str, int], None]) 
 
     LimitedConnection.limits = limits
     LimitedConnection.count = staticmethod(count)
+    LimitedConnection.door = door
     return LimitedConnection
-
-
-def _response(error: ApiError) -> bytes:
-    body = json.dumps(error.body(), separators=(",", ":")).encode()
-    head = (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    )
-    return head.encode() + body

@@ -7,8 +7,11 @@ import logging
 import math
 import random
 import reprlib
+from collections.abc import Mapping
 from enum import StrEnum
+from http import HTTPStatus
 
+import msgspec
 from starlette.responses import JSONResponse, Response
 
 _log = logging.getLogger(__name__)
@@ -98,11 +101,24 @@ class ApiError(Exception):
         }
         return {"error": error, "code": self.code}
 
-    def response(self) -> Response:
-        response = JSONResponse(self.body(), self.status, headers=_HEADERS.get(self.status))
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes with the status."""
+        headers = dict(_HEADERS.get(self.status, {}))
         if self.retry_after is not None:
-            response.headers["Retry-After"] = str(self.retry_after)
-        return response
+            headers["Retry-After"] = str(self.retry_after)
+        return headers
+
+    def response(self) -> Response:
+        return JSONResponse(self.body(), self.status, headers=self.headers)
+
+    def http(self, headers: Mapping[str, str]) -> bytes:
+        """The whole answer as it goes over the wire, where there is no app to send it."""
+        body = msgspec.json.encode(self.body())
+        described = {"content-type": "application/json", "content-length": str(len(body))}
+        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in {**described, **self.headers, **headers}.items()]
+        return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class StartError(Exception):

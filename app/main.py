@@ -22,7 +22,7 @@ from app.errors import ApiError, ErrorCode, for_caller, shorten
 from app.examples import ExampleEncoder
 from app.gateway import Gateway, fingerprint
 from app.metrics import Metrics
-from app.middleware import AnswerHead, LimitBody, Observe, RefuseWhenFull
+from app.middleware import AnswerHead, LimitBody, Observe, TakePlace, TakeTurns
 from app.openapi import build_openapi
 from app.prompts import PromptRenderer, load_prompt_renderer
 from app.routes import chat, concepts, models, operations, tokens
@@ -49,8 +49,9 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
             *_cors(settings.server.cors_origins),
             Middleware(AnswerHead),
             Middleware(Observe, metrics=gateway.metrics),
+            Middleware(TakePlace, admission=gateway.admission),
             Middleware(Authenticate, tokens=access_tokens, open_metrics=settings.auth.open_metrics),
-            Middleware(RefuseWhenFull, admission=gateway.admission),
+            Middleware(TakeTurns),
             Middleware(LimitBody, limit=settings.server.max_body_bytes),
         ],
     )
@@ -92,7 +93,7 @@ def _build_concepts(
     longest = engine.model.context_length - 1
     encoder = ExampleEncoder(tokenizer, prompts, longest, limits.max_concept_tokens)
     store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
-    return Concepts(store, Trainings(engine, encoder.encode, metrics), metrics, limits.max_concepts)
+    return Concepts(store, Trainings(engine, encoder.encode, metrics), metrics, limits)
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:

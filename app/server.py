@@ -4,27 +4,32 @@ import asyncio
 import json
 import logging
 import math
+import resource
 import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import anyio
+import anyio.lowlevel
 import uvicorn
 import uvloop
 from fastapi import FastAPI
 
 from app import __version__
-from app.connection import connections_with
+from app.connection import TOLD_CONNECTIONS, Connection, connections_with
 from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
+from app.middleware import Doorkeeper
 from app.replicas import Replica, run_replicas
 from app.settings import ServerSettings, Settings
 from app.tls import load_tls
 
 _BACKLOG = 2048
+_OTHER_FILES = 256
 _DRAIN_MARGIN_SECONDS = 3
 """For the last events to leave once the engine has ended all generations."""
 
@@ -33,6 +38,7 @@ def run(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartError."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     tls = load_tls(settings.server.tls) if settings.server.tls else None
+    _allow_files(settings.server.max_connections)
     with (
         _bind(settings.server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -47,7 +53,7 @@ async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContex
         app = _start_app(settings, engine)
         config = uvicorn.Config(
             app,
-            http=connections_with(settings.server, app.state.gateway.metrics.count_request),
+            http=_connections(settings.server, app.state.gateway),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -58,9 +64,15 @@ async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContex
             ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             timeout_graceful_shutdown=_DRAIN_MARGIN_SECONDS,
         )
+        await anyio.lowlevel.checkpoint()  # which loads much; the first request would wait for that
         server = _Server(config, _welcome(settings, listener))
         _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
         await server.serve(sockets=[listener])
+
+
+def _connections(settings: ServerSettings, gateway: Gateway) -> type[Connection]:
+    doorkeeper = Doorkeeper(gateway.admission, gateway.metrics, has_origins=bool(settings.cors_origins))
+    return connections_with(settings, gateway.metrics.count_request, doorkeeper)
 
 
 def _start_app(settings: Settings, engine: Engine) -> FastAPI:
@@ -117,6 +129,18 @@ def _current_task() -> "asyncio.Task[object]":
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - for the type checker
     return task
+
+
+def _allow_files(connections: int) -> None:
+    """Each is an open file, of which many systems allow few unless they are asked. Raises StartError."""
+    needed = connections + TOLD_CONNECTIONS + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        except (ValueError, OSError):
+            rule = f"server.max_connections {connections} needs {needed} open files"
+            raise StartError(f"{rule}, and the system allows {hard} (ulimit -n)") from None
 
 
 def _bind(server: ServerSettings) -> socket.socket:

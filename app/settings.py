@@ -72,6 +72,8 @@ class ServerSettings(Section):
     """How long a new connection, and then a request's headers, may take to arrive whole."""
     body_seconds: PositiveFloat = 60.0
     """How long a request's body may take, after its headers."""
+    max_connections: PositiveInt = 2048
+    """At the same time. Each request that runs or waits has one."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long running requests may go on after the server was told to stop."""
     stall_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
@@ -121,7 +123,7 @@ class LimitSettings(Section):
     max_wait_seconds: PositiveFloat = 300.0
     """How long a request may wait for its first token."""
     max_requests: PositiveInt | None = None
-    """Of one access token, in progress at the same time. None: as many as the engine takes."""
+    """Of one access token, at the same time: chats, and concepts that it creates. None: any number."""
     tokens_per_minute: PositiveInt | None = None
     """Of one access token, in prompts and answers."""
     max_examples: PositiveInt = 1000
@@ -129,6 +131,8 @@ class LimitSettings(Section):
     max_example_characters: PositiveInt = 4000
     max_concept_tokens: PositiveInt = 131_072
     """In all texts of a concept together."""
+    max_trainings: PositiveInt = 64
+    """Concepts that are being created, of all callers together."""
     max_concepts: PositiveInt = 1000
     """Created ones, of all callers together."""
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 import zmq.asyncio
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, shorten
+from app.pulse import wait_for_silence
 from inference import protocol
 from inference.protocol import (
     Abort,
@@ -25,10 +26,10 @@ from inference.protocol import (
 
 _log = logging.getLogger(__name__)
 
-_SILENCE_SECONDS = 15.0
-"""A worker says every second that it lives."""
-_DOUBT_SECONDS = 2.0
-"""Had this process itself been stopped, then what the worker said meanwhile is read by now."""
+_FROZEN_SECONDS = 3.5
+"""Without a sign of life, and without anything that the worker does."""
+_SILENT_SECONDS = 15.0
+"""Without a sign of life."""
 _MAX_UNREAD = 2**16
 """Tokens of a request, and alternatives of tokens, that came and that nobody has taken: some 10 MB."""
 
@@ -138,17 +139,16 @@ class WorkerEngine:
 
     async def serve(self, process: asyncio.subprocess.Process) -> None:
         """Dispatches reports until the worker ends; then all that is open does, too."""
-        assert process.stdout is not None  # noqa: S101 - for the type checker
         reading = asyncio.create_task(self._read())
         ending = asyncio.create_task(process.wait())
-        listening = asyncio.create_task(_listen(process.stdout))
+        listening = asyncio.create_task(wait_for_silence(process, _FROZEN_SECONDS, _SILENT_SECONDS))
         tasks = {reading, ending, listening}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 _log.error("the worker has ended with status %s", process.returncode)
             elif listening.done():
-                _log.error("the worker has given no sign of life for %g seconds", _SILENCE_SECONDS)
+                _log.error("the worker has given no sign of life for %g seconds", listening.result())
             else:
                 _log.error("the worker cannot be understood", exc_info=reading.exception())
             if process.returncode is None:
@@ -258,21 +258,3 @@ def _refusal(admission: Admission) -> ApiError:
     if admission.detail:
         message += f": {shorten(admission.detail)}"
     return ApiError(ErrorCode(admission.refusal.value), message, param)
-
-
-async def _listen(beats: asyncio.StreamReader) -> None:
-    """Returns when the worker has said nothing for too long."""
-    patience = _SILENCE_SECONDS
-    while True:
-        try:
-            async with asyncio.timeout(patience):
-                said = await beats.read(4096)
-        except TimeoutError:
-            if patience == _DOUBT_SECONDS:
-                return
-            patience = _DOUBT_SECONDS
-        else:
-            if not said:  # It is ending, which is seen elsewhere, unless it cannot even end.
-                await asyncio.sleep(_SILENCE_SECONDS)
-                return
-            patience = _SILENCE_SECONDS

@@ -14,6 +14,7 @@ import zmq
 import zmq.asyncio
 
 from app.errors import StartError
+from app.pulse import wait_for_silence
 from app.worker_engine import WorkerEngine
 from inference import protocol
 from inference.config import EngineConfig
@@ -27,6 +28,8 @@ _PATIENCE_SECONDS = 2.0
 """For a worker to end by itself: whatever it computes, nobody waits for it any more."""
 _END_SECONDS = 5.0
 _LAST_WORDS_SECONDS = 1.0
+_START_SILENCE_SECONDS = 300.0
+"""Nobody's request runs while a worker starts, and much that it does then holds up its signs of life."""
 
 
 @asynccontextmanager
@@ -80,7 +83,7 @@ async def _configure(
 
 
 async def _started(process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket) -> ModelInfo:
-    """Loading a model may take any time. Raises StartError."""
+    """Loading a model may take any time, if the worker says that it lives. Raises StartError."""
     report = protocol.decode_report(await _while_starting(process, socket.recv()))
     if isinstance(report, protocol.Started):
         return report.model
@@ -92,18 +95,24 @@ async def _started(process: asyncio.subprocess.Process, socket: zmq.asyncio.Sock
 
 
 async def _while_starting(process: asyncio.subprocess.Process, awaited: Awaitable[_Result]) -> _Result:
-    """Raises StartError if the process ends first."""
+    """Raises StartError if the process ends or freezes first."""
     result = asyncio.ensure_future(awaited)
     ended = asyncio.create_task(process.wait())
+    silence = asyncio.create_task(
+        wait_for_silence(process, frozen_seconds=_START_SILENCE_SECONDS, busy_seconds=_START_SILENCE_SECONDS)
+    )
     try:
-        await asyncio.wait({result, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({result, ended, silence}, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.wait({result}, timeout=_LAST_WORDS_SECONDS)
         if result.done():
             return result.result()
+        if silence.done():
+            raise StartError(f"the worker has frozen while it was starting, for {silence.result():g} seconds")
         raise StartError(f"the worker ended while it was starting (status {process.returncode})")
     finally:
-        result.cancel()
-        ended.cancel()
+        for task in (result, ended, silence):
+            task.cancel()
+        await asyncio.wait({silence})  # There must be one at most that reads.
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

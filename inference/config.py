@@ -40,7 +40,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     nice_ageing_seconds: float = 30.0
     """A `nice` sequence yields to all others until it has waited this long."""
     max_step_seconds: float = 300.0
-    """A step that lasts longer hangs, and the worker ends. No step that does not hang may last so long."""
+    """A step that lasts longer hangs, and the worker ends. Most that hang are found sooner."""
     steering_blocks: tuple[int, ...] | None = None
     """The decoder blocks, from 0, whose output is steered; None: one at 0.6 of the depth."""
     seed: int | None = None

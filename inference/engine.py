@@ -28,6 +28,7 @@ from inference.sequence import Sequence, Status, build_probe_sequence, build_seq
 from inference.steering.directions import DirectionFiles
 from inference.steering.steerer import Steerer
 from inference.steering.trainer import Trainer
+from inference.step_watch import StepWatch
 
 
 class Engine:
@@ -36,7 +37,8 @@ class Engine:
     ) -> None:
         """`directions`: where trained concepts are kept; None: nowhere."""
         self.runner = runner
-        self._steps = StepRunner(runner)
+        self.watch = StepWatch(config.max_step_seconds, computes_here=runner.model.device.type == "cpu")
+        self._steps = StepRunner(runner, self.watch)
         self.steerer = Steerer(runner.bank)
         self.blocks = BlockManager(runner.num_blocks, config.block_size)
         self.scheduler = Scheduler(

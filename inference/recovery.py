@@ -10,6 +10,7 @@ import torch
 
 from inference.model_runner import ModelRunner, SampledToken, Step
 from inference.sequence import Sequence
+from inference.step_watch import StepWatch
 
 _log = logging.getLogger("tiller.worker")
 
@@ -34,8 +35,9 @@ class Outcome:
 
 
 class StepRunner:
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, watch: StepWatch) -> None:
         self._runner = runner
+        self._watch = watch
         self._lost_steps = 0
 
     def launch(self, scheduled: list[Sequence]) -> Step | None:
@@ -80,8 +82,10 @@ class StepRunner:
         return self._runner.launch(part).read()
 
     def _try(self, act: Callable[[], _Result], sequences: list[Sequence]) -> _Result | None:
+        tokens = max(sum(sequence.num_scheduled_tokens for sequence in sequences), 1)
         try:
-            return act()
+            with self._watch.computing(tokens):
+                return act()
         except torch.AcceleratorError:
             raise  # The device is unusable for the rest of the process's life.
         except Exception as error:  # of any kind: out of memory, a kernel's, a bug's

@@ -50,10 +50,9 @@ _STATS_SECONDS = 0.5
 class Worker:
     """Moves commands from the socket into the engine and reports back out."""
 
-    def __init__(self, engine: Engine, socket: zmq.Socket[bytes], heartbeat: Heartbeat) -> None:
+    def __init__(self, engine: Engine, socket: zmq.Socket[bytes]) -> None:
         self._engine = engine
         self._socket = socket
-        self._heartbeat = heartbeat
         self._stopping = False
         self._stats = EngineStats()
         self._stats_sent = 0.0
@@ -65,7 +64,7 @@ class Worker:
     def run(self) -> None:
         """Raises what the engine raises: then nothing that it holds can be trusted."""
         while not self._stopping:
-            self._heartbeat.turn()
+            self._engine.watch.turn()
             was_idle = self._engine.is_idle
             self._send(StepReport(admissions=self._take_commands()))
             was_idle &= self._engine.is_idle
@@ -184,7 +183,8 @@ def main() -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then ends us
     signal.signal(signal.SIGTERM, _exit_at_once)
-    pipe = _take_stdout()
+    heartbeat = Heartbeat(_take_stdout())
+    heartbeat.start()
     endpoint = sys.argv[1]
     threading.Thread(target=_end_with_stdin, args=[endpoint], daemon=True).start()
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
@@ -192,21 +192,20 @@ def main() -> int:
         socket.linger = 1000
         socket.connect(endpoint)
         config = msgspec.json.decode(socket.recv(), type=EngineConfig)
-        return _serve(config, socket, pipe)
+        return _serve(config, socket, heartbeat)
 
 
-def _serve(config: EngineConfig, socket: zmq.Socket[bytes], pipe: int) -> int:
+def _serve(config: EngineConfig, socket: zmq.Socket[bytes], heartbeat: Heartbeat) -> int:
     try:
         engine, info = build_engine(config)
     except Exception as error:
         logger.debug("could not start", exc_info=True)
         socket.send(protocol.encode(protocol.StartFailed(_one_line(error))))
         return 1
-    heartbeat = Heartbeat(pipe, config.max_step_seconds)
-    worker = Worker(engine, socket, heartbeat)
+    worker = Worker(engine, socket)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     socket.send(protocol.encode(protocol.Started(info)))
-    heartbeat.start()
+    heartbeat.watch(engine.watch)
     worker.run()
     return 0
 

@@ -37,7 +37,7 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
     """Continues a conversation. `nice` lets concurrent requests go first."""
     timing = Timing()
     request_id: str = request.state.request_id
-    visit = gateway.admission.admit(caller_of(request), nice)
+    visit = gateway.admission.admit(caller_of(request), nice, request.state.place)
     try:
         chat = await read_json(request, ChatRequest)
         asked, concepts = await _prepare(gateway, chat, visit, request_id, nice)

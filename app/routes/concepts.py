@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.auth import requires
+from app.auth import caller_of, requires
 from app.body import read_json
 from app.gateway import GatewayDep
 from app.openapi import describe
@@ -32,17 +32,18 @@ GivenId = Annotated[str, Depends(_given_id)]
 @router.post(
     "/steering_concepts",
     dependencies=[_MAKES_CONCEPTS],
-    **describe(ConceptRequest, ConceptDetail, status=201, errors=(401, 404, 409, 500, 503)),
+    **describe(ConceptRequest, ConceptDetail, status=201, errors=(401, 404, 409, 429, 500, 503)),
 )
 async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     """Makes a concept from pairs of texts, measures it, and keeps it, which takes seconds to minutes.
 
     The same examples (and name) a second time give the same concept.
     """
-    asked = await read_json(request, ConceptRequest, gateway.settings.limits)
-    if asked.model is not None:
-        check_model(asked.model, gateway.settings.model.name)
-    return _json(await gateway.concepts.create(_concept(asked)), status=201)
+    with gateway.admission.counting(caller_of(request)):
+        asked = await read_json(request, ConceptRequest, gateway.settings.limits)
+        if asked.model is not None:
+            check_model(asked.model, gateway.settings.model.name)
+        return _json(await gateway.concepts.create(_concept(asked)), status=201)
 
 
 @router.get("/steering_concepts", dependencies=[_USES_CONCEPTS], **describe(answer=ConceptList))

@@ -140,6 +140,9 @@ def _rush(directory: Path, prompt: str, arguments: argparse.Namespace) -> RushFi
         _running("worker", directory, prompt, arguments, room) as subject,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
+        _say("warming up")
+        runner.run(measure_requests(subject, 1, True, min(arguments.connections, arguments.room), seconds=1))
+        _say(f"{arguments.rush} times as many requests as the {arguments.room} that there is room for")
         return runner.run(measure_rush(subject, arguments.room, arguments.rush, arguments.probe_seconds))
 
 

@@ -101,6 +101,13 @@ class RushFigures:
     alike: bool
     """All that were served got the same answer, as they should."""
     refusal_latencies: Sequence[float]
+    """Of those that found no place."""
+    turned_away_latencies: Sequence[float]
+    """Of those that found no connection: server.max_connections."""
+    cut: int
+    """Connections beyond even those, which ended without a word."""
+    client_lateness: Sequence[float]
+    """By how much the load client itself was late. It shares the machine, and its latencies hold this."""
     health_latencies: Sequence[float]
     """Of /health, asked while there was no room."""
 
@@ -160,7 +167,8 @@ def request_table(figures: Sequence[RequestFigures]) -> str:
 def rush_table(figures: Sequence[RushFigures]) -> str:
     """In Markdown."""
     head = (
-        "places", "requests", "served", "answers alike", "refusals", "told after p50, ms", "p99, ms",
+        "places", "requests", "served", "answers alike", "no place", "told after p50, ms", "p99, ms",
+        "no connection", "told after p50, ms", "p99, ms", "cut", "client late by p99, ms", "at most, ms",
         "/health p50, ms", "p99, ms", "times asked",
     )  # fmt: skip
     return _table(head, [_rush_row(row) for row in figures])
@@ -215,13 +223,20 @@ def _rush_row(row: RushFigures) -> tuple[str, ...]:
         str(row.room * row.times),
         str(row.served),
         "yes" if row.alike else "no",
-        str(len(row.refusal_latencies)),
-        _milliseconds(percentile(row.refusal_latencies, 50)),
-        _milliseconds(percentile(row.refusal_latencies, 99)),
+        *_told(row.refusal_latencies),
+        *_told(row.turned_away_latencies),
+        str(row.cut),
+        _milliseconds(percentile(row.client_lateness, 99)),
+        _milliseconds(percentile(row.client_lateness, 100)),
         _milliseconds(percentile(row.health_latencies, 50)),
         _milliseconds(percentile(row.health_latencies, 99)),
         str(len(row.health_latencies)),
     )
+
+
+def _told(latencies: Sequence[float]) -> tuple[str, str, str]:
+    p50, p99 = (_milliseconds(percentile(latencies, rank)) for rank in (50, 99))
+    return str(len(latencies)), p50, p99
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

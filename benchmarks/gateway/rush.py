@@ -1,8 +1,15 @@
-"""Many times as many requests as the engine has room for: who is served, and how fast the others are told."""
+"""Many times as many requests as the engine has room for: who is served, and how fast the others are told.
+
+All are sent by one event loop, beside the gateway's on the same machine. It does little for each, /health is
+asked by a process of its own, and how late the loop comes itself is measured beside: with two cores or more
+that do nothing else, what is reported is the gateway's.
+"""
 
 import asyncio
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import httptools
@@ -13,32 +20,71 @@ from benchmarks.gateway.measure import Subject, patience, probe
 
 _TOKENS = 16
 _POLL_SECONDS = 0.05
+_TICK_SECONDS = 0.002
+_PROBE_START_SECONDS = 1.0
+_ACCEPT_SECONDS = 1.0
+"""A gateway accepts one connection in each turn of its event loop."""
+_AGAIN_SECONDS = 1.0
+"""After a connection was cut without an answer."""
 
 
 class Visitor(asyncio.Protocol):
     """Sends a request, and again when it was told to, until it is answered."""
 
-    def __init__(self, request: bytes) -> None:
+    def __init__(self, port: int, request: bytes) -> None:
+        self._port = port
         self._request = request
-        self._begin()
+        self._transport: asyncio.Transport | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._headers: dict[bytes, bytes] = {}
         self._body = b""
+        self._since = 0.0
+        self._asked = False
+        self._parser = httptools.HttpResponseParser(self)
         self.refusals: list[float] = []
-        """How long each took, in seconds."""
+        """How long each took, in seconds, for want of a place."""
+        self.turned_away: list[float] = []
+        """The same, for want of a connection."""
+        self.cut = 0
+        """Connections that ended without an answer."""
         self.content: str | None = None
         self.fault: str | None = None
         self.patient = True
 
+    async def connect(self) -> None:
+        self._since = time.perf_counter()
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._port)
+        except OSError as error:
+            self.fault = f"a connection fails: {error}"
+
     def ask(self) -> None:
-        if self.patient:
-            self._sent = time.perf_counter()
-            self._transport.write(self._request)
+        if not self.patient or self._asked:
+            return
+        self._asked = True
+        if self._transport is None:
+            self._connecting = asyncio.create_task(self.connect())
+        else:
+            self._send()
 
     def close(self) -> None:
-        self._transport.close()
+        self.patient = False
+        if self._transport:
+            self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._begin()
+        if self._asked:
+            self._send()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        awaited, self._transport = self._asked, None
+        if awaited and self.patient and self.content is None:
+            self.cut += 1
+            self._asked = False
+            self._ask_again(_AGAIN_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -51,31 +97,69 @@ class Visitor(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         status, answer = self._parser.get_status_code(), json.loads(self._body)
+        self._asked = False
         if status == 200:
             self.content = answer["choices"][0]["message"]["content"]
         elif answer.get("code") == "QUEUE_FULL":
-            self.refusals.append(time.perf_counter() - self._sent)
-            asyncio.get_running_loop().call_later(int(self._headers[b"retry-after"]), self.ask)
+            closes = self._headers.get(b"connection") == b"close"
+            (self.turned_away if closes else self.refusals).append(time.perf_counter() - self._since)
+            if closes and self._transport:
+                self._transport.close()
+                self._transport = None
+            self._ask_again(int(self._headers[b"retry-after"]))
         else:
             self.fault = f"it answers {status}"
         self._begin()
 
+    def _ask_again(self, seconds: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.ask)
+
+    def _send(self) -> None:
+        assert self._transport is not None
+        self._since = time.perf_counter()
+        self._transport.write(self._request)
+
     def _begin(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._body = b""
+        self._headers, self._body = {}, b""
+
+
+@contextmanager
+def lateness() -> Iterator[list[float]]:
+    """By how many seconds this event loop comes late, at regular times within: so much of what it measures is
+    its own.
+    """
+    loop, late = asyncio.get_running_loop(), list[float]()
+
+    def tick(due: float) -> None:
+        nonlocal timer
+        late.append(loop.time() - due)
+        due = loop.time() + _TICK_SECONDS
+        timer = loop.call_at(due, tick, due)
+
+    due = loop.time() + _TICK_SECONDS
+    timer = loop.call_at(due, tick, due)
+    try:
+        yield late
+    finally:
+        timer.cancel()
 
 
 async def measure_rush(subject: Subject, room: int, times: int, seconds: float) -> RushFigures:
     """`room` is what the subject's engine has. Raises LoadError."""
-    loop = asyncio.get_running_loop()
     request = subject.request(_TOKENS, streamed=False)
-    visitors = []
-    for _ in range(room * times):
-        _, visitor = await loop.create_connection(lambda: Visitor(request), "127.0.0.1", subject.port)
-        visitors.append(visitor)
+    visitors = [Visitor(subject.port, request) for _ in range(room * times)]
+    probing = asyncio.create_task(probe(subject.port, seconds))
+    await asyncio.sleep(_PROBE_START_SECONDS)  # Its connection is there before there are too many.
     for visitor in visitors:
-        visitor.ask()
-    health = await probe(subject.port, seconds)
+        await visitor.connect()
+    await asyncio.sleep(_ACCEPT_SECONDS)
+    with lateness() as late:
+        for visitor in visitors:
+            visitor.ask()
+        health = await probing
     for visitor in visitors:
         visitor.patient = False
     with subject.stepping(0) as clock:
@@ -87,6 +171,15 @@ async def measure_rush(subject: Subject, room: int, times: int, seconds: float) 
         visitor.close()
     if faults := [visitor.fault for visitor in visitors if visitor.fault]:
         raise LoadError(faults[0])
-    refusals = [seconds for visitor in visitors for seconds in visitor.refusals]
     contents = [visitor.content for visitor in visitors if visitor.content is not None]
-    return RushFigures(room, times, len(contents), len(set(contents)) == 1, refusals, health)
+    return RushFigures(
+        room=room,
+        times=times,
+        served=len(contents),
+        alike=len(set(contents)) == 1,
+        refusal_latencies=[seconds for visitor in visitors for seconds in visitor.refusals],
+        turned_away_latencies=[seconds for visitor in visitors for seconds in visitor.turned_away],
+        cut=sum(visitor.cut for visitor in visitors),
+        client_lateness=late,
+        health_latencies=health,
+    )

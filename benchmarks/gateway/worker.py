@@ -6,7 +6,6 @@ Like the real one it is sent its configuration, which it has no use for, says by
 ends when stdin does.
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def main() -> None:
         socket.linger = 0
         socket.connect(endpoint)
         socket.recv()
-        Heartbeat(sys.stdout.fileno(), math.inf).start()
+        Heartbeat(sys.stdout.fileno()).start()
         model = model_info(Path(directory))
         socket.send(protocol.encode(protocol.Started(model)))
         _serve(socket, load_script(model), open_pipe(Path(pipe)))

@@ -37,6 +37,15 @@ def build(engine: Engine, clock: Clock, **limits: Any) -> Admission:
     return Admission(engine, LimitSettings(**limits), clock)  # type: ignore[arg-type]
 
 
+def admit(admission: Admission, caller: AccessToken | None, nice: bool) -> Visit:
+    place = admission.take_place()
+    try:
+        return admission.admit(caller, nice, place)
+    except ApiError:
+        place.free()
+        raise
+
+
 def token(name: str = "a", **limits: Any) -> AccessToken:
     return AccessToken(name=name, sha256=name * 64, **limits)
 
@@ -47,26 +56,26 @@ def seconds_until(error: pytest.ExceptionInfo[ApiError]) -> int | None:
 
 def test_places_are_promised_only_once(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
-    first, second = admission.admit(None, False), admission.admit(None, False)
+    first, second = admit(admission, None, False), admit(admission, None, False)
     first.reserve(7, 1)
     with pytest.raises(QueueFull):
         second.reserve(4, 1)
     second.reserve(3, 1)
     with pytest.raises(QueueFull):
-        admission.admit(None, False)
+        admit(admission, None, False)
     first.end()
-    admission.admit(None, False).reserve(7, 1)
+    admit(admission, None, False).reserve(7, 1)
 
 
 def test_an_engine_that_is_down_is_told_before_anything_else(engine: Engine, clock: Clock) -> None:
     engine.room, engine.available = 0, False
     with pytest.raises(EngineUnavailable):
-        build(engine, clock).admit(None, False)
+        build(engine, clock).take_place()
 
 
 def test_what_the_engine_has_taken_over_is_not_counted_twice(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
-    visit = admission.admit(None, False)
+    visit = admit(admission, None, False)
     visit.reserve(10, 1)
     visit.hand_over()
     admission.check_room(10)
@@ -80,29 +89,29 @@ def test_what_the_engine_has_taken_over_is_not_counted_twice(engine: Engine, clo
 
 def test_requests_are_counted_by_token_and_nice_ones_apart(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock, max_requests=2)
-    visits = [admission.admit(token("a"), False) for _ in range(2)]
+    visits = [admit(admission, token("a"), False) for _ in range(2)]
     for caller, nice in ((token("a"), True), (token("b"), False), (None, False)):
-        assert [admission.admit(caller, nice) for _ in range(2)]
+        assert [admit(admission, caller, nice) for _ in range(2)]
         with pytest.raises(RateLimited) as error:
-            admission.admit(caller, nice)
+            admit(admission, caller, nice)
         assert seconds_until(error) == 1
     visits[0].end()
-    admission.admit(token("a"), False)
+    admit(admission, token("a"), False)
     with pytest.raises(RateLimited):
-        admission.admit(token("a"), False)
+        admit(admission, token("a"), False)
 
 
 def test_a_tokens_own_limits_count_before_those_for_all(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock, max_requests=1, tokens_per_minute=1)
-    visit = admission.admit(token(max_requests=2, tokens_per_minute=1000), False)
+    visit = admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
     visit.reserve(1, 900)
-    admission.admit(token(max_requests=2, tokens_per_minute=1000), False)
+    admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
     with pytest.raises(RateLimited):
-        admission.admit(token(max_requests=2, tokens_per_minute=1000), False)
+        admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
 
 
 def enter(admission: Admission, caller: AccessToken, prompt: int, answer: int | None, n: int = 1) -> Visit:
-    visit = admission.admit(caller, False)
+    visit = admit(admission, caller, False)
     try:
         visit.reserve(n, answer)
         visit.reserve_prompt(prompt)

@@ -13,6 +13,7 @@ from app.concepts import Concepts
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest
 from app.metrics import Metrics
 from app.schemas.concepts import ConceptDetail, ConceptState
+from app.settings import LimitSettings
 from app.trainings import Trainings
 from inference.protocol import TrainConcept, TrainingState, TrainingUpdate
 from inference.steering.concepts import Concept, ConceptStore, Example, digest_of, full_id
@@ -57,7 +58,7 @@ def open_concepts(engine: FakeEngine, store: ConceptStore) -> Open:
 
     def build(limit: int = 10, encode: Callable[[Concept], TrainConcept] = encode) -> Concepts:
         metrics = Metrics()
-        return Concepts(store, Trainings(engine, encode, metrics), metrics, limit)
+        return Concepts(store, Trainings(engine, encode, metrics), metrics, LimitSettings(max_concepts=limit))
 
     return build
 

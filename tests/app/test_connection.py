@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from uvicorn._types import HTTPScope
 
-from app.connection import connections_with
+from app import connection
+from app.connection import Headers, connections_with
+from app.errors import QueueFull
 from app.settings import ServerSettings
 from tests.app.contract.support import assert_error_payload, until
 
@@ -24,8 +27,19 @@ class App:
     def __init__(self) -> None:
         self.left = 0
         self.refusals: list[int] = []
+        self.is_full = False
         self.go_on = asyncio.Event()
         self.go_on.set()
+
+    def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
+        """POST /chat needs a place."""
+        assert all(name == name.lower() for name, _ in headers)
+        if (method, target) == (b"POST", b"/chat?nice=true") and self.is_full:
+            return QueueFull().http({"x-own": "1"})
+        return None
+
+    def let_in(self, scope: HTTPScope) -> None:
+        scope["state"]["let in"] = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         length, more = 0, scope["path"] != "/unread"
@@ -66,6 +80,9 @@ class Client:
         yield
         task.cancel()
 
+    def leave(self) -> None:
+        self._writer.close()
+
     async def read(self) -> bytes:
         """What comes until the server closes the connection."""
         async with asyncio.timeout(10):
@@ -100,7 +117,7 @@ async def serving(app: App, limits: ServerSettings) -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app,
-            http=connections_with(limits, lambda route, status: app.refusals.append(status)),
+            http=connections_with(limits, lambda route, status: app.refusals.append(status), app),
             log_level="critical",
             ws="none",
             lifespan="off",
@@ -344,3 +361,99 @@ async def test_a_body_after_an_offered_protocol_may_not_take_for_ever(connect: C
     client = await connect(body_seconds=0.3)
     await client.send(post(*UPGRADES[0], "Content-Length: 100"), b"x")
     assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "body")
+
+
+async def full(connect: Callable[..., Any], app: App, **limits: float) -> Client:
+    app.is_full = True
+    return await connect(**limits)
+
+
+def chat(*headers: str, body: str = "") -> bytes:
+    return post(*headers, path="/chat?nice=true", body=body)
+
+
+async def test_what_has_no_place_is_answered_before_its_body_has_come(
+    connect: Callable[..., Any], app: App
+) -> None:
+    """The connection is used again, as if an app had answered."""
+    client = await full(connect, app)
+    for _ in range(2):
+        await client.send(chat("Content-Length: 11"))
+        head = await client.read_until(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"\r\nRetry-After: " in head
+        assert b"\r\nx-own: 1\r\n" in head
+        assert b"connection" not in head
+        await client.read_until(b'},"code":"QUEUE_FULL"}')
+        await client.send(b"hello ", b"world")
+    await client.send(chat("Transfer-Encoding: chunked"), b"5\r\nhello\r\n0\r\n\r\n")
+    await client.read_until(b'},"code":"QUEUE_FULL"}')
+    await client.send(post("Content-Length: 5", body="other"))
+    assert (await client.read_until(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+    app.is_full = False
+    await client.send(chat("Content-Length: 5", body="hello"))
+    assert (await client.read_until(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+    assert app.left == 0
+
+
+@pytest.mark.parametrize(
+    "headers", [["Connection: close"], ["Expect: 100-continue"], ["Connection: upgrade", "Upgrade: h2c"]]
+)
+async def test_who_wants_more_than_an_answer_is_left_to_the_app(
+    connect: Callable[..., Any], app: App, headers: list[str]
+) -> None:
+    client = await full(connect, app)
+    await client.send(chat(*headers, "Content-Length: 5", body="hello"))
+    assert b" 200 OK" in await client.read_until(b"0\r\n\r\n")
+
+
+async def test_requests_that_come_together_are_answered_in_their_order(
+    connect: Callable[..., Any], app: App
+) -> None:
+    client = await full(connect, app)
+    app.go_on.clear()
+    await client.send(post("Content-Length: 1", body="a") + chat("Content-Length: 2", body="bb"))
+    await client.read_until(b"\r\n\r\n")
+    app.go_on.set()
+    answers = await client.read_until(b"0\r\n\r\n") + await client.read_until(b"0\r\n\r\n")
+    assert b"503" not in answers
+
+
+async def test_an_answered_requests_body_may_not_take_for_ever(connect: Callable[..., Any], app: App) -> None:
+    client = await full(connect, app, body_seconds=0.2)
+    await client.send(chat("Content-Length: 11", body="hello"))
+    answer = await client.read()
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.endswith(b'},"code":"QUEUE_FULL"}')
+
+
+async def test_connections_beyond_the_limit_are_told_so_and_then_cut(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "TOLD_CONNECTIONS", 1)
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(serving(app, ServerSettings(**PATIENT, max_connections=2)))
+
+        async def open_one() -> Client:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+            return Client(reader, writer)
+
+        async def ask(client: Client) -> bytes:
+            await client.send(post("Content-Length: 5", body="hello"))
+            return await client.read_until(b"0\r\n\r\n")
+
+        served = [await open_one() for _ in range(2)]
+        assert [b" 200 OK" in await ask(client) for client in served] == [True, True]
+        told = await open_one()
+        answer = await told.read()
+        assert_refused(answer, 503, "QUEUE_FULL", "too many connections")
+        assert b"\r\nRetry-After: " in answer
+        with suppress(ConnectionError):
+            assert await (await open_one()).read() == b""
+        assert app.refusals == [503, 503]
+        assert b" 200 OK" in await ask(served[0])
+        for client in (served[1], told):
+            client.leave()
+        await asyncio.sleep(0.05)
+        assert b" 200 OK" in await ask(await open_one())

@@ -1,5 +1,6 @@
 """Around every request: who may call, how much, and what is told when we fail."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from app.access import AccessTokens, TokenFile
+from app.admission import Admission
 from app.auth import Authenticate
+from app.errors import QueueFull
 from app.metrics import Metrics
-from app.middleware import LimitBody, Observe
-from app.settings import AccessToken
+from app.middleware import Doorkeeper, LimitBody, Observe, TakePlace, TakeTurns
+from app.settings import AccessToken, LimitSettings
 
 
 async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,3 +125,103 @@ async def test_answers_are_counted_by_route_and_status() -> None:
     metrics = Metrics()
     await call(Observe(read_all, metrics), "/whatever")
     assert b'tiller_requests_total{route="other",status="200"} 1.0' in metrics.render()
+
+
+class Engine:
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.available = True
+
+
+def admission(engine: Engine) -> Admission:
+    return Admission(engine, LimitSettings())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", [b"/chat/completions", b"/v1/chat/completions?nice=true"])
+def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(target: bytes) -> None:
+    engine, metrics = Engine(room=1), Metrics()
+    door = Doorkeeper(admission(engine), metrics, has_origins=False)
+    assert door.turn_away(b"POST", target, []) is None
+    engine.room = 0
+    head, _, body = (door.turn_away(b"POST", target, []) or b"").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    for name in (b"Retry-After", b"x-request-id", b"x-content-type-options"):
+        assert head.count(b"\r\n" + name + b": ") == 1
+    assert b'"code":"QUEUE_FULL"' in body
+    engine.available = False
+    assert b'"code":"UNAVAILABLE"' in (door.turn_away(b"POST", target, []) or b"")
+    assert b'tiller_requests_total{route="/chat/completions",status="503"} 2.0' in metrics.render()
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [(b"GET", b"/health"), (b"GET", b"/chat/completions"), (b"POST", b"/chat/completions/"), (b"POST", b"*")],
+)
+def test_all_else_passes_the_door(method: bytes, target: bytes) -> None:
+    door = Doorkeeper(admission(Engine(room=0)), Metrics(), has_origins=False)
+    assert door.turn_away(method, target, []) is None
+
+
+def test_pages_of_other_origins_get_their_refusal_from_the_app() -> None:
+    door = Doorkeeper(admission(Engine(room=0)), Metrics(), has_origins=True)
+    assert door.turn_away(b"POST", b"/chat/completions", [(b"origin", b"https://example.org")]) is None
+    assert door.turn_away(b"POST", b"/chat/completions", [(b"host", b"x")])
+
+
+@pytest.mark.parametrize("status", [200, 401])
+async def test_a_place_that_was_taken_at_the_door_is_free_again_however_it_ends(status: int) -> None:
+    """Of requests that come together, each counts before the app has seen any."""
+    admits = admission(Engine(room=2))
+    door = Doorkeeper(admits, Metrics(), has_origins=False)
+    app = TakePlace(guarded("one"), admits)
+    header = [(b"authorization", b"Bearer one")] if status == 200 else []
+    scope = {"type": "http", "method": "POST", "path": "/chat/completions", "headers": header, "state": {}}
+    scopes = [{**scope, "state": {}} for _ in range(2)]
+    for one in scopes:
+        door.let_in(one)  # type: ignore[arg-type]
+    assert door.turn_away(b"POST", b"/chat/completions", [])
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        with pytest.raises(QueueFull):
+            admits.check_room(1)
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scopes[0], receive, send)
+    assert sent[0]["status"] == status
+    admits.check_room(1)
+    await app(scopes[1], receive if status == 401 else _nothing, send)
+    admits.check_room(2)
+
+
+async def _nothing() -> Message:
+    return {"type": "http.request", "body": b""}
+
+
+async def test_between_two_chats_all_else_has_its_turn() -> None:
+    """Also where one of them is given up while it waits."""
+    begun: list[int] = []
+    turns = 0
+
+    async def begin(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.append(turns)
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    app = TakeTurns(begin)
+    chat = {"type": "http", "method": "POST", "path": "/chat/completions"}
+    running = asyncio.create_task(other())
+    tasks = [asyncio.create_task(app(chat, None, None)) for _ in range(20)]  # type: ignore[arg-type]
+    tasks[5].cancel()
+    await asyncio.wait(tasks)
+    assert len(begun) == 19
+    assert len(set(begun)) >= 18
+    await app({**chat, "path": "/health"}, None, None)  # type: ignore[arg-type]
+    running.cancel()

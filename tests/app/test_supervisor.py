@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from app import supervisor, worker_engine
+from app import pulse, supervisor, worker_engine, worker_process
 from app.errors import ApiError, EngineUnavailable, StartError
 from app.supervisor import SupervisedEngine, next_delay, supervise
 from inference.config import EngineConfig
@@ -49,7 +49,10 @@ if (here / "slow").exists():
 digest = "0" if (here / "other").exists() else "1"
 length = 256 - len((here / "pids").read_text().split())
 socket.send(encode(Started(ModelInfo(str(here), length, 300, (2,), digest, "float32"))))
-threading.Thread(target=beat, daemon=True).start()
+if not (here / "busy").exists():
+    threading.Thread(target=beat, daemon=True).start()
+while (here / "busy").exists():
+    pass
 
 while True:
     command = decode_command(socket.recv())
@@ -142,11 +145,17 @@ async def test_a_killed_worker_ends_what_is_open_and_is_replaced(
     assert is_running(second)
 
 
-async def test_a_worker_without_a_sign_of_life_is_killed_and_replaced(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is counted in ticks of 0.1 seconds; four are enough."""
+    monkeypatch.setattr(pulse, "_TICK_SECONDS", 0.1)
+    monkeypatch.setattr(worker_engine, "_FROZEN_SECONDS", 0.4)
+    monkeypatch.setattr(worker_engine, "_SILENT_SECONDS", 1.0)
+
+
+async def test_a_frozen_worker_is_killed_and_replaced(
+    hasty: None, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(worker_engine, "_SILENCE_SECONDS", 0.5)
-    monkeypatch.setattr(worker_engine, "_DOUBT_SECONDS", 0.2)
     async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory))) as engine:
         await asyncio.sleep(1.0)
         task = asyncio.create_task(answer(engine, ENDLESS))
@@ -154,23 +163,67 @@ async def test_a_worker_without_a_sign_of_life_is_killed_and_replaced(
         os.kill(pids(directory)[0], signal.SIGSTOP)
         with pytest.raises(EngineUnavailable):
             await asyncio.wait_for(task, 5)
+        assert "no sign of life for 0." in caplog.text
         await engine.wait_available()
         assert await answer(engine) == [7]
         first, _ = pids(directory)
         assert not is_running(first)
 
 
-async def test_a_stop_of_this_process_is_no_silence_of_the_workers(
-    engine: SupervisedEngine, directory: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_silent_worker_that_computes_is_given_more_time(
+    hasty: None, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(worker_engine, "_SILENCE_SECONDS", 0.3)
+    """Something may hold up its beats, but not for ever."""
+    (directory / "busy").touch()
+    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory))) as engine:
+        with pytest.raises(EngineUnavailable):
+            await answer(engine, ENDLESS)
+        assert "no sign of life for 1" in caplog.text
+        (directory / "busy").unlink()
+        await engine.wait_available()
+
+
+async def test_a_stop_of_this_process_is_no_silence_of_the_workers(
+    hasty: None, engine: SupervisedEngine, directory: Path
+) -> None:
     await asyncio.sleep(0.1)
     os.kill(pids(directory)[0], signal.SIGSTOP)  # both are stopped, as in a container that is paused
-    time.sleep(0.6)  # noqa: ASYNC251 - so is this one
+    time.sleep(1.2)  # noqa: ASYNC251 - so is this one
     os.kill(pids(directory)[0], signal.SIGCONT)
     await asyncio.sleep(0.5)
     assert engine.available
     assert len(pids(directory)) == 1
+
+
+async def test_a_worker_that_is_killed_while_it_starts_is_replaced(
+    engine: SupervisedEngine, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "slow").touch()
+    await kill_worker(engine, directory)
+    await until(lambda: len(pids(directory)) == 2)
+    (directory / "slow").unlink()
+    os.kill(pids(directory)[1], signal.SIGKILL)
+    await engine.wait_available()
+    assert "ended while it was starting (status -9)" in caplog.text
+    assert await answer(engine) == [7]
+
+
+async def test_a_worker_that_freezes_while_it_starts_is_replaced(
+    engine: SupervisedEngine,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(pulse, "_TICK_SECONDS", 0.1)
+    monkeypatch.setattr(worker_process, "_START_SILENCE_SECONDS", 0.4)
+    (directory / "slow").touch()
+    await kill_worker(engine, directory)
+    await until(lambda: len(pids(directory)) >= 3)
+    assert "frozen while it was starting" in caplog.text
+    (directory / "slow").unlink()
+    monkeypatch.setattr(worker_process, "_START_SILENCE_SECONDS", 30)
+    await engine.wait_available()
+    assert await answer(engine) == [7]
 
 
 async def test_a_worker_that_cannot_start_again_is_tried_until_it_can(

@@ -11,8 +11,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.connection import connections_with
 from app.errors import StartError
+from app.server import _connections as server_connections
 from app.settings import ServerSettings, TlsSettings
 from app.tls import load_tls
 
@@ -45,7 +45,7 @@ async def test_a_server_with_a_certificate_is_reached_by_https_alone(app: FastAP
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app,
-            http=connections_with(ServerSettings(), lambda route, status: None),
+            http=server_connections(ServerSettings(), app.state.gateway),
             ssl_context_factory=lambda _config, _default: context,
             log_level="critical",
             ws="none",

@@ -294,6 +294,7 @@ def test_usage_is_added_up() -> None:
 
 
 def test_a_rush_is_a_row() -> None:
-    row = RushFigures(64, 10, 64, True, [0.001, 0.003], [0.002])
+    row = RushFigures(64, 10, 64, True, [0.001, 0.003], [], 0, [0.0005], [0.002])
     cells = [cell.strip() for cell in rush_table([row]).splitlines()[2].strip("|").split("|")]
-    assert cells == ["64", "640", "64", "yes", "2", "2.0", "3.0", "2.0", "2.0", "1"]
+    told, client, health = ["2", "2.0", "3.0", "0", "–", "–", "0"], ["0.5", "0.5"], ["2.0", "2.0", "1"]
+    assert cells == ["64", "640", "64", "yes", *told, *client, *health]

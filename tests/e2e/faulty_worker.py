@@ -11,7 +11,7 @@ from inference import worker
 from inference.model_runner import ModelRunner, Step
 from inference.sequence import Sequence
 
-RAISE, NO_MEMORY, HANG, KILL = range(9001, 9005)
+RAISE, NO_MEMORY, HANG, FREEZE, KILL = range(9001, 9006)
 TOKENS_BEFORE = 5
 """What a request gets before it does harm."""
 
@@ -33,6 +33,8 @@ def _misbehave(max_tokens: int) -> None:
             raise torch.OutOfMemoryError("out of memory")
         case _ if max_tokens == HANG:
             threading.Event().wait()
+        case _ if max_tokens == FREEZE:
+            os.kill(os.getpid(), signal.SIGSTOP)
         case _ if max_tokens == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
 

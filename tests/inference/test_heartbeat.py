@@ -1,6 +1,5 @@
-"""A byte a second while the loop turns, however long a step; and the end of what hangs."""
+"""A sign of life twice a second, however long a step; and the end of what hangs."""
 
-import math
 import os
 import signal
 import subprocess
@@ -12,7 +11,9 @@ from inference.heartbeat import Heartbeat
 PROGRAM = """
 import sys, threading, time
 from inference.heartbeat import Heartbeat
-heartbeat = Heartbeat(1, {limit})
+from inference.step_watch import StepWatch
+heartbeat, steps = Heartbeat(1), StepWatch({limit}, computes_here=True)
+heartbeat.watch(steps)
 heartbeat.start()
 {work}
 """
@@ -24,14 +25,22 @@ def run(limit: float, work: str) -> subprocess.CompletedProcess[bytes]:
 
 
 def test_a_loop_that_hangs_ends_the_process_and_says_where() -> None:
-    ended = run(0.1, "lock = threading.Lock()\nlock.acquire()\nlock.acquire()")
+    ended = run(0.6, "lock = threading.Lock()\nlock.acquire()\nlock.acquire()")
     assert ended.returncode == 70
-    assert b"has not ended for 0.1 seconds" in ended.stderr
-    assert b'File "<string>", line 8 in <module>' in ended.stderr
+    assert b"a step has not ended for 0.6 seconds" in ended.stderr
+    assert b'File "<string>", line 10 in <module>' in ended.stderr
+
+
+def test_a_step_that_waits_for_ever_ends_the_process_long_before_its_limit() -> None:
+    began = time.monotonic()
+    ended = run(300, "with steps.computing(1):\n    threading.Event().wait()")
+    assert ended.returncode == 70
+    assert b"has computed nothing for 3.5 seconds" in ended.stderr
+    assert time.monotonic() - began < 10
 
 
 def test_a_process_that_was_stopped_as_a_whole_goes_on() -> None:
-    program = PROGRAM.format(limit=2, work="while True:\n    heartbeat.turn()\n    time.sleep(0.1)")
+    program = PROGRAM.format(limit=2, work="while True:\n    steps.turn()\n    time.sleep(0.1)")
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.read(1)
@@ -43,15 +52,14 @@ def test_a_process_that_was_stopped_as_a_whole_goes_on() -> None:
 
 
 def test_a_long_step_is_no_silence_and_a_loop_that_turns_never_ends() -> None:
-    turning = "for _ in range(12):\n    heartbeat.turn()\n    time.sleep(0.2)"
+    turning = "for _ in range(12):\n    steps.turn()\n    time.sleep(0.2)"
     ended = run(1.5, turning)
-    assert (ended.returncode, ended.stdout) == (0, b"...")
+    assert (ended.returncode, ended.stdout) == (0, b".....")
 
 
-def test_it_outlives_whoever_listened() -> None:
+def test_it_beats_before_there_are_steps_and_outlives_whoever_listened() -> None:
     read, write = os.pipe()
-    heartbeat = Heartbeat(write, math.inf)
-    heartbeat.start()
+    Heartbeat(write).start()
     assert os.read(read, 1) == b"."
     os.close(read)
-    time.sleep(1.1)  # a beat that nobody hears
+    time.sleep(0.6)  # a beat that nobody hears

@@ -1,16 +1,20 @@
 """Steps that fail: who ends, who does not notice, and when it is hopeless."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from inference.model_runner import Step
+from inference.batch import BatchBuilder
+from inference.model_runner import ModelRunner, Step
 from inference.protocol import GenerationRequest
 from inference.recovery import BrokenEngineError
+from inference.sampler import Sampled, Sampler
 from inference.sequence import Sequence
 from tests.inference.conftest import Driver, build_driver, request
+from tests.inference.recorder import Recorder
 
 Fault = Callable[[list[Sequence]], Exception | None]
 
@@ -39,7 +43,7 @@ def poison(*request_ids: str) -> Fault:
     return fault
 
 
-def mixed_requests(count: int = 12) -> list[GenerationRequest]:
+def mixed_requests(count: int = 12, top_logprobs: int | None = 2) -> list[GenerationRequest]:
     """Long and short prompts, one or two choices, greedy and at random."""
     return [
         request(
@@ -48,7 +52,7 @@ def mixed_requests(count: int = 12) -> list[GenerationRequest]:
             20,
             n=1 + i % 2,
             temperature=i % 3 / 2,
-            top_logprobs=2,
+            top_logprobs=top_logprobs,
         )
         for i in range(count)
     ]
@@ -128,6 +132,44 @@ def test_a_fault_that_passes_is_not_noticed(
         driver, lambda scheduled: RuntimeError("a while") if len(scheduled) > 1 and next(attempts) else None
     )
     assert run_to_the_end(driver, mixed_requests()) == []
+    assert outputs(driver) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("place", "method"),
+    [
+        (BatchBuilder, "build"),
+        (BatchBuilder, "follow"),
+        (Sampler, "prepare"),
+        (Sampler, "sample"),
+        (Sampled, "read"),
+        (ModelRunner, "launch_after"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_wherever_in_a_step_a_fault_comes_all_is_computed_in_the_end(
+    llama: PreTrainedModel,
+    undisturbed: dict[tuple[str, int], object],
+    monkeypatch: pytest.MonkeyPatch,
+    place: type,
+    method: str,
+) -> None:
+    """With steps that are launched ahead, which need no log probabilities to be known."""
+    driver = build_driver(llama, capture=Recorder(), max_batch_tokens=48, block_size=4)
+    act, calls = getattr(place, method), itertools.count(1)
+    faults = 0
+
+    def fail_now_and_then(*arguments: object, **options: object) -> object:
+        nonlocal faults
+        result = act(*arguments, **options)
+        if next(calls) % 7 == 0:
+            faults += 1
+            raise RuntimeError("a bug")
+        return result
+
+    monkeypatch.setattr(place, method, fail_now_and_then)
+    assert run_to_the_end(driver, mixed_requests(top_logprobs=None)) == []
+    assert faults
     assert outputs(driver) == undisturbed
 
 

@@ -31,7 +31,7 @@ from tests.app.contract.support import (
     user,
     was_aborted,
 )
-from tests.app.fakes import HANG, FakeEngine, Script, Step
+from tests.app.fakes import HANG, FakeEngine, Script, Step, pausing
 
 TOKEN, OTHER = "tiller-first", "tiller-second"
 Spell = Callable[[str], list[int]]
@@ -207,6 +207,29 @@ async def test_a_token_has_so_many_requests_at_the_same_time(serve, engine: Fake
     await until(lambda: len(engine.requests) == 4)
     engine.start.set_result(None)
     assert [(await task).status_code for task in (*waiting, *others)] == [200] * 4
+    assert (await ask(client, TOKEN)).status_code == 200
+
+
+async def test_a_concept_in_creation_is_one_of_its_callers_requests(serve, engine: FakeEngine) -> None:
+    client = await serve(auth=configured(TOKEN, OTHER, max_requests=1))
+    go_on = asyncio.Event()
+    engine.training = pausing(go_on)
+
+    async def create(token: str, text: str) -> httpx.Response:
+        new = {"examples": [{"positive": text, "negative": "no"}]}
+        return await client.post("/steering_concepts", json=new, headers={"authorization": f"Bearer {token}"})
+
+    creating = asyncio.create_task(create(TOKEN, "one"))
+    await until(lambda: engine.in_training)
+    for refused in (await create(TOKEN, "two"), await ask(client, TOKEN)):
+        assert_error(refused, 429, "RATE_LIMITED", "1 requests")
+        assert refused.headers["retry-after"] == "1"
+    assert (await ask(client, OTHER)).status_code == 200
+    assert (await ask(client, TOKEN, nice=True)).status_code == 200
+    go_on.set()
+    assert (await creating).status_code == 201
+    assert (await create(TOKEN, "two")).status_code == 201
+    assert (await create(TOKEN, "")).status_code == 400
     assert (await ask(client, TOKEN)).status_code == 200
 
 

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.errors import ApiError, EngineUnavailable, ErrorCode
 from app.neutral import NEUTRAL_TEXTS, TRAINING_PROMPT
 from inference.protocol import SteeringSpec, TrainingState
-from inference.steering.concepts import digest_of
+from inference.steering.concepts import ConceptStore, digest_of
 from tests.app.contract.support import (
     CONCEPTS,
     JSON,
@@ -383,6 +383,23 @@ async def test_there_is_a_limit_of_created_concepts(serve, tmp_path: Path) -> No
     assert len(files(tmp_path)) == 1
 
 
+async def test_there_is_a_limit_of_concepts_in_creation(serve, engine: FakeEngine, tmp_path: Path) -> None:
+    client = await serve(limits={"max_trainings": 1})
+    go_on = asyncio.Event()
+    engine.training = pausing(go_on)
+    creating = asyncio.create_task(created(client, name="kind"))
+    await until(lambda: engine.in_training)
+    refused = await create(client, OTHER)
+    assert_error(refused, 503, "QUEUE_FULL", "1 concepts are being created")
+    assert int(refused.headers["retry-after"]) >= 1
+    again = asyncio.create_task(created(client, name="kind"))
+    await asyncio.sleep(0.01)
+    go_on.set()
+    assert (await creating)["id"] == (await again)["id"]
+    await created(client, OTHER)
+    assert len(files(tmp_path)) == 2
+
+
 async def test_a_model_without_a_chat_template_has_no_concepts(
     serve, templateless: FakeEngine, tmp_path: Path
 ) -> None:
@@ -437,6 +454,21 @@ async def test_a_full_or_read_only_disk_is_said_and_survived(
     assert str(tmp_path) not in response.text
     assert (await listed(client), files(tmp_path)) == ([], [])
     assert (await chat(client)).status_code == 200
+    await created(client)
+
+
+async def test_a_fault_in_storing_leaks_nothing_and_keeps_nothing(
+    client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConceptStore, "write", fail)
+        response = await create(client)
+    assert_error(response, 500, "INTERNAL")
+    assert "secret" not in response.text
+    assert (await listed(client), files(tmp_path)) == ([], [])
     await created(client)
 
 

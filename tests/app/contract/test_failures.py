@@ -8,6 +8,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from app.detokenizer import Detokenizer
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError
 from tests.app.contract.support import (
     assert_error,
@@ -16,8 +17,9 @@ from tests.app.contract.support import (
     content_of,
     event_payloads,
     steps,
+    was_aborted,
 )
-from tests.app.fakes import FakeEngine
+from tests.app.fakes import HANG, FakeEngine
 
 Spell = Callable[[str | bytes], list[int]]
 REFUSALS = [
@@ -145,6 +147,31 @@ async def test_a_fault_while_answering_is_internal_and_leaks_nothing(
     assert_error_payload(payload, "INTERNAL")
     assert "secret" not in response.text
     assert "CUDA" not in response.text
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_fault_in_making_text_of_tokens_ends_its_request_alone(
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    spell: Spell,
+    monkeypatch: pytest.MonkeyPatch,
+    streamed: bool,
+) -> None:
+    engine.script = steps(spell("ab"), HANG)
+
+    def fail(self: Detokenizer, data: bytes) -> str:
+        raise secret_fault()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Detokenizer, "push", fail)
+        response = await chat(client, stream=streamed)
+    payload = event_payloads(response.content)[-1].encode() if streamed else response.content
+    assert_error_payload(payload, "INTERNAL")
+    assert "secret" not in response.text
+    assert was_aborted(engine, engine.requests[-1])
+    assert engine.room == FakeEngine.room
+    engine.script = steps(spell("a"))
+    assert (await chat(client)).status_code == 200
 
 
 @pytest.mark.parametrize("when", ["before", "while"])

@@ -240,7 +240,7 @@ async def test_routes_that_need_a_token_say_so(document: Schema, method: str, pa
 
 async def test_creating_a_concept_answers_201_with_its_report(document: Schema) -> None:
     responses = operation(document, "post", CONCEPTS)["responses"]
-    errors = {"400", "401", "404", "408", "409", "413", "415", "431", "500", "503"}
+    errors = {"400", "401", "404", "408", "409", "413", "415", "429", "431", "500", "503"}
     assert set(responses) == {"201"} | errors
     answer = resolve(document, responses["201"]["content"]["application/json"]["schema"])
     assert {"id", "object", "created", "state", "report", "error"} <= answer["properties"].keys()
