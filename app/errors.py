@@ -10,6 +10,7 @@ import reprlib
 from enum import StrEnum
 
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 _log = logging.getLogger(__name__)
 
@@ -99,10 +100,22 @@ class ApiError(Exception):
         return {"error": error, "code": self.code}
 
     def response(self) -> Response:
-        response = JSONResponse(self.body(), self.status, headers=_HEADERS.get(self.status))
+        response = _ErrorResponse(self)
         if self.retry_after is not None:
             response.headers["Retry-After"] = str(self.retry_after)
         return response
+
+
+class _ErrorResponse(JSONResponse):
+    """Leaves its code in the request's state, for whoever tells of the request."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.body(), error.status, headers=_HEADERS.get(error.status))
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["error"] = self._code.value
+        await super().__call__(scope, receive, send)
 
 
 class StartError(Exception):
@@ -172,5 +185,5 @@ def for_caller(error: Exception, request_id: str) -> ApiError:
     """What the caller may know of an error: of a fault of ours only where to look for it, in the log."""
     if isinstance(error, ApiError) and error.code is not ErrorCode.INTERNAL:
         return error
-    _log.error("request %s failed", request_id, exc_info=error)
+    _log.error("request %(request_id)s failed", {"request_id": request_id}, exc_info=error)
     return InternalError(f"internal error; the server's log has it as request {request_id}")

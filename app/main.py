@@ -1,6 +1,7 @@
 """create_app: the gateway's parts put together. Knows no defaults and starts no process."""
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -13,6 +14,7 @@ from starlette.types import Scope
 
 from app import __version__
 from app.access import load_tokens
+from app.access_log import log_request
 from app.admission import Admission
 from app.auth import Authenticate
 from app.body import invalid_request
@@ -23,6 +25,7 @@ from app.examples import ExampleEncoder
 from app.gateway import Gateway, fingerprint
 from app.metrics import Metrics
 from app.middleware import AnswerHead, LimitBody, Observe, RefuseWhenFull
+from app.observation import Observation
 from app.openapi import build_openapi
 from app.prompts import PromptRenderer, load_prompt_renderer
 from app.routes import chat, concepts, models, operations, tokens
@@ -31,9 +34,11 @@ from app.tokenizer import Tokenizer
 from app.trainings import Trainings
 from inference.steering.concepts import ConceptStore
 
+Tell = Callable[[Observation], None]
 
-def create_app(settings: Settings, engine: Engine) -> FastAPI:
-    """The gateway over an engine that has started.
+
+def create_app(settings: Settings, engine: Engine, tell: Sequence[Tell] = ()) -> FastAPI:
+    """The gateway over an engine that has started. `tell` hears of each request, as the log does.
 
     Loads the tokenizer from `engine.model.directory`, and the concepts from where the settings say.
     Raises StartError when the tokenizer, the chat template or the file of access tokens cannot be used.
@@ -48,7 +53,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         middleware=[
             *_cors(settings.server.cors_origins),
             Middleware(AnswerHead),
-            Middleware(Observe, metrics=gateway.metrics),
+            Middleware(Observe, metrics=gateway.metrics, tell=[*tell, log_request]),
             Middleware(Authenticate, tokens=access_tokens, open_metrics=settings.auth.open_metrics),
             Middleware(RefuseWhenFull, admission=gateway.admission),
             Middleware(LimitBody, limit=settings.server.max_body_bytes),
@@ -70,7 +75,9 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
     tokenizer = Tokenizer(directory)
     prompts = load_prompt_renderer(directory, tokenizer)
     metrics = Metrics()
-    metrics.watch(lambda: engine.stats)
+    model = engine.model
+    metrics.describe(version=__version__, model=settings.model.name, dtype=model.dtype)
+    metrics.watch(lambda: engine.workers)
     return Gateway(
         settings=settings,
         engine=engine,
@@ -79,7 +86,7 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
         prompts=prompts,
         concepts=_build_concepts(settings, engine, tokenizer, prompts, metrics),
         metrics=metrics,
-        system_fingerprint=fingerprint(engine.model),
+        system_fingerprint=fingerprint(model),
         started=int(time.time()),
     )
 

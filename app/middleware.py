@@ -1,6 +1,8 @@
 """What holds for every request: an id, a count, a limit of the body, an answer even to a fault of ours."""
 
+import re
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,6 +14,9 @@ from app.admission import Admission
 from app.auth import unversioned
 from app.errors import CLIENT_CLOSED_REQUEST, ApiError, ErrorCode, for_caller
 from app.metrics import Metrics
+from app.observation import Observation
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -38,24 +43,29 @@ class AnswerHead:
 
 
 class Observe:
-    """ASGI middleware: gives the request its id, the answer what all have in common, and a fault its 500."""
+    """ASGI middleware: gives the request its id, the answer what all have in common, and a fault its 500.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Whoever is in `tell` hears of each request when it has been answered.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, tell: Sequence[Callable[[Observation], None]] = ()
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = False
+        seen = Observation(request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, observation=seen)
 
         async def send_counted(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
+                seen.status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
                 message["headers"].extend(_SECURITY_HEADERS)
                 self._metrics.count_request(_route(scope), message["status"])
@@ -67,9 +77,14 @@ class Observe:
             await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send_counted)
         except Exception as error:
             answer = for_caller(error, request_id)
-            if started:
+            if seen.status is not None:
+                seen.error = answer.code.value
                 raise  # The server cuts the connection, so that half an answer does not look whole.
             await answer.response()(scope, receive, send_counted)
+        finally:
+            _complete(seen, scope)
+            for tell in self._tell:
+                tell(seen)
 
 
 @dataclass(frozen=True)
@@ -137,6 +152,24 @@ class LimitBody:
 
     def _error(self) -> ApiError:
         return ApiError(ErrorCode.PAYLOAD_TOO_LARGE, f"the body must have at most {self._limit} bytes")
+
+
+def _complete(seen: Observation, scope: Scope) -> None:
+    """What the way through the server has left in the request's scope."""
+    state = scope["state"]
+    caller = state.get("caller")
+    seen.method = scope["method"]
+    seen.route = _route(scope)
+    seen.error = seen.error or state.get("error")
+    seen.token = caller.name if caller else None
+    seen.client_request_id = _client_request_id(Headers(scope=scope))
+    seen.end()
+
+
+def _client_request_id(headers: Headers) -> str | None:
+    """The caller's own name for it. It is only logged: ours must be unique, and nobody else's choice."""
+    given = headers.get("x-client-request-id") or headers.get("x-request-id") or ""
+    return given if _REQUEST_ID.fullmatch(given) else None
 
 
 def _generates(scope: Scope) -> bool:

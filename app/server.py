@@ -15,14 +15,19 @@ import uvloop
 from fastapi import FastAPI
 
 from app import __version__
+from app.access_log import log_refusal
 from app.connection import connections_with
 from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
+from app.metrics import Metrics
 from app.replicas import Replica, run_replicas
 from app.settings import ServerSettings, Settings
 from app.tls import load_tls
+from inference.logs import set_up_logging
+
+_log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _DRAIN_MARGIN_SECONDS = 3
@@ -31,7 +36,7 @@ _DRAIN_MARGIN_SECONDS = 3
 
 def run(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartError."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    set_up_logging(settings.engine_config.log)
     tls = load_tls(settings.server.tls) if settings.server.tls else None
     with (
         _bind(settings.server) as listener,
@@ -47,7 +52,7 @@ async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContex
         app = _start_app(settings, engine)
         config = uvicorn.Config(
             app,
-            http=connections_with(settings.server, app.state.gateway.metrics.count_request),
+            http=connections_with(settings.server, _refusals(app.state.gateway.metrics)),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -58,9 +63,19 @@ async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContex
             ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             timeout_graceful_shutdown=_DRAIN_MARGIN_SECONDS,
         )
-        server = _Server(config, _welcome(settings, listener))
+        server = _Server(config, lambda: _welcome(settings, listener))
         _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
         await server.serve(sockets=[listener])
+
+
+def _refusals(metrics: Metrics) -> Callable[[str, int], None]:
+    """Tells of what never became a request."""
+
+    def tell(route: str, status: int) -> None:
+        metrics.count_request(route, status)
+        log_refusal(status)
+
+    return tell
 
 
 def _start_app(settings: Settings, engine: Engine) -> FastAPI:
@@ -72,9 +87,9 @@ def _start_app(settings: Settings, engine: Engine) -> FastAPI:
 
 
 class _Server(uvicorn.Server):
-    """Prints a welcome once it serves; leaves the signals to us, so that the worker is ended in order."""
+    """Says that it serves, once it does; leaves the signals to us, so that the worker is ended in order."""
 
-    def __init__(self, config: uvicorn.Config, welcome: str) -> None:
+    def __init__(self, config: uvicorn.Config, welcome: Callable[[], None]) -> None:
         super().__init__(config)
         self._welcome = welcome
         self._draining: asyncio.Task[None] | None = None
@@ -100,7 +115,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            print(self._welcome, flush=True)
+            self._welcome()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -144,13 +159,18 @@ def _cut_what_stalls(listener: socket.socket, seconds: int) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds)
 
 
-def _welcome(settings: Settings, listener: socket.socket) -> str:
+def _welcome(settings: Settings, listener: socket.socket) -> None:
+    """For people, who start with a copy of it; where only machines read, a line in the log."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.server.tls else "http"
     url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    if settings.log.format == "json":
+        _log.info("serving %(model)s at %(url)s", {"model": settings.model.name, "url": url})
+        return
     body = {"model": settings.model.name, "messages": [{"role": "user", "content": "Hello!"}]}
     token = " -H 'Authorization: Bearer TOKEN'" if settings.has_tokens else ""
-    return (
+    print(
         f"Tiller {__version__} serves {settings.model.name} at {url} (API: {url}/docs). Try:\n"
-        f"  curl {url}/chat/completions{token} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+        f"  curl {url}/chat/completions{token} -H 'Content-Type: application/json' -d '{json.dumps(body)}'",
+        flush=True,
     )

