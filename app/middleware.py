@@ -16,6 +16,8 @@ from app.errors import CLIENT_CLOSED_REQUEST, ApiError, ErrorCode, for_caller
 from app.metrics import Metrics
 from app.observation import Observation
 
+# Others are their senders' words.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 _SECURITY_HEADERS = [
@@ -158,7 +160,7 @@ def _complete(seen: Observation, scope: Scope) -> None:
     """What the way through the server has left in the request's scope."""
     state = scope["state"]
     caller = state.get("caller")
-    seen.method = scope["method"]
+    seen.method = scope["method"] if scope["method"] in _METHODS else "-"
     seen.route = _route(scope)
     seen.error = seen.error or state.get("error")
     seen.token = caller.name if caller else None
