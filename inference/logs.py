@@ -26,6 +26,9 @@ def set_up_logging(config: LogConfig, **fields: object) -> None:
     logging.basicConfig(handlers=[handler], level="INFO" if level == "DEBUG" else level, force=True)
     for name in _OURS:
         logging.getLogger(name).setLevel(level)
+    for name in logging.root.manager.loggerDict:  # Some libraries bring a form of their own.
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     logging.captureWarnings(True)
 
 

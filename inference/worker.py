@@ -14,8 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+import huggingface_hub.utils
 import msgspec
 import torch
+import transformers.utils.logging
 import zmq
 
 from inference import model, protocol, sources
@@ -174,6 +176,12 @@ def _end_with_stdin(endpoint: str) -> None:
     os._exit(0)
 
 
+def _hide_progress_bars() -> None:
+    """They are for people."""
+    huggingface_hub.utils.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def _take_stdout() -> int:
     """For the heartbeat alone; what else is printed goes to stderr from here on."""
     pipe = os.dup(1)
@@ -193,6 +201,8 @@ def main() -> int:
         socket.connect(endpoint)
         config = msgspec.json.decode(socket.recv(), type=EngineConfig)
         set_up_logging(config.log, worker=config.replica)
+        if config.log.format == "json":
+            _hide_progress_bars()
         return _serve(config, socket, pipe)
 
 
