@@ -1,4 +1,4 @@
-"""One line in the log for each request that was answered. Its words are only there if the operator wants them."""
+"""One line in the log for each request that was answered. Its words are in it only on demand."""
 
 import logging
 

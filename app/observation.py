@@ -8,7 +8,7 @@ from itertools import accumulate
 from app.schemas.completions import FinishReason, Usage
 from inference.protocol import EngineStats, GenerationRequest
 
-INTERVAL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
+INTERVAL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 class Observation:
@@ -64,7 +64,7 @@ class Observation:
 
 
 class TokenIntervals:
-    """A histogram of the seconds between a choice's tokens. Many intervals are the same, and added at once."""
+    """A histogram of the seconds between a choice's tokens. Many are the same, and added at once."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(INTERVAL_SECONDS) + 1)
@@ -87,5 +87,5 @@ class WorkerState:
 
     up: bool
     restarts: int = 0
-    stats: EngineStats = EngineStats()
+    stats: EngineStats = field(default_factory=EngineStats)
     intervals: TokenIntervals = field(default_factory=TokenIntervals)

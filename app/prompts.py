@@ -101,7 +101,9 @@ class PromptRenderer:
             raise InvalidRequest(message, "messages") from None
         except Exception as error:  # whatever a template's code runs into
             # What it says may quote the messages.
-            raise InternalError(f"the model's chat template failed{_line(error)}: {type(error).__name__}") from None
+            raise InternalError(
+                f"the model's chat template failed{_line(error)}: {type(error).__name__}"
+            ) from None
 
 
 def load_prompt_renderer(directory: Path, tokenizer: Tokenizer) -> PromptRenderer | None:

@@ -15,6 +15,7 @@ import uvloop
 from fastapi import FastAPI
 
 from app import __version__
+from app.access import load_tokens
 from app.access_log import log_refusal
 from app.connection import connections_with
 from app.engine import Engine
@@ -37,6 +38,7 @@ _DRAIN_MARGIN_SECONDS = 3
 def run(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartError."""
     set_up_logging(settings.engine_config.log)
+    load_tokens(settings)  # only so that a mistake in the file is told before the model is loaded
     tls = load_tls(settings.server.tls) if settings.server.tls else None
     with (
         _bind(settings.server) as listener,

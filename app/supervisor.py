@@ -77,7 +77,9 @@ class SupervisedEngine:
         """The one that is there."""
         if self._worker is None:
             return [WorkerState(up=False, restarts=self._restarts)]
-        return [WorkerState(self._worker.available, self._restarts, self._worker.stats, self._worker.intervals)]
+        return [
+            WorkerState(self._worker.available, self._restarts, self._worker.stats, self._worker.intervals)
+        ]
 
     @property
     def load(self) -> int:

@@ -11,6 +11,10 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+class ConfigError(Exception):
+    """What is configured cannot be done with this model or on this machine. One line for the operator."""
+
+
 class LogConfig(msgspec.Struct, frozen=True):
     """How a process logs."""
 

@@ -1,7 +1,7 @@
 """How log lines look, in the gateway and in the worker: text, or one JSON object a line. Knows no requests.
 
-What a message names in its arguments, `_log.error("%(what)s failed", {"what": …})`, is a field of its line, and
-so is what is in the record's `fields`.
+What a message names in its arguments, `_log.error("%(what)s failed", {"what": …})`, is a field of its line,
+and so is what is in the record's `fields`.
 """
 
 import json

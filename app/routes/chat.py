@@ -53,7 +53,10 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
         visit.end()
         raise
     heading = Heading(
-        "chatcmpl-" + seen.request_id, int(time.time()), gateway.settings.model.name, gateway.system_fingerprint
+        "chatcmpl-" + seen.request_id,
+        int(time.time()),
+        gateway.settings.model.name,
+        gateway.system_fingerprint,
     )
     transcript = Transcript(heading, gateway.tokenizer, asked, chat.stop)
     answer = Answer(seen, generation, transcript, gateway.metrics, visit)

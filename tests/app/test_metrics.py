@@ -111,7 +111,9 @@ def test_intervals_between_tokens_are_a_histogram() -> None:
         worker.intervals.add(seconds, count)
     name = "tiller_inter_token_latency_seconds"
     buckets = {
-        sample.labels["le"]: sample.value for sample in all_samples(metrics) if sample.name == name + "_bucket"
+        sample.labels["le"]: sample.value
+        for sample in all_samples(metrics)
+        if sample.name == name + "_bucket"
     }
     assert (buckets["0.015"], buckets["0.025"], buckets["0.05"], buckets["10.0"]) == (0, 4, 5, 5)
     assert buckets["+Inf"] == samples(metrics, worker="0")[name + "_count"] == 7

@@ -379,7 +379,9 @@ async def test_the_time_between_tokens_is_counted_for_each_of_them(
     await worker.report(events=[TokenEvent("one", 0, 1), TokenEvent("one", 1, 1)])
     await worker.report(events=[TokenEvent("one", 0, 1), TokenEvent("one", 1, 1), TokenEvent("two", 0, 1)])
     end = FinishReason.STOP
-    await worker.report(events=[TokenEvent(name, i, 2, end) for name, i in (("one", 0), ("one", 1), ("two", 0))])
+    await worker.report(
+        events=[TokenEvent(name, i, 2, end) for name, i in (("one", 0), ("one", 1), ("two", 0))]
+    )
     await asyncio.gather(collected(one), collected(two))
     assert engine.intervals.cumulative[-1] == 5, "the first tokens have none before them"
     assert engine.intervals.seconds == 2 * 0.5 + 3 * 2.5
@@ -392,6 +394,8 @@ async def test_the_wait_in_the_queue_ends_when_the_first_choice_starts(
     assert generation.queue_seconds is None
     now = time.monotonic()
     await pair[1].report(starts={"r": now + 3, "other": now}, events=[TokenEvent("r", 0, 1)])
-    await pair[1].report(starts={"r": now + 9}, events=[TokenEvent("r", i, 2, FinishReason.STOP) for i in (0, 1)])
+    await pair[1].report(
+        starts={"r": now + 9}, events=[TokenEvent("r", i, 2, FinishReason.STOP) for i in (0, 1)]
+    )
     await collected(generation)
     assert generation.queue_seconds == pytest.approx(3, abs=1)

@@ -11,7 +11,9 @@ import pytest
 from inference.logs import JsonFormatter, TextFormatter
 
 
-def record(message: str, *args: object, fields: dict[str, object] | None = None, **more: object) -> logging.LogRecord:
+def record(
+    message: str, *args: object, fields: dict[str, object] | None = None, **more: object
+) -> logging.LogRecord:
     made = logging.LogRecord("tiller.x", logging.INFO, "file.py", 1, message, args, None)
     made.created, made.msecs = 1763914470.25, 250.0
     made.__dict__.update(more)
@@ -65,7 +67,9 @@ def test_fields_of_the_process_are_in_every_line() -> None:
     assert json.loads(JsonFormatter({"worker": 2}).format(record("m")))["worker"] == 2
 
 
-@pytest.mark.parametrize("evil", ["a\nINFO b", "a\r\nb", "a\x1b[2Jb", "a\x85b", "a\u2028b", "\x00", 'a" x="b', "\ud800"])
+@pytest.mark.parametrize(
+    "evil", ["a\nINFO b", "a\r\nb", "a\x1b[2Jb", "a\x85b", "a\u2028b", "\x00", 'a" x="b', "\ud800"]
+)
 def test_nobody_forges_a_line_or_moves_the_cursor(evil: str) -> None:
     for line in (text("m %s", evil), text("m", fields={"field": evil})):
         assert line.encode("utf-8", "backslashreplace").decode().isprintable(), line
@@ -108,10 +112,16 @@ def test_a_process_logs_what_its_level_asks_for() -> None:
     assert all(line["worker"] == 1 for line in lines)
     shown = [(line["logger"], line["message"]) for line in lines if line["logger"] != "py.warnings"]
     assert len(lines) == len(shown) + 1
-    ours = [(name, level) for name in ("app.x", "inference.x", "tiller.x") for level in ("debug", "info", "warning")]
+    ours = [
+        (name, level)
+        for name in ("app.x", "inference.x", "tiller.x")
+        for level in ("debug", "info", "warning")
+    ]
     assert shown == [*ours, ("others", "info"), ("others", "warning")]
 
 
 def test_less_is_logged_where_less_is_wanted() -> None:
-    assert [line.split()[1] for line in logged("text", "warning")[1:] if "Z WARNING" in line] == ["WARNING"] * 4
+    assert [line.split()[1] for line in logged("text", "warning")[1:] if "Z WARNING" in line] == [
+        "WARNING"
+    ] * 4
     assert logged("text", "error") == []

@@ -43,7 +43,9 @@ async def test_a_chat(serve: Any, engine: FakeEngine, lines: Any, tmp_path: Any)
     [line] = lines()
     assert line["message"] == "POST /chat/completions 200"
     assert (line["method"], line["route"], line["status"]) == ("POST", "/chat/completions", 200)
-    assert line["request_id"] == answer.headers["x-request-id"] == answer.json()["id"].removeprefix("chatcmpl-")
+    assert (
+        line["request_id"] == answer.headers["x-request-id"] == answer.json()["id"].removeprefix("chatcmpl-")
+    )
     assert line["token"] == "Ada's phone"
     assert line["prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
     assert line["completion_tokens"] == 6
@@ -61,7 +63,9 @@ async def test_a_stream_has_one_line_too(client: httpx.AsyncClient, engine: Fake
     assert (line["status"], line["completion_tokens"], line["finish_reasons"]) == (200, 50, ["stop"])
 
 
-async def test_a_stream_that_breaks_says_why(client: httpx.AsyncClient, engine: FakeEngine, lines: Any) -> None:
+async def test_a_stream_that_breaks_says_why(
+    client: httpx.AsyncClient, engine: FakeEngine, lines: Any
+) -> None:
     engine.script = steps([10], EngineUnavailable(), finish=FinishReason.LENGTH)
     await client.post(CHAT, json=body(stream=True))
     [line] = lines()
@@ -71,7 +75,10 @@ async def test_a_stream_that_breaks_says_why(client: httpx.AsyncClient, engine: 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_a_client_that_leaves(live_url: str, engine: FakeEngine, lines: Any) -> None:
     engine.script = steps([10], HANG)
-    async with httpx.AsyncClient() as client, client.stream("POST", live_url + CHAT, json=body(stream=True)) as answer:
+    async with (
+        httpx.AsyncClient() as client,
+        client.stream("POST", live_url + CHAT, json=body(stream=True)) as answer,
+    ):
         await anext(answer.aiter_bytes())
     async with asyncio.timeout(5):
         while not lines():  # noqa: ASYNC110
@@ -111,7 +118,9 @@ async def test_probes_are_only_logged_when_something_is_wrong(
     assert lines() == []
     engine.available = False
     await client.get("/health")
-    assert [(line["route"], line["status"], line["error"]) for line in lines()] == [("/health", 503, "UNAVAILABLE")]
+    assert [(line["route"], line["status"], line["error"]) for line in lines()] == [
+        ("/health", 503, "UNAVAILABLE")
+    ]
     caplog.set_level(logging.DEBUG, "tiller.access")
     await client.get("/metrics")
     assert [line["route"] for line in lines()] == ["/health", "/metrics"]
@@ -120,7 +129,14 @@ async def test_probes_are_only_logged_when_something_is_wrong(
 @pytest.mark.parametrize("name", ["X-Request-Id", "X-Client-Request-Id"])
 @pytest.mark.parametrize(
     ("given", "logged"),
-    [("a3f-9.1:Z_/+=@b", True), ("x" * 128, True), ("x" * 129, False), ("two words", False), ("a\tb", False), ("", False)],
+    [
+        ("a3f-9.1:Z_/+=@b", True),
+        ("x" * 128, True),
+        ("x" * 129, False),
+        ("two words", False),
+        ("a\tb", False),
+        ("", False),
+    ],
 )
 async def test_a_callers_own_id_is_logged_and_never_taken_over(
     client: httpx.AsyncClient, lines: Any, name: str, given: str, logged: bool

@@ -48,8 +48,13 @@ async def guarded(serve) -> httpx.AsyncClient:
 
 async def ask_everything(client: httpx.AsyncClient) -> list[int]:
     """A secret in every place that a request has, in what is right and in what is wrong."""
-    odd = {name: f"{WORD} {{{WORD}}}" for name in ("x-any", "user-agent", "referer", "cookie", "traceparent")}
-    odd |= {"x-request-id": f"{WORD}!", "x-client-request-id": f"{WORD} {WORD}", f"x-{WORD}": WORD, "host": WORD}
+    odd = dict.fromkeys(("x-any", "user-agent", "referer", "cookie", "traceparent"), f"{WORD} {{{WORD}}}")
+    odd |= {
+        "x-request-id": f"{WORD}!",
+        "x-client-request-id": f"{WORD} {WORD}",
+        f"x-{WORD}": WORD,
+        "host": WORD,
+    }
     headers = {"authorization": f"Bearer {TOKEN}", **odd}
 
     async def post(path: str, **options: Any) -> httpx.Response:
@@ -59,8 +64,8 @@ async def ask_everything(client: httpx.AsyncClient) -> list[int]:
     answers.append(await post(CHAT, content=f'{{"{WORD}', headers={**JSON, **headers}))
     answers.append(await post(CHAT, content=f"\xff{WORD}".encode("latin-1"), headers={**JSON, **headers}))
     answers.append(await post(CHAT, content=WORD, headers={"content-type": WORD, **headers}))
-    for wrong in (f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN):
-        answers.append(await post(CHAT, json=BODIES[0], headers={**odd, "authorization": wrong}))
+    wrong = [{**odd, "authorization": given} for given in (f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN)]
+    answers += [await post(CHAT, json=BODIES[0], headers=given) for given in wrong]
     answers.append(await post(f"{CHAT}?nice={WORD}&{WORD}={WORD}", json=BODIES[0]))
     answers.append(await client.get(f"/{WORD}?{WORD}", headers=headers))
     answers.append(await client.get(f"/models/{WORD}", headers=headers))
