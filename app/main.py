@@ -28,7 +28,7 @@ from app.middleware import AnswerHead, LimitBody, Observe, RefuseWhenFull
 from app.observation import Observation
 from app.openapi import build_openapi
 from app.prompts import PromptRenderer, load_prompt_renderer
-from app.routes import chat, concepts, models, operations, tokens
+from app.routes import chat, concepts, docs, models, operations, tokens
 from app.settings import Settings
 from app.tokenizer import Tokenizer
 from app.trainings import Trainings
@@ -62,7 +62,7 @@ def create_app(settings: Settings, engine: Engine, tell: Sequence[Tell] = ()) ->
     for kind in (ApiError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     app.state.gateway = gateway
-    for module in (chat, concepts, models, tokens, operations):
+    for module in (chat, concepts, models, tokens, operations, docs):
         app.include_router(module.router)
         app.include_router(module.router, prefix="/v1", include_in_schema=False)
     document = build_openapi(app)

@@ -25,6 +25,7 @@ _SECURITY_HEADERS = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
+_NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 
 
 class AnswerHead:
@@ -68,7 +69,9 @@ class Observe:
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers.setdefault("content-security-policy", _NO_PAGE)
                 message["headers"].extend(_SECURITY_HEADERS)
                 self._metrics.count_request(_route(scope), message["status"])
             await send(message)
