@@ -44,8 +44,8 @@ VOLUME /var/cache/tiller /var/lib/tiller
 
 EXPOSE 8000
 # Long enough for a large model to be downloaded and loaded.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30m \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30m --start-interval=5s \
+    CMD ["tiller", "health", "--config", "/etc/tiller/config.yaml"]
 
 # The configuration, with the tokens' digests, is mounted: see README.md.
 ENTRYPOINT ["tiller"]

@@ -18,6 +18,7 @@ from app.observation import Observation
 
 # Others are their senders' words.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_TRACE_HEADERS = ("traceparent", "tracestate")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 _SECURITY_HEADERS = [
@@ -167,7 +168,9 @@ def _complete(seen: Observation, scope: Scope) -> None:
     seen.route = _route(scope)
     seen.error = seen.error or state.get("error")
     seen.token = caller.name if caller else None
-    seen.client_request_id = _client_request_id(Headers(scope=scope))
+    headers = Headers(scope=scope)
+    seen.client_request_id = _client_request_id(headers)
+    seen.trace_headers = {name: headers[name] for name in _TRACE_HEADERS if name in headers}
     seen.end()
 
 

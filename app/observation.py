@@ -30,11 +30,16 @@ class Observation:
         self.client_request_id: str | None = None
         self.error: str | None = None
         """The code of what went wrong, also after the status was sent."""
+        self.trace_headers: dict[str, str] = {}
+        """The caller's `traceparent` and `tracestate`."""
         self.trace_id: str | None = None
 
         self.asked: GenerationRequest | None = None
         """What the engine was to do for a chat."""
+        self.queued_seconds: float | None = None
+        """From its arrival until it went to the engine."""
         self.queue_seconds: float | None = None
+        """From then on until the engine began with it."""
         self.first_token_seconds: float | None = None
         """From its arrival."""
         self.usage: Usage | None = None
@@ -53,6 +58,10 @@ class Observation:
     def ended(self) -> bool:
         """Whether all of a chat's choices came to an end by themselves."""
         return bool(self.finish_reasons) and None not in (self.finish_reasons or ())
+
+    def queue(self) -> None:
+        """It goes to the engine."""
+        self.queued_seconds = time.perf_counter() - self.arrived
 
     def begin(self, queue_seconds: float | None) -> None:
         """The first token is there."""

@@ -7,8 +7,8 @@ import math
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 
 import uvicorn
 import uvloop
@@ -21,11 +21,12 @@ from app.connection import connections_with
 from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
-from app.main import create_app
+from app.main import Tell, create_app
 from app.metrics import Metrics
 from app.replicas import Replica, run_replicas
 from app.settings import ServerSettings, Settings
 from app.tls import load_tls
+from app.tracing import start_tracing
 from inference.logs import set_up_logging
 
 _log = logging.getLogger(__name__)
@@ -40,18 +41,22 @@ def run(settings: Settings) -> None:
     set_up_logging(settings.engine_config.log)
     load_tokens(settings)  # only so that a mistake in the file is told before the model is loaded
     tls = load_tls(settings.server.tls) if settings.server.tls else None
+    tracing = start_tracing(settings.tracing, settings.model.name)
     with (
+        closing(tracing) if tracing else nullcontext(),
         _bind(settings.server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         suppress(asyncio.CancelledError),
     ):
-        runner.run(_serve(settings, listener, tls))
+        runner.run(_serve(settings, listener, tls, [tracing.tell] if tracing else []))
 
 
-async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+async def _serve(
+    settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None, tell: Sequence[Tell]
+) -> None:
     _at_signals(_current_task().cancel)
     async with run_replicas(settings.engine_config, settings.engine.replicas) as engine:
-        app = _start_app(settings, engine)
+        app = _start_app(settings, engine, tell)
         config = uvicorn.Config(
             app,
             http=connections_with(settings.server, _refusals(app.state.gateway.metrics)),
@@ -80,8 +85,8 @@ def _refusals(metrics: Metrics) -> Callable[[str, int], None]:
     return tell
 
 
-def _start_app(settings: Settings, engine: Engine) -> FastAPI:
-    app = create_app(settings, engine)
+def _start_app(settings: Settings, engine: Engine, tell: Sequence[Tell]) -> FastAPI:
+    app = create_app(settings, engine, tell)
     gateway: Gateway = app.state.gateway
     if settings.steering.train_at_start:
         gateway.concepts.train_all()

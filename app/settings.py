@@ -67,6 +67,12 @@ def _check_origin(origin: str) -> str:
     return origin
 
 
+def _check_url(url: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+        raise ValueError("must be a URL such as 'http://localhost:4318/v1/traces'")
+    return url
+
+
 def _check_distinct(blocks: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(blocks)) < len(blocks):
         raise ValueError("must name each block once")
@@ -179,6 +185,13 @@ class LogSettings(Section):
     """Whether chats are logged with all that was said in them. Access tokens never are."""
 
 
+class TracingSettings(Section):
+    """Traces of OpenTelemetry, which the standard variables (OTEL_EXPORTER_OTLP_ENDPOINT …) ask for as well."""
+
+    endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
+    """Where spans go, by OTLP over HTTP, such as `http://localhost:4318/v1/traces`. None: nowhere."""
+
+
 class TokenScope(StrEnum):
     """What an access token lets its bearer do, besides looking at models and concepts."""
 
@@ -235,6 +248,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     steering: SteeringSettings = SteeringSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     cache_directory: str = "~/.cache/tiller"
     """What can be downloaded or computed again."""
     data_directory: str = "~/.local/share/tiller"

@@ -47,6 +47,7 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
         if asked.steering:
             async with while_connected(request.receive):
                 await gateway.concepts.make_usable(concepts)
+        seen.queue()
         generation = await _start(gateway, asked, concepts, visit, request.receive)
         seen.begin(generation.queue_seconds)
     except BaseException:

@@ -50,10 +50,13 @@ def _page() -> tuple[bytes, str]:
         swagger_favicon_url="docs/favicon.png",
     )
     content = bytes(page.body)
-    hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(content)]
+    hashes = [
+        base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(content)
+    ]
     scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
     policy = (
         f"default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return content, policy

@@ -81,7 +81,11 @@ async def test_the_page_loads_nothing_from_elsewhere_and_may_not(
 
 
 async def test_the_pages_files_have_their_types_and_are_kept_by_browsers(client: httpx.AsyncClient) -> None:
-    for name, kind in (("swagger-ui-bundle.js", "javascript"), ("swagger-ui.css", "css"), ("favicon.png", "png")):
+    for name, kind in (
+        ("swagger-ui-bundle.js", "javascript"),
+        ("swagger-ui.css", "css"),
+        ("favicon.png", "png"),
+    ):
         answer = await client.get(f"/docs/{name}")
         assert kind in answer.headers["content-type"]
         assert "max-age" in answer.headers["cache-control"]
