@@ -186,7 +186,7 @@ class LogSettings(Section):
 
 
 class TracingSettings(Section):
-    """Traces of OpenTelemetry, which the standard variables (OTEL_EXPORTER_OTLP_ENDPOINT …) ask for as well."""
+    """Traces of OpenTelemetry; its own variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, ask for them, too."""
 
     endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
     """Where spans go, by OTLP over HTTP, such as `http://localhost:4318/v1/traces`. None: nowhere."""

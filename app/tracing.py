@@ -6,6 +6,7 @@ nothing of it. The names are those of the semantic conventions for HTTP and for 
 
 import importlib.util
 import os
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _PROBES = frozenset({"/health", "/metrics"})
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-_FLUSH_MILLISECONDS = 2000
+_CLOSE_SECONDS = 2.0
 
 Attributes = dict[str, str | int | float | bool | list[str]]
 
@@ -55,9 +56,10 @@ class Tracing:
         span.end(seen.arrived_ns + int(seen.seconds * 1e9))
 
     def close(self) -> None:
-        """What is not exported after a short while is lost."""
-        self._provider.force_flush(_FLUSH_MILLISECONDS)
-        self._provider.shutdown()
+        """What is not exported after a short while is lost. The SDK itself would try for much longer."""
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(_CLOSE_SECONDS)
 
     def _attributes(self, seen: Observation) -> Attributes:
         given: dict[str, str | int | float | bool | list[str] | None] = {
@@ -110,7 +112,7 @@ def start_tracing(settings: TracingSettings, model: str) -> Tracing | None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     ours = Resource({"service.name": "tiller", "service.version": __version__})
-    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()))
+    provider = TracerProvider(shutdown_on_exit=False, resource=ours.merge(OTELResourceDetector().detect()))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.endpoint)))
     return Tracing(provider, model)
 

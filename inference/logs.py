@@ -6,11 +6,16 @@ and so is what is in the record's `fields`.
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from inference.config import LogConfig
+
+_encode = json.JSONEncoder(default=str).encode
+_PLAIN = re.compile(r"[!#-<>-~]+")  # neither a space, nor what JSON or `name=value` begins with
 
 _OURS = ("app", "inference", "tiller")
 _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
@@ -30,6 +35,8 @@ def set_up_logging(config: LogConfig, **fields: object) -> None:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     logging.captureWarnings(True)
+    # What no line shows need not be found out for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class TextFormatter(logging.Formatter):
@@ -40,7 +47,9 @@ class TextFormatter(logging.Formatter):
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage().strip().translate(_ESCAPED)
+        message = record.getMessage().strip()
+        if not message.isprintable():
+            message = message.translate(_ESCAPED)
         more = {**self._fields, **_more_fields(record)}
         fields = "".join(f" {name}={_show(value)}" for name, value in more.items())
         line = f"{_time(record)} {record.levelname} {record.name}: {message}{fields}"
@@ -70,7 +79,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 def _more_fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -80,13 +89,20 @@ def _more_fields(record: logging.LogRecord) -> dict[str, Any]:
 
 def _time(record: logging.LogRecord) -> str:
     """In UTC, to the millisecond."""
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(since_1970: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since_1970))
 
 
 def _show(value: object) -> str:
     """As it is where that is plain, else as JSON."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, str) and value.isascii() and value.isprintable() and not set(value) & set(' "='):
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
         return value
-    return json.dumps(value, default=str)
+    return _encode(value)
