@@ -1,5 +1,6 @@
 """create_app: the gateway's parts put together. Knows no defaults and starts no process."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from app.settings import Settings
 from app.tokenizer import Tokenizer
 from app.trainings import Trainings
 from inference.steering.concepts import ConceptStore
+
+_log = logging.getLogger(__name__)
 
 Tell = Callable[[Observation], None]
 
@@ -74,6 +77,8 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
     directory = Path(engine.model.directory)
     tokenizer = Tokenizer(directory)
     prompts = load_prompt_renderer(directory, tokenizer)
+    if prompts is None:
+        _log.warning("the model has no chat template, so it cannot chat")
     metrics = Metrics()
     model = engine.model
     metrics.describe(version=__version__, model=settings.model.name, dtype=model.dtype)

@@ -105,7 +105,7 @@ def start_tracing(settings: TracingSettings, model: str) -> Tracing | None:
     if asked_by is None:
         return None
     if not _is_installed("opentelemetry.exporter.otlp.proto.http"):
-        raise StartError(f"{asked_by} asks for traces, which need more packages: pip install 'tiller[otel]'")
+        raise StartError(f"{asked_by} asks for traces, which need Tiller's extra otel: pip install '.[otel]'")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider

@@ -53,6 +53,7 @@ def test_every_line_of_both_is_json_and_tells_of_no_words(tiny_config: dict, tmp
             lines.append(json.loads(process.stderr.readline()))
         url = lines[-1]["url"]
         assert ask(url, max_tokens=5).status_code == 200
+        measured = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
         assert ask(url, temperature=9).status_code == 400
         send_no_http(url)
         failed = ask(url, max_tokens=RAISE)
@@ -63,6 +64,10 @@ def test_every_line_of_both_is_json_and_tells_of_no_words(tiny_config: dict, tmp
         process.terminate()
         stdout, stderr = process.communicate(timeout=30)
     lines += map(json.loads, stderr.splitlines())
+    for counted in ('inter_token_latency_seconds_count{worker="0"} 4.0', "queue_time_seconds_count 1.0"):
+        assert f"\ntiller_{counted}\n" in measured
+    first = next(line for line in lines if line["logger"] == "tiller.access")
+    assert 0 <= first["queue_seconds"] <= first["first_token_seconds"] <= first["seconds"]
     assert stdout == ""
     assert {line.get("worker") for line in lines} == {None, 0}
     of_failed = [line for line in lines if line.get("request_id") == failed.headers["x-request-id"]]

@@ -176,3 +176,10 @@ async def test_a_bug_while_a_body_is_read_does_not_quote_it(
     assert "a bug of ours" in said
     assert ("ValidationError" in said) == (name == "invalid_request")
     hold_no_secrets(said)
+
+
+async def test_a_model_that_cannot_chat_is_told_at_the_start(
+    serve, templateless: FakeEngine, shown: Callable[[], str]
+) -> None:
+    await serve(templateless)
+    assert shown().count("WARNING app.main: the model has no chat template, so it cannot chat") == 1

@@ -241,7 +241,7 @@ def test_packages_that_lack_are_a_line_that_says_what_to_do(
     monkeypatch.setattr(subject, "_is_installed", lambda module: False)
     if asked_by.startswith("OTEL_"):
         monkeypatch.setenv(asked_by, url)
-    with pytest.raises(StartError, match=rf"^{asked_by} asks for traces.*pip install 'tiller\[otel\]'$"):
+    with pytest.raises(StartError, match=rf"^{asked_by} asks for traces.*pip install '\.\[otel\]'$"):
         start_tracing(TracingSettings(endpoint=None if asked_by.startswith("OTEL_") else url), "tiny")
 
 
