@@ -46,6 +46,8 @@ _WORDS = {
     "a valid tuple": "a list",
 }
 
+_MERGE = "tag:yaml.org,2002:merge"  # YAML's `<<`
+
 _DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
 
@@ -336,12 +338,16 @@ class _Loader(yaml.SafeLoader):
     """A key that is there twice is a mistake. YAML's own rule; the library takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} is there twice", node.value[position][0].start_mark
+                    None, None, f"{key} is there twice", key_node.start_mark
                 )
+            keys.append(key)
         return super().construct_mapping(node, deep)
 
 

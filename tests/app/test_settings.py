@@ -97,6 +97,14 @@ def test_a_mistake_in_the_file_names_file_key_and_rule(tmp_path: Path, text: str
     assert "\n" not in str(error.value)
 
 
+def test_a_file_may_repeat_itself_in_the_way_of_yaml(tmp_path: Path) -> None:
+    tokens = (
+        f"[&one {{name: a, sha256: {'a' * 64}, max_requests: 3}}, {{<<: *one, name: b, sha256: {'b' * 64}}}]"
+    )
+    first, second = load_settings(write(tmp_path, f"auth: {{tokens: {tokens}}}")).auth.tokens
+    assert (first.name, second.name, second.sha256, second.max_requests) == ("a", "b", "b" * 64, 3)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"none\.yaml: cannot be read: No such file"):
         load_settings(tmp_path / "none.yaml")
