@@ -30,7 +30,7 @@ COPY app ./app
 COPY inference ./inference
 COPY configs ./configs
 RUN python -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-    --constraint constraints.txt .
+    --constraint constraints.txt '.[otel]'
 
 RUN useradd --uid 10001 --create-home tiller \
     && mkdir --parents /var/cache/tiller /var/lib/tiller /etc/tiller \
@@ -44,8 +44,8 @@ VOLUME /var/cache/tiller /var/lib/tiller
 
 EXPOSE 8000
 # Long enough for a large model to be downloaded and loaded.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30m \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=30m \
+    CMD ["tiller", "health", "--config", "/etc/tiller/config.yaml"]
 
 # The configuration, with the tokens' digests, is mounted: see README.md.
 ENTRYPOINT ["tiller"]

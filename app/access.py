@@ -41,7 +41,7 @@ class TokenFile:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise TokenFileError(f"{self.path}: {where} {first['msg']}") from None
+            raise TokenFileError(f"{self.path}: {where} {first['msg']}".replace(":  ", ": ")) from None
 
     def write(self, tokens: Iterable[AccessToken]) -> None:
         """Whole or not at all, and for this user's eyes only. Raises TokenFileError."""

@@ -11,7 +11,8 @@ from app.access import AccessTokens
 from app.errors import Unauthorized
 from app.settings import AccessToken, TokenScope
 
-OPEN_PATHS = frozenset({"/", "/health", "/version", "/docs", "/openapi.json"})
+PAGE_FILES = frozenset({"/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"})
+OPEN_PATHS = frozenset({"/", "/health", "/version", "/docs", "/openapi.json"}) | PAGE_FILES
 
 
 class Authenticate:

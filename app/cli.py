@@ -8,6 +8,7 @@ import typer
 
 from app.bench.command import bench
 from app.concept_commands import concept_commands
+from app.health_command import health
 from app.token_commands import token_commands
 
 _EXIT_FAILED = 1
@@ -24,6 +25,7 @@ def main() -> None:
 def build_commands() -> typer.Typer:
     tiller = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     tiller.command("serve")(serve)
+    tiller.command("health")(health)
     tiller.add_typer(token_commands(), name="token")
     tiller.add_typer(concept_commands(), name="concept")
     tiller.command("bench")(bench)

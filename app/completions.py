@@ -89,8 +89,9 @@ class Transcript:
         return all(choice.finish_reason for choice in self._choices)
 
     @property
-    def num_choices(self) -> int:
-        return len(self._choices)
+    def finish_reasons(self) -> list[FinishReason | None]:
+        """None: the choice has not ended."""
+        return [choice.finish_reason for choice in self._choices]
 
     @property
     def usage(self) -> Usage:

@@ -1,11 +1,11 @@
 """The Engine protocol that routes use: requests in, token events out; examples in, a trained concept."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from app.observation import WorkerState
 from inference.protocol import (
-    EngineStats,
     GenerationRequest,
     ModelInfo,
     TokenEvent,
@@ -23,6 +23,8 @@ class Generation(Protocol):
 
     begun: "asyncio.Future[None]"
     """Done once it has brought its first events; raises what ended it before."""
+    queue_seconds: float | None
+    """How long it has waited until the engine began with it; None: the engine has not."""
 
     def __aiter__(self) -> AsyncIterator[list[TokenEvent]]: ...
 
@@ -39,7 +41,7 @@ class Engine(Protocol):
         """Whether requests are served now."""
 
     @property
-    def stats(self) -> EngineStats:
+    def workers(self) -> Sequence[WorkerState]:
         """As they were lately."""
 
     @property

@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 import msgspec
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class ApiError(Exception):
         return headers
 
     def response(self) -> Response:
-        return JSONResponse(self.body(), self.status, headers=self.headers)
+        return _ErrorResponse(self)
 
     def http(self, headers: Mapping[str, str]) -> bytes:
         """The whole answer as it goes over the wire, where there is no app to send it."""
@@ -119,6 +120,18 @@ class ApiError(Exception):
         lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in {**described, **self.headers, **headers}.items()]
         return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class _ErrorResponse(JSONResponse):
+    """Leaves its code in the request's state, for whoever tells of the request."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.body(), error.status, headers=error.headers)
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["error"] = self._code.value
+        await super().__call__(scope, receive, send)
 
 
 class StartError(Exception):
@@ -188,5 +201,5 @@ def for_caller(error: Exception, request_id: str) -> ApiError:
     """What the caller may know of an error: of a fault of ours only where to look for it, in the log."""
     if isinstance(error, ApiError) and error.code is not ErrorCode.INTERNAL:
         return error
-    _log.error("request %s failed", request_id, exc_info=error)
+    _log.error("request %(request_id)s failed", {"request_id": request_id}, exc_info=error)
     return InternalError(f"internal error; the server's log has it as request {request_id}")

@@ -1,6 +1,8 @@
 """create_app: the gateway's parts put together. Knows no defaults and starts no process."""
 
+import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -13,6 +15,7 @@ from starlette.types import Scope
 
 from app import __version__
 from app.access import load_tokens
+from app.access_log import log_request
 from app.admission import Admission
 from app.auth import Authenticate
 from app.body import invalid_request
@@ -22,18 +25,22 @@ from app.errors import ApiError, ErrorCode, for_caller, shorten
 from app.examples import ExampleEncoder
 from app.gateway import Gateway, fingerprint
 from app.metrics import Metrics
-from app.middleware import AnswerHead, LimitBody, Observe, TakePlace, TakeTurns
+from app.middleware import AnswerHead, LimitBody, Observe
+from app.observation import Tell
 from app.openapi import build_openapi
+from app.places import TakePlace, TakeTurns
 from app.prompts import PromptRenderer, load_prompt_renderer
-from app.routes import chat, concepts, models, operations, tokens
+from app.routes import chat, concepts, docs, models, operations, tokens
 from app.settings import Settings
 from app.tokenizer import Tokenizer
 from app.trainings import Trainings
 from inference.steering.concepts import ConceptStore
 
+_log = logging.getLogger(__name__)
 
-def create_app(settings: Settings, engine: Engine) -> FastAPI:
-    """The gateway over an engine that has started.
+
+def create_app(settings: Settings, engine: Engine, tell: Sequence[Tell] = ()) -> FastAPI:
+    """The gateway over an engine that has started. `tell` hears of each request, as the log does.
 
     Loads the tokenizer from `engine.model.directory`, and the concepts from where the settings say.
     Raises StartError when the tokenizer, the chat template or the file of access tokens cannot be used.
@@ -48,7 +55,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         middleware=[
             *_cors(settings.server.cors_origins),
             Middleware(AnswerHead),
-            Middleware(Observe, metrics=gateway.metrics),
+            Middleware(Observe, metrics=gateway.metrics, tell=[*tell, log_request]),
             Middleware(TakePlace, admission=gateway.admission),
             Middleware(Authenticate, tokens=access_tokens, open_metrics=settings.auth.open_metrics),
             Middleware(TakeTurns),
@@ -58,7 +65,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     for kind in (ApiError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     app.state.gateway = gateway
-    for module in (chat, concepts, models, tokens, operations):
+    for module in (chat, concepts, models, tokens, operations, docs):
         app.include_router(module.router)
         app.include_router(module.router, prefix="/v1", include_in_schema=False)
     document = build_openapi(app)
@@ -70,8 +77,12 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
     directory = Path(engine.model.directory)
     tokenizer = Tokenizer(directory)
     prompts = load_prompt_renderer(directory, tokenizer)
+    if prompts is None:
+        _log.warning("the model has no chat template, so it cannot chat")
     metrics = Metrics()
-    metrics.watch(lambda: engine.stats)
+    model = engine.model
+    metrics.describe(version=__version__, model=settings.model.name, dtype=model.dtype)
+    metrics.watch(lambda: engine.workers)
     return Gateway(
         settings=settings,
         engine=engine,
@@ -80,7 +91,7 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
         prompts=prompts,
         concepts=_build_concepts(settings, engine, tokenizer, prompts, metrics),
         metrics=metrics,
-        system_fingerprint=fingerprint(engine.model),
+        system_fingerprint=fingerprint(model),
         started=int(time.time()),
     )
 

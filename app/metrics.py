@@ -1,46 +1,34 @@
-"""What GET /metrics reports. Counts what it is told, and asks the engine; knows no requests."""
+"""What GET /metrics reports. Counts what it is told, and asks the workers; knows no requests."""
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    Metric,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from app.schemas.completions import Usage
+from app.observation import INTERVAL_SECONDS, Observation, TokenIntervals, WorkerState
 from app.schemas.concepts import ConceptState
 from inference.protocol import EngineStats
 
-_FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150, 300)
+_WAIT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150, 300)
 _TOKEN_SECONDS = (0.005, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _ANSWER_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150, 300, 600)
-
-
-class Timing:
-    """Of one request, from its arrival on."""
-
-    def __init__(self) -> None:
-        self._arrived = time.perf_counter()
-        self._first: float | None = None
-
-    def token(self) -> None:
-        """A step has brought something."""
-        if self._first is None:
-            self._first = time.perf_counter()
-
-    @property
-    def seconds_to_first(self) -> float | None:
-        """None while there is none."""
-        return None if self._first is None else self._first - self._arrived
-
-    def seconds(self) -> float:
-        """Until now."""
-        return time.perf_counter() - self._arrived
 
 
 class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._info = Info("tiller", "What is served.", registry=registry)
         self._requests = Counter(
             "tiller_requests", "Requests answered.", ["route", "status"], registry=registry
         )
@@ -53,11 +41,22 @@ class Metrics:
         self._aborts = Counter(
             "tiller_aborts", "Generations whose client left, or which failed.", registry=registry
         )
-        self._steered = Counter("tiller_steered", "Generations that were steered.", registry=registry)
+        self._steered = Counter(
+            "tiller_steered",
+            "Generations that were steered, by how many concepts.",
+            ["concepts"],
+            registry=registry,
+        )
+        self._queue_time = Histogram(
+            "tiller_queue_time_seconds",
+            "How long a generation waited for the engine to begin with it.",
+            buckets=_WAIT_SECONDS,
+            registry=registry,
+        )
         self._first_token = Histogram(
             "tiller_time_to_first_token_seconds",
             "From a chat's arrival to its first token.",
-            buckets=_FIRST_TOKEN_SECONDS,
+            buckets=_WAIT_SECONDS,
             registry=registry,
         )
         self._per_token = Histogram(
@@ -81,28 +80,38 @@ class Metrics:
         self.concepts = Gauge("tiller_concepts", "Known steering concepts.", registry=registry)
         self.running = Gauge("tiller_running", "Generations that are running.", registry=registry)
 
-    def watch(self, stats: Callable[[], EngineStats]) -> None:
-        """From now on the engine is asked with every report."""
-        self._registry.register(_EngineCollector(stats))
+    def describe(self, **facts: str) -> None:
+        """Of what is served: its version, its model."""
+        self._info.info(facts)
+
+    def watch(self, workers: Callable[[], Sequence[WorkerState]]) -> None:
+        """From now on the workers are asked with every report."""
+        self._registry.register(_WorkerCollector(workers))
 
     def count_request(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()
 
-    def count_generation(
-        self, usage: Usage, timing: Timing, *, choices: int, steered: bool, ended: bool
-    ) -> None:
-        """`ended`: by itself, and not because the client left or something failed."""
-        self._prompt_tokens.inc(usage.prompt_tokens)
-        self._completion_tokens.inc(usage.completion_tokens)
-        self._steered.inc(steered)
-        self._aborts.inc(not ended)
-        first, whole = timing.seconds_to_first, timing.seconds()
-        if first is not None:
-            self._first_token.observe(first)
-            if usage.completion_tokens > choices:
-                self._per_token.observe((whole - first) * choices / (usage.completion_tokens - choices))
-        if ended:
-            self._whole.observe(whole)
+    def count_first_token(self, seen: Observation) -> None:
+        if seen.first_token_seconds is not None:
+            self._first_token.observe(seen.first_token_seconds)
+        if seen.queue_seconds is not None:
+            self._queue_time.observe(seen.queue_seconds)
+
+    def count_generation(self, seen: Observation) -> None:
+        """One that has ended, whether by itself or because the client left or something failed."""
+        if seen.usage is None or seen.asked is None:
+            return
+        self._prompt_tokens.inc(seen.usage.prompt_tokens)
+        self._completion_tokens.inc(seen.usage.completion_tokens)
+        self._aborts.inc(not seen.ended)
+        if seen.concepts:
+            self._steered.labels(str(seen.concepts)).inc()
+        seen.end()
+        choices, tokens = seen.asked.n, seen.usage.completion_tokens
+        if seen.first_token_seconds is not None and tokens > choices:
+            self._per_token.observe((seen.seconds - seen.first_token_seconds) * choices / (tokens - choices))
+        if seen.ended:
+            self._whole.observe(seen.seconds)
 
     def count_training(self, state: ConceptState) -> None:
         self._trainings.labels(state.value).inc()
@@ -111,24 +120,70 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _EngineCollector(Collector):
-    """The engine's numbers, as they were lately."""
+_Gauge = tuple[str, str, Callable[[WorkerState], float]]
+_GAUGES: tuple[_Gauge, ...] = (
+    ("tiller_worker_up", "1 while the worker serves, else 0.", lambda worker: worker.up),
+    (
+        "tiller_sequences_running",
+        "Choices and probes in the batch.",
+        lambda worker: worker.stats.running,
+    ),
+    (
+        "tiller_sequences_waiting",
+        "Choices and probes in the queue.",
+        lambda worker: worker.stats.waiting,
+    ),
+    (
+        "tiller_kv_cache_usage_ratio",
+        "Of the KV cache's blocks, in use.",
+        lambda worker: _usage(worker.stats),
+    ),
+)
+_COUNTERS: tuple[_Gauge, ...] = (
+    ("tiller_worker_restarts", "Times that the worker was started again.", lambda worker: worker.restarts),
+    ("tiller_preemptions", "Sequences that lost their blocks.", lambda worker: worker.stats.preemptions),
+    (
+        "tiller_prefix_cache_queries",
+        "Tokens looked up in the KV cache.",
+        lambda worker: worker.stats.looked_up_tokens,
+    ),
+    (
+        "tiller_prefix_cache_hits",
+        "Tokens found there, which are not computed.",
+        lambda worker: worker.stats.found_tokens,
+    ),
+)
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
+
+class _WorkerCollector(Collector):
+    """The workers' numbers, as they were lately. Each has its own: a sum would fall when one starts again."""
+
+    def __init__(self, workers: Callable[[], Sequence[WorkerState]]) -> None:
+        self._workers = workers
 
     def collect(self) -> Iterable[Metric]:
-        stats = self._stats()
-        usage = stats.blocks_in_use / stats.blocks if stats.blocks else 0.0
-        yield GaugeMetricFamily("tiller_sequences_running", "Choices and probes in the batch.", stats.running)
-        yield GaugeMetricFamily("tiller_sequences_waiting", "Choices and probes in the queue.", stats.waiting)
-        yield GaugeMetricFamily("tiller_kv_cache_usage_ratio", "Of the KV cache's blocks, in use.", usage)
-        yield CounterMetricFamily(
-            "tiller_preemptions", "Sequences that lost their blocks.", stats.preemptions
+        workers = list(enumerate(self._workers()))
+        for name, meaning, read in _GAUGES:
+            gauge = GaugeMetricFamily(name, meaning, labels=["worker"])
+            for number, worker in workers:
+                gauge.add_metric([str(number)], read(worker))
+            yield gauge
+        for name, meaning, read in _COUNTERS:
+            counter = CounterMetricFamily(name, meaning, labels=["worker"])
+            for number, worker in workers:
+                counter.add_metric([str(number)], read(worker))
+            yield counter
+        intervals = HistogramMetricFamily(
+            "tiller_inter_token_latency_seconds", "Between two tokens of a choice.", labels=["worker"]
         )
-        yield CounterMetricFamily(
-            "tiller_prefix_cache_queries", "Tokens looked up in the KV cache.", stats.looked_up_tokens
-        )
-        yield CounterMetricFamily(
-            "tiller_prefix_cache_hits", "Tokens found there, which are not computed.", stats.found_tokens
-        )
+        for number, worker in workers:
+            intervals.add_metric([str(number)], _buckets(worker.intervals), worker.intervals.seconds)
+        yield intervals
+
+
+def _usage(stats: EngineStats) -> float:
+    return stats.blocks_in_use / stats.blocks if stats.blocks else 0.0
+
+
+def _buckets(intervals: TokenIntervals) -> list[tuple[str, float]]:
+    return list(zip((*map(str, INTERVAL_SECONDS), "+Inf"), intervals.cumulative, strict=True))

@@ -8,6 +8,7 @@ but text.
 import itertools
 import json
 import re
+import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -99,7 +100,10 @@ class PromptRenderer:
             message = f"messages are refused by the model's chat template: {clip(str(refusal), 200)}"
             raise InvalidRequest(message, "messages") from None
         except Exception as error:  # whatever a template's code runs into
-            raise InternalError("the model's chat template failed") from error
+            # What it says may quote the messages.
+            raise InternalError(
+                f"the model's chat template failed{_line(error)}: {type(error).__name__}"
+            ) from None
 
 
 def load_prompt_renderer(directory: Path, tokenizer: Tokenizer) -> PromptRenderer | None:
@@ -135,6 +139,13 @@ def _compile(source: str) -> jinja2.Template:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise StartError(f"the model's chat template is broken: {error}") from None
+
+
+def _line(error: Exception) -> str:
+    """Of the template, which is called so in tracebacks."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
+    return f" in line {lines[-1]}" if lines else ""
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:

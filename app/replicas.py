@@ -11,9 +11,10 @@ import msgspec
 
 from app.engine import Engine, Generation
 from app.errors import ApiError, EngineUnavailable, ErrorCode
+from app.observation import WorkerState
 from app.supervisor import supervise
 from inference.config import EngineConfig
-from inference.protocol import EngineStats, GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
+from inference.protocol import GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
 
 _CHUNK = 64
 """Tokens. So many in common with an earlier prompt, and the worker that has read that one is preferred."""
@@ -84,10 +85,8 @@ class Replicas:
         return sum(replica.room for replica in available or self._replicas)
 
     @property
-    def stats(self) -> EngineStats:
-        """Of all together."""
-        each = [msgspec.structs.astuple(replica.stats) for replica in self._replicas]
-        return EngineStats(*map(sum, zip(*each, strict=True)))
+    def workers(self) -> Sequence[WorkerState]:
+        return [worker for replica in self._replicas for worker in replica.workers]
 
     @property
     def load(self) -> int:

@@ -8,8 +8,8 @@ import resource
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 
 import anyio
 import anyio.lowlevel
@@ -18,15 +18,23 @@ import uvloop
 from fastapi import FastAPI
 
 from app import __version__
+from app.access import load_tokens
+from app.access_log import log_refusal, log_request
 from app.connection import TOLD_CONNECTIONS, Connection, connections_with
 from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
 from app.main import create_app
-from app.middleware import Doorkeeper
+from app.metrics import Metrics
+from app.observation import Tell
+from app.places import Doorkeeper
 from app.replicas import Replica, run_replicas
 from app.settings import ServerSettings, Settings
 from app.tls import load_tls
+from app.tracing import start_tracing
+from inference.logs import set_up_logging
+
+_log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _OTHER_FILES = 256
@@ -36,24 +44,29 @@ _DRAIN_MARGIN_SECONDS = 3
 
 def run(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartError."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    set_up_logging(settings.engine_config.log)
+    load_tokens(settings)  # only so that a mistake in the file is told before the model is loaded
     tls = load_tls(settings.server.tls) if settings.server.tls else None
     _allow_files(settings.server.max_connections)
+    tracing = start_tracing(settings.tracing, settings.model.name)
     with (
+        closing(tracing) if tracing else nullcontext(),
         _bind(settings.server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         suppress(asyncio.CancelledError),
     ):
-        runner.run(_serve(settings, listener, tls))
+        runner.run(_serve(settings, listener, tls, [tracing.tell] if tracing else []))
 
 
-async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+async def _serve(
+    settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None, tell: Sequence[Tell]
+) -> None:
     _at_signals(_current_task().cancel)
     async with run_replicas(settings.engine_config, settings.engine.replicas) as engine:
-        app = _start_app(settings, engine)
+        app = _start_app(settings, engine, tell)
         config = uvicorn.Config(
             app,
-            http=_connections(settings.server, app.state.gateway),
+            http=_connections(settings.server, app.state.gateway, [*tell, log_request]),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -65,18 +78,29 @@ async def _serve(settings: Settings, listener: socket.socket, tls: ssl.SSLContex
             timeout_graceful_shutdown=_DRAIN_MARGIN_SECONDS,
         )
         await anyio.lowlevel.checkpoint()  # which loads much; the first request would wait for that
-        server = _Server(config, _welcome(settings, listener))
+        server = _Server(config, lambda: _welcome(settings, listener))
         _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
         await server.serve(sockets=[listener])
 
 
-def _connections(settings: ServerSettings, gateway: Gateway) -> type[Connection]:
-    doorkeeper = Doorkeeper(gateway.admission, gateway.metrics, has_origins=bool(settings.cors_origins))
-    return connections_with(settings, gateway.metrics.count_request, doorkeeper)
+def _connections(settings: ServerSettings, gateway: Gateway, tell: Sequence[Tell]) -> type[Connection]:
+    has_origins = bool(settings.cors_origins)
+    doorkeeper = Doorkeeper(gateway.admission, gateway.metrics, has_origins, tell)
+    return connections_with(settings, _refusals(gateway.metrics), doorkeeper)
 
 
-def _start_app(settings: Settings, engine: Engine) -> FastAPI:
-    app = create_app(settings, engine)
+def _refusals(metrics: Metrics) -> Callable[[str, int], None]:
+    """Tells of what never became a request."""
+
+    def tell(route: str, status: int) -> None:
+        metrics.count_request(route, status)
+        log_refusal(status)
+
+    return tell
+
+
+def _start_app(settings: Settings, engine: Engine, tell: Sequence[Tell]) -> FastAPI:
+    app = create_app(settings, engine, tell)
     gateway: Gateway = app.state.gateway
     if settings.steering.train_at_start:
         gateway.concepts.train_all()
@@ -84,9 +108,9 @@ def _start_app(settings: Settings, engine: Engine) -> FastAPI:
 
 
 class _Server(uvicorn.Server):
-    """Prints a welcome once it serves; leaves the signals to us, so that the worker is ended in order."""
+    """Says that it serves, once it does; leaves the signals to us, so that the worker is ended in order."""
 
-    def __init__(self, config: uvicorn.Config, welcome: str) -> None:
+    def __init__(self, config: uvicorn.Config, welcome: Callable[[], None]) -> None:
         super().__init__(config)
         self._welcome = welcome
         self._draining: asyncio.Task[None] | None = None
@@ -112,7 +136,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            print(self._welcome, flush=True)
+            self._welcome()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -168,13 +192,18 @@ def _cut_what_stalls(listener: socket.socket, seconds: int) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds)
 
 
-def _welcome(settings: Settings, listener: socket.socket) -> str:
+def _welcome(settings: Settings, listener: socket.socket) -> None:
+    """For people, who start with a copy of it; where only machines read, a line in the log."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.server.tls else "http"
     url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    if settings.log.format == "json":
+        _log.info("serving %(model)s at %(url)s", {"model": settings.model.name, "url": url})
+        return
     body = {"model": settings.model.name, "messages": [{"role": "user", "content": "Hello!"}]}
     token = " -H 'Authorization: Bearer TOKEN'" if settings.has_tokens else ""
-    return (
+    print(
         f"Tiller {__version__} serves {settings.model.name} at {url} (API: {url}/docs). Try:\n"
-        f"  curl {url}/chat/completions{token} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+        f"  curl {url}/chat/completions{token} -H 'Content-Type: application/json' -d '{json.dumps(body)}'",
+        flush=True,
     )

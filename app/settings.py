@@ -4,6 +4,8 @@ A mistake in it is a SettingsError of one line that names the key and the rule.
 """
 
 import ipaddress
+import itertools
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -22,10 +24,11 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
-from pydantic_settings.exceptions import SettingsError as SourceError
+from pydantic_settings.exceptions import SettingsError as VariableError
 
 from app.errors import shorten
-from inference.config import Device, DType, EngineConfig, Quantization
+from inference.config import Device, DType, EngineConfig, LogFormat, LogLevel, Quantization
+from inference.directories import SourceError, find_directory
 
 ENVIRONMENT_PREFIX = "TILLER_"
 # `tiller concept` reads it, which is a client. Whoever sets it for a whole shell can start servers there.
@@ -33,6 +36,17 @@ _CLIENTS_VARIABLE = "TILLER_TOKEN"
 # Kubernetes sets these in every container where a service is called "tiller".
 _SERVICE_LINK = re.compile(r"TILLER_(SERVICE|PORT)(_(?!_)|$)")
 
+
+# pydantic's own, as we say it.
+_WORDS = {
+    "Value error, ": "",
+    "Input should be": "must be",
+    "String should": "must",
+    "Tuple should": "must",
+    "a valid tuple": "a list",
+}
+
+_MERGE = "tag:yaml.org,2002:merge"  # YAML's `<<`
 
 _DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
@@ -49,7 +63,25 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
-Origin = Annotated[str, StringConstraints(pattern=r"\A(\*|[a-z][a-z0-9+.-]*://[^/\s]+)\z")]
+def _check_origin(origin: str) -> str:
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+        raise ValueError("must be '*' or an origin such as 'https://example.org'")
+    return origin
+
+
+def _check_url(url: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+        raise ValueError("must be a URL such as 'http://localhost:4318/v1/traces'")
+    return url
+
+
+def _check_distinct(blocks: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(blocks)) < len(blocks):
+        raise ValueError("must name each block once")
+    return blocks
+
+
+Origin = Annotated[str, AfterValidator(_check_origin)]
 
 
 class TlsSettings(Section):
@@ -109,7 +141,12 @@ class EngineSettings(Section):
     max_queued: Annotated[int, Field(ge=0)] = 1024
     nice_ageing_seconds: Annotated[float, Field(ge=0)] = 30.0
     max_step_seconds: Annotated[float, Field(ge=3)] = 300.0
-    steering_blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    steering_blocks: (
+        Annotated[
+            tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_check_distinct)
+        ]
+        | None
+    ) = None
     seed: int | None = None
 
 
@@ -144,6 +181,23 @@ class SteeringSettings(Section):
     """Train all concepts while there is nothing else to do; else each when it is first asked for."""
 
 
+class LogSettings(Section):
+    """What goes to stderr, of the gateway and of its workers."""
+
+    format: LogFormat = "text"
+    """ "json": one object a line."""
+    level: LogLevel = "info"
+    texts: bool = False
+    """Whether chats are logged with all that was said in them. Access tokens never are."""
+
+
+class TracingSettings(Section):
+    """Traces of OpenTelemetry; its own variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, ask for them, too."""
+
+    endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
+    """Where spans go, by OTLP over HTTP, such as `http://localhost:4318/v1/traces`. None: nowhere."""
+
+
 class TokenScope(StrEnum):
     """What an access token lets its bearer do, besides looking at models and concepts."""
 
@@ -170,8 +224,16 @@ class AccessToken(Section):
     tokens_per_minute: PositiveInt | None = None
 
 
+def _check_tokens(tokens: tuple[AccessToken, ...]) -> tuple[AccessToken, ...]:
+    for field in ("name", "sha256"):
+        values = [getattr(token, field) for token in tokens]
+        if len(set(values)) < len(values):
+            raise ValueError(f"must not have the same {field} twice")
+    return tokens
+
+
 class AuthSettings(Section):
-    tokens: tuple[AccessToken, ...] = ()
+    tokens: Annotated[tuple[AccessToken, ...], AfterValidator(_check_tokens)] = ()
     """None configured: everything is open, which is allowed on a loopback address only."""
     open_metrics: bool = False
 
@@ -191,6 +253,8 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
     steering: SteeringSettings = SteeringSettings()
+    log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     cache_directory: str = "~/.cache/tiller"
     """What can be downloaded or computed again."""
     data_directory: str = "~/.local/share/tiller"
@@ -215,10 +279,12 @@ class Settings(BaseSettings):
 
     @property
     def engine_config(self) -> EngineConfig:
-        fields = self.engine.model_dump()
-        return msgspec.convert(
-            fields | {"source": self.model.source, "cache_directory": self.cache_directory}, EngineConfig
-        )
+        fields = self.engine.model_dump() | {
+            "source": self.model.source,
+            "cache_directory": self.cache_directory,
+            "log": {"format": self.log.format, "level": self.log.level},
+        }
+        return msgspec.convert(fields, EngineConfig)
 
 
 def default_config(given: Path | None) -> Path | None:
@@ -229,8 +295,10 @@ def default_config(given: Path | None) -> Path | None:
 def load_settings(path: Path | None, **overrides: Mapping[str, object]) -> Settings:
     """As `read_settings`, for a server. Raises SettingsError also for what only a server may not have."""
     settings = read_settings(path, **overrides)
+    _refuse_other_files(settings)
     _refuse_open_network(settings)
     _refuse_missing_concepts(settings)
+    _refuse_missing_model(settings)
     return settings
 
 
@@ -244,10 +312,11 @@ def read_settings(path: Path | None, **overrides: Mapping[str, object]) -> Setti
     try:
         settings = _settings_over(given)(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        where = "settings" if path is None else str(path)
-        raise SettingsError(f"{where}: {_explain(error.errors()[0])}") from None
-    except SourceError as error:
-        raise SettingsError(f"environment: {error}") from None
+        first = error.errors()[0]
+        raise SettingsError(f"{_origin_of(first, path, overrides)}: {_explain(first)}") from None
+    except VariableError as error:
+        names = ", ".join(filter(_is_broken_json, os.environ)) or str(error)
+        raise SettingsError(f"environment: {names}: no JSON") from None
     return settings
 
 
@@ -269,13 +338,31 @@ def _settings_over(file: dict[str, Any]) -> type[Settings]:
     return FileSettings
 
 
+class _Loader(yaml.SafeLoader):
+    """A key that is there twice is a mistake. YAML's own rule; the library takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} is there twice", key_node.start_mark
+                )
+            keys.append(key)
+        return super().construct_mapping(node, deep)
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a safe one
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
+        told = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise SettingsError(f"{path}: no YAML: {told}") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -293,13 +380,40 @@ def _refuse_unknown_variables() -> None:
             raise SettingsError(f"environment: {name} is no setting")
 
 
+def _origin_of(error: ErrorDetails, path: Path | None, overrides: Mapping[str, Mapping[str, object]]) -> str:
+    """Where the operator wrote it: what overrides the others is looked for first."""
+    section, *rest = map(str, error["loc"])
+    if rest and rest[0] in overrides.get(section, {}):
+        return f"--{rest[0]}"
+    variable = ENVIRONMENT_PREFIX + section.upper()
+    names = list(itertools.accumulate((variable, *map(str.upper, rest)), "{}__{}".format))
+    given = [name for name in os.environ if name.upper() in names]
+    if given:
+        return f"environment: {max(given, key=len)}"
+    return "settings" if path is None else str(path)
+
+
+def _is_broken_json(variable: str) -> bool:
+    if not variable.upper().startswith(ENVIRONMENT_PREFIX):
+        return False
+    try:
+        json.loads(os.environ[variable])
+    except ValueError:
+        return os.environ[variable].lstrip().startswith(("{", "["))
+    return False
+
+
 def _explain(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{key} is no setting"
+    if error["type"] == "missing":
+        return f"{key} is required"
     if error["type"] == "model_type":
         return f"{key} must be a mapping, got {shorten(error['input'])}"
-    rule = error["msg"].replace("Input should be", "must be").replace("String should", "must")
+    rule = error["msg"]
+    for told, better in _WORDS.items():
+        rule = rule.replace(told, better)
     return f"{key} {rule}, got {shorten(error['input'])}"
 
 
@@ -310,6 +424,28 @@ def _refuse_open_network(settings: Settings) -> None:
         f"server.host {settings.server.host} can be reached by others, and there are no access tokens: "
         "make one with `tiller token new NAME`, or use 127.0.0.1"
     )
+
+
+def _refuse_missing_model(settings: Settings) -> None:
+    try:
+        find_directory(settings.model.source)
+    except SourceError as error:
+        raise SettingsError(f"model.source: {error}") from None
+
+
+def _refuse_other_files(settings: Settings) -> None:
+    """Directories may be missing, and made later; but nothing else may be in their place."""
+    for key in ("cache_directory", "data_directory"):
+        given = getattr(settings, key)
+        try:
+            directory = Path(given).expanduser()
+            there = next(path for path in (directory, *directory.parents) if path.exists())
+        except (OSError, RuntimeError) as error:
+            raise SettingsError(f"{key} {given} cannot be found: {error}") from None
+        if not there.is_dir():
+            raise SettingsError(f"{key} {given} is no directory: {there} is a file")
+        if not os.access(there, os.R_OK | os.X_OK):
+            raise SettingsError(f"{key} {given} cannot be read")
 
 
 def _refuse_missing_concepts(settings: Settings) -> None:

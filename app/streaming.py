@@ -18,7 +18,8 @@ from app.admission import Visit
 from app.completions import Progress, Transcript
 from app.engine import Generation
 from app.errors import InternalError, for_caller
-from app.metrics import Metrics, Timing
+from app.metrics import Metrics
+from app.observation import Observation
 from app.schemas.completions import ChatChunk
 
 _HEADERS = {"cache-control": "no-store", "connection": "keep-alive", "x-accel-buffering": "no"}
@@ -37,40 +38,36 @@ _LINE_BREAKS = [
 class Answer:
     """A generation that runs, and the transcript that it fills."""
 
-    request_id: str
+    seen: Observation
     generation: Generation
     transcript: Transcript
     metrics: Metrics
     visit: Visit
-    timing: Timing
-    steered: bool
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """However the context is left, and however early, nothing goes on generating."""
+        self.metrics.count_first_token(self.seen)
         with self.metrics.running.track_inprogress():
             try:
                 yield
             finally:
                 if not self.transcript.ended:
                     self.generation.abort()
-                usage = self.transcript.usage
-                self.metrics.count_generation(
-                    usage,
-                    self.timing,
-                    choices=self.transcript.num_choices,
-                    steered=self.steered,
-                    ended=self.transcript.ended,
-                )
+                usage = self.seen.usage = self.transcript.usage
+                self.seen.finish_reasons = self.transcript.finish_reasons
+                self.metrics.count_generation(self.seen)
                 self.visit.end(usage.total_tokens)
 
     async def steps(self) -> AsyncIterator[Progress]:
         """Raises what the generation raises."""
+        answers = self.seen.answers
         async for events in self.generation:
-            self.timing.token()
             for step in self.transcript.feed(events):
                 if step.running:
                     self.generation.abort(step.index)
+                if answers is not None:
+                    answers[step.index] += step.text
                 yield step
         if not self.transcript.ended:
             raise InternalError("the engine left a choice without an end")
@@ -130,7 +127,9 @@ async def _events(answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:
             yield _encode([transcript.usage_chunk()])
         yield _DONE
     except Exception as error:  # The status is sent: all that is left is one last event.
-        yield _event(for_caller(error, answer.request_id).body())
+        told = for_caller(error, answer.seen.request_id)
+        answer.seen.error = told.code.value
+        yield _event(told.body())
 
 
 def _encode(chunks: list[ChatChunk]) -> bytes:

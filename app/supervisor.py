@@ -3,17 +3,18 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
 
 from app.engine import Generation
 from app.errors import EngineUnavailable, StartError
+from app.observation import WorkerState
 from app.worker_engine import WorkerEngine
 from app.worker_process import run_worker
 from inference.config import EngineConfig
-from inference.protocol import EngineStats, GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
+from inference.protocol import GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class SupervisedEngine:
         self._changed = asyncio.Event()
         """Set while there is a worker, or none will come any more."""
         self._draining = False
+        self._restarts = 0
         self._to_forget: set[str] = set()
 
     @property
@@ -71,9 +73,13 @@ class SupervisedEngine:
         )
 
     @property
-    def stats(self) -> EngineStats:
-        """Of the worker that is there; the next one begins with zeros."""
-        return EngineStats() if self._worker is None else self._worker.stats
+    def workers(self) -> Sequence[WorkerState]:
+        """The one that is there."""
+        if self._worker is None:
+            return [WorkerState(up=False, restarts=self._restarts)]
+        return [
+            WorkerState(self._worker.available, self._restarts, self._worker.stats, self._worker.intervals)
+        ]
 
     @property
     def load(self) -> int:
@@ -143,6 +149,8 @@ class SupervisedEngine:
             self._config = msgspec.structs.replace(self._config, source=worker.model.directory)
         elif _identity(worker.model) != _identity(self._model):
             raise StartError("the model is not the one that was served before; start the server again")
+        else:
+            self._restarts += 1
         self._model, self._worker = worker.model, worker
         for concept in self._to_forget:
             worker.forget(concept)

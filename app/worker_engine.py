@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 
 import zmq.asyncio
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, shorten
+from app.observation import TokenIntervals
 from app.pulse import wait_for_silence
 from inference import protocol
 from inference.protocol import (
@@ -56,6 +58,7 @@ class WorkerEngine:
         self._trainings: dict[str, asyncio.Queue[TrainingUpdate | ApiError]] = {}
         self._available = True
         self.stats = EngineStats()
+        self.intervals = TokenIntervals()
         self.lost = asyncio.Event()
         """Set once the worker has ended, or is as good as that."""
 
@@ -169,12 +172,22 @@ class WorkerEngine:
         for admission in report.admissions:
             if generation := self._generations.get(admission.request_id):
                 generation.admit(admission)
+        for request_id, started in report.starts.items():
+            if generation := self._generations.get(request_id):
+                generation.start(started)
         events: dict[str, list[TokenEvent]] = {}
         for event in report.events:
             events.setdefault(event.request_id, []).append(event)
+        now = time.perf_counter()
+        since: dict[float, int] = {}  # Most of a step's tokens follow one of the same earlier step.
         for request_id, its_events in events.items():
             if generation := self._generations.get(request_id):
+                if before := generation.delivered:
+                    since[before] = since.get(before, 0) + len(its_events)
+                generation.delivered = now
                 generation.deliver(its_events)
+        for before, count in since.items():
+            self.intervals.add(now - before, count)
         for failure in report.failures:
             if generation := self._generations.get(failure.request_id):
                 generation.fail(InternalError(failure.detail))
@@ -192,10 +205,14 @@ class WorkerGeneration:
         self._request_id = request.request_id
         self._running = set(range(request.n))
         self._unread = 0
+        self._submitted = time.monotonic()
         self._weight = 1 + (request.sampling.top_logprobs or 0)
         self._arrived: asyncio.Queue[list[TokenEvent] | ApiError] = asyncio.Queue()
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.queue_seconds: float | None = None
+        self.delivered: float | None = None
+        """When events came lately."""
 
     async def __aiter__(self) -> AsyncGenerator[list[TokenEvent], None]:
         try:
@@ -222,6 +239,11 @@ class WorkerGeneration:
             self.admitted.set_result(None)
         else:
             self.fail(_refusal(admission))
+
+    def start(self, at: float) -> None:
+        """A choice has left the worker's queue, `at` the machine's time.monotonic()."""
+        if self.queue_seconds is None:
+            self.queue_seconds = max(0.0, at - self._submitted)
 
     def deliver(self, events: list[TokenEvent]) -> None:
         events = [event for event in events if event.index in self._running]

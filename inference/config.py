@@ -7,6 +7,20 @@ import msgspec
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ConfigError(Exception):
+    """What is configured cannot be done with this model or on this machine. One line for the operator."""
+
+
+class LogConfig(msgspec.Struct, frozen=True):
+    """How a process logs."""
+
+    format: LogFormat = "text"
+    level: LogLevel = "info"
+    """Lines of less weight are left out."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -45,3 +59,4 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """The decoder blocks, from 0, whose output is steered; None: one at 0.6 of the depth."""
     seed: int | None = None
     """Makes sampling repeatable, for tests; None: from the operating system."""
+    log: LogConfig = LogConfig()

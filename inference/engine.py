@@ -111,7 +111,9 @@ class Engine:
         if sequences:
             self._ahead = self._launch_ahead(step) if step else None
             report = self._apply(sequences, self._steps.finish(sequences, step))
-        return msgspec.structs.replace(report, training=self.trainer.take_updates())
+        return msgspec.structs.replace(
+            report, training=self.trainer.take_updates(), starts=self.scheduler.take_starts()
+        )
 
     def check_integrity(self) -> None:
         """Raises RuntimeError if the bookkeeping of blocks is wrong."""

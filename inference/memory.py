@@ -7,7 +7,7 @@ import torch
 from inference.attention import PagedBatch
 from inference.backends import Backend
 from inference.batch import BatchBuilder
-from inference.config import EngineConfig
+from inference.config import ConfigError, EngineConfig
 from inference.kv_cache import KVCache
 from inference.model import CausalLM
 from inference.protocol import GenerationRequest
@@ -22,7 +22,7 @@ _BYTES_PER_LOGIT = 16  # float32, a copy of the rows that draw at random, and so
 
 
 def num_blocks(model: CausalLM, config: EngineConfig, backend: Backend) -> int:
-    """At least one."""
+    """At least one. Raises ConfigError if not even that has room."""
     if config.kv_cache_gib is not None:
         memory = config.kv_cache_gib * _GIB
     elif model.device.type == "cuda":
@@ -30,7 +30,11 @@ def num_blocks(model: CausalLM, config: EngineConfig, backend: Backend) -> int:
     else:
         memory = _DEFAULT_CPU_CACHE_GIB * _GIB
     per_token = sum(shape.num_bytes for shape in model.layer_shapes)
-    return max(1, int(memory) // (per_token * config.block_size))
+    count = int(memory) // (per_token * config.block_size)
+    if count < 1:
+        needed = f"a block of {config.block_size} tokens needs {per_token * config.block_size / _GIB:.3g}"
+        raise ConfigError(f"engine.kv_cache_gib: there are {max(memory, 0) / _GIB:.3g} GiB, and {needed}")
+    return count
 
 
 def _free_on_cuda(model: CausalLM, config: EngineConfig, backend: Backend) -> float:

@@ -8,7 +8,7 @@ import torch
 from inference.attention import PagedBatch
 from inference.backends import TORCH, Backend
 from inference.batch import Batch, BatchBuilder
-from inference.config import EngineConfig
+from inference.config import ConfigError, EngineConfig
 from inference.graphs import Capture, Graphs
 from inference.kv_cache import KVCache
 from inference.memory import num_blocks
@@ -146,13 +146,13 @@ def _needs_outcome(sequence: Sequence) -> bool:
 
 
 def _steered_blocks(model: CausalLM, config: EngineConfig) -> tuple[int, ...]:
-    """Those configured, else one at _STEERED_DEPTH. Raises ValueError."""
+    """Those configured, else one at _STEERED_DEPTH. Raises ConfigError."""
     count = len(model.blocks)
     if config.steering_blocks is None:
         return (min(round(_STEERED_DEPTH * count), count - 1),)
     for block in config.steering_blocks:
         if not 0 <= block < count:
-            raise ValueError(
+            raise ConfigError(
                 f"engine.steering_blocks has {block}, but the model's blocks are 0 to {count - 1}"
             )
     return config.steering_blocks

@@ -215,6 +215,8 @@ class StepReport(msgspec.Struct, frozen=True, tag="step"):
     events: list[TokenEvent] = []
     failures: list[Failure] = []
     training: list[TrainingUpdate] = []
+    starts: dict[str, float] = {}
+    """When a choice left the queue for the first time, by its request's id, in time.monotonic()."""
     stats: EngineStats | None = None
     """Now and then, if they have changed."""
 

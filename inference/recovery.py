@@ -90,7 +90,11 @@ class StepRunner:
             raise  # The device is unusable for the rest of the process's life.
         except Exception as error:  # of any kind: out of memory, a kernel's, a bug's
             if len(sequences) == 1:
-                _log.exception("%s cannot be computed", sequences[0].request_id or "a training")
+                request_id = sequences[0].request_id
+                what = f"request {request_id}" if request_id else "a training"
+                _log.exception(
+                    "%(what)s cannot be computed", {"what": what, "request_id": request_id or None}
+                )
             else:
                 _log.warning("a step of %d sequences failed: %r", len(sequences), error)
             return None

@@ -37,6 +37,7 @@ class Scheduler:
         self._waiting: list[tuple[float, int, Sequence]] = []
         self._following: list[Sequence] = []
         """They wait, and are not started before their leader has computed the prompt."""
+        self._starts: dict[str, float] = {}
 
     @property
     def num_waiting(self) -> int:
@@ -47,6 +48,14 @@ class Scheduler:
         yield from self.running
         yield from (sequence for _, _, sequence in self._waiting)
         yield from self._following
+
+    def take_starts(self) -> dict[str, float]:
+        """When choices of requests left the queue since the last time, by the request's id.
+
+        One that was preempted has left it before.
+        """
+        starts, self._starts = self._starts, {}
+        return starts
 
     def add(self, sequence: Sequence) -> None:
         sequence.status = Status.WAITING
@@ -165,6 +174,9 @@ class Scheduler:
         self.blocks.match_prefix(sequence)
         self.blocks.allocate(sequence, sequence.num_tokens)
         sequence.status = Status.RUNNING
+        if sequence.started is None and sequence.probe is None:
+            sequence.started = self.clock()
+            self._starts.setdefault(sequence.request_id, sequence.started)
         sequence.num_scheduled_tokens = min(sequence.num_uncomputed_tokens, budget)
         self.running.append(sequence)
         return sequence

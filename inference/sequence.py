@@ -78,6 +78,8 @@ class Sequence:
     probe: Probe | None = None
     """Set if the tokens are only read and measured, and nothing is sampled."""
     status: Status = Status.WAITING
+    started: float | None = None
+    """When it left the queue for the first time."""
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     num_scheduled_tokens: int = 0

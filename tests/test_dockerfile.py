@@ -1,5 +1,6 @@
 """The image, as far as it can be tested where no Docker engine runs."""
 
+import json
 import os
 import re
 import shutil
@@ -36,7 +37,10 @@ def test_it_runs_as_an_unprivileged_user_and_reports_its_health(instructions: li
     assert "TILLER_CACHE_DIRECTORY=/var/cache/tiller" in environment
     assert "TILLER_DATA_DIRECTORY=/var/lib/tiller" in environment
     [health] = values(instructions, "HEALTHCHECK")
-    assert "/health" in health
+    command = json.loads(health.partition("CMD")[2])
+    [served] = [json.loads(value) for value in values(instructions, "CMD")]
+    assert command[:2] == ["tiller", "health"]
+    assert command[2:] == served[1:], "it reads the configuration that is served"
     order = [name for name, _ in instructions]
     assert order.index("USER") > max(i for i, name in enumerate(order) if name == "RUN")
 

@@ -16,7 +16,7 @@ from app.completions import Heading, Transcript
 from app.engine import Generation
 from app.errors import ApiError, ErrorCode, QueueFull
 from app.gateway import Gateway, GatewayDep
-from app.metrics import Timing
+from app.observation import Observation
 from app.openapi import describe
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatCompletion
@@ -35,26 +35,32 @@ router = APIRouter(tags=["chat"], dependencies=[requires(TokenScope.CHAT)])
 )
 async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bool = False) -> Response:
     """Continues a conversation. `nice` lets concurrent requests go first."""
-    timing = Timing()
-    request_id: str = request.state.request_id
+    seen: Observation = request.state.observation
     visit = gateway.admission.admit(caller_of(request), nice, request.state.place)
     try:
         chat = await read_json(request, ChatRequest)
-        asked, concepts = await _prepare(gateway, chat, visit, request_id, nice)
+        asked, concepts = await _prepare(gateway, chat, visit, seen.request_id, nice)
+        seen.asked = asked
+        if gateway.settings.log.texts:
+            seen.messages = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
+            seen.answers = [""] * chat.n
         if asked.steering:
             async with while_connected(request.receive):
                 await gateway.concepts.make_usable(concepts)
+        seen.queue()
         generation = await _start(gateway, asked, concepts, visit, request.receive)
+        seen.begin(generation.queue_seconds)
     except BaseException:
         visit.end()
         raise
     heading = Heading(
-        "chatcmpl-" + request_id, int(time.time()), gateway.settings.model.name, gateway.system_fingerprint
+        "chatcmpl-" + seen.request_id,
+        int(time.time()),
+        gateway.settings.model.name,
+        gateway.system_fingerprint,
     )
     transcript = Transcript(heading, gateway.tokenizer, asked, chat.stop)
-    answer = Answer(
-        request_id, generation, transcript, gateway.metrics, visit, timing, steered=asked.steering is not None
-    )
+    answer = Answer(seen, generation, transcript, gateway.metrics, visit)
     if chat.stream:
         return AnswerStream(answer, chat.stream_options.include_usage)
     return await respond(answer, request.receive)

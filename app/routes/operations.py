@@ -1,8 +1,7 @@
-"""What operators, probes and API explorers ask for."""
+"""What operators and probes ask for, and the document that describes the API."""
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -45,8 +44,3 @@ async def read_metrics(gateway: GatewayDep) -> Response:
 @router.get("/openapi.json", include_in_schema=False)
 async def read_openapi(request: Request) -> Response:
     return JSONResponse(request.app.openapi())
-
-
-@router.get("/docs", include_in_schema=False)
-async def read_docs() -> Response:
-    return get_swagger_ui_html(openapi_url="openapi.json", title="Tiller")

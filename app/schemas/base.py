@@ -28,6 +28,7 @@ class RequestModel(BaseModel):
         extra="ignore",
         frozen=True,
         allow_inf_nan=False,
+        hide_input_in_errors=True,  # An error that nobody has thought of ends in the log.
         use_attribute_docstrings=True,
         json_schema_extra=_allow_null,
     )

@@ -51,7 +51,8 @@ from benchmarks.peers.machine import commit, describe_machine
 from benchmarks.peers.processes import ServerProcess, StartError
 from benchmarks.peers.servers import Place, Server, tiller
 from benchmarks.resources import find_server
-from inference.sources import SourceError, resolve
+from inference.directories import SourceError
+from inference.sources import resolve
 
 _RUSH_HELP = "measure only this: TIMES as many requests at once as there is room for"
 _ROOT = Path(__file__).parents[2]

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.errors import EngineUnavailable
+from app.observation import WorkerState
 from benchmarks.gateway.script import Script
 from benchmarks.gateway.steps import open_pipe, take
 from inference.protocol import (
-    EngineStats,
     GenerationRequest,
     ModelInfo,
     TokenEvent,
@@ -27,9 +27,12 @@ class InsideEngine:
         self.model = model
         self.available = True
         self.room = sys.maxsize
-        self.stats = EngineStats()
         self._script = script
         self._generations: dict[str, InsideGeneration] = {}
+
+    @property
+    def workers(self) -> list[WorkerState]:
+        return [WorkerState(self.available)]
 
     async def wait_available(self) -> None:
         if not self.available:
@@ -63,6 +66,8 @@ class InsideEngine:
 
 
 class InsideGeneration:
+    queue_seconds = 0.0
+
     def __init__(self, engine: InsideEngine, request_id: str) -> None:
         self._engine = engine
         self._request_id = request_id

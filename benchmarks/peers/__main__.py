@@ -31,7 +31,7 @@ from benchmarks.peers.machine import describe_machine
 from benchmarks.peers.processes import ServerProcess, StartError
 from benchmarks.peers.results import Run, write
 from benchmarks.peers.servers import SERVERS, Place, Server
-from inference.sources import SourceError
+from inference.directories import SourceError
 
 _ROOT = Path(__file__).parents[2]
 _END_TOKENS = (0, 2)  # of the embedded model

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from app.errors import EngineUnavailable
+from app.observation import WorkerState
 from inference.protocol import (
     ConceptReport,
     Effect,
@@ -143,6 +144,7 @@ class FakeGeneration:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: set[int] = field(default_factory=set)
     holds_room: bool = True
+    queue_seconds: float | None = 0.0
 
     @property
     def begun(self) -> "asyncio.Future[None]":
@@ -250,6 +252,10 @@ class FakeEngine:
     forgotten: list[str] = field(default_factory=list)
     in_training: dict[str, asyncio.Event] = field(default_factory=dict)
     """By digest; the event: it was forgotten."""
+
+    @property
+    def workers(self) -> list[WorkerState]:
+        return [WorkerState(self.available, stats=self.stats)]
 
     async def wait_available(self) -> None:
         if self.restored is None:

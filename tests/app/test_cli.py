@@ -60,6 +60,22 @@ def test_a_port_in_use_is_one_line() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_file_of_tokens_that_cannot_be_read_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "tokens.json").write_text("[")
+    done = tiller("serve", "--port", "0", TILLER_DATA_DIRECTORY=str(tmp_path))
+    assert done.returncode == 1
+    assert "tokens.json: Invalid JSON: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_certificate_without_its_key_is_one_line(tmp_path: Path) -> None:
+    tls = {"certificate": str(tmp_path / "a.pem"), "key": str(tmp_path / "b.pem")}
+    done = tiller("serve", "--port", "0", TILLER_SERVER__TLS=json.dumps(tls))
+    assert done.returncode == 1
+    assert "server.tls.certificate: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 TOKEN = "a token for tests"
 CONCEPT = {"name": "kind", "description": "Kind", "examples": [{"positive": "Thanks!", "negative": "So?"}]}
 

@@ -14,7 +14,9 @@ from app.admission import Admission
 from app.auth import Authenticate
 from app.errors import QueueFull
 from app.metrics import Metrics
-from app.middleware import Doorkeeper, LimitBody, Observe, TakePlace, TakeTurns
+from app.middleware import LimitBody, Observe
+from app.observation import Observation
+from app.places import Doorkeeper, TakePlace, TakeTurns
 from app.settings import AccessToken, LimitSettings
 
 
@@ -140,7 +142,8 @@ def admission(engine: Engine) -> Admission:
 @pytest.mark.parametrize("target", [b"/chat/completions", b"/v1/chat/completions?nice=true"])
 def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(target: bytes) -> None:
     engine, metrics = Engine(room=1), Metrics()
-    door = Doorkeeper(admission(engine), metrics, has_origins=False)
+    told: list[Observation] = []
+    door = Doorkeeper(admission(engine), metrics, has_origins=False, tell=[told.append])
     assert door.turn_away(b"POST", target, []) is None
     engine.room = 0
     head, _, body = (door.turn_away(b"POST", target, []) or b"").partition(b"\r\n\r\n")
@@ -151,6 +154,10 @@ def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(target: b
     engine.available = False
     assert b'"code":"UNAVAILABLE"' in (door.turn_away(b"POST", target, []) or b"")
     assert b'tiller_requests_total{route="/chat/completions",status="503"} 2.0' in metrics.render()
+    assert [(seen.route, seen.status, seen.error) for seen in told] == [
+        ("/chat/completions", 503, "QUEUE_FULL"),
+        ("/chat/completions", 503, "UNAVAILABLE"),
+    ]
 
 
 @pytest.mark.parametrize(

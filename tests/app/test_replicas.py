@@ -12,10 +12,10 @@ import pytest
 
 from app import replicas as replicas_module
 from app.errors import ApiError, EngineUnavailable, ErrorCode, StartError
+from app.observation import WorkerState
 from app.replicas import Replicas, run_replicas
 from inference.config import EngineConfig
 from inference.protocol import (
-    EngineStats,
     GenerationRequest,
     ModelInfo,
     SteeringSpec,
@@ -33,7 +33,7 @@ class One:
 
     load: int = 0
     room: int = 100
-    stats: EngineStats = field(default_factory=EngineStats)
+    restarts: int = 0
     available: bool = True
     refusal: ApiError | None = None
     knows: set[str] = field(default_factory=set)
@@ -42,6 +42,10 @@ class One:
     told: list[tuple[str, str]] = field(default_factory=list)
     restored: asyncio.Event = field(default_factory=asyncio.Event)
     drained: float | None = None
+
+    @property
+    def workers(self) -> list[WorkerState]:
+        return [WorkerState(self.available, self.restarts)]
 
     async def submit(self, request: GenerationRequest) -> "One":
         self.asked.append(request.request_id)
@@ -256,19 +260,9 @@ async def test_workers_share_the_processors_unless_told_otherwise(
         assert [config.replica for config in configs] == list(range(count))
 
 
-def test_their_numbers_are_added_up() -> None:
-    one, other = One(), One()
-    one.stats = EngineStats(running=1, waiting=2, blocks=8, blocks_in_use=3, found_tokens=5)
-    other.stats = EngineStats(running=10, blocks=8, preemptions=4, looked_up_tokens=70)
-    assert Replicas([one, other]).stats == EngineStats(
-        running=11,
-        waiting=2,
-        blocks=16,
-        blocks_in_use=3,
-        preemptions=4,
-        looked_up_tokens=70,
-        found_tokens=5,
-    )
+def test_each_worker_has_its_own_numbers() -> None:
+    workers = Replicas([One(restarts=1), One(available=False, restarts=2)]).workers
+    assert [(worker.up, worker.restarts) for worker in workers] == [(True, 1), (False, 2)]
 
 
 async def test_there_is_room_while_one_has_some() -> None:

@@ -1,5 +1,6 @@
 """Settings come from file, environment and command line, and a mistake is one clear line."""
 
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from inference.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
 TOKEN = {"name": "ada", "sha256": "ab" * 32}
+
+
+def two_tokens(**same: str) -> str:
+    return json.dumps({"auth": {"tokens": [TOKEN, {"name": "bob", "sha256": "cd" * 32, **same}]}})
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +33,7 @@ def write(directory: Path, text: str) -> Path:
 def test_the_defaults_are_those_of_the_worker() -> None:
     config = EngineConfig()
     assert Settings().engine_config == config
-    not_settings = {"source", "cache_directory", "replica"}
+    not_settings = {"source", "cache_directory", "replica", "log"}
     assert set(EngineSettings.model_fields) - {"replicas"} == {*config.__struct_fields__} - not_settings
 
 
@@ -61,6 +66,26 @@ def test_an_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> 
         ("- 1", "must be a mapping of sections"),
         ("1: 2", "must be a mapping of sections"),
         ("a: [", "no YAML"),
+        ("server: {port: 1}\nserver: {port: 2}", "no YAML: server is there twice in"),
+        ("server:\n\tport: 1", "cannot start any token in line 2"),
+        ("server: {port: -1}", "server.port must be greater than or equal to 0, got -1"),
+        ("server: {tls: {certificate: a.pem}}", "server.tls.key is required"),
+        ("server: {cors_origins: [example.org]}", "server.cors_origins.0 must be '*' or an origin such as"),
+        ("server: {cors_origins: 'https://example.org'}", "server.cors_origins must be a list, got 'https:"),
+        ("model: {name: ''}", "model.name must have at least 1 character, got ''"),
+        ("engine: {replicas: 0}", "engine.replicas must be greater than or equal to 1, got 0"),
+        ("engine: {threads: 1.5}", "engine.threads must be a valid integer"),
+        ("engine: {kv_cache_gib: 0}", "engine.kv_cache_gib must be greater than 0, got 0"),
+        ("engine: {context_length: -5}", "engine.context_length must be greater than or equal to 1, got -5"),
+        ("engine: {device: tpu}", "engine.device must be 'auto', 'cpu' or 'cuda', got 'tpu'"),
+        ("engine: {steering_blocks: [3, 3]}", "engine.steering_blocks must name each block once, got [3, 3]"),
+        ("engine: {steering_blocks: []}", "engine.steering_blocks must have at least 1 item"),
+        ("limits: {max_wait_seconds: 0}", "limits.max_wait_seconds must be greater than 0, got 0"),
+        ("log: {format: xml}", "log.format must be 'text' or 'json', got 'xml'"),
+        ("log: {level: loud}", "log.level must be 'debug', 'info', 'warning' or 'error', got 'loud'"),
+        ("auth: {tokens: [{name: a}]}", "auth.tokens.0.sha256 is required"),
+        (two_tokens(name="ada"), "auth.tokens must not have the same name twice"),
+        (two_tokens(sha256=TOKEN["sha256"]), "auth.tokens must not have the same sha256 twice"),
     ],
 )
 def test_a_mistake_in_the_file_names_file_key_and_rule(tmp_path: Path, text: str, message: str) -> None:
@@ -70,6 +95,14 @@ def test_a_mistake_in_the_file_names_file_key_and_rule(tmp_path: Path, text: str
     assert str(error.value).startswith(f"{file}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_may_repeat_itself_in_the_way_of_yaml(tmp_path: Path) -> None:
+    tokens = (
+        f"[&one {{name: a, sha256: {'a' * 64}, max_requests: 3}}, {{<<: *one, name: b, sha256: {'b' * 64}}}]"
+    )
+    first, second = load_settings(write(tmp_path, f"auth: {{tokens: {tokens}}}")).auth.tokens
+    assert (first.name, second.name, second.sha256, second.max_requests) == ("a", "b", "b" * 64, 3)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -93,9 +126,70 @@ def test_the_variables_of_kubernetes_for_a_service_of_our_name_are_none_of_ours(
 
 
 def test_a_variable_that_is_no_json_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TILLER_SERVER", "{")
-    with pytest.raises(SettingsError, match="server"):
+    monkeypatch.setenv("TILLER_AUTH__TOKENS", "[{")
+    with pytest.raises(SettingsError, match=r"^environment: TILLER_AUTH__TOKENS: no JSON$"):
         load_settings(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TILLER_SERVER__PORT", "many"), ("tiller_server__port", "-1"), ("TILLER_SERVER", '{"port": "x"}')],
+)
+def test_a_mistake_in_a_variable_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"^environment: {name}: server\.port must be"):
+        load_settings(write(tmp_path, "server: {port: 1}"))
+
+
+def test_a_mistake_on_the_command_line_names_the_option(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^--port: server\.port must be less than or equal to 65535"):
+        load_settings(write(tmp_path, "server: {port: 1}"), server={"port": 99999})
+
+
+def model(directory: Path, config: str | None, tokenizer: str | None = "{}") -> Path:
+    for name, content in (("config.json", config), ("tokenizer.json", tokenizer)):
+        if content is not None:
+            (directory / name).write_text(content)
+    return directory
+
+
+def test_a_model_that_is_not_there_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    def refusal(source: Path | str) -> str:
+        with pytest.raises(SettingsError, match=r"^model\.source: ") as error:
+            load_settings(None, model={"source": str(source)})
+        return str(error.value)
+
+    (tmp_path / "a").mkdir()
+    assert "does not exist" in refusal(tmp_path / "none")
+    assert "does not exist" in refusal("~nobody-of-this-name/model")
+    assert "has no config.json" in refusal(tmp_path / "a")
+    assert "config.json cannot be read: Expecting" in refusal(model(tmp_path / "a", "{"))
+    assert "config.json must hold an object" in refusal(model(tmp_path / "a", "[]"))
+    (tmp_path / "a" / "tokenizer.json").unlink()
+    assert "has no tokenizer.json" in refusal(model(tmp_path / "a", "{}", None))
+    assert "is no directory" in refusal(tmp_path / "a" / "config.json")
+    source = str(model(tmp_path / "a", "{}"))
+    assert load_settings(None, model={"source": source}).model.source == source
+
+
+@pytest.mark.parametrize("key", ["cache_directory", "data_directory"])
+def test_a_file_in_a_directorys_place_is_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "file/deeper/still"):
+        with pytest.raises(
+            SettingsError, match=rf"^{key} {tmp_path}/{name} is no directory: \S+file is a file"
+        ):
+            load_settings(write(tmp_path, f"{key}: {tmp_path / name}"))
+    with pytest.raises(SettingsError, match=rf"^{key} ~nobody-of-this-name/x cannot be found"):
+        load_settings(write(tmp_path, f"{key}: ~nobody-of-this-name/x"))
+    assert load_settings(write(tmp_path, f"{key}: {tmp_path / 'new' / 'one'}"))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(SettingsError, match=rf"^{key} {tmp_path}/new cannot be read"):
+        load_settings(write(tmp_path, f"{key}: {tmp_path / 'new'}"))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])

@@ -355,6 +355,20 @@ async def test_a_draining_engine_lets_end_what_runs_and_replaces_no_worker(
     assert len(pids(directory)) == 1
 
 
+async def test_it_says_whether_the_worker_is_up_and_how_often_it_was_replaced(
+    engine: SupervisedEngine, directory: Path
+) -> None:
+    def state() -> tuple[bool, int]:
+        [worker] = engine.workers
+        return worker.up, worker.restarts
+
+    assert state() == (True, 0)
+    await kill_worker(engine, directory)
+    assert state() == (False, 0)
+    await engine.wait_available()
+    assert state() == (True, 1)
+
+
 def test_workers_that_do_not_last_are_replaced_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "_LONGEST_DELAY", 60.0)
     delays = list(itertools.accumulate([0.0] * 9, next_delay, initial=0.0))[1:]

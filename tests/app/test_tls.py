@@ -1,6 +1,7 @@
 """TLS: a server's certificate and key, and what is said of those that cannot be used."""
 
 import asyncio
+import json
 import socket
 import ssl
 import subprocess
@@ -10,7 +11,9 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from typer.testing import CliRunner
 
+from app.cli import build_commands
 from app.errors import StartError
 from app.server import _connections as server_connections
 from app.settings import ServerSettings, TlsSettings
@@ -40,12 +43,22 @@ def tls(directory: Path, certificate: str, key: str) -> TlsSettings:
     return TlsSettings(certificate=str(directory / certificate), key=str(directory / key))
 
 
+async def tiller_health(listener: socket.socket, directory: Path) -> tuple[int, str]:
+    served = {
+        "port": listener.getsockname()[1],
+        "tls": tls(directory, "server.pem", "server.key").model_dump(),
+    }
+    runner = CliRunner(env={"TILLER_SERVER": json.dumps(served)})
+    done = await asyncio.to_thread(runner.invoke, build_commands(), ["health"])
+    return done.exit_code, done.output.strip()
+
+
 async def test_a_server_with_a_certificate_is_reached_by_https_alone(app: FastAPI, directory: Path) -> None:
     context = load_tls(tls(directory, "server.pem", "server.key"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app,
-            http=server_connections(ServerSettings(), app.state.gateway),
+            http=server_connections(ServerSettings(), app.state.gateway, []),
             ssl_context_factory=lambda _config, _default: context,
             log_level="critical",
             ws="none",
@@ -56,6 +69,7 @@ async def test_a_server_with_a_certificate_is_reached_by_https_alone(app: FastAP
         while not server.started:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         address = f"127.0.0.1:{listener.getsockname()[1]}"
+        assert await tiller_health(listener, directory) == (0, "ok")
         trusting = ssl.create_default_context(cafile=str(directory / "server.pem"))
         async with httpx.AsyncClient(verify=trusting) as client:
             assert (await client.get(f"https://{address}/health")).json() == {"status": "ok"}

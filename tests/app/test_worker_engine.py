@@ -2,8 +2,10 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -365,3 +367,35 @@ async def test_the_engines_numbers_are_those_that_came_last(pair: tuple[WorkerEn
     await worker.report(events=[TokenEvent("r", 0, 5, FinishReason.STOP)])
     await collected(generation)
     assert engine.stats == EngineStats(running=1, blocks=8)
+
+
+async def test_the_time_between_tokens_is_counted_for_each_of_them(
+    pair: tuple[WorkerEngine, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, worker = pair
+    one, two = await submitted(pair, "one", n=2), await submitted(pair, "two")
+    clock = SimpleNamespace(perf_counter=iter([10.0, 10.5, 13.0]).__next__)
+    monkeypatch.setattr(worker_engine, "time", clock)
+    await worker.report(events=[TokenEvent("one", 0, 1), TokenEvent("one", 1, 1)])
+    await worker.report(events=[TokenEvent("one", 0, 1), TokenEvent("one", 1, 1), TokenEvent("two", 0, 1)])
+    end = FinishReason.STOP
+    await worker.report(
+        events=[TokenEvent(name, i, 2, end) for name, i in (("one", 0), ("one", 1), ("two", 0))]
+    )
+    await asyncio.gather(collected(one), collected(two))
+    assert engine.intervals.cumulative[-1] == 5, "the first tokens have none before them"
+    assert engine.intervals.seconds == 2 * 0.5 + 3 * 2.5
+
+
+async def test_the_wait_in_the_queue_ends_when_the_first_choice_starts(
+    pair: tuple[WorkerEngine, Worker],
+) -> None:
+    generation = await submitted(pair, n=2)
+    assert generation.queue_seconds is None
+    now = time.monotonic()
+    await pair[1].report(starts={"r": now + 3, "other": now}, events=[TokenEvent("r", 0, 1)])
+    await pair[1].report(
+        starts={"r": now + 9}, events=[TokenEvent("r", i, 2, FinishReason.STOP) for i in (0, 1)]
+    )
+    await collected(generation)
+    assert generation.queue_seconds == pytest.approx(3, abs=1)

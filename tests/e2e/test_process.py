@@ -37,7 +37,7 @@ def test_an_unknown_key_is_one_line(tmp_path: Path) -> None:
 
 def test_a_missing_model_directory_is_one_line(tmp_path: Path) -> None:
     ended = serve(tmp_path, "model: {source: /no/such/model}", "--port", "0")
-    expect_one_line(ended, 1, "model directory /no/such/model does not exist")
+    expect_one_line(ended, 2, "model.source: model directory /no/such/model does not exist")
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from inference import memory
 from inference.backends import TORCH
-from inference.config import EngineConfig
+from inference.config import ConfigError, EngineConfig
 from inference.model import CausalLM
 
 GIB = 2**30
@@ -22,7 +22,10 @@ def test_what_is_configured_is_taken(llama: PreTrainedModel) -> None:
     model = CausalLM(llama)
     blocks = memory.num_blocks(model, EngineConfig(kv_cache_gib=0.5), TORCH)
     assert blocks == GIB // 2 // per_block(model)
-    assert memory.num_blocks(model, EngineConfig(kv_cache_gib=1e-9), TORCH) == 1
+    with pytest.raises(
+        ConfigError, match=r"kv_cache_gib: there are 1e-09 GiB, and a block of 16 tokens needs"
+    ):
+        memory.num_blocks(model, EngineConfig(kv_cache_gib=1e-9), TORCH)
 
 
 def test_the_largest_step_can_be_run(llama: PreTrainedModel) -> None:
@@ -35,10 +38,10 @@ def test_the_largest_step_can_be_run(llama: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "taken", "expected"), [(80, 1, 72.0), (20, 2, 20 - 1.2 * 2 - 1), (2, 3, 0.0)]
+    ("free", "taken", "expected"), [(80, 1, 72.0), (20, 2, 20 - 1.2 * 2 - 1), (2, 3, None)]
 )
 def test_on_cuda_steps_keep_what_they_need(
-    llama: PreTrainedModel, free: int, taken: int, expected: float, monkeypatch: pytest.MonkeyPatch
+    llama: PreTrainedModel, free: int, taken: int, expected: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = CausalLM(llama)
     model.device = torch.device("cuda")
@@ -52,5 +55,9 @@ def test_on_cuda_steps_keep_what_they_need(
     for name, value in device.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(memory, "run_largest_step", lambda *_: None)
+    if expected is None:
+        with pytest.raises(ConfigError, match="there are 0 GiB"):
+            memory.num_blocks(model, EngineConfig(), TORCH)
+        return
     blocks = memory.num_blocks(model, EngineConfig(), TORCH)
-    assert blocks == pytest.approx(max(1, expected * GIB / per_block(model)), rel=1e-3)
+    assert blocks == pytest.approx(expected * GIB / per_block(model), rel=1e-3)

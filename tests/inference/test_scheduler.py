@@ -271,3 +271,27 @@ def test_whatever_comes_every_sequence_ends_and_no_block_is_lost(
         bench.step()
     assert all(sequence.status is Status.FINISHED for sequence in sequences)
     assert bench.blocks.num_free_blocks == num_blocks
+
+
+def test_it_says_once_when_a_request_left_the_queue() -> None:
+    bench = Bench(max_running=1)
+    [first] = bench.add(4)
+    bench.step()
+    assert bench.scheduler.take_starts() == {"r": first.started} == {"r": 0.01}
+    [second] = bench.add(4)
+    bench.step()
+    assert bench.scheduler.take_starts() == {}, "it still waits"
+    bench.scheduler._preempt(first)
+    bench.scheduler.finish(first)
+    bench.step()
+    assert bench.scheduler.take_starts() == {"r": second.started} == {"r": 0.03}
+
+
+def test_what_was_preempted_does_not_leave_the_queue_again() -> None:
+    bench = Bench()
+    [sequence] = bench.add(4)
+    bench.step()
+    bench.scheduler.take_starts()
+    bench.scheduler._preempt(sequence)
+    assert bench.step() != {}
+    assert bench.scheduler.take_starts() == {}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from inference import sources
-from inference.sources import SourceError, resolve
+from inference.directories import SourceError
+from inference.sources import resolve
 
 
 def make_model_directory(directory: Path) -> Path:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from inference.config import ConfigError
 from tests.inference.conftest import (
     ARCHITECTURES,
     build_driver,
@@ -105,7 +106,7 @@ def test_the_steered_block_is_where_the_depth_is_six_tenths() -> None:
 
 @pytest.mark.parametrize("blocks", [(3,), (-1,), (0, 7)])
 def test_a_block_that_the_model_has_not_is_refused(llama: PreTrainedModel, blocks: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="the model's blocks are 0 to 2"):
+    with pytest.raises(ConfigError, match="the model's blocks are 0 to 2"):
         build_driver(llama, steering_blocks=blocks)
 
 

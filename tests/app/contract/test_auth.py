@@ -40,8 +40,10 @@ GUARDED = [
     ("GET", "/healthz"),
     ("GET", "/health/x"),
     ("GET", "/docs/../metrics"),
+    ("GET", "/docs/nothing.js"),
 ]
-OPEN = ["/health", "/version", "/docs", "/openapi.json"]
+PAGE = ["/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"]
+OPEN = ["/health", "/version", "/openapi.json", *PAGE]
 WRONG = [
     None,
     "",

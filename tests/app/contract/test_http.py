@@ -86,6 +86,8 @@ async def test_every_answer_says_how_browsers_should_treat_it(serve) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["x-frame-options"] == "DENY"
         assert answer.headers["referrer-policy"] == "no-referrer"
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert len(answer.headers.get_list("x-request-id")) == 1
 
 

@@ -1,5 +1,9 @@
 """/version, /health, /metrics and /docs."""
 
+import base64
+import hashlib
+import re
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -55,3 +59,36 @@ async def test_docs_are_a_page(client: httpx.AsyncClient, prefix: str) -> None:
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/html")
     assert "openapi.json" in response.text
+
+
+@prefixes
+async def test_the_page_loads_nothing_from_elsewhere_and_may_not(
+    client: httpx.AsyncClient, prefix: str
+) -> None:
+    page = await client.get(f"{prefix}/docs")
+    assert "//" not in re.sub(r"<!--.*?-->", "", page.text)
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(loaded) == 3
+    for file in (*loaded, "openapi.json"):
+        answer = await client.get(str(page.url.join(file)))
+        assert (answer.status_code, len(answer.content) > 1000) == (200, True), file
+    [script] = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = dict(rule.split(" ", 1) for rule in page.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == f"'self' 'sha256-{digest}'"
+    assert "http" not in page.headers["content-security-policy"]
+
+
+async def test_the_pages_files_have_their_types_and_are_kept_by_browsers(client: httpx.AsyncClient) -> None:
+    for name, kind in (
+        ("swagger-ui-bundle.js", "javascript"),
+        ("swagger-ui.css", "css"),
+        ("favicon.png", "png"),
+    ):
+        answer = await client.get(f"/docs/{name}")
+        assert kind in answer.headers["content-type"]
+        assert "max-age" in answer.headers["cache-control"]
+        again = await client.head(f"/docs/{name}")
+        assert (again.status_code, again.content) == (200, b"")
+    assert (await client.get("/docs/core.py")).status_code == 404

@@ -1,0 +1,70 @@
+"""`tiller health`: asks the server that this configuration starts on this machine whether it serves."""
+
+import http.client
+import ipaddress
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.settings import ServerSettings, SettingsError, default_config, read_settings
+
+
+def health(
+    config: Annotated[
+        Path | None, typer.Option(help="The server's YAML file, as for `tiller serve`.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 4.0,
+) -> None:
+    """Exit status 0 if the server answers that it serves, else 1."""
+    try:
+        server = read_settings(default_config(config)).server
+    except SettingsError as error:
+        typer.echo(f"tiller: {error}", err=True)
+        raise typer.Exit(2) from None
+    if fault := _fault(server, timeout):
+        typer.echo(f"tiller: {fault}", err=True)
+        raise typer.Exit(1)
+    typer.echo("ok")
+
+
+def _fault(server: ServerSettings, timeout: float) -> str | None:
+    """Why it does not serve."""
+    if server.port == 0:
+        return "server.port is 0: nobody knows which port that became"
+    url = _url(server)
+    # No proxy, and no look at the certificate: it is for other names than this one, and no secret is sent.
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if server.tls:
+        handlers.append(urllib.request.HTTPSHandler(context=_unverified()))
+    try:
+        urllib.request.build_opener(*handlers).open(url, timeout=timeout).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return f"{url} answers {error.code}"
+    except (OSError, http.client.HTTPException) as error:
+        return f"{url} cannot be reached: {getattr(error, 'reason', None) or error!r}"
+    return None
+
+
+def _url(server: ServerSettings) -> str:
+    host = server.host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        if address.is_unspecified:
+            host = "127.0.0.1" if address.version == 4 else "::1"
+        host = f"[{host}]" if ":" in host else host
+    return f"{'https' if server.tls else 'http'}://{host}:{server.port}/health"
+
+
+def _unverified() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,171 @@
+"""One line for each request: what it says, and how machines read it."""
+
+import asyncio
+import hashlib
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+
+from app.access_log import log_refusal
+from app.errors import EngineUnavailable, QueueFull
+from inference.logs import JsonFormatter
+from inference.protocol import FinishReason
+from tests.app.contract.support import CHAT, CONCEPTS, body, steps, store_concepts, user
+from tests.app.fakes import HANG, FakeEngine, reply
+
+TOKEN = "tiller_of-ada"
+AUTH = {"tokens": [{"name": "Ada's phone", "sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}]}
+HEADERS = {"authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Any:
+    """What was logged of requests so far, as it would be in JSON."""
+    caplog.set_level(logging.INFO, "tiller.access")
+    formatter = JsonFormatter({})
+
+    def read() -> list[dict[str, Any]]:
+        records = [record for record in caplog.records if record.name == "tiller.access"]
+        return [json.loads(formatter.format(record)) for record in records]
+
+    return read
+
+
+async def test_a_chat(serve: Any, engine: FakeEngine, lines: Any, tmp_path: Any) -> None:
+    store_concepts(tmp_path / "data", CONCEPTS)
+    client = await serve(auth=AUTH)
+    engine.script = reply([10, 11, 12], FinishReason.LENGTH)
+    payload = body(n=2, steering_concepts=["a", "b", "same-as-a"])
+    answer = await client.post(f"/v1{CHAT}", json=payload, headers=HEADERS)
+    [line] = lines()
+    assert line["message"] == "POST /chat/completions 200"
+    assert (line["method"], line["route"], line["status"]) == ("POST", "/chat/completions", 200)
+    assert (
+        line["request_id"] == answer.headers["x-request-id"] == answer.json()["id"].removeprefix("chatcmpl-")
+    )
+    assert line["token"] == "Ada's phone"
+    assert line["prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
+    assert line["completion_tokens"] == 6
+    assert line["finish_reasons"] == ["length", "length"]
+    assert line["concepts"] == 2, "two names of the same examples are one"
+    assert 0 < line["first_token_seconds"] <= line["seconds"] < 60
+    assert line["queue_seconds"] == 0.0
+    assert not {"error", "client_request_id", "messages", "answers", "trace_id"} & set(line)
+
+
+async def test_a_stream_has_one_line_too(client: httpx.AsyncClient, engine: FakeEngine, lines: Any) -> None:
+    engine.script = reply([10] * 50)
+    await client.post(CHAT, json=body(stream=True))
+    [line] = lines()
+    assert (line["status"], line["completion_tokens"], line["finish_reasons"]) == (200, 50, ["stop"])
+
+
+async def test_a_stream_that_breaks_says_why(
+    client: httpx.AsyncClient, engine: FakeEngine, lines: Any
+) -> None:
+    engine.script = steps([10], EngineUnavailable(), finish=FinishReason.LENGTH)
+    await client.post(CHAT, json=body(stream=True))
+    [line] = lines()
+    assert (line["status"], line["error"], line["finish_reasons"]) == (200, "UNAVAILABLE", [None])
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_client_that_leaves(live_url: str, engine: FakeEngine, lines: Any) -> None:
+    engine.script = steps([10], HANG)
+    async with (
+        httpx.AsyncClient() as client,
+        client.stream("POST", live_url + CHAT, json=body(stream=True)) as answer,
+    ):
+        await anext(answer.aiter_bytes())
+    async with asyncio.timeout(5):
+        while not lines():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    [line] = lines()
+    assert (line["status"], line["finish_reasons"], line["completion_tokens"]) == (200, [None], 1)
+
+
+async def test_a_refusal_names_its_code(serve: Any, engine: FakeEngine, lines: Any) -> None:
+    client = await serve(auth=AUTH)
+    await client.post(CHAT, json=body())
+    await client.post(CHAT, json=body(temperature=9), headers=HEADERS)
+    await client.post(CHAT, json=body(max_tokens=10**6), headers=HEADERS)
+    engine.refusal = QueueFull()
+    await client.post(CHAT, json=body(), headers=HEADERS)
+    engine.room = 0
+    await client.post(CHAT, json=body(), headers=HEADERS)
+    await client.get("/nothing/here", headers=HEADERS)
+    shown = [(line["route"], line["status"], line["error"], line.get("token")) for line in lines()]
+    chat, ada = "/chat/completions", "Ada's phone"
+    assert shown == [
+        ("other", 401, "UNAUTHORIZED", None),
+        (chat, 400, "INVALID_REQUEST", ada),
+        (chat, 400, "CONTEXT_LENGTH_EXCEEDED", ada),
+        (chat, 503, "QUEUE_FULL", ada),
+        (chat, 503, "QUEUE_FULL", None),  # told before anybody asks who it is
+        ("other", 404, "NOT_FOUND", ada),
+    ]
+    assert [line.get("prompt_tokens", 0) > 0 for line in lines()] == [False, False, False, True, False, False]
+
+
+async def test_probes_are_only_logged_when_something_is_wrong(
+    client: httpx.AsyncClient, engine: FakeEngine, lines: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in ("/health", "/v1/health", "/metrics"):
+        await client.get(path)
+    assert lines() == []
+    engine.available = False
+    await client.get("/health")
+    assert [(line["route"], line["status"], line["error"]) for line in lines()] == [
+        ("/health", 503, "UNAVAILABLE")
+    ]
+    caplog.set_level(logging.DEBUG, "tiller.access")
+    await client.get("/metrics")
+    assert [line["route"] for line in lines()] == ["/health", "/metrics"]
+
+
+@pytest.mark.parametrize("name", ["X-Request-Id", "X-Client-Request-Id"])
+@pytest.mark.parametrize(
+    ("given", "logged"),
+    [
+        ("a3f-9.1:Z_/+=@b", True),
+        ("x" * 128, True),
+        ("x" * 129, False),
+        ("two words", False),
+        ("a\tb", False),
+        ("", False),
+    ],
+)
+async def test_a_callers_own_id_is_logged_and_never_taken_over(
+    client: httpx.AsyncClient, lines: Any, name: str, given: str, logged: bool
+) -> None:
+    answer = await client.get("/version", headers={name: given})
+    [line] = lines()
+    assert line.get("client_request_id") == (given if logged else None)
+    assert answer.headers["x-request-id"] == line["request_id"] != given
+    assert len(line["request_id"]) == 32
+
+
+async def test_the_openai_header_for_it_goes_first(client: httpx.AsyncClient, lines: Any) -> None:
+    await client.get("/version", headers={"X-Request-Id": "proxy", "X-Client-Request-Id": "mine"})
+    assert lines()[0]["client_request_id"] == "mine"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_texts_are_logged_where_the_operator_wants_them(
+    serve: Any, engine: FakeEngine, lines: Any, spell: Any, stream: bool
+) -> None:
+    client = await serve(log={"texts": True}, auth=AUTH)
+    engine.script = steps(spell("Good "), spell("day"))
+    await client.post(CHAT, json=body(messages=[user("Say it")], stream=stream), headers=HEADERS)
+    [line] = lines()
+    assert line["messages"] == [{"role": "user", "content": "Say it"}]
+    assert line["answers"] == ["Good day"]
+    assert TOKEN not in json.dumps(line)
+
+
+def test_what_never_became_a_request_has_a_line(lines: Any) -> None:
+    log_refusal(431)
+    assert (lines()[0]["message"], lines()[0]["status"]) == ("- other 431", 431)
