@@ -19,6 +19,7 @@ async def read_json(request: Request, model: type[Model], context: object = None
     Raises ApiError: UNSUPPORTED_MEDIA_TYPE, PAYLOAD_TOO_LARGE or INVALID_REQUEST.
     """
     _check_content_type(request.headers.get("content-type"))
+    _check_encoding(request.headers.get("content-encoding"))
     body = await request.body()
     try:
         content = from_json(body, allow_inf_nan=False)
@@ -70,6 +71,13 @@ def _check_content_type(content_type: str | None) -> None:
     essence = content_type.partition(";")[0].strip().lower()
     if essence != "application/json" and not essence.endswith("+json"):
         message = f"the body must be application/json, got {shorten(content_type)}"
+        raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, message)
+
+
+def _check_encoding(encoding: str | None) -> None:
+    """What is compressed could be of any size."""
+    if encoding is not None and encoding.strip().lower() != "identity":
+        message = f"the body must not be encoded, got Content-Encoding {shorten(encoding)}"
         raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, message)
 
 
