@@ -99,6 +99,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopList = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 TokenIdKey = Annotated[str, StringConstraints(pattern=_DECIMAL)]
+Biases = Annotated[dict[TokenIdKey, float], Field(json_schema_extra={"additionalProperties": False})]
 ConceptList = Annotated[list[ConceptId], Field(description=f"At most {MAX_STEERING_CONCEPTS} distinct ones.")]
 
 Rejected = Annotated[
@@ -112,7 +113,7 @@ Ignored = Annotated[Any, WithJsonSchema({"description": "Ignored, whatever its v
 class ChatRequest(RequestModel):
     """The body of POST /chat/completions. Fields that are not listed are ignored."""
 
-    messages: Annotated[list[Message], FailFast()]
+    messages: Annotated[list[Message], FailFast(), Field(json_schema_extra={"minItems": 1})]
     """At most one `system` message, first; then `user` and `assistant` in turn, from `user` to `user`."""
     model: str
     frequency_penalty: Penalty = 0.0
@@ -120,7 +121,7 @@ class ChatRequest(RequestModel):
     logit_bias: Annotated[
         dict[int, float],
         Field(default_factory=dict),
-        BeforeValidator(_parse_bias, json_schema_input_type=dict[TokenIdKey, float]),
+        BeforeValidator(_parse_bias, json_schema_input_type=Biases),
     ]
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0

@@ -38,7 +38,10 @@ def _limits(info: ValidationInfo) -> LimitSettings:
     return cast(LimitSettings, info.context)
 
 
-ExampleText = Annotated[str, AfterValidator(_check_text)]
+# What str.strip() leaves; other languages' \s lacks some of it.
+_NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
+
+ExampleText = Annotated[str, AfterValidator(_check_text), Field(json_schema_extra={"pattern": _NOT_BLANK})]
 ConceptId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 
