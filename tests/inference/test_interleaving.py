@@ -1,7 +1,7 @@
 """Whatever comes in whatever order, every answer is what it is alone, and nothing is left behind.
 
-The engine is the real one. Its model is a function that reads, through the block tables, what the tokens before
-left in the cache: a block that is taken too early, shared wrongly or not written changes the answer.
+The engine is the real one. Its model is a function that reads, through the block tables, what the tokens
+before left in the cache: a block that is taken too early, shared wrongly or not written changes the answer.
 """
 
 import hashlib
