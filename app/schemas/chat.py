@@ -1,4 +1,7 @@
-"""The chat request: every field's type and range, as in the contract. Knows no model and no limits."""
+"""The chat request: every field's type and range, as in the contract. Knows no model.
+
+A ChatRequest is validated with the operator's LimitSettings as the context.
+"""
 
 import math
 import re
@@ -9,12 +12,13 @@ from pydantic import (
     FailFast,
     Field,
     StringConstraints,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from app.schemas.base import RequestModel, broken
+from app.schemas.base import RequestModel, broken, limits_of
 from app.schemas.concepts import ID_PATTERN, ConceptId
 from inference.steering.concepts import full_id
 
@@ -154,6 +158,27 @@ class ChatRequest(RequestModel):
     seed: Ignored = None
     service_tier: Ignored = None
     user: Ignored = None
+
+    @field_validator("messages", "logit_bias", mode="before")
+    @classmethod
+    def _check_count(cls, given: Any, info: ValidationInfo) -> Any:
+        """Before what they hold: there may be very many."""
+        limits = limits_of(info)
+        if info.field_name == "messages":
+            limit, what = limits.max_messages, "items"
+        else:
+            limit, what = limits.max_logit_bias, "entries"
+        if isinstance(given, list | dict) and len(given) > limit:
+            raise broken(f"must have at most {limit} {what}", len(given))
+        return given
+
+    @field_validator("n")
+    @classmethod
+    def _check_n(cls, n: int, info: ValidationInfo) -> int:
+        limit = limits_of(info).max_n
+        if n > limit:
+            raise broken(f"must be at most {limit}", n)
+        return n
 
     @field_validator("messages")
     @classmethod

@@ -118,12 +118,20 @@ async def test_what_other_servers_take_in_a_message_changes_nothing(
     assert request.prompt_token_ids == plain.prompt_token_ids
 
 
-async def test_a_hundred_thousand_messages_are_refused_unread(
-    client: httpx.AsyncClient, engine: FakeEngine
+@pytest.mark.parametrize(
+    ("field", "value", "limit"),
+    [
+        ("messages", [user("a"), assistant("b")] * 50_000, 4096),
+        ("messages", [5] * 100_000, 4096),
+        ("logit_bias", {f"x{number}": [] for number in range(100_000)}, 1024),
+    ],
+    ids=["messages", "no messages", "logit_bias"],
+)
+async def test_a_hundred_thousand_are_refused_unread(
+    client: httpx.AsyncClient, engine: FakeEngine, field: str, value: Any, limit: int
 ) -> None:
-    messages = [user("a"), assistant("b")] * 50_000 + [user("c")]
-    response = await chat(client, messages=messages)
-    assert_error(response, 400, "INVALID_REQUEST", "4096", "100001", param="messages")
+    response = await chat(client, **{field: value})
+    assert_error(response, 400, "INVALID_REQUEST", f"at most {limit}", "100000", param=field)
     assert engine.requests == []
 
 
