@@ -19,7 +19,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
 
 from app.settings import Settings
-from tests.app.contract.support import CONCEPTS, pairs, store_concepts
+from tests.app.contract.support import CONCEPTS, store_concepts
 from tests.app.fakes import FakeEngine, model_info, reply
 from tests.app.live import serving
 
@@ -54,7 +54,7 @@ TURNS = ("user", "assistant")
 @pytest.fixture
 def server(model_directory: Path, tmp_path: Path) -> Iterator[str]:
     """The URL of a gateway over a fake engine, in a thread of its own."""
-    store_concepts(tmp_path / "data", {"0": pairs("as short as an id can be"), **CONCEPTS})
+    store_concepts(tmp_path / "data", CONCEPTS)
     token = {"name": "ada", "sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}
     settings = Settings(
         model={"name": "tiny"}, data_directory=str(tmp_path / "data"), auth={"tokens": [token]}
@@ -156,7 +156,7 @@ def test_every_answer_is_as_documented(server: str, caplog: pytest.LogCaptureFix
                 failures += list(broken(event))
     if failures:
         pytest.fail("\n\n".join(failures), pytrace=False)
-    assert phases >= {"coverage", "fuzzing", "stateful"}
+    assert phases >= {"examples", "coverage", "fuzzing", "stateful"}
     missing = [operation for operation, status in SUCCESSES.items() if not answers[operation, status]]
     assert missing == []
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -1,7 +1,6 @@
 """/openapi.json tells the truth about the contract."""
 
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -189,7 +188,7 @@ async def test_the_limits_of_this_server_are_there(serve) -> None:
     assert schemas["ConceptRequest"]["properties"]["examples"]["maxItems"] == 9
     text = schemas["PairedExample"]["properties"]["negative"]
     assert text["maxLength"] == 11
-    for blank in map(chr, range(sys.maxunicode)):
+    for blank in map(chr, range(0x3100)):  # beyond which there is no white space
         assert bool(re.search(text["pattern"], blank)) == bool(blank.strip())
 
 
