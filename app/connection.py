@@ -18,6 +18,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
 from app.settings import ServerSettings
 
+_VERSIONS = ("1.1", "1.0")  # The parser takes the request lines of others as well.
+
 TOLD_CONNECTIONS = 256
 """Beyond those that there may be, so many are told so. Any more are cut without a word."""
 _LINGER_SECONDS = 2.0
@@ -184,6 +186,8 @@ class Connection(HttpToolsProtocol):
         return b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] in framing)
 
     def _check_head(self) -> None:
+        if self.parser.get_http_version() not in _VERSIONS:
+            raise httptools.HttpParserError
         size = 0
         if self._head_at_most > self.limits.max_header_bytes:
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)

@@ -68,7 +68,7 @@ def create_app(settings: Settings, engine: Engine, tell: Sequence[Tell] = ()) ->
     for module in (chat, concepts, models, tokens, operations, docs):
         app.include_router(module.router)
         app.include_router(module.router, prefix="/v1", include_in_schema=False)
-    document = build_openapi(app)
+    document = build_openapi(app, settings, gateway.tokenizer.size)
     app.openapi = lambda: document  # type: ignore[method-assign]
     return app
 

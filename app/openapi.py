@@ -1,5 +1,6 @@
 """The OpenAPI document. The routes read their bodies themselves, so what FastAPI cannot see is told here."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest
 from app.schemas.models import AvailableModel, ModelCard, ModelList, ModelSetting
 from app.schemas.operations import Health
 from app.schemas.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+from app.settings import Settings
 
 _BODIES: tuple[type[RequestModel], ...] = (
     *(ChatRequest, ConceptRequest),
@@ -27,11 +29,17 @@ _ANSWERS = (
     *(Tokenized, Detokenized, Health),
 )
 
-_STREAM: dict[str, Any] = {
+_CHUNK = {
     "type": "string",
-    "description": "With `stream`: events of one line, `data: ` and a ChatChunk; the last `data: [DONE]`.",
     "contentMediaType": "application/json",
-    "contentSchema": {"$ref": "#/components/schemas/ChatChunk"},
+    "contentSchema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("ChatChunk", "Error")]},
+}
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "description": "With `stream`. One event: a line of `data: ` and JSON. `[DONE]` is the last one, "
+    "unless that is an error.",
+    "properties": {"data": {"anyOf": [{"const": "[DONE]"}, _CHUNK]}},
+    "required": ["data"],
 }
 
 
@@ -42,6 +50,7 @@ def describe(
     status: int = 200,
     media_type: str = "application/json",
     streams: bool = False,
+    links: Mapping[str, Any] | None = None,
     errors: tuple[int, ...] = (401, 500),
 ) -> dict[str, Any]:
     """What a route's decorator tells of it. A body adds the errors that reading it can bring.
@@ -50,18 +59,20 @@ def describe(
     """
     content = {} if answer is None else {media_type: {"schema": _schema(answer)}}
     if streams:
-        content["text/event-stream"] = {"schema": _STREAM}
+        content["text/event-stream"] = {"schema": _EVENT}
     extra: dict[str, Any] = {} if 401 in errors else {"security": []}
     if body:
         errors += (400, 408, 413, 415, 431)
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    responses: dict[int, Any] = {status: {"description": "The answer", "content": content}}
+    success = {"description": "The answer", "content": content} | ({"links": links} if links else {})
+    responses: dict[int, Any] = {status: success}
     responses |= {error: _error_response(error) for error in sorted(errors)}
     return {"status_code": status, "openapi_extra": extra, "responses": responses}
 
 
-def build_openapi(app: FastAPI) -> dict[str, Any]:
+def build_openapi(app: FastAPI, settings: Settings, vocab_size: int) -> dict[str, Any]:
+    """`settings`: whose limits the server keeps to; `vocab_size`: of its tokenizer."""
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -76,6 +87,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     _, bodies = models_json_schema(
         [(body, "validation") for body in _BODIES], ref_template=template.format("{model}")
     )
+    _add_limits(bodies["$defs"], settings, vocab_size)
     _, answers = msgspec.json.schema_components(_ANSWERS, ref_template=template.format("{name}"))
     document["components"] = {
         "schemas": bodies["$defs"] | answers | {"Error": _error_schema()},
@@ -83,6 +95,25 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     }
     document["security"] = [{"bearer": []}]
     return document
+
+
+def _add_limits(schemas: dict[str, Any], settings: Settings, vocab_size: int) -> None:
+    limits = settings.limits
+    chat = schemas["ChatRequest"]["properties"]
+    _narrow(chat["messages"], maxItems=limits.max_messages)
+    _narrow(chat["n"], maximum=limits.max_n)
+    _narrow(chat["logit_bias"], maxProperties=limits.max_logit_bias)
+    _narrow(schemas["ConceptRequest"]["properties"]["examples"], maxItems=limits.max_examples)
+    for text in schemas["PairedExample"]["properties"].values():
+        _narrow(text, maxLength=limits.max_example_characters)
+    _narrow(schemas["DetokenizeRequest"]["properties"]["token_ids"]["items"], maximum=vocab_size - 1)
+    for body in _BODIES:
+        _narrow(schemas[body.__name__]["properties"]["model"], examples=[settings.model.name])
+
+
+def _narrow(field: dict[str, Any], **constraints: object) -> None:
+    """Of a field that may be null as well, the first alternative."""
+    (field["anyOf"][0] if "anyOf" in field else field).update(constraints)
 
 
 def _schema(answer: Any) -> dict[str, Any]:

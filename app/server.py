@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from app import __version__
 from app.access import load_tokens
 from app.access_log import log_refusal, log_request
-from app.connection import TOLD_CONNECTIONS, Connection, connections_with
+from app.connection import TOLD_CONNECTIONS, connections_with
 from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
@@ -64,29 +64,32 @@ async def _serve(
     _at_signals(_current_task().cancel)
     async with run_replicas(settings.engine_config, settings.engine.replicas) as engine:
         app = _start_app(settings, engine, tell)
-        config = uvicorn.Config(
-            app,
-            http=_connections(settings.server, app.state.gateway, [*tell, log_request]),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            ws="none",
-            lifespan="off",
-            backlog=_BACKLOG,
-            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
-            timeout_graceful_shutdown=_DRAIN_MARGIN_SECONDS,
-        )
+        config = configure(app, settings.server, tls, [*tell, log_request])
         await anyio.lowlevel.checkpoint()  # which loads much; the first request would wait for that
         server = _Server(config, lambda: _welcome(settings, listener))
         _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
         await server.serve(sockets=[listener])
 
 
-def _connections(settings: ServerSettings, gateway: Gateway, tell: Sequence[Tell]) -> type[Connection]:
-    has_origins = bool(settings.cors_origins)
-    doorkeeper = Doorkeeper(gateway.admission, gateway.metrics, has_origins, tell)
-    return connections_with(settings, _refusals(gateway.metrics), doorkeeper)
+def configure(
+    app: FastAPI, settings: ServerSettings, tls: ssl.SSLContext | None = None, tell: Sequence[Tell] = ()
+) -> uvicorn.Config:
+    """How the app is served. `tell` hears of requests that are answered before they come to it."""
+    gateway: Gateway = app.state.gateway
+    doorkeeper = Doorkeeper(gateway.admission, gateway.metrics, bool(settings.cors_origins), tell)
+    return uvicorn.Config(
+        app,
+        http=connections_with(settings, _refusals(gateway.metrics), doorkeeper),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="off",
+        backlog=_BACKLOG,
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+        timeout_graceful_shutdown=_DRAIN_MARGIN_SECONDS,
+    )
 
 
 def _refusals(metrics: Metrics) -> Callable[[str, int], None]:

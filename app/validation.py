@@ -1,10 +1,9 @@
-"""ChatRequest + what the model and the operator allow -> GenerationRequest. Renders and counts nothing."""
+"""ChatRequest + what the model allows -> GenerationRequest. Renders and counts nothing."""
 
 from collections.abc import Iterable
 
 from app.errors import ApiError, ErrorCode, InvalidRequest, shorten
 from app.schemas.chat import ChatRequest
-from app.settings import LimitSettings
 from inference.protocol import GenerationRequest, ModelInfo, SamplingParams, SteeringSpec
 from inference.steering.concepts import Concept
 
@@ -14,21 +13,6 @@ def check_model(given: str, served: str) -> None:
     if given != served:
         message = f"model {shorten(given)} is unknown; GET /models lists what is served"
         raise ApiError(ErrorCode.UNKNOWN_MODEL, message, "model")
-
-
-def check_limits(chat: ChatRequest, limits: LimitSettings) -> None:
-    """What can be refused before the prompt is rendered."""
-    if chat.n > limits.max_n:
-        raise InvalidRequest(f"n must be at most {limits.max_n}, got {shorten(chat.n)}", "n")
-    if len(chat.messages) > limits.max_messages:
-        raise InvalidRequest(
-            f"messages must have at most {limits.max_messages} items, got {len(chat.messages)}", "messages"
-        )
-    if len(chat.logit_bias) > limits.max_logit_bias:
-        raise InvalidRequest(
-            f"logit_bias must have at most {limits.max_logit_bias} entries, got {len(chat.logit_bias)}",
-            "logit_bias",
-        )
 
 
 def generation_request(

@@ -22,7 +22,7 @@ from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatCompletion
 from app.settings import TokenScope
 from app.streaming import Answer, AnswerStream, respond, while_connected
-from app.validation import check_limits, check_model, generation_request
+from app.validation import check_model, generation_request
 from inference.protocol import GenerationRequest
 from inference.steering.concepts import Concept
 
@@ -38,7 +38,7 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
     seen: Observation = request.state.observation
     visit = gateway.admission.admit(caller_of(request), nice, request.state.place)
     try:
-        chat = await read_json(request, ChatRequest)
+        chat = await read_json(request, ChatRequest, gateway.settings.limits)
         asked, concepts = await _prepare(gateway, chat, visit, seen.request_id, nice)
         seen.asked = asked
         if gateway.settings.log.texts:
@@ -74,7 +74,6 @@ async def _prepare(
     if gateway.prompts is None:
         message = f"model {chat.model} cannot chat: it has no chat template"
         raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model")
-    check_limits(chat, gateway.settings.limits)
     concepts = gateway.concepts.find(chat.steering_concepts)
     visit.reserve(chat.n, chat.token_limit)
     prompt = await gateway.prompts.render(chat.messages)

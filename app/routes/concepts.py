@@ -26,13 +26,21 @@ async def _given_id(request: Request, concept: str) -> str:
     return concept + "\n" if request.scope["path"].endswith("\n") else concept
 
 
+# What may be done with what was created.
+_LINKS = {
+    name: {"operationId": name, "parameters": {"concept": "$response.body#/id"}}
+    for name in ("read_concept", "delete_concept")
+}
+
 GivenId = Annotated[str, Depends(_given_id)]
 
 
 @router.post(
     "/steering_concepts",
     dependencies=[_MAKES_CONCEPTS],
-    **describe(ConceptRequest, ConceptDetail, status=201, errors=(401, 404, 409, 429, 500, 503)),
+    **describe(
+        ConceptRequest, ConceptDetail, status=201, links=_LINKS, errors=(401, 404, 409, 429, 500, 503)
+    ),
 )
 async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     """Makes a concept from pairs of texts, measures it, and keeps it, which takes seconds to minutes.
@@ -54,6 +62,7 @@ async def list_concepts(gateway: GatewayDep) -> Response:
 
 @router.get(
     "/steering_concepts/{concept:path}",
+    operation_id="read_concept",
     dependencies=[_USES_CONCEPTS],
     **describe(answer=ConceptDetail, errors=(401, 404, 500)),
 )
@@ -64,6 +73,7 @@ async def read_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
 
 @router.delete(
     "/steering_concepts/{concept:path}",
+    operation_id="delete_concept",
     dependencies=[_MAKES_CONCEPTS],
     **describe(answer=None, status=204, errors=(401, 404, 409, 500, 503)),
 )

@@ -38,7 +38,7 @@ async def detokenize(request: Request, gateway: GatewayDep) -> Response:
 
 
 def _check_token_ids(token_ids: list[int], size: int) -> None:
-    for position, token_id in enumerate(token_ids):
-        if token_id >= size:
-            path = f"token_ids[{position}]"
-            raise InvalidRequest(f"{path} must be less than {size}, got {shorten(token_id)}", path)
+    if max(token_ids, default=0) >= size:
+        position = next(position for position, token_id in enumerate(token_ids) if token_id >= size)
+        path = f"token_ids[{position}]"
+        raise InvalidRequest(f"{path} must be less than {size}, got {shorten(token_ids[position])}", path)

@@ -1,9 +1,11 @@
 """What all request models share: strict types, `null` counts as absent, other fields are ignored."""
 
-from typing import Any
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
+
+from app.settings import LimitSettings
 
 _NULL = {"type": "null"}
 _ANNOTATIONS = ("title", "description", "default", "deprecated")
@@ -44,3 +46,8 @@ class RequestModel(BaseModel):
 def broken(rule: str, given: object, *at: str | int) -> PydanticCustomError:
     """For validators to raise: `rule` says what "must be", `at` is the way from the field to the fault."""
     return PydanticCustomError("broken", "{rule}", {"rule": rule, "given": given, "at": at})
+
+
+def limits_of(info: ValidationInfo) -> LimitSettings:
+    """The operator's, which are the context of a validation that needs them."""
+    return cast(LimitSettings, info.context)

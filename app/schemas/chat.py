@@ -1,4 +1,7 @@
-"""The chat request: every field's type and range, as in the contract. Knows no model and no limits."""
+"""The chat request: every field's type and range, as in the contract. Knows no model.
+
+A ChatRequest is validated with the operator's LimitSettings as the context.
+"""
 
 import math
 import re
@@ -9,12 +12,13 @@ from pydantic import (
     FailFast,
     Field,
     StringConstraints,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from app.schemas.base import RequestModel, broken
+from app.schemas.base import RequestModel, broken, limits_of
 from app.schemas.concepts import ID_PATTERN, ConceptId
 from inference.steering.concepts import full_id
 
@@ -99,6 +103,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopList = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 TokenIdKey = Annotated[str, StringConstraints(pattern=_DECIMAL)]
+Biases = Annotated[dict[TokenIdKey, float], Field(json_schema_extra={"additionalProperties": False})]
 ConceptList = Annotated[list[ConceptId], Field(description=f"At most {MAX_STEERING_CONCEPTS} distinct ones.")]
 
 Rejected = Annotated[
@@ -112,7 +117,7 @@ Ignored = Annotated[Any, WithJsonSchema({"description": "Ignored, whatever its v
 class ChatRequest(RequestModel):
     """The body of POST /chat/completions. Fields that are not listed are ignored."""
 
-    messages: Annotated[list[Message], FailFast()]
+    messages: Annotated[list[Message], FailFast(), Field(json_schema_extra={"minItems": 1})]
     """At most one `system` message, first; then `user` and `assistant` in turn, from `user` to `user`."""
     model: str
     frequency_penalty: Penalty = 0.0
@@ -120,7 +125,7 @@ class ChatRequest(RequestModel):
     logit_bias: Annotated[
         dict[int, float],
         Field(default_factory=dict),
-        BeforeValidator(_parse_bias, json_schema_input_type=dict[TokenIdKey, float]),
+        BeforeValidator(_parse_bias, json_schema_input_type=Biases),
     ]
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
@@ -153,6 +158,27 @@ class ChatRequest(RequestModel):
     seed: Ignored = None
     service_tier: Ignored = None
     user: Ignored = None
+
+    @field_validator("messages", "logit_bias", mode="before")
+    @classmethod
+    def _check_count(cls, given: Any, info: ValidationInfo) -> Any:
+        """Before what they hold: there may be very many."""
+        limits = limits_of(info)
+        if info.field_name == "messages":
+            limit, what = limits.max_messages, "items"
+        else:
+            limit, what = limits.max_logit_bias, "entries"
+        if isinstance(given, list | dict) and len(given) > limit:
+            raise broken(f"must have at most {limit} {what}", len(given))
+        return given
+
+    @field_validator("n")
+    @classmethod
+    def _check_n(cls, n: int, info: ValidationInfo) -> int:
+        limit = limits_of(info).max_n
+        if n > limit:
+            raise broken(f"must be at most {limit}", n)
+        return n
 
     @field_validator("messages")
     @classmethod

@@ -4,7 +4,7 @@ A ConceptRequest is validated with the operator's LimitSettings as the context.
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import (
@@ -17,8 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.schemas.base import RequestModel, broken
-from app.settings import LimitSettings
+from app.schemas.base import RequestModel, broken, limits_of
 from inference.protocol import ConceptReport
 from inference.steering.concepts import NAME_PATTERN, Problem
 
@@ -26,7 +25,7 @@ ID_PATTERN = f"^(_worker/)?{NAME_PATTERN}$"
 
 
 def _check_text(text: str, info: ValidationInfo) -> str:
-    limit = _limits(info).max_example_characters
+    limit = limits_of(info).max_example_characters
     if len(text) > limit:
         raise broken(f"must have at most {limit} characters", text)
     if not text.strip():
@@ -34,11 +33,10 @@ def _check_text(text: str, info: ValidationInfo) -> str:
     return text
 
 
-def _limits(info: ValidationInfo) -> LimitSettings:
-    return cast(LimitSettings, info.context)
+# What str.strip() leaves; other languages' \s lacks some of it.
+_NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
 
-
-ExampleText = Annotated[str, AfterValidator(_check_text)]
+ExampleText = Annotated[str, AfterValidator(_check_text), Field(json_schema_extra={"pattern": _NOT_BLANK})]
 ConceptId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 
@@ -68,7 +66,7 @@ class ConceptRequest(RequestModel):
     @classmethod
     def _check_count(cls, examples: Any, info: ValidationInfo) -> Any:
         """Before the examples themselves: there may be very many."""
-        limit = _limits(info).max_examples
+        limit = limits_of(info).max_examples
         if isinstance(examples, list) and not 1 <= len(examples) <= limit:
             raise broken(f"must have 1 to {limit} items", len(examples))
         return examples

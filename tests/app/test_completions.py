@@ -1,6 +1,7 @@
 """Token events become the same answer, chunk by chunk or whole."""
 
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,52 @@ def test_log_probabilities_cover_the_text(tokenizer: Tokenizer, text: str, stop:
     assert covered.startswith(content.encode())
     last = entries[-1].bytes if entries else []
     assert len(covered) - len(last) < len(content.encode()) or not entries
+
+
+@given(
+    spoken_by=st.lists(
+        st.tuples(st.lists(st.integers(3, 299), max_size=10), st.sampled_from(FinishReason)),
+        min_size=1,
+        max_size=4,
+    ),
+    stop=st.lists(st.text(alphabet="abehlo ,é", min_size=1, max_size=2), max_size=2),
+    logprobs=st.booleans(),
+    order=st.randoms(use_true_random=False),
+)
+def test_any_choices_in_any_order_are_each_what_they_are_alone(
+    tokenizer: Tokenizer,
+    spoken_by: list[tuple[list[int], FinishReason]],
+    stop: list[str],
+    logprobs: bool,
+    order: random.Random,
+) -> None:
+    queues = [
+        spoken(ids, finish if ids else FinishReason.STOP, index)
+        for index, (ids, finish) in enumerate(spoken_by)
+    ]
+    answer = transcript(tokenizer, tuple(stop), len(queues), logprobs)
+    alone = [transcript(tokenizer, tuple(stop), len(queues), logprobs) for _ in queues]
+    expected = [feed(one, [[event] for event in queue]) for one, queue in zip(alone, queues, strict=True)]
+    progress = feed(answer, shuffled(queues, order))
+    assert answer.ended
+    assert answer.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+    for choice in answer.completion(progress).choices:
+        own = [step for step in progress if step.index == choice.index]
+        text, entries = streamed(answer, own)
+        assert choice.message.content == text == streamed(answer, expected[choice.index])[0]
+        assert (choice.logprobs.content if choice.logprobs else []) == entries
+        assert entries == streamed(answer, expected[choice.index])[1]
+        assert choice.finish_reason == own[-1].finish_reason == expected[choice.index][-1].finish_reason
+        assert [bool(step.text) for step in own[:-1]] == [True] * (len(own) - 1)
+
+
+def shuffled(queues: list[list[TokenEvent]], order: random.Random) -> list[list[TokenEvent]]:
+    """Steps of one event of some of the choices, as an engine brings them."""
+    left, steps = [list(queue) for queue in queues], []
+    while any(left):
+        drawn = [queue for queue in left if queue and order.random() < 0.6]
+        steps.append([queue.pop(0) for queue in drawn])
+    return steps
 
 
 def test_tokens_of_one_character_travel_together(tokenizer: Tokenizer) -> None:

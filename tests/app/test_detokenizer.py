@@ -62,6 +62,42 @@ def test_a_character_is_never_split(text: str, size: int) -> None:
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in texts)
 
 
+def split(data: bytes, sizes: list[int]) -> list[bytes]:
+    """Pieces of these sizes, again and again."""
+    cuts = [
+        0,
+        *itertools.takewhile(lambda end: end < len(data), itertools.accumulate(itertools.cycle(sizes))),
+    ]
+    return [data[start:end] for start, end in itertools.pairwise([*cuts, len(data)])]
+
+
+mixed_texts = st.text(alphabet="ae\u0301é日🙂\u200d👩🇩\n\0", max_size=20)
+sizes = st.lists(st.integers(1, 6), min_size=1, max_size=6)
+
+
+@given(st.binary(max_size=24), sizes)
+def test_any_bytes_in_any_pieces_are_decoded_as_if_whole(data: bytes, sizes: list[int]) -> None:
+    texts, detokenizer = run(split(data, sizes), [])
+    assert "".join(texts) == data.decode(errors="replace")
+    assert detokenizer.decoded == detokenizer.released == len(data.decode(errors="replace"))
+
+
+@given(mixed_texts, st.text(alphabet="ae\u0301日👩🇩\n\0", min_size=1, max_size=3), sizes)
+def test_a_stop_sequence_is_found_however_it_is_split(text: str, stop: str, sizes: list[int]) -> None:
+    texts, detokenizer = run(split(text.encode(), sizes), [stop])
+    assert "".join(texts) == text.partition(stop)[0]
+    assert detokenizer.stopped == (stop in text)
+
+
+@given(mixed_texts, st.lists(mixed_texts.filter(bool), max_size=4), sizes)
+def test_what_is_given_out_is_never_taken_back(text: str, stop: list[str], sizes: list[int]) -> None:
+    """Nor does it ever hold a stop sequence, or a part of a character."""
+    texts, _ = run(split(text.encode(), sizes), stop)
+    given_out = "".join(texts)
+    assert text.startswith(given_out)
+    assert not any(sequence in given_out for sequence in stop)
+
+
 def test_an_incomplete_character_at_the_end_is_replaced() -> None:
     assert run(["€".encode()[:2]], [])[0] == ["", "\ufffd"]
 

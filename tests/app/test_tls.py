@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from app.cli import build_commands
 from app.errors import StartError
-from app.server import _connections as server_connections
+from app.server import configure
 from app.settings import ServerSettings, TlsSettings
 from app.tls import load_tls
 
@@ -56,15 +56,7 @@ async def tiller_health(listener: socket.socket, directory: Path) -> tuple[int, 
 async def test_a_server_with_a_certificate_is_reached_by_https_alone(app: FastAPI, directory: Path) -> None:
     context = load_tls(tls(directory, "server.pem", "server.key"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(
-            app,
-            http=server_connections(ServerSettings(), app.state.gateway, []),
-            ssl_context_factory=lambda _config, _default: context,
-            log_level="critical",
-            ws="none",
-            lifespan="off",
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configure(app, ServerSettings(), context))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

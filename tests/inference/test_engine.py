@@ -96,6 +96,20 @@ def test_a_request_whose_numbers_break_takes_down_only_itself(llama: PreTrainedM
     assert driver.run(after)["after", 0].token_ids == build_driver(llama).run(after)["after", 0].token_ids
 
 
+def test_a_request_that_bans_every_token_ends_alone(llama: PreTrainedModel) -> None:
+    """The gateway refuses it."""
+    healthy = request("healthy", [5, 6, 7], 12, temperature=1.0)
+    alone = build_driver(llama).run(healthy)["healthy", 0].token_ids
+    driver = build_driver(llama)
+    driver.engine.add(healthy)
+    driver.engine.add(request("banned", [5, 6], 12, n=2, logit_bias=dict.fromkeys(range(VOCAB_SIZE), -1e308)))
+    failures = []
+    while not driver.engine.is_idle:
+        failures += driver.step().failures
+    assert [failure.request_id for failure in failures] == ["banned"]
+    assert {key: result.token_ids for key, result in driver.results.items()} == {("healthy", 0): alone}
+
+
 def test_a_choice_that_ends_while_another_breaks_harms_nobody(llama: PreTrainedModel) -> None:
     with torch.no_grad():
         llama.model.embed_tokens.weight[13:60] = float("nan")

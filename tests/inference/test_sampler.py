@@ -1,11 +1,14 @@
 """From logits to tokens, against the textbook."""
 
+import math
 import random
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from inference import sampler
@@ -243,3 +246,54 @@ def test_more_logprobs_than_tokens_are_all_of_them() -> None:
     [entry] = sample([make_sequence(top_logprobs=20)]).logprobs
     assert entry is not None
     assert len(entry.top) == SIZE
+
+
+EXTREMES = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.sampled_from([0.0, 5e-324, 1e-5, 1e-3, 2.0]),
+        "top_p": st.sampled_from([0.0, 5e-324, 0.5, 1 - 2**-53, 1.0]),
+        "top_k": st.sampled_from([1, 2, SIZE, 2**31, 2**63 - 1]),
+        "frequency_penalty": st.sampled_from([-2.0, 2.0, 5e-324]),
+        "presence_penalty": st.sampled_from([-2.0, 2.0]),
+        "logit_bias": st.dictionaries(
+            st.integers(0, SIZE - 1),
+            st.sampled_from([-1e308, -100.0, -99.999, -0.0, 5e-324, 99.999, 100.0, 1e308]),
+            max_size=SIZE,
+        ),
+        "top_logprobs": st.sampled_from([0, 20]),
+    },
+)
+ROWS = st.lists(
+    st.sampled_from([0.0, -0.0, 1e-45, 1.0, -1.0, 1e30, 3e38, -3e38]), min_size=SIZE, max_size=SIZE
+)
+
+
+@given(
+    asked=st.lists(st.tuples(EXTREMES, ROWS, st.sampled_from([0, 1, 1000])), min_size=1, max_size=4),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_extreme_breaks_a_row_or_its_neighbours(
+    asked: list[tuple[dict[str, Any], list[float], int]], seed: int
+) -> None:
+    def built() -> list[Sequence]:
+        return [
+            make_sequence([1] * said, seed + i, **extremes) for i, (extremes, _, said) in enumerate(asked)
+        ]
+
+    rows = torch.tensor([row for _, row, _ in asked])
+    together = sample([*built(), make_sequence(seed=seed)], torch.cat([rows, LOGITS[None]]))
+    assert together.token_ids[-1] == sample([make_sequence(seed=seed)]).token_ids[0]
+    for i, sequence in enumerate(built()):
+        token_id, bias = together.token_ids[i], asked[i][0].get("logit_bias", {})
+        assert sample([sequence], rows[i]).token_ids == [token_id]
+        selected = {id for id, value in bias.items() if value >= 100}
+        banned = {id for id, value in bias.items() if value <= -100}
+        if token_id == NOT_A_TOKEN:
+            assert len(banned) == SIZE
+        else:
+            assert token_id not in banned
+            assert token_id in (selected or range(SIZE))
+        if together.logprobs[i] is not None:
+            assert not any(math.isnan(value) or value > 0 for _, value in together.logprobs[i].top)

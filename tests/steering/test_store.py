@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from inference.steering.concepts import Concept, ConceptStore, Example, digest_of, full_id
 
@@ -46,6 +48,24 @@ def ship(directory: Path, name: str = "slang", **fields: object) -> Path:
 
 def reasons(store: ConceptStore) -> dict[str, str]:
     return {problem.file: problem.reason for problem in store.problems}
+
+
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
+    st.sampled_from(
+        ["\0", "a\x85", "\u2028b", "\ufeffc", "\uffff", "\r\n.", "\x1b[0m", "---\n", "null", "~", '"', "\\"]
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(positive=TEXTS, negative=TEXTS, description=TEXTS)
+def test_any_text_comes_back(store: ConceptStore, positive: str, negative: str, description: str) -> None:
+    assume(positive.strip() and negative.strip() and positive != negative)
+    written = Concept(full_id("any"), description, (Example(positive, negative),), 1)
+    store.write(written)
+    assert store.load() == [written]
+    assert store.problems == []
 
 
 def test_the_digest_is_that_of_the_pairs_in_their_order() -> None:

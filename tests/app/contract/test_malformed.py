@@ -1,8 +1,12 @@
 """Bodies that are no JSON, no object, too large, or of another media type: always a proper 4xx."""
 
+import gc
 import json
+import threading
+from typing import Any
 
 import httpx
+import pydantic_core
 import pytest
 
 from tests.app.contract.support import CHAT, JSON, assert_error, body, pieces
@@ -161,3 +165,29 @@ async def test_a_body_may_come_in_pieces(client: httpx.AsyncClient, engine: Fake
     content = pieces(*(raw[start : start + 1] for start in range(len(raw))))
     assert (await client.post(CHAT, content=content, headers=JSON)).status_code == 200
     assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize(("size", "elsewhere"), [(100, False), (200_000, True)])
+async def test_a_large_body_does_not_hold_up_others(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, size: int, elsewhere: bool
+) -> None:
+    threads: list[int] = []
+
+    def decode(data: bytes, **options: Any) -> Any:
+        threads.append(threading.get_ident())
+        return pydantic_core.from_json(data, **options)
+
+    monkeypatch.setattr("app.body.from_json", decode)
+    raw = json.dumps(body(metadata="x" * size))
+    assert (await client.post(CHAT, content=raw, headers=JSON)).status_code == 200
+    assert [thread != threading.get_ident() for thread in threads] == [elsewhere]
+
+
+async def test_a_large_body_is_refused_as_a_small_one(client: httpx.AsyncClient) -> None:
+    filling = "x" * 200_000
+    assert_error(
+        await client.post(CHAT, content=f'["{filling}"', headers=JSON), 400, "INVALID_REQUEST", "JSON"
+    )
+    response = await client.post(CHAT, content=json.dumps(body(metadata=filling, n=0)), headers=JSON)
+    assert_error(response, 400, "INVALID_REQUEST", param="n")
+    assert gc.isenabled()

@@ -1,11 +1,13 @@
 """/openapi.json tells the truth about the contract."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi.openapi.models import OpenAPI
+from tokenizers import Tokenizer
 
 from tests.app.contract.support import CHAT
 
@@ -35,7 +37,7 @@ RANGES = {
     "max_tokens": (1, None),
     "max_completion_tokens": (1, None),
     "maximum_tokens": (1, None),
-    "n": (1, None),
+    "n": (1, 16),
     "temperature": (0, 2),
     "top_p": (0, 1),
     "steering_strength": (-2, 2),
@@ -48,7 +50,7 @@ TYPES = {
     "logprobs": "boolean",
     "stream": "boolean",
     "steering_concepts": "array",
-    **{name: "integer" for name, (low, high) in RANGES.items() if high in (None, 20)},
+    **{name: "integer" for name, (low, high) in RANGES.items() if high in (None, 16, 20)},
     **{name: "number" for name, (low, high) in RANGES.items() if high in (1, 2)},
 }
 Schema = dict[str, Any]
@@ -172,6 +174,46 @@ async def test_ranges_are_there(document: Schema, name: str, bounds: tuple[int, 
 )
 async def test_defaults_are_there(document: Schema, name: str, default: Any) -> None:
     assert field(document, name)["default"] == default
+
+
+async def test_the_limits_of_this_server_are_there(serve) -> None:
+    limits = {"max_n": 3, "max_messages": 5, "max_logit_bias": 7, "max_examples": 9}
+    client = await serve(limits={**limits, "max_example_characters": 11})
+    document = (await client.get("/openapi.json")).json()
+    assert field(document, "n")["maximum"] == 3
+    assert (field(document, "messages")["minItems"], field(document, "messages")["maxItems"]) == (1, 5)
+    assert field(document, "logit_bias")["maxProperties"] == 7
+    assert field(document, "logit_bias")["additionalProperties"] is False
+    schemas = document["components"]["schemas"]
+    assert schemas["ConceptRequest"]["properties"]["examples"]["maxItems"] == 9
+    text = schemas["PairedExample"]["properties"]["negative"]
+    assert text["maxLength"] == 11
+    for blank in map(chr, range(0x3100)):  # beyond which there is no white space
+        assert bool(re.search(text["pattern"], blank)) == bool(blank.strip())
+
+
+async def test_the_vocabulary_ends_where_it_ends(document: Schema, tiny_tokenizer: Tokenizer) -> None:
+    ids = document["components"]["schemas"]["DetokenizeRequest"]["properties"]["token_ids"]["items"]
+    assert (ids["minimum"], ids["maximum"]) == (0, tiny_tokenizer.get_vocab_size() - 1)
+
+
+async def test_the_served_model_is_the_example(document: Schema) -> None:
+    assert field(document, "model")["examples"] == ["tiny"]
+
+
+async def test_a_created_concept_leads_to_its_routes(document: Schema) -> None:
+    links = operation(document, "post", CONCEPTS)["responses"]["201"]["links"]
+    concept = f"{CONCEPTS}/{{model}}"
+    ids = {operation(document, method, concept)["operationId"] for method in ("get", "delete")}
+    assert {link["operationId"] for link in links.values()} == ids
+
+
+async def test_an_event_is_a_chunk_an_error_or_the_end(document: Schema) -> None:
+    content = operation(document, "post", CHAT)["responses"]["200"]["content"]
+    end, chunk = content["text/event-stream"]["schema"]["properties"]["data"]["anyOf"]
+    assert end == {"const": "[DONE]"}
+    fields = [resolve(document, kind)["properties"].keys() for kind in chunk["contentSchema"]["anyOf"]]
+    assert [{"choices", "usage"} <= fields[0], fields[1] == {"error", "code"}] == [True, True]
 
 
 async def test_roles_are_an_enum(document: Schema) -> None:

@@ -1,0 +1,181 @@
+"""Requests that schemathesis makes out of /openapi.json, sound and broken, are answered as it says there.
+
+All of its phases run against a real server: examples, coverage, fuzzing, and sequences of linked operations.
+A long run, with other requests: `TILLER_FUZZ_EXAMPLES=500 TILLER_FUZZ_SEED=1 pytest` with this file's name.
+"""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from schemathesis import engine as schemathesis_engine
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import events
+
+from app.settings import Settings
+from tests.app.contract.support import CONCEPTS, store_concepts
+from tests.app.fakes import FakeEngine, model_info, reply
+from tests.app.live import serving
+
+EXAMPLES = int(os.environ.get("TILLER_FUZZ_EXAMPLES", "6"))
+SEED = int(os.environ.get("TILLER_FUZZ_SEED", "0"))
+TOKEN = "secret"
+SPOKEN = [40, 41, 42]
+LARGE = 10**10
+"""More token ids than a key of logit_bias has digits for: which of them exist is no matter of a schema."""
+SIMPLY = {"no-shrink": True, "with-security-parameters": False}
+SUCCESSES = {
+    "POST /chat/completions": 200,
+    "POST /tokenize": 200,
+    "POST /detokenize": 200,
+    "POST /steering_concepts": 201,
+    "GET /steering_concepts": 200,
+    "GET /steering_concepts/{concept}": 200,
+    "DELETE /steering_concepts/{concept}": 204,
+    "GET /models": 200,
+    "GET /models/{model}": 200,
+    "GET /models/{model}/tokenizer": 200,
+    "GET /models_available": 200,
+    "GET /model-settings": 200,
+    "GET /version": 200,
+    "GET /health": 200,
+    "GET /metrics": 200,
+}
+ALIASES = ("max_tokens", "max_completion_tokens", "maximum_tokens")
+TURNS = ("user", "assistant")
+
+
+@pytest.fixture
+def server(model_directory: Path, tmp_path: Path) -> Iterator[str]:
+    """The URL of a gateway over a fake engine, in a thread of its own."""
+    store_concepts(tmp_path / "data", CONCEPTS)
+    token = {"name": "ada", "sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}
+    settings = Settings(
+        model={"name": "tiny"}, data_directory=str(tmp_path / "data"), auth={"tokens": [token]}
+    )
+    info = model_info(model_directory, LARGE)
+    facts = {name: getattr(info, name) for name in info.__struct_fields__}
+    engine = FakeEngine(type(info)(**{**facts, "context_length": LARGE}), script=reply(SPOKEN))
+    with serving(settings, engine) as (host, port):
+        yield f"http://{host}:{port}"
+
+
+@schemathesis.hook("before_call")
+def keep_what_no_schema_says(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    """Changes a body where it keeps to the schema and would be refused all the same.
+
+    Only what is sound already is changed, so that what was broken on purpose stays so.
+    """
+    if isinstance(case.body, dict):
+        case.body = whole_numbers(case.body)
+        if isinstance(case.body.get("model"), str):
+            case.body["model"] = "tiny"
+        take_turns(case.body.get("messages"))
+        agree(case.body)
+        name_few(case.body)
+        differ(case.body.get("examples"))
+
+
+def whole_numbers(value: Any) -> Any:
+    """To JSON Schema 1.0 is an integer."""
+    match value:
+        case float() if value.is_integer() and abs(value) < 2**53:
+            return int(value)
+        case list():
+            return [whole_numbers(item) for item in value]
+        case dict():
+            return {name: whole_numbers(item) for name, item in value.items()}
+    return value
+
+
+def take_turns(messages: Any) -> None:
+    """From user to user."""
+    if not isinstance(messages, list) or not all(map(has_role, messages)):
+        return
+    if len(messages) % 2 == 0 and messages:
+        messages[0]["role"] = "system"
+    first = 1 - len(messages) % 2
+    for position, message in enumerate(messages[first:]):
+        message["role"] = TURNS[position % 2]
+
+
+def has_role(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") in ("system", *TURNS)
+
+
+def agree(body: dict[str, Any]) -> None:
+    """On one number of tokens, which fits into the context."""
+    given = [name for name in ALIASES if type(body.get(name)) is int and body[name] >= 1]
+    body.update(dict.fromkeys(given, min([body[name] for name in given] + [LARGE // 2], default=1)))
+
+
+def name_few(body: dict[str, Any]) -> None:
+    """At most 16 concepts; how often each is named does not matter."""
+    if isinstance(body.get("steering_concepts"), list):
+        del body["steering_concepts"][16:]
+
+
+def differ(examples: Any) -> None:
+    for pair in examples if isinstance(examples, list) else ():
+        text = pair.get("positive") if isinstance(pair, dict) else None
+        if isinstance(text, str) and text.strip() and text == pair.get("negative"):
+            pair["negative"] = text[:-1] + ("b" if text.endswith("a") else "a")
+
+
+def run(url: str) -> Iterator[events.EngineEvent]:
+    config = SchemathesisConfig.from_dict(
+        {
+            "base-url": url,
+            "seed": SEED,
+            "continue-on-failure": True,
+            "generation": {"max-examples": EXAMPLES, "database": "none", **SIMPLY},
+            "auth": {"openapi": {"bearer": {"bearer": TOKEN}}},
+        }
+    )
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
+    return iter(schemathesis_engine.from_schema(schema).execute())
+
+
+def test_every_answer_is_as_documented(server: str, caplog: pytest.LogCaptureFixture) -> None:
+    failures: list[str] = []
+    phases: set[str] = set()
+    answers: Counter[tuple[str, int]] = Counter()
+    for event in run(server):
+        match event:
+            case events.NonFatalError() | events.FatalError():
+                failures.append(str(event))
+            case events.ScenarioFinished():
+                phases.add(event.phase.value)
+                answers.update(statuses(event))
+                failures += list(broken(event))
+    if failures:
+        pytest.fail("\n\n".join(failures), pytrace=False)
+    assert phases >= {"examples", "coverage", "fuzzing", "stateful"}
+    missing = [operation for operation, status in SUCCESSES.items() if not answers[operation, status]]
+    assert missing == []
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def statuses(event: events.ScenarioFinished) -> Iterator[tuple[str, int]]:
+    cases = event.recorder.cases
+    for identifier, interaction in event.recorder.interactions.items():
+        if interaction.response is not None:
+            yield cases[identifier].value.operation.label, interaction.response.status_code
+
+
+def broken(event: events.ScenarioFinished) -> Iterator[str]:
+    for identifier, checks in event.recorder.checks.items():
+        for check in checks:
+            if check.failure_info is not None:
+                response = event.recorder.interactions[identifier].response
+                answer = "" if response is None else f"{response.status_code} {response.content[:300]!r}"
+                yield (
+                    f"{event.recorder.label} {check.failure_info.failure.title}: "
+                    f"{check.failure_info.failure.message}\n{check.failure_info.code_sample[:2000]}\n{answer}"
+                )
