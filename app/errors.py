@@ -76,6 +76,9 @@ MAX_MESSAGE = 400
 MAX_PARAM = 80
 
 
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
 class ApiError(Exception):
     """A request that cannot be served, and why. The message is for the caller: no internals."""
 
@@ -116,10 +119,11 @@ class ApiError(Exception):
     def http(self, headers: Mapping[str, str]) -> bytes:
         """The whole answer as it goes over the wire, where there is no app to send it."""
         body = msgspec.json.encode(self.body())
-        described = {"content-type": "application/json", "content-length": str(len(body))}
-        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in {**described, **self.headers, **headers}.items()]
-        return "\r\n".join([*lines, "", ""]).encode() + body
+        described = "".join([f"{name}: {value}\r\n" for name, value in {**self.headers, **headers}.items()])
+        return (
+            f"HTTP/1.1 {self.status} {_PHRASES[self.status]}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{described}\r\n"
+        ).encode() + body
 
 
 class _ErrorResponse(JSONResponse):

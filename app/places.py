@@ -114,11 +114,15 @@ class Doorkeeper:
     def _refuse(self, error: ApiError) -> bytes:
         seen = Observation(uuid.uuid4().hex)
         seen.method, seen.route, seen.status, seen.error = "POST", _GENERATES.path, error.status, error.code
-        self._metrics.count_request(seen.route, error.status)
-        for tell in self._tell:
-            tell(seen)
+        # Soon: first all who have come at the same time get their answer.
+        asyncio.get_running_loop().call_soon(self._report, seen, error.status)
         described = {"x-request-id": seen.request_id, "content-security-policy": NO_PAGE}
         return error.http({**described, **SECURITY_HEADERS})
+
+    def _report(self, seen: Observation, status: int) -> None:
+        self._metrics.count_request(seen.route, status)
+        for tell in self._tell:
+            tell(seen)
 
     def let_in(self, scope: HTTPScope) -> None:
         """What it takes, TakePlace frees."""

@@ -140,7 +140,7 @@ def admission(engine: Engine) -> Admission:
 
 
 @pytest.mark.parametrize("target", [b"/chat/completions", b"/v1/chat/completions?nice=true"])
-def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(target: bytes) -> None:
+async def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(target: bytes) -> None:
     engine, metrics = Engine(room=1), Metrics()
     told: list[Observation] = []
     door = Doorkeeper(admission(engine), metrics, has_origins=False, tell=[told.append])
@@ -153,6 +153,8 @@ def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(target: b
     assert b'"code":"QUEUE_FULL"' in body
     engine.available = False
     assert b'"code":"UNAVAILABLE"' in (door.turn_away(b"POST", target, []) or b"")
+    assert told == []
+    await asyncio.sleep(0)
     assert b'tiller_requests_total{route="/chat/completions",status="503"} 2.0' in metrics.render()
     assert [(seen.route, seen.status, seen.error) for seen in told] == [
         ("/chat/completions", 503, "QUEUE_FULL"),
@@ -169,7 +171,7 @@ def test_all_else_passes_the_door(method: bytes, target: bytes) -> None:
     assert door.turn_away(method, target, []) is None
 
 
-def test_pages_of_other_origins_get_their_refusal_from_the_app() -> None:
+async def test_pages_of_other_origins_get_their_refusal_from_the_app() -> None:
     door = Doorkeeper(admission(Engine(room=0)), Metrics(), has_origins=True)
     assert door.turn_away(b"POST", b"/chat/completions", [(b"origin", b"https://example.org")]) is None
     assert door.turn_away(b"POST", b"/chat/completions", [(b"host", b"x")])
