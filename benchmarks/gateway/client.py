@@ -26,6 +26,8 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._ended_line = False
         self._closing = False
+        self.begun = False
+        """Whether an event has come."""
         self.answers = 0
         """Requests answered to their end."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -51,6 +53,7 @@ class Connection(asyncio.Protocol):
         split = self._ended_line and body.startswith(b"\n")
         self._ended_line = body.endswith(b"\n") and not body.endswith(_EVENT_END)
         if events := body.count(_EVENT_END) + split:
+            self.begun = True
             self._on_events(events)
 
     def on_message_complete(self) -> None:
@@ -96,6 +99,10 @@ class Connections:
                 lambda: Connection(request, on_events), "127.0.0.1", port
             )
             self._all.append(connection)
+
+    @property
+    def begun(self) -> int:
+        return sum(connection.begun for connection in self._all)
 
     @property
     def answers(self) -> int:

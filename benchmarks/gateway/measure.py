@@ -85,7 +85,7 @@ async def measure_streams(
         async with Connections() as streams:
             await streams.open(subject.port, point.streams, subject.request(_ENDLESS, streamed=True), count)
             async with patience("to open the streams"):
-                while events < point.streams:
+                while streams.begun < point.streams:
                     clock.step()  # A stream is answered when it has its first token.
                     await streams.watch(_POLL_SECONDS)
             clock.start()
