@@ -42,8 +42,8 @@ def serve(
     """Serve a chat model over HTTP."""
     # Imported here, where Ctrl-C is already handled: it takes about a second.
     from app import server
+    from app.configuration import SettingsError, default_config, load_settings
     from app.errors import StartError
-    from app.settings import SettingsError, default_config, load_settings
 
     given = {"host": host, "port": port}
     overrides = {key: value for key, value in given.items() if value is not None}

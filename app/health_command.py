@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from app.settings import ServerSettings, SettingsError, default_config, read_settings
+from app.configuration import SettingsError, default_config, read_settings
+from app.settings import ServerSettings
 
 
 def health(

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from app.access import TokenFile, TokenFileError
-from app.settings import AccessToken, SettingsError, TokenScope, default_config, read_settings
+from app.configuration import SettingsError, default_config, read_settings
+from app.settings import AccessToken, TokenScope
 
 _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
 

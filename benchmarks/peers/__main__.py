@@ -26,7 +26,7 @@ from app.bench.command import parse_numbers, progress
 from app.bench.figures import Measurement, summarize
 from app.bench.load import Plan, compare
 from app.bench.plot import check_plot
-from app.settings import SettingsError
+from app.configuration import SettingsError
 from benchmarks.peers.machine import describe_machine
 from benchmarks.peers.processes import ServerProcess, StartError
 from benchmarks.peers.results import Run, write

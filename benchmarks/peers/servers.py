@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from app import __version__
-from app.settings import load_settings
+from app.configuration import load_settings
 from benchmarks.peers.machine import commit, cores
 
 _ROOT = Path(__file__).parents[2]

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from app.access import AccessTokens, TokenFile, TokenFileError, load_tokens
 from app.cli import build_commands
+from app.configuration import SettingsError, load_settings
 from app.main import create_app
-from app.settings import AccessToken, SettingsError, TokenScope, load_settings
+from app.settings import AccessToken, TokenScope
 from tests.app.contract.conftest import client_of
 from tests.app.fakes import FakeEngine
 

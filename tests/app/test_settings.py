@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import AccessToken, AuthSettings, EngineSettings, Settings, SettingsError, load_settings
+from app.configuration import SettingsError, load_settings
+from app.settings import AccessToken, AuthSettings, EngineSettings, Settings
 from inference.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,216 @@
+"""Settings from a YAML file and TILLER_* variables, and a mistake in them as one line for the operator."""
+
+import ipaddress
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
+from pydantic_settings.exceptions import SettingsError as VariableError
+
+from app.errors import shorten
+from app.settings import ENVIRONMENT_PREFIX, Settings
+from inference.directories import SourceError, find_directory
+
+# `tiller concept` reads it, which is a client. Whoever sets it for a whole shell can start servers there.
+_CLIENTS_VARIABLE = "TILLER_TOKEN"
+# Kubernetes sets these in every container where a service is called "tiller".
+_SERVICE_LINK = re.compile(r"TILLER_(SERVICE|PORT)(_(?!_)|$)")
+
+# pydantic's own, as we say it.
+_WORDS = {
+    "Value error, ": "",
+    "Input should be": "must be",
+    "String should": "must",
+    "Tuple should": "must",
+    "a valid tuple": "a list",
+}
+
+_MERGE = "tag:yaml.org,2002:merge"  # YAML's `<<`
+
+_DEFAULT_CONFIG = Path("configs/quickstart.yaml")
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message is one line for the operator."""
+
+
+def default_config(given: Path | None) -> Path | None:
+    """The file that a command reads."""
+    return _DEFAULT_CONFIG if given is None and _DEFAULT_CONFIG.is_file() else given
+
+
+def load_settings(path: Path | None, **overrides: Mapping[str, object]) -> Settings:
+    """As `read_settings`, for a server. Raises SettingsError also for what only a server may not have."""
+    settings = read_settings(path, **overrides)
+    _refuse_other_files(settings)
+    _refuse_open_network(settings)
+    _refuse_missing_concepts(settings)
+    _refuse_missing_model(settings)
+    return settings
+
+
+def read_settings(path: Path | None, **overrides: Mapping[str, object]) -> Settings:
+    """The defaults, overridden by the file, then by the environment, then by `overrides`.
+
+    Raises SettingsError.
+    """
+    _refuse_unknown_variables()
+    given = {} if path is None else _read_mapping(path)
+    try:
+        settings = _settings_over(given)(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(f"{_origin_of(first, path, overrides)}: {_explain(first)}") from None
+    except VariableError as error:
+        names = ", ".join(filter(_is_broken_json, os.environ)) or str(error)
+        raise SettingsError(f"environment: {names}: no JSON") from None
+    return settings
+
+
+def _settings_over(file: dict[str, Any]) -> type[Settings]:
+    """Settings that take from `file` what neither the caller nor the environment gives."""
+
+    class FileSettings(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, file)
+
+    return FileSettings
+
+
+class _Loader(yaml.SafeLoader):
+    """A key that is there twice is a mistake. YAML's own rule; the library takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} is there twice", key_node.start_mark
+                )
+            keys.append(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a safe one
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        told = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise SettingsError(f"{path}: no YAML: {told}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SettingsError(f"{path}: must be a mapping of sections, got {shorten(content)}")
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _refuse_unknown_variables() -> None:
+    """pydantic-settings looks only for the variables that it knows, so a typing mistake would pass."""
+    for name in os.environ:
+        if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.match(name) or name == _CLIENTS_VARIABLE:
+            continue
+        section = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")[0].lower()
+        if section not in Settings.model_fields:
+            raise SettingsError(f"environment: {name} is no setting")
+
+
+def _origin_of(error: ErrorDetails, path: Path | None, overrides: Mapping[str, Mapping[str, object]]) -> str:
+    """Where the operator wrote it: what overrides the others is looked for first."""
+    section, *rest = map(str, error["loc"])
+    if rest and rest[0] in overrides.get(section, {}):
+        return f"--{rest[0]}"
+    variable = ENVIRONMENT_PREFIX + section.upper()
+    names = list(itertools.accumulate((variable, *map(str.upper, rest)), "{}__{}".format))
+    given = [name for name in os.environ if name.upper() in names]
+    if given:
+        return f"environment: {max(given, key=len)}"
+    return "settings" if path is None else str(path)
+
+
+def _is_broken_json(variable: str) -> bool:
+    if not variable.upper().startswith(ENVIRONMENT_PREFIX):
+        return False
+    try:
+        json.loads(os.environ[variable])
+    except ValueError:
+        return os.environ[variable].lstrip().startswith(("{", "["))
+    return False
+
+
+def _explain(error: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{key} is no setting"
+    if error["type"] == "missing":
+        return f"{key} is required"
+    if error["type"] == "model_type":
+        return f"{key} must be a mapping, got {shorten(error['input'])}"
+    rule = error["msg"]
+    for told, better in _WORDS.items():
+        rule = rule.replace(told, better)
+    return f"{key} {rule}, got {shorten(error['input'])}"
+
+
+def _refuse_open_network(settings: Settings) -> None:
+    if settings.has_tokens or _is_loopback(settings.server.host):
+        return
+    raise SettingsError(
+        f"server.host {settings.server.host} can be reached by others, and there are no access tokens: "
+        "make one with `tiller token new NAME`, or use 127.0.0.1"
+    )
+
+
+def _refuse_missing_model(settings: Settings) -> None:
+    try:
+        find_directory(settings.model.source)
+    except SourceError as error:
+        raise SettingsError(f"model.source: {error}") from None
+
+
+def _refuse_other_files(settings: Settings) -> None:
+    """Directories may be missing, and made later; but nothing else may be in their place."""
+    for key in ("cache_directory", "data_directory"):
+        given = getattr(settings, key)
+        try:
+            directory = Path(given).expanduser()
+            there = next(path for path in (directory, *directory.parents) if path.exists())
+        except (OSError, RuntimeError) as error:
+            raise SettingsError(f"{key} {given} cannot be found: {error}") from None
+        if not there.is_dir():
+            raise SettingsError(f"{key} {given} is no directory: {there} is a file")
+        if not os.access(there, os.R_OK | os.X_OK):
+            raise SettingsError(f"{key} {given} cannot be read")
+
+
+def _refuse_missing_concepts(settings: Settings) -> None:
+    """The default may be missing: not everybody has our configs/ in the working directory."""
+    if "concepts" in settings.steering.model_fields_set and not settings.shipped_concepts.is_dir():
+        raise SettingsError(f"steering.concepts {settings.steering.concepts} is no directory")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
