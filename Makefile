@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 CPP := $(wildcard inference/cpu/*.h inference/cpu/*.cpp tests/inference/cpu/*.cpp tests/inference/cpu/*/*.h)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve test eval bench chaos peers lint format clean
+.PHONY: help serve test eval bench chaos peers lint audit format clean
 
 help:
 	@echo "make serve   set up and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
@@ -17,6 +17,7 @@ help:
 	@echo "make chaos   ten minutes of load while the worker is killed and stopped at random"
 	@echo "make peers   install llama.cpp and vLLM into .peers, for make bench"
 	@echo "make lint    set up and run ruff, mypy and import-linter"
+	@echo "make audit   set up and check that what was installed is what is locked"
 	@echo "make format  let ruff format the code"
 	@echo "make clean   remove the virtual environment"
 
@@ -45,6 +46,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+audit: $(VENV)/.dev
+	$(BIN)/python dependencies/audit.py $(VENV)/*.json
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -61,17 +65,17 @@ $(VENV)/.created:
 
 $(VENV)/.serve: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing what the server needs (some minutes the first time)"
-	@$(INSTALL) --editable .
+	@$(INSTALL) --report $(VENV)/serve.json --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
 	@echo "Installing what development needs"
-	@$(INSTALL) --editable '.[dev]'
+	@$(INSTALL) --report $(VENV)/dev.json --editable '.[dev]'
 	@# An oracle of the tests. It asks for transformers < 5, but works with ours.
-	@$(INSTALL) --no-deps steering-vectors
+	@$(INSTALL) --report $(VENV)/oracle.json --no-deps steering-vectors
 	@touch $@
 
 $(VENV)/.eval: $(VENV)/.dev
 	@echo "Installing what the evaluation needs"
-	@$(INSTALL) --editable '.[dev,eval]'
+	@$(INSTALL) --report $(VENV)/eval.json --editable '.[dev,eval]'
 	@touch $@

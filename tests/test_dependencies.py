@@ -1,0 +1,62 @@
+"""Whatever is installed is pinned, and its file known by its hash."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "dependencies"
+HASHES = {
+    pin: digests for pin, *digests in map(str.split, (FOLDER / "hashes.txt").read_text("utf-8").splitlines())
+}
+
+
+def package(name: str, version: str, digest: str) -> dict[str, Any]:
+    """As pip reports it."""
+    archive = {"archive_info": {"hashes": {"sha256": digest}}}
+    return {"metadata": {"name": name, "version": version}, "download_info": archive}
+
+
+def audit(tmp_path: Path, *installed: dict[str, Any]) -> tuple[int, str]:
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"install": installed}))
+    command = [sys.executable, FOLDER / "audit.py", report]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def msgspec() -> tuple[str, str]:
+    """A version that is pinned, and a hash of it."""
+    [pin] = [pin for pin in HASHES if pin.startswith("msgspec==")]
+    return pin.partition("==")[2], HASHES[pin][0]
+
+
+def test_every_pin_has_hashes() -> None:
+    lines = (FOLDER.parent / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [line.lower().replace("_", "-").replace(".", "-") for line in lines if "==" in line]
+    assert pins == [pin.replace(".", "-") for pin in HASHES]
+    assert all(len(digest) == 64 for digests in HASHES.values() for digest in digests)
+
+
+def test_what_is_locked_passes(tmp_path: Path) -> None:
+    here = {"metadata": {"name": "tiller", "version": "1"}, "download_info": {"dir_info": {"editable": True}}}
+    torch = package("torch", "2.13.0+cpu", "0" * 64)
+    assert audit(tmp_path, here, torch, package("msgspec", *msgspec())) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"),
+    [
+        (package("msgspec", msgspec()[0], "0" * 64), "the file with SHA-256 0000"),
+        (package("msgspec", "0.1", msgspec()[1]), "msgspec 0.1 is not pinned"),
+        (package("left_pad", "1.0", "0" * 64), "left-pad 1.0 is not pinned"),
+        (package("torch", "2.12.0", "0" * 64), "torch 2.12.0 is not pinned"),
+    ],
+)
+def test_what_is_not_locked_is_named(tmp_path: Path, installed: dict[str, Any], told: str) -> None:
+    status, text = audit(tmp_path, installed)
+    assert status == 1
+    assert told in text
