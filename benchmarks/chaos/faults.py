@@ -16,6 +16,8 @@ from benchmarks.chaos.clients import Question
 _CROWD = 100
 _CROWD_LEAVES_AFTER = 0.5
 _GARBAGE_BYTES = 50_000
+_HASTY = 0.2
+"""This share of the faults does not wait until the one before is over."""
 
 
 class Faults:
@@ -41,8 +43,14 @@ class Faults:
         while True:
             await asyncio.sleep(self._rng.uniform(shortest, longest))
             kind = self._rng.choice(sorted(self._kinds))
+            if self._rng.random() > _HASTY:
+                await self._until_it_serves()
             await self._kinds[kind]()
             self.injected[kind] += 1
+
+    async def _until_it_serves(self) -> None:
+        while (await self._client.get("/health")).status_code != httpx.codes.OK:  # noqa: ASYNC110
+            await asyncio.sleep(1)
 
     async def _kill(self) -> None:
         self._signal(signal.SIGKILL)
