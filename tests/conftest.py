@@ -1,4 +1,4 @@
-"""Where models compute: `TEST_DEVICE=cuda` has the oracle tests try what runs on a GPU.
+"""Where models compute: `TEST_DEVICE=cuda pytest -m gpu` has the oracle tests try what runs on a GPU.
 
 And which tests may run at the same time: those of different files, but of e2e one file after another, since a
 server with the real model has use for all cores.
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 E2E = "tests/e2e/"
+CPU = "tests/inference/cpu/"
+GPU = ("tests/inference/", "tests/steering/")
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch may do
@@ -25,6 +27,9 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first, so that the other tests run beside it."""
     items.sort(key=lambda item: scope(item.nodeid) != E2E)
+    for item in items:
+        if item.nodeid.startswith(GPU) and not item.nodeid.startswith(CPU):
+            item.add_marker("gpu")
 
 
 @pytest.hookimpl(optionalhook=True)  # there may be no xdist

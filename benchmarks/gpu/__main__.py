@@ -1,7 +1,7 @@
 """Engine speed beside a GPU's limits, with random weights; and the tests that need one.
 
-    python -m benchmarks.gpu --tests                 # first whether everything is right, then all figures
-    python -m benchmarks.gpu --models 1b --quick     # a few figures
+    python -m benchmarks.gpu                             # first whether everything is right, then all figures
+    python -m benchmarks.gpu --parts engine --models 1b --quick                    # a few figures
     python -m benchmarks.gpu --models tiny --device cpu --dtype float32 --quick    # a dry run anywhere
 
 Needs torch, triton, transformers, msgspec, numpy, matplotlib, and pytest for the tests: no package index, no
@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -36,12 +37,15 @@ from benchmarks.steering_cost import SHAPES, build, llama_config
 from inference.engine import Engine
 
 _ROOT = Path(__file__).parents[2]
-_TESTS = ("tests/inference", "tests/steering")
+_TESTS = ("tests/inference", "tests/steering", "--ignore", "tests/inference/cpu")
+_TEST_PROCESSES = 6
+_PARTS = ("tests", "attention", "engine", "server")
 
 
 def main() -> int:
     arguments = _parse()
-    status = _run_tests() if arguments.tests else 0
+    parts = arguments.parts.split(",")
+    status = _run_tests(arguments.device) if "tests" in parts else 0
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     small = arguments.quick and device.type == "cpu"
     limits = device_limits.measure(
@@ -51,11 +55,14 @@ def main() -> int:
     print(f"{name}, torch {torch.__version__}, commit {commit()}, {arguments.dtype}: ", end="")
     print(f"{limits.bytes_per_second / 1e9:.0f} GB/s, {limits.flops / 1e12:.2f} TFLOP/s", flush=True)
     figures: list[Figure] = []
-    figures += _print_each(attention.compare(device, dtype, limits, small=small))
+    if "attention" in parts:
+        figures += _print_each(attention.compare(device, dtype, limits, small=small))
     for model in arguments.models.split(","):
-        figures += _print_each(_measure(model, arguments, limits))
-        _free(device)
-        figures += _print_each(_measure_server(model, arguments, device, dtype))
+        if "engine" in parts:
+            figures += _print_each(_measure(model, arguments, limits))
+            _free(device)
+        if "server" in parts:
+            figures += _print_each(_measure_server(model, arguments, device, dtype))
     arguments.output.mkdir(parents=True, exist_ok=True)
     content = {
         "device": name,
@@ -75,7 +82,7 @@ def _parse() -> argparse.Namespace:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--models", default="8b,1b", help=f"some of {', '.join(SHAPES)}, by commas")
-    parser.add_argument("--tests", action="store_true", help="run the tests on the device first")
+    parser.add_argument("--parts", default=",".join(_PARTS), help="some of these, by commas")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
@@ -85,11 +92,17 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run_tests() -> int:
-    """The oracle tests with their models on the device, and the tests of its kernels."""
-    command = [sys.executable, "-m", "pytest", "-q", *_TESTS]
-    environment = {**os.environ, "TEST_DEVICE": "cuda"}
-    return subprocess.run(command, cwd=_ROOT, env=environment, check=False).returncode
+def _run_tests(device: str) -> int:
+    """The oracle tests with their models on the device, and the tests of its kernels.
+
+    Without the project's configuration of pytest, which asks for plugins that may not be there.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(_ROOT)]
+    command += ["--continue-on-collection-errors", "-W", "default"]
+    if find_spec("xdist"):
+        command += ["--numprocesses", str(_TEST_PROCESSES), "--dist", "loadscope"]
+    environment = {**os.environ, "TEST_DEVICE": device}
+    return subprocess.run([*command, *_TESTS], cwd=_ROOT, env=environment, check=False).returncode
 
 
 def _print_each(figures: Iterator[Figure]) -> list[Figure]:

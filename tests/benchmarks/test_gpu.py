@@ -13,7 +13,19 @@ from benchmarks.gpu.limits import Limits, Work
 def test_a_dry_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--models", "tiny", "--device", "cpu", "--dtype", "float32", "--quick", "--kv-cache-gib", "0.01"]
+    words = [
+        "--parts",
+        "attention,engine,server",
+        "--models",
+        "tiny",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--quick",
+        "--kv-cache-gib",
+        "0.01",
+    ]
     monkeypatch.setattr(sys, "argv", ["gpu", *words, "--output", str(tmp_path)])
     assert gpu.main() == 0
     content = json.loads((tmp_path / "gpu.json").read_text())
