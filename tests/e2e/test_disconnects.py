@@ -65,7 +65,7 @@ def is_admitted(server: Server) -> bool:
 def sequences(server: Server) -> float:
     """In the engine, running or waiting, half a second ago."""
     values = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines())
-    return float(values["tiller_sequences_running"]) + float(values["tiller_sequences_waiting"])
+    return sum(float(values[f'tiller_sequences_{state}{{worker="0"}}']) for state in ("running", "waiting"))
 
 
 @pytest.fixture(scope="module")

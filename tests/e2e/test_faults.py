@@ -196,8 +196,8 @@ def test_a_gateway_that_is_killed_while_it_starts_leaves_nothing(tiny_config: di
 def test_what_runs_at_a_signal_may_end_in_time_and_what_is_new_is_refused(
     tiny_config: dict, tmp_path: Path
 ) -> None:
-    with serving({**tiny_config, "server": {"drain_seconds": 3}}, tmp_path) as server:
-        short, endless, unread = events(server, 100), events(server, 90_000), events(server, 90_000)
+    with serving({**tiny_config, "server": {"drain_seconds": 4}}, tmp_path) as server:
+        short, endless, unread = events(server, 40), events(server, 90_000), events(server, 90_000)
         for stream in (short, endless, unread):
             next(stream)
         server.process.send_signal(signal.SIGTERM)

@@ -71,7 +71,11 @@ class FakeRunner:
 
     def __post_init__(self) -> None:
         self.model = SimpleNamespace(
-            vocab_size=VOCAB_SIZE, context_length=None, blocks=[None], hidden_size=len(CONCEPTS)
+            vocab_size=VOCAB_SIZE,
+            context_length=None,
+            blocks=[None],
+            hidden_size=len(CONCEPTS),
+            device=torch.device("cpu"),
         )
         self.bank = SteeringBank(64, (0,), len(CONCEPTS), torch.device("cpu"))
 
