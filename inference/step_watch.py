@@ -89,7 +89,8 @@ class _Activity:
 
     def __init__(self, thread: threading.Thread) -> None:
         self._status = Path(f"/proc/self/task/{thread.native_id}/stat")
-        self._clock = time.pthread_getcpuclockid(thread.ident) if thread.ident else None
+        clock_of = getattr(time, "pthread_getcpuclockid", None)  # macOS has none
+        self._clock: int | None = clock_of(thread.ident) if clock_of and thread.ident else None
         self._used = 0.0
 
     def is_waiting(self) -> bool:
