@@ -5,7 +5,9 @@ CONFIG ?= configs/quickstart.yaml
 JOBS ?= 2
 BIN := $(VENV)/bin
 CPP := $(wildcard inference/cpu/*.h inference/cpu/*.cpp tests/inference/cpu/*.cpp tests/inference/cpu/*/*.h)
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# Each installation leaves its report, for make audit.
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+	--report $(VENV)/installed-$$(date +%s).json
 
 .PHONY: help serve test eval bench chaos peers lint audit format clean
 
@@ -47,7 +49,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 audit: $(VENV)/.dev
-	$(BIN)/python dependencies/audit.py $(VENV)/*.json
+	$(BIN)/python dependencies/audit.py $(VENV)/installed-*.json
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -65,17 +67,17 @@ $(VENV)/.created:
 
 $(VENV)/.serve: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing what the server needs (some minutes the first time)"
-	@$(INSTALL) --report $(VENV)/serve.json --editable .
+	@$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
 	@echo "Installing what development needs"
-	@$(INSTALL) --report $(VENV)/dev.json --editable '.[dev]'
+	@$(INSTALL) --editable '.[dev]'
 	@# An oracle of the tests. It asks for transformers < 5, but works with ours.
-	@$(INSTALL) --report $(VENV)/oracle.json --no-deps steering-vectors
+	@$(INSTALL) --no-deps steering-vectors
 	@touch $@
 
 $(VENV)/.eval: $(VENV)/.dev
 	@echo "Installing what the evaluation needs"
-	@$(INSTALL) --report $(VENV)/eval.json --editable '.[dev,eval]'
+	@$(INSTALL) --editable '.[dev,eval]'
 	@touch $@

@@ -1,9 +1,9 @@
 """Whether what was installed is what is locked: each package pinned, and its file's hash in hashes.txt.
 
-    python dependencies/audit.py .venv/serve.json .venv/dev.json
+    python dependencies/audit.py .venv/installed-*.json
 
-The arguments are pip's installation reports. Names what is not, and ends with status 1. Only the standard
-library is used.
+The arguments are pip's installation reports, the oldest first. Names what is not, and ends with status 1.
+Only the standard library is used.
 """
 
 import json
@@ -20,12 +20,16 @@ _BUILT_BY_MANY = frozenset({"torch"})
 
 def main() -> int:
     pins, hashes = dict(read_pins()), _read_hashes()
-    packages = [package for file in sys.argv[1:] for package in _read_report(Path(file))]
-    faults = [fault for package in packages for fault in _faults(package, pins, hashes)]
+    packages: dict[str, Any] = {}
+    for file in sys.argv[1:]:
+        packages |= {package["metadata"]["name"]: package for package in _read_report(Path(file))}
+    faults = [fault for package in packages.values() for fault in _faults(package, pins, hashes)]
+    if not packages:
+        faults = ["no report says that anything was installed: `make clean`, and then again"]
     for fault in faults:
         print(f"audit: {fault}", file=sys.stderr)
     print(f"{len(packages)} packages were installed, {len(faults)} faults")
-    return 1 if faults or not packages else 0
+    return 1 if faults else 0
 
 
 def _read_hashes() -> dict[str, set[str]]:

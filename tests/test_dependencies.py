@@ -20,10 +20,11 @@ def package(name: str, version: str, digest: str) -> dict[str, Any]:
     return {"metadata": {"name": name, "version": version}, "download_info": archive}
 
 
-def audit(tmp_path: Path, *installed: dict[str, Any]) -> tuple[int, str]:
-    report = tmp_path / "report.json"
-    report.write_text(json.dumps({"install": installed}))
-    command = [sys.executable, FOLDER / "audit.py", report]
+def audit(tmp_path: Path, *reports: list[dict[str, Any]]) -> tuple[int, str]:
+    files = [tmp_path / f"{number}.json" for number, _ in enumerate(reports)]
+    for file, installed in zip(files, reports, strict=True):
+        file.write_text(json.dumps({"install": installed}))
+    command = [sys.executable, FOLDER / "audit.py", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr
 
@@ -44,7 +45,19 @@ def test_every_pin_has_hashes() -> None:
 def test_what_is_locked_passes(tmp_path: Path) -> None:
     here = {"metadata": {"name": "tiller", "version": "1"}, "download_info": {"dir_info": {"editable": True}}}
     torch = package("torch", "2.13.0+cpu", "0" * 64)
-    assert audit(tmp_path, here, torch, package("msgspec", *msgspec())) == (0, "")
+    assert audit(tmp_path, [here, torch, package("msgspec", *msgspec())]) == (0, "")
+
+
+def test_what_was_replaced_does_not_count(tmp_path: Path) -> None:
+    older, newer = package("msgspec", "0.1", "0" * 64), package("msgspec", *msgspec())
+    assert audit(tmp_path, [older], [newer], []) == (0, "")
+    assert audit(tmp_path, [newer], [older])[0] == 1
+
+
+def test_nothing_cannot_be_audited(tmp_path: Path) -> None:
+    status, text = audit(tmp_path, [])
+    assert status == 1
+    assert "make clean" in text
 
 
 @pytest.mark.parametrize(
@@ -57,6 +70,6 @@ def test_what_is_locked_passes(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_locked_is_named(tmp_path: Path, installed: dict[str, Any], told: str) -> None:
-    status, text = audit(tmp_path, installed)
+    status, text = audit(tmp_path, [installed])
     assert status == 1
     assert told in text
