@@ -80,7 +80,7 @@ def test_logprobs_belong_to_the_text(client: openai.OpenAI) -> None:
 
 
 def test_n_choices(client: openai.OpenAI) -> None:
-    request = {**GREEDY, "temperature": 1.5}
+    request = {**GREEDY, "temperature": 1.5, "max_tokens": 20}
     completion = client.chat.completions.create(**request, n=3)
     assert [choice.index for choice in completion.choices] == [0, 1, 2]
     assert len({choice.message.content for choice in completion.choices}) == 3
