@@ -115,11 +115,13 @@ def build_driver(
     directions: DirectionFiles | None = None,
     capture: Capture | None = None,
     backend: Backend | None = None,
+    eager: bool = False,
     **config: object,
 ) -> Driver:
     """The model is this driver's from here on; an earlier one must not run it any more.
 
-    `capture`: for a back end that has none. `backend`: instead of what would be chosen.
+    `capture`: instead of the back end's. `backend`: instead of what would be chosen. `eager`: no step is
+    captured.
     """
     for block in model.model.layers:
         block._forward_hooks.clear()  # the earlier engine's steering
@@ -134,7 +136,7 @@ def build_driver(
         gib = num_blocks * engine_config.block_size * per_token / 2**30
         engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
     backend = backend or backends.choose(causal_lm, engine_config)
-    backend = replace(backend, capture=backend.capture or capture)
+    backend = replace(backend, capture=None if eager else capture or backend.capture)
     if backend.fuse:
         causal_lm.fuse(backend.fuse)
     if engine_config.quantization == "int8":

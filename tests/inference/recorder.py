@@ -1,4 +1,4 @@
-"""What captures steps where there are no CUDA graphs: it remembers what it was given, and does it again."""
+"""What captures steps: CUDA, or where it is not, what remembers what it was given, and does it again."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,11 +41,24 @@ class Recorder:
 
     def __call__(self, act: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
         self.num_captured += 1
-        with _NoWaiting():
-            result = act()
+        replay, result = _capture(act)
 
-        def replay() -> None:
+        def counted() -> None:
             self.num_replayed += 1
-            result.copy_(act())
+            replay()
 
-        return replay, result
+        return counted, result
+
+
+def _capture(act: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
+    if torch.get_default_device().type == "cuda":
+        from inference.cuda.capture import capture
+
+        return capture(act)
+    with _NoWaiting():
+        result = act()
+
+    def replay() -> None:
+        result.copy_(act())
+
+    return replay, result
