@@ -30,6 +30,7 @@ from app.observation import Tell
 from app.places import Doorkeeper
 from app.replicas import Replica, run_replicas
 from app.settings import ServerSettings, Settings
+from app.stalls import cut_stalled
 from app.tls import load_tls
 from app.tracing import start_tracing
 from inference.logs import set_up_logging
@@ -38,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _OTHER_FILES = 256
+_LONGEST_KEEPALIVE_SECONDS = 32_767
+"""That Linux takes."""
 _DRAIN_MARGIN_SECONDS = 3
 """For the last events to leave once the engine has ended all generations."""
 
@@ -68,7 +71,11 @@ async def _serve(
         await anyio.lowlevel.checkpoint()  # which loads much; the first request would wait for that
         server = _Server(config, lambda: _welcome(settings, listener))
         _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
-        await server.serve(sockets=[listener])
+        stalls = asyncio.create_task(cut_stalled(server.transports, settings.server.stall_seconds))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            stalls.cancel()
 
 
 def configure(
@@ -117,6 +124,10 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._welcome = welcome
         self._draining: asyncio.Task[None] | None = None
+
+    def transports(self) -> list[asyncio.Transport]:
+        """Of all connections."""
+        return [connection.transport for connection in self.server_state.connections]
 
     def stop(self, engine: Replica, seconds: float) -> None:
         """The first time, what runs may end; until then, what is new is told that nothing is served any more.
@@ -177,22 +188,24 @@ def _bind(server: ServerSettings) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _cut_what_stalls(listener, math.ceil(server.stall_seconds))
+        _notice_lost_clients(listener, server.stall_seconds)
         listener.bind(address)
     except OSError as error:
         raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener
 
 
-def _cut_what_stalls(listener: socket.socket, seconds: int) -> None:
-    """Has the system cut connections whose client takes nothing for so long, or is not there any more.
-
-    Accepted connections inherit it. Only Linux can do the first.
-    """
+def _notice_lost_clients(listener: socket.socket, seconds: float) -> None:
+    """Has the system ask after clients that it hears nothing of. Accepted connections inherit it."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        asks = {
+            socket.TCP_KEEPIDLE: min(math.ceil(seconds / 2), _LONGEST_KEEPALIVE_SECONDS),
+            socket.TCP_KEEPINTVL: min(math.ceil(seconds / 8), _LONGEST_KEEPALIVE_SECONDS),
+            socket.TCP_KEEPCNT: 4,
+        }
+        for option, value in asks.items():
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _welcome(settings: Settings, listener: socket.socket) -> None:

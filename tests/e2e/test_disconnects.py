@@ -142,6 +142,6 @@ def test_a_client_that_reads_nothing_is_cut_off(wide: Server) -> None:
 def test_a_client_that_reads_slowly_is_waited_for(wide: Server) -> None:
     with client(wide, stream=True, max_tokens=600, top_logprobs=20) as connection:
         for _ in range(20):
-            time.sleep(0.3)
+            time.sleep(0.5)
             assert connection.recv(32_768)
         read_until(connection, b"[DONE]")
