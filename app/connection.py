@@ -220,6 +220,8 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _seconds(self) -> float:
+        if self._part is None and self.cycle is not None:
+            return self.limits.keepalive_seconds
         return self.limits.body_seconds if self._part is _Part.BODY else self.limits.header_seconds
 
     def _expire(self) -> None:

@@ -1,6 +1,7 @@
 """What GET /metrics reports. Counts what it is told, and asks the workers; knows no requests."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -173,12 +174,27 @@ class _WorkerCollector(Collector):
             for number, worker in workers:
                 counter.add_metric([str(number)], read(worker))
             yield counter
+        yield from _processes(workers)
         intervals = HistogramMetricFamily(
             "tiller_inter_token_latency_seconds", "Between two tokens of a choice.", labels=["worker"]
         )
         for number, worker in workers:
             intervals.add_metric([str(number)], _buckets(worker.intervals), worker.intervals.seconds)
         yield intervals
+
+
+def _processes(workers: Iterable[tuple[int, WorkerState]]) -> Iterable[Metric]:
+    """Memory, processor time and the like of the workers' processes, where the system tells."""
+    families: dict[str, Metric] = {}
+    for number, worker in workers:
+        if worker.pid is None:
+            continue
+        of_one = ProcessCollector("tiller_worker", pid=partial(int, worker.pid), registry=None)
+        for metric in of_one.collect():
+            family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+            for sample in metric.samples:
+                family.add_sample(sample.name, {"worker": str(number)}, sample.value)
+    return families.values()
 
 
 def _usage(stats: EngineStats) -> float:

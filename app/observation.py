@@ -101,5 +101,7 @@ class WorkerState:
 
     up: bool
     restarts: int = 0
+    pid: int | None = None
+    """Of its process, while there is one."""
     stats: EngineStats = field(default_factory=EngineStats)
     intervals: TokenIntervals = field(default_factory=TokenIntervals)

@@ -94,6 +94,7 @@ def configure(
         ws="none",
         lifespan="off",
         backlog=_BACKLOG,
+        timeout_keep_alive=settings.keepalive_seconds,
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         timeout_graceful_shutdown=_DRAIN_MARGIN_SECONDS,
     )

@@ -68,6 +68,9 @@ class ServerSettings(Section):
     """How long a new connection, and then a request's headers, may take to arrive whole."""
     body_seconds: PositiveFloat = 60.0
     """How long a request's body may take, after its headers."""
+    keepalive_seconds: PositiveInt = 75
+    """How long a connection may be idle between requests. Longer than clients keep theirs: one that is closed
+    just when the next request is on its way loses it."""
     max_connections: PositiveInt = 2048
     """At the same time. Each request that runs or waits has one."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0

@@ -75,11 +75,10 @@ class SupervisedEngine:
     @property
     def workers(self) -> Sequence[WorkerState]:
         """The one that is there."""
-        if self._worker is None:
+        worker = self._worker
+        if worker is None:
             return [WorkerState(up=False, restarts=self._restarts)]
-        return [
-            WorkerState(self._worker.available, self._restarts, self._worker.stats, self._worker.intervals)
-        ]
+        return [WorkerState(worker.available, self._restarts, worker.pid, worker.stats, worker.intervals)]
 
     @property
     def load(self) -> int:

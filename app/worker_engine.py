@@ -57,6 +57,7 @@ class WorkerEngine:
         self._generations: dict[str, WorkerGeneration] = {}
         self._trainings: dict[str, asyncio.Queue[TrainingUpdate | ApiError]] = {}
         self._available = True
+        self.pid: int | None = None
         self.stats = EngineStats()
         self.intervals = TokenIntervals()
         self.lost = asyncio.Event()
@@ -142,6 +143,7 @@ class WorkerEngine:
 
     async def serve(self, process: asyncio.subprocess.Process) -> None:
         """Dispatches reports until the worker ends; then all that is open does, too."""
+        self.pid = process.pid
         reading = asyncio.create_task(self._read())
         ending = asyncio.create_task(process.wait())
         listening = asyncio.create_task(wait_for_silence(process, _FROZEN_SECONDS, _SILENT_SECONDS))

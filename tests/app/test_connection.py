@@ -121,6 +121,7 @@ async def serving(app: App, limits: ServerSettings) -> AsyncIterator[int]:
             log_level="critical",
             ws="none",
             lifespan="off",
+            timeout_keep_alive=limits.keepalive_seconds,
             timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)
@@ -228,6 +229,19 @@ async def test_empty_lines_are_nothing(connect: Callable[..., Any]) -> None:
     client = await connect(header_seconds=0.3)
     async with client.dribbling(b"\r\n"):
         assert await client.read() == b""
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_between_requests_a_connection_may_be_idle(
+    connect: Callable[..., Any], app: App, is_full: bool
+) -> None:
+    app.is_full = is_full
+    client = await connect(header_seconds=0.1, keepalive_seconds=1)
+    request = b"POST /chat?nice=true HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    for _ in range(3):
+        await client.send(request, pause=0.5)
+        await client.send(b"\r\n", pause=0.1)
+    assert (await client.read()).count(b"HTTP/1.1 503" if is_full else b"HTTP/1.1 200") == 3
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 10000", "Transfer-Encoding: chunked"])

@@ -1,7 +1,9 @@
 """What is reported, under which names, and that the dashboard and the docs know no others."""
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -129,12 +131,27 @@ def test_what_is_served_and_the_process_are_reported() -> None:
     assert found["process_open_fds"] > 0
 
 
+def test_processes_of_workers_are_reported_while_they_are_there() -> None:
+    metrics = Metrics()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    pids = [os.getpid(), None, os.getppid(), gone.pid]
+    metrics.watch(lambda: [WorkerState(up=True, pid=pid) for pid in pids])
+    found = {
+        sample.labels["worker"]: sample.value
+        for sample in all_samples(metrics)
+        if sample.name == "tiller_worker_process_resident_memory_bytes"
+    }
+    assert found.keys() == {"0", "2"}
+    assert found["0"] == pytest.approx(samples(metrics)["process_resident_memory_bytes"], rel=0.01)
+
+
 def test_docs_and_dashboard_know_what_there_is() -> None:
     metrics = Metrics()
-    metrics.watch(lambda: [WorkerState(up=True)])
+    metrics.watch(lambda: [WorkerState(up=True, pid=os.getpid())])
     names = set(re.findall(r"^# TYPE (\w+)", metrics.render().decode(), re.MULTILINE))
     reported = {name for name in names if not name.endswith("_created")}
-    ours = {name for name in reported if name.startswith("tiller_")}
+    ours = {name for name in reported if re.match(r"tiller_(?!worker_process_)", name)}
     page = (DOCS / "operations.md").read_text()
     assert set(re.findall(r"`(tiller_\w+?)(?:\{[\w,]+\})?`", page)) == ours
     dashboard = json.loads((DOCS / "grafana.json").read_text())
