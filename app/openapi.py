@@ -29,6 +29,9 @@ _ANSWERS = (
     *(Tokenized, Detokenized, Health),
 )
 
+_ERRORS_OF_CONNECTIONS = (408, 431, 503)
+"""What any route's caller may get: slow or large headers, too many connections."""
+
 _CHUNK = {
     "type": "string",
     "contentMediaType": "application/json",
@@ -62,12 +65,12 @@ def describe(
         content["text/event-stream"] = {"schema": _EVENT}
     extra: dict[str, Any] = {} if 401 in errors else {"security": []}
     if body:
-        errors += (400, 408, 413, 415, 431)
+        errors += (400, 413, 415)
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     success = {"description": "The answer", "content": content} | ({"links": links} if links else {})
     responses: dict[int, Any] = {status: success}
-    responses |= {error: _error_response(error) for error in sorted(errors)}
+    responses |= {error: _error_response(error) for error in sorted(errors + _ERRORS_OF_CONNECTIONS)}
     return {"status_code": status, "openapi_extra": extra, "responses": responses}
 
 

@@ -31,7 +31,7 @@ router = APIRouter(tags=["chat"], dependencies=[requires(TokenScope.CHAT)])
 
 @router.post(
     "/chat/completions",
-    **describe(ChatRequest, ChatCompletion, streams=True, errors=(401, 404, 429, 500, 503)),
+    **describe(ChatRequest, ChatCompletion, streams=True, errors=(401, 404, 429, 500)),
 )
 async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bool = False) -> Response:
     """Continues a conversation. `nice` lets concurrent requests go first."""

@@ -38,9 +38,7 @@ GivenId = Annotated[str, Depends(_given_id)]
 @router.post(
     "/steering_concepts",
     dependencies=[_MAKES_CONCEPTS],
-    **describe(
-        ConceptRequest, ConceptDetail, status=201, links=_LINKS, errors=(401, 404, 409, 429, 500, 503)
-    ),
+    **describe(ConceptRequest, ConceptDetail, status=201, links=_LINKS, errors=(401, 404, 409, 429, 500)),
 )
 async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     """Makes a concept from pairs of texts, measures it, and keeps it, which takes seconds to minutes.
@@ -75,7 +73,7 @@ async def read_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
     "/steering_concepts/{concept:path}",
     operation_id="delete_concept",
     dependencies=[_MAKES_CONCEPTS],
-    **describe(answer=None, status=204, errors=(401, 404, 409, 500, 503)),
+    **describe(answer=None, status=204, errors=(401, 404, 409, 500)),
 )
 async def delete_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
     """Deletes a created concept. Answers that it steers already are not disturbed."""

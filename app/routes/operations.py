@@ -22,7 +22,7 @@ async def read_version() -> Response:
     return PlainTextResponse(__version__)
 
 
-@router.get("/health", **describe(answer=Health, errors=(500, 503)))
+@router.get("/health", **describe(answer=Health, errors=(500,)))
 async def read_health(gateway: GatewayDep) -> Response:
     """200 while requests are served, else 503."""
     if not gateway.engine.available:

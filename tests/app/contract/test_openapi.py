@@ -270,6 +270,13 @@ async def test_chats_errors_are_documented_in_the_contracts_shape(document: Sche
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_what_connections_are_told_is_documented_of_each_route(
+    document: Schema, method: str, path: str
+) -> None:
+    assert operation(document, method, path)["responses"].keys() >= {"408", "431", "500", "503"}
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
 async def test_routes_that_need_a_token_say_so(document: Schema, method: str, path: str) -> None:
     security = operation(document, method, path).get("security", document.get("security", []))
     schemes = document["components"]["securitySchemes"]
@@ -301,5 +308,5 @@ async def test_a_concepts_examples_are_required_and_nothing_else(document: Schem
 
 async def test_deleting_a_concept_answers_without_a_body(document: Schema) -> None:
     responses = operation(document, "delete", f"{CONCEPTS}/{{model}}")["responses"]
-    assert set(responses) == {"204", "401", "404", "409", "500", "503"}
+    assert set(responses) == {"204", "401", "404", "408", "409", "431", "500", "503"}
     assert not responses["204"].get("content")
