@@ -61,11 +61,17 @@ def serving(config: dict, directory: Path, module: str = "app.cli") -> Iterator[
     """A server with this configuration, on a free port, until the end of the block.
 
     It stores concepts in the directory, and trains none before it is asked to. Its temporary files go to a
-    directory `tmp` there.
+    directory `tmp` there. Unless told otherwise it computes in one thread: other tests run beside this one,
+    and threads that wait for one another on processors that are taken can be far slower than one alone.
     """
     file = directory / "config.yaml"
-    steering = {"train_at_start": False, **config.get("steering", {})}
-    file.write_text(yaml.safe_dump({"data_directory": str(directory), **config, "steering": steering}))
+    config = {
+        "data_directory": str(directory),
+        **config,
+        "engine": {"threads": 1, **config.get("engine", {})},
+        "steering": {"train_at_start": False, **config.get("steering", {})},
+    }
+    file.write_text(yaml.safe_dump(config))
     (directory / "tmp").mkdir(exist_ok=True)
     process = subprocess.Popen(
         [sys.executable, "-m", module, "serve", "--config", str(file), "--port", "0"],

@@ -139,7 +139,8 @@ def test_the_quick_start_answers(embedded_config: dict, tmp_path: Path) -> None:
     """With int8 weights, as configs/quickstart.yaml has it, alone and in company."""
     quick_start = yaml.safe_load(Path("configs/quickstart.yaml").read_text())
     assert quick_start["engine"]["quantization"] == "int8"
-    with serving({**embedded_config, "engine": quick_start["engine"]}, tmp_path) as server:
+    engine = {**quick_start["engine"], "threads": None}
+    with serving({**embedded_config, "engine": engine}, tmp_path) as server:
         questions = ["What is the capital of France?", "Name a primary color.", "Say hello."]
         alone = [server.chat(question, max_tokens=24) for question in questions]
         with ThreadPoolExecutor() as pool:
