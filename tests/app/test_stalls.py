@@ -120,7 +120,7 @@ def test_who_reads_slowly_is_waited_for(contexts: tuple) -> None:
 def test_who_pauses_is_waited_for(contexts: tuple) -> None:
     def pause(connection: socket.socket) -> None:
         for _ in range(3):
-            time.sleep(0.5 * SECONDS)
+            time.sleep(0.3 * SECONDS)
             received = 0
             while received < 2**20:
                 data = connection.recv(65_536)
