@@ -1,11 +1,13 @@
 """What a server needs of its system before it starts."""
 
 import resource
+import socket
 
 import pytest
 
 from app import server
 from app.errors import StartError
+from app.settings import ServerSettings
 
 Limits = tuple[int, int]
 
@@ -36,3 +38,13 @@ def test_where_the_system_does_not_allow_them_that_is_one_line(limits: list[Limi
     with pytest.raises(StartError, match=r"max_connections 4000 needs 4512 .* allows 4096 \(ulimit -n\)$"):
         server._allow_files(4000)
     assert len(limits) == 1
+
+
+@pytest.mark.parametrize("seconds", [1, 60, 86_400])
+def test_clients_that_vanish_are_noticed_after_about_as_long_as_they_may_stall(seconds: int) -> None:
+    with server._bind(ServerSettings(port=0, stall_seconds=seconds)) as listener:
+        idle, interval, count = (
+            listener.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert min(seconds, 60_000) <= idle + count * interval <= seconds + 5
