@@ -4,7 +4,7 @@ VENV ?= .venv
 CONFIG ?= configs/quickstart.yaml
 JOBS ?= 2
 BIN := $(VENV)/bin
-CPP := $(wildcard inference/cpu/*.h inference/cpu/*.cpp tests/inference/cpu/*.cpp tests/inference/cpu/*/*.h)
+CPP := $(wildcard inference/backends/cpu/*.h inference/backends/cpu/*.cpp tests/inference/backends/cpu/*.cpp tests/inference/backends/cpu/*/*.h)
 # Each installation leaves its report, for make audit.
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 	--report $(VENV)/installed-$$(date +%s).json

@@ -6,10 +6,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.bench.command import bench
-from app.concept_commands import concept_commands
-from app.health_command import health
-from app.token_commands import token_commands
+from app.commands.bench import bench
+from app.commands.concept import concept_commands
+from app.commands.health import health
+from app.commands.token import token_commands
 
 _EXIT_FAILED = 1
 _EXIT_MISUSED = 2

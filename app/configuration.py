@@ -17,7 +17,7 @@ from pydantic_settings.exceptions import SettingsError as VariableError
 
 from app.errors import shorten
 from app.settings import ENVIRONMENT_PREFIX, Settings
-from inference.directories import SourceError, find_directory
+from inference.interface.directories import SourceError, find_directory
 
 # `tiller concept` reads it, which is a client. Whoever sets it for a whole shell can start servers there.
 _CLIENTS_VARIABLE = "TILLER_TOKEN"

@@ -7,14 +7,14 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app import __version__
-from app.admission import Admission
-from app.concepts import Concepts
-from app.engine import Engine
-from app.metrics import Metrics
-from app.prompts import PromptRenderer
+from app.concepts.registry import Concepts
+from app.limits.admission import Admission
 from app.settings import Settings
-from app.tokenizer import Tokenizer
-from inference.protocol import ModelInfo
+from app.telemetry.metrics import Metrics
+from app.text.prompts import PromptRenderer
+from app.text.tokenizer import Tokenizer
+from app.workers.engine import Engine
+from inference.interface.protocol import ModelInfo
 
 
 @dataclass(frozen=True)

@@ -14,27 +14,27 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from app import __version__
-from app.access import load_tokens
-from app.access_log import log_request
-from app.admission import Admission
-from app.auth import Authenticate
-from app.body import invalid_request
-from app.concepts import Concepts
-from app.engine import Engine
+from app.concepts.examples import ExampleEncoder
+from app.concepts.registry import Concepts
+from app.concepts.store import ConceptStore
+from app.concepts.trainings import Trainings
 from app.errors import ApiError, ErrorCode, for_caller, shorten
-from app.examples import ExampleEncoder
 from app.gateway import Gateway, fingerprint
-from app.metrics import Metrics
-from app.middleware import AnswerHead, LimitBody, Observe
-from app.observation import Tell
-from app.openapi import build_openapi
-from app.places import TakePlace, TakeTurns
-from app.prompts import PromptRenderer, load_prompt_renderer
-from app.routes import chat, concepts, docs, models, operations, tokens
+from app.http.auth import Authenticate
+from app.http.body import invalid_request
+from app.http.doorkeeper import TakePlace, TakeTurns
+from app.http.middleware import AnswerHead, LimitBody, Observe
+from app.http.openapi import build_openapi
+from app.limits.access_tokens import load_tokens
+from app.limits.admission import Admission
+from app.routes import chat, concepts, docs, models, operations, tokenization
 from app.settings import Settings
-from app.tokenizer import Tokenizer
-from app.trainings import Trainings
-from inference.steering.concepts import ConceptStore
+from app.telemetry.access_log import log_request
+from app.telemetry.metrics import Metrics
+from app.telemetry.observation import Tell
+from app.text.prompts import PromptRenderer, load_prompt_renderer
+from app.text.tokenizer import Tokenizer
+from app.workers.engine import Engine
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def create_app(settings: Settings, engine: Engine, tell: Sequence[Tell] = ()) ->
     for kind in (ApiError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     app.state.gateway = gateway
-    for module in (chat, concepts, models, tokens, operations, docs):
+    for module in (chat, concepts, models, tokenization, operations, docs):
         app.include_router(module.router)
         app.include_router(module.router, prefix="/v1", include_in_schema=False)
     document = build_openapi(app, settings, gateway.tokenizer.size)

@@ -18,22 +18,22 @@ import uvloop
 from fastapi import FastAPI
 
 from app import __version__
-from app.access import load_tokens
-from app.access_log import log_refusal, log_request
-from app.connection import TOLD_CONNECTIONS, connections_with
-from app.engine import Engine
 from app.errors import StartError
 from app.gateway import Gateway
+from app.http.connection import TOLD_CONNECTIONS, connections_with
+from app.http.doorkeeper import Doorkeeper
+from app.http.stalls import cut_stalled
+from app.http.tls import load_tls
+from app.limits.access_tokens import load_tokens
 from app.main import create_app
-from app.metrics import Metrics
-from app.observation import Tell
-from app.places import Doorkeeper
-from app.replicas import Replica, run_replicas
 from app.settings import ServerSettings, Settings
-from app.stalls import cut_stalled
-from app.tls import load_tls
-from app.tracing import start_tracing
-from inference.logs import set_up_logging
+from app.telemetry.access_log import log_refusal, log_request
+from app.telemetry.metrics import Metrics
+from app.telemetry.observation import Tell
+from app.telemetry.tracing import start_tracing
+from app.workers.engine import Engine
+from app.workers.replicas import Replica, run_replicas
+from inference.interface.logs import set_up_logging
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from inference.config import Device, DType, EngineConfig, LogFormat, LogLevel, Quantization
+from inference.interface.config import Device, DType, EngineConfig, LogFormat, LogLevel, Quantization
 
 ENVIRONMENT_PREFIX = "TILLER_"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from inference.sources import resolve
+from inference.models.sources import resolve
 
 
 def measure(directory: Path, prompt_tokens: int, tokens: int) -> float:

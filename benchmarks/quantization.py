@@ -15,9 +15,10 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-from inference import backends, model, sources
-from inference.config import EngineConfig
-from inference.model import CausalLM
+from inference.backends import choice
+from inference.interface.config import EngineConfig
+from inference.models import causal_lm, sources
+from inference.models.causal_lm import CausalLM
 
 ROOT = Path(__file__).parent.parent
 MOST_PERPLEXITY = 1.02
@@ -64,8 +65,8 @@ def main() -> None:
     arguments = parser.parse_args()
     directory = sources.resolve(arguments.model, Path(arguments.cache_directory).expanduser())
     texts = render(directory, read_texts()[:: arguments.every])
-    loaded = model.load(directory, torch.float32, torch.device("cpu"))
-    backends.choose(loaded, EngineConfig(quantization="int8", cache_directory=arguments.cache_directory))
+    loaded = causal_lm.load(directory, torch.float32, torch.device("cpu"))
+    choice.choose(loaded, EngineConfig(quantization="int8", cache_directory=arguments.cache_directory))
     first = _count_shared(texts)
     full = [read(loaded, text, first) for text in texts]
     loaded.quantize()

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from inference import model, sources
-from inference.adaptation import adapt
-from inference.config import EngineConfig
 from inference.engine import Engine
-from inference.model import CausalLM
-from inference.model_runner import ModelRunner, SampledToken
-from inference.protocol import GenerationRequest, SamplingParams, SteeringSpec, TrainConcept
-from inference.sequence import Sequence, Steering
+from inference.interface.config import EngineConfig
+from inference.interface.protocol import GenerationRequest, SamplingParams, SteeringSpec, TrainConcept
+from inference.models import causal_lm, sources
+from inference.models.causal_lm import CausalLM
+from inference.runner.adaptation import adapt
+from inference.runner.model_runner import ModelRunner, SampledToken
+from inference.scheduling.sequence import Sequence, Steering
 from inference.steering.directions import Calibration, Direction
 
 SHAPES = {
@@ -77,7 +77,7 @@ def build(arguments: argparse.Namespace) -> Engine:
     dtype = getattr(torch, arguments.dtype)
     if arguments.model == "embedded":
         directory = sources.resolve("embedded", Path(arguments.cache_directory).expanduser())
-        loaded = model.load(directory, dtype, device)
+        loaded = causal_lm.load(directory, dtype, device)
     else:
         config = llama_config(arguments.model)
         with device:

@@ -7,11 +7,9 @@ from dataclasses import replace
 
 import msgspec
 
-from inference.block_manager import BlockManager
-from inference.config import EngineConfig
-from inference.model_runner import ModelRunner, SampledToken, Step
-from inference.probe import Probe
-from inference.protocol import (
+from inference.compute.sampler import NOT_A_TOKEN
+from inference.interface.config import EngineConfig
+from inference.interface.protocol import (
     Admission,
     EngineStats,
     Failure,
@@ -21,14 +19,16 @@ from inference.protocol import (
     StepReport,
     TokenEvent,
 )
-from inference.recovery import Outcome, StepRunner
-from inference.sampler import NOT_A_TOKEN
-from inference.scheduler import Scheduler
-from inference.sequence import Sequence, Status, build_probe_sequence, build_sequences
+from inference.runner.model_runner import ModelRunner, SampledToken, Step
+from inference.runner.recovery import Outcome, StepRunner
+from inference.runner.step_watch import StepWatch
+from inference.scheduling.block_manager import BlockManager
+from inference.scheduling.probe import Probe
+from inference.scheduling.scheduler import Scheduler
+from inference.scheduling.sequence import Sequence, Status, build_probe_sequence, build_sequences
 from inference.steering.directions import DirectionFiles
 from inference.steering.steerer import Steerer
 from inference.steering.trainer import Trainer
-from inference.step_watch import StepWatch
 
 
 class Engine:

@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import suppress
 
-from inference.step_watch import StepWatch
+from inference.runner.step_watch import StepWatch
 
 _log = logging.getLogger("tiller.worker")
 

@@ -20,17 +20,14 @@ import transformers.utils.logging
 import zmq
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-from inference import model, protocol, sources
-from inference.adaptation import adapt
-from inference.config import ConfigError, EngineConfig
-from inference.cpu.build import KernelError
-from inference.directories import SourceError
+from inference.backends.cpu.build import KernelError
 from inference.engine import Engine
 from inference.heartbeat import Heartbeat
-from inference.logs import set_up_logging
-from inference.model import UnsupportedModelError
-from inference.model_runner import ModelRunner
-from inference.protocol import (
+from inference.interface import protocol
+from inference.interface.config import ConfigError, EngineConfig
+from inference.interface.directories import SourceError
+from inference.interface.logs import set_up_logging
+from inference.interface.protocol import (
     Abort,
     Admission,
     EngineStats,
@@ -41,6 +38,10 @@ from inference.protocol import (
     StepReport,
     TrainConcept,
 )
+from inference.models import causal_lm, sources
+from inference.models.causal_lm import UnsupportedModelError
+from inference.runner.adaptation import adapt
+from inference.runner.model_runner import ModelRunner
 from inference.steering.directions import DirectionFiles
 from inference.steering.training import TRAINING_VERSION
 
@@ -120,7 +121,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     cache = Path(config.cache_directory).expanduser()
     directory = sources.resolve(config.source, cache)
     logger.info("loading %s on %s", directory.name, device)
-    loaded = model.load(directory, _dtype(config, device), device)
+    loaded = causal_lm.load(directory, _dtype(config, device), device)
     digest = loaded.digest()
     backend = adapt(loaded, config)
     runner = ModelRunner(loaded, config, backend)

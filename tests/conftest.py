@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 E2E = "tests/e2e/"
-CPU = "tests/inference/cpu/"
-GPU = ("tests/inference/", "tests/steering/")
+CPU = "tests/inference/backends/cpu/"
+GPU = "tests/inference/"
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch may do

@@ -9,22 +9,22 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from app.admission import Visit
-from app.auth import caller_of, requires
-from app.body import read_json
-from app.completions import Heading, Transcript
-from app.engine import Generation
+from app.concepts.store import Concept
 from app.errors import ApiError, ErrorCode, QueueFull
 from app.gateway import Gateway, GatewayDep
-from app.observation import Observation
-from app.openapi import describe
+from app.http.auth import caller_of, requires
+from app.http.body import read_json
+from app.http.openapi import describe
+from app.http.streaming import Answer, AnswerStream, respond, while_connected
+from app.limits.admission import Visit
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatCompletion
 from app.settings import TokenScope
-from app.streaming import Answer, AnswerStream, respond, while_connected
-from app.validation import check_model, generation_request
-from inference.protocol import GenerationRequest
-from inference.steering.concepts import Concept
+from app.telemetry.observation import Observation
+from app.text.generation_request import check_model, generation_request
+from app.text.transcript import Heading, Transcript
+from app.workers.engine import Generation
+from inference.interface.protocol import GenerationRequest
 
 router = APIRouter(tags=["chat"], dependencies=[requires(TokenScope.CHAT)])
 

@@ -6,14 +6,14 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.auth import caller_of, requires
-from app.body import read_json
+from app.concepts.store import Concept, Example, digest_of, full_id
 from app.gateway import GatewayDep
-from app.openapi import describe
+from app.http.auth import caller_of, requires
+from app.http.body import read_json
+from app.http.openapi import describe
 from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest
 from app.settings import TokenScope
-from app.validation import check_model
-from inference.steering.concepts import Concept, Example, digest_of, full_id
+from app.text.generation_request import check_model
 
 router = APIRouter(tags=["steering concepts"])
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse
 
-from app.auth import PAGE_FILES
+from app.http.auth import PAGE_FILES
 
 router = APIRouter(include_in_schema=False)
 

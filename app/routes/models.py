@@ -5,9 +5,9 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
 from app.gateway import Gateway, GatewayDep
-from app.openapi import describe
+from app.http.openapi import describe
 from app.schemas.models import AvailableModel, ModelCard, ModelList, ModelSetting
-from app.validation import check_model
+from app.text.generation_request import check_model
 
 router = APIRouter(tags=["models"])
 

@@ -6,10 +6,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import __version__
-from app.auth import requires
 from app.errors import EngineUnavailable
 from app.gateway import GatewayDep
-from app.openapi import describe
+from app.http.auth import requires
+from app.http.openapi import describe
 from app.schemas.operations import Health
 from app.settings import TokenScope
 

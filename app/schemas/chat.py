@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from app.concepts.store import full_id
 from app.schemas.base import RequestModel, broken, limits_of
 from app.schemas.concepts import ID_PATTERN, ConceptId
-from inference.steering.concepts import full_id
 
 MAX_STOPS = 16
 MAX_STEERING_CONCEPTS = 16

@@ -17,9 +17,9 @@ from pydantic import (
     model_validator,
 )
 
+from app.concepts.store import NAME_PATTERN, Problem
 from app.schemas.base import RequestModel, broken, limits_of
-from inference.protocol import ConceptReport
-from inference.steering.concepts import NAME_PATTERN, Problem
+from inference.interface.protocol import ConceptReport
 
 ID_PATTERN = f"^(_worker/)?{NAME_PATTERN}$"
 

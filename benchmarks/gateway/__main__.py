@@ -26,11 +26,11 @@ from typing import Any
 import uvloop
 
 from app.bench.client import BenchError
-from app.bench.command import parse_numbers
 from app.bench.prompts import Prompts
-from app.prompts import load_prompt_renderer
+from app.commands.bench import parse_numbers
 from app.schemas.chat import Message
-from app.tokenizer import Tokenizer
+from app.text.prompts import load_prompt_renderer
+from app.text.tokenizer import Tokenizer
 from benchmarks.gateway.client import LoadError
 from benchmarks.gateway.figures import (
     Point,
@@ -51,8 +51,8 @@ from benchmarks.peers.machine import commit, describe_machine
 from benchmarks.peers.processes import ServerProcess, StartError
 from benchmarks.peers.servers import Place, Server, tiller
 from benchmarks.resources import find_server
-from inference.directories import SourceError
-from inference.sources import resolve
+from inference.interface.directories import SourceError
+from inference.models.sources import resolve
 
 _RUSH_HELP = "measure only this: TIMES as many requests at once as there is room for"
 _ROOT = Path(__file__).parents[2]

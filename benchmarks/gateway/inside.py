@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.errors import EngineUnavailable
-from app.observation import WorkerState
+from app.telemetry.observation import WorkerState
 from benchmarks.gateway.script import Script
 from benchmarks.gateway.steps import open_pipe, take
-from inference.protocol import (
+from inference.interface.protocol import (
     GenerationRequest,
     ModelInfo,
     TokenEvent,

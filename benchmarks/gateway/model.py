@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from app.tokenizer import Tokenizer
+from app.text.tokenizer import Tokenizer
 from benchmarks.gateway.script import TEXT, Script
-from inference.protocol import ModelInfo
+from inference.interface.protocol import ModelInfo
 
 CONTEXT_LENGTH = 2**30
 """Tokens: a stream that is held open never reaches its end."""

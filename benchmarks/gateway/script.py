@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inference.protocol import Admission, FinishReason, GenerationRequest, TokenEvent
+from inference.interface.protocol import Admission, FinishReason, GenerationRequest, TokenEvent
 
 TEXT = (
     "The gateway turns every token of this text into an event of its own and sends it to the client that "

@@ -11,10 +11,11 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from unittest import mock
 
-from app import cli, server, worker_process
+from app import cli, server
+from app.workers import process
 from benchmarks.gateway.inside import InsideEngine, run_inside
 from benchmarks.gateway.model import load_script, model_info
-from inference.config import EngineConfig
+from inference.interface.config import EngineConfig
 
 ENGINES = {
     "worker": "another process behind the socket, as in production",
@@ -38,7 +39,7 @@ def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
         end = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(sys.executable, *command, stdin=end, stdout=end)
 
-    return mock.patch.object(worker_process, "_start_process", start)
+    return mock.patch.object(process, "_start_process", start)
 
 
 def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:

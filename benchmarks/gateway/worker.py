@@ -14,9 +14,9 @@ import zmq
 from benchmarks.gateway.model import load_script, model_info
 from benchmarks.gateway.script import Script
 from benchmarks.gateway.steps import open_pipe, take
-from inference import protocol
 from inference.heartbeat import Heartbeat
-from inference.protocol import Abort, Admission, GenerationRequest, StepReport
+from inference.interface import protocol
+from inference.interface.protocol import Abort, Admission, GenerationRequest, StepReport
 
 
 def main() -> None:

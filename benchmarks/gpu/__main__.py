@@ -37,7 +37,7 @@ from benchmarks.steering_cost import SHAPES, build, llama_config
 from inference.engine import Engine
 
 _ROOT = Path(__file__).parents[2]
-_TESTS = ("tests/inference", "tests/steering", "--ignore", "tests/inference/cpu")
+_TESTS = ("tests/inference", "--ignore", "tests/inference/backends/cpu")
 _TEST_PROCESSES = 6
 _PARTS = ("tests", "attention", "engine", "server")
 

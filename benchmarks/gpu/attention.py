@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everybody use
 
 from benchmarks.gpu.limits import Limits, median_seconds
 from benchmarks.gpu.speed import Figure
-from inference.attention import Places
+from inference.compute.attention import Places
 
 _HEADS, _KV_HEADS, _SIZE = 32, 8, 128
 _PAGE = 16
@@ -86,7 +86,7 @@ def _gather(places: Places, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _triton(query: torch.Tensor, places: Places, num_single: int) -> Iterator[tuple[str, Compute]]:
     if query.device.type != "cuda":
         return
-    from inference.cuda.attention import attend_stored
+    from inference.backends.cuda.paged_attention import attend_stored
 
     yield "our Triton kernel", lambda: attend_stored(query, places, num_single, _SIZE**-0.5, 0, 0.0)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from inference.model import CausalLM
+from inference.models.causal_lm import CausalLM
 
 _REPEATS = 20
 

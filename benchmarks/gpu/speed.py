@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.gpu.limits import Limits, Work, synchronize
 from benchmarks.steering_cost import prompt, start, stop, ways_to_steer
 from inference.engine import Engine
-from inference.protocol import GenerationRequest, SamplingParams
+from inference.interface.protocol import GenerationRequest, SamplingParams
 
 _WARM_UP = 5  # steps
 

@@ -22,16 +22,16 @@ import uvloop
 
 from app.bench import report
 from app.bench.client import BenchError, Target, Workload
-from app.bench.command import parse_numbers, progress
 from app.bench.figures import Measurement, summarize
 from app.bench.load import Plan, compare
 from app.bench.plot import check_plot
+from app.commands.bench import parse_numbers, progress
 from app.configuration import SettingsError
 from benchmarks.peers.machine import describe_machine
 from benchmarks.peers.processes import ServerProcess, StartError
 from benchmarks.peers.results import Run, write
 from benchmarks.peers.servers import SERVERS, Place, Server
-from inference.directories import SourceError
+from inference.interface.directories import SourceError
 
 _ROOT = Path(__file__).parents[2]
 _END_TOKENS = (0, 2)  # of the embedded model

@@ -77,7 +77,7 @@ def llama(place: Place) -> Server | None:
 
 def vllm(place: Place) -> Server | None:
     """None if not installed."""
-    from inference.sources import resolve  # imports transformers, which takes seconds
+    from inference.models.sources import resolve  # imports transformers, which takes seconds
 
     folder = place.peers / "vllm" / "bin"
     if not (folder / "vllm").is_file():

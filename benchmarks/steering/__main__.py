@@ -9,14 +9,14 @@ import torch
 import transformers
 import yaml
 
-from app.neutral import TRAINING_PROMPT
+from app.concepts.neutral_texts import TRAINING_PROMPT
+from app.concepts.store import Example, digest_of
 from benchmarks.steering.measure import Concept, Laboratory
 from benchmarks.steering.page import faults, render
 from benchmarks.steering.plain import PlainModel
 from benchmarks.steering.plots import draw
 from benchmarks.steering.server import Server, serving
-from inference.sources import resolve
-from inference.steering.concepts import Example, digest_of
+from inference.models.sources import resolve
 
 _HERE = Path(__file__).parent
 _CONCEPTS = _HERE.parents[1] / "configs" / "concepts"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.steering.plain import PlainModel
-from inference.protocol import ConceptReport, SteeringSpec
+from inference.interface.protocol import ConceptReport, SteeringSpec
 from inference.steering.bank import SteeringBank
 from inference.steering.directions import DirectionFiles
 from inference.steering.steerer import Steerer

@@ -2,7 +2,7 @@
 
 import torch
 
-from inference.probe import Array32
+from inference.scheduling.probe import Array32
 
 
 class SteeringBank:

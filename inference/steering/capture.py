@@ -6,9 +6,9 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import torch
 
-from inference.batch import Batch
-from inference.model import BlockHook, CausalLM
-from inference.probe import ProbeSpan
+from inference.compute.batch import Batch
+from inference.models.causal_lm import BlockHook, CausalLM
+from inference.scheduling.probe import ProbeSpan
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from inference.probe import Array32
-from inference.protocol import ConceptReport
+from inference.interface.protocol import ConceptReport
+from inference.scheduling.probe import Array32
 
 _log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from inference.batch import Batch
-from inference.model import BlockHook, CausalLM
+from inference.compute.batch import Batch
+from inference.models.causal_lm import BlockHook, CausalLM
 from inference.steering.bank import SteeringBank
 
 Steer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]

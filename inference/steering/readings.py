@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inference.probe import Array32, Array64, Probe
-from inference.protocol import TrainConcept
+from inference.interface.protocol import TrainConcept
+from inference.scheduling.probe import Array32, Array64, Probe
 from inference.steering.directions import Calibration, unit_vectors
 
 _MAX_FOLDS = 4

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from inference.probe import Array64
-from inference.protocol import ConceptReport, Effect
+from inference.interface.protocol import ConceptReport, Effect
+from inference.scheduling.probe import Array64
 
 MIN_SHIFT = 0.5
 """Nats per token, at strength 1 and at -1."""

@@ -5,9 +5,9 @@ import struct
 
 import numpy as np
 
-from inference.probe import Array32
-from inference.protocol import SteeringSpec
-from inference.sequence import Steering
+from inference.interface.protocol import SteeringSpec
+from inference.scheduling.probe import Array32
+from inference.scheduling.sequence import Steering
 from inference.steering.bank import SteeringBank
 from inference.steering.directions import Calibration, Direction, unit_vectors
 

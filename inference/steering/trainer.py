@@ -9,8 +9,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator
 
-from inference.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, Probe
-from inference.protocol import ConceptReport, TrainConcept, TrainingState, TrainingUpdate
+from inference.interface.protocol import ConceptReport, TrainConcept, TrainingState, TrainingUpdate
+from inference.scheduling.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, Probe
 from inference.steering.directions import Direction, DirectionFiles
 from inference.steering.readings import Reader
 from inference.steering.steerer import Steerer

@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from inference.probe import Array32, Array64, Probe
-from inference.protocol import ConceptReport, Effect, TrainConcept
+from inference.interface.protocol import ConceptReport, Effect, TrainConcept
+from inference.scheduling.probe import Array32, Array64, Probe
 from inference.steering import report
 from inference.steering.directions import Calibration, Direction, unit_vectors
 from inference.steering.readings import Examples, Reader

@@ -10,8 +10,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from app.errors import EngineUnavailable
-from app.observation import WorkerState
-from inference.protocol import (
+from app.telemetry.observation import WorkerState
+from inference.interface.protocol import (
     ConceptReport,
     Effect,
     EngineStats,

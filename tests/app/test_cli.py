@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from app.cli import build_commands
 from app.settings import AuthSettings, Settings
-from inference.protocol import TrainingState
+from inference.interface.protocol import TrainingState
 from tests.app.contract.support import until
 from tests.app.fakes import HANG, FakeEngine, pausing, train_badly
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.configuration import SettingsError, load_settings
 from app.settings import AccessToken, AuthSettings, EngineSettings, Settings
-from inference.config import EngineConfig
+from inference.interface.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
 TOKEN = {"name": "ada", "sha256": "ab" * 32}

@@ -13,7 +13,7 @@ import pytest
 
 from app import server
 from app.bench.client import BenchError
-from app.engine import Engine
+from app.workers.engine import Engine
 from benchmarks.gateway.__main__ import parse_points
 from benchmarks.gateway.client import Connection, LoadError, http_request
 from benchmarks.gateway.figures import (
@@ -34,8 +34,8 @@ from benchmarks.gateway.script import TEXT, Script
 from benchmarks.gateway.server import use_inside, use_worker
 from benchmarks.gateway.steps import StepClock, open_pipe, take
 from benchmarks.resources import MIB, find_server, processor_seconds, usage
-from inference.config import EngineConfig
-from inference.protocol import FinishReason, GenerationRequest, TokenEvent
+from inference.interface.config import EngineConfig
+from inference.interface.protocol import FinishReason, GenerationRequest, TokenEvent
 from tests.app.fakes import write_model_directory
 
 LENGTH = FinishReason.LENGTH

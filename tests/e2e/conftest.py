@@ -19,7 +19,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from app.settings import Settings
-from inference.sources import resolve
+from inference.models.sources import resolve
 from tests.inference.conftest import make_model
 
 MODEL = "smollm2-135m-instruct"

@@ -3,8 +3,9 @@
 import asyncio
 import sys
 
-from app import cli, worker_process
-from inference.config import EngineConfig
+from app import cli
+from app.workers import process
+from inference.interface.config import EngineConfig
 
 
 async def start(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Process:
@@ -14,5 +15,5 @@ async def start(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Proce
 
 
 if __name__ == "__main__":
-    worker_process._start_process = start
+    process._start_process = start
     cli.main()

@@ -8,8 +8,8 @@ import threading
 import torch
 
 from inference import worker
-from inference.model_runner import ModelRunner, Step
-from inference.sequence import Sequence
+from inference.runner.model_runner import ModelRunner, Step
+from inference.scheduling.sequence import Sequence
 
 RAISE, NO_MEMORY, HANG, FREEZE, KILL = range(9001, 9006)
 TOKENS_BEFORE = 5

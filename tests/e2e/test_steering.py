@@ -19,7 +19,7 @@ from steering_vectors import record_activations
 from steering_vectors.aggregators import mean_aggregator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from app.neutral import NEUTRAL_TEXTS, TRAINING_PROMPT
+from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
 from app.settings import Settings
 from tests.e2e.conftest import TOKEN, Server, serving
 from tests.e2e.test_embedded import prompt_ids

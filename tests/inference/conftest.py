@@ -8,20 +8,20 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from inference import backends
-from inference.backends import Backend
-from inference.config import EngineConfig
+from inference.backends import choice
+from inference.backends.choice import Backend
+from inference.compute.graphs import Capture
 from inference.engine import Engine
-from inference.graphs import Capture
-from inference.model import CausalLM
-from inference.model_runner import ModelRunner
-from inference.protocol import (
+from inference.interface.config import EngineConfig
+from inference.interface.protocol import (
     FinishReason,
     GenerationRequest,
     SamplingParams,
     StepReport,
     TokenEvent,
 )
+from inference.models.causal_lm import CausalLM
+from inference.runner.model_runner import ModelRunner
 from inference.steering.directions import DirectionFiles
 
 torch.set_num_threads(1)  # these models are too small for more to help
@@ -135,7 +135,7 @@ def build_driver(
         per_token = sum(shape.num_bytes for shape in causal_lm.layer_shapes)
         gib = num_blocks * engine_config.block_size * per_token / 2**30
         engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
-    backend = backend or backends.choose(causal_lm, engine_config)
+    backend = backend or choice.choose(causal_lm, engine_config)
     backend = replace(backend, capture=None if eager else capture or backend.capture)
     if backend.fuse:
         causal_lm.fuse(backend.fuse)

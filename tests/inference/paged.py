@@ -2,7 +2,7 @@
 
 import torch
 
-from inference.attention import Attend, Places
+from inference.compute.attention import Attend, Places
 
 BLOCK = 4
 

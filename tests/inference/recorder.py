@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference.graphs import Replay
+from inference.compute.graphs import Replay
 
 aten = torch.ops.aten
 _REFUSED = {
@@ -52,7 +52,7 @@ class Recorder:
 
 def _capture(act: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
     if torch.get_default_device().type == "cuda":
-        from inference.cuda.capture import capture
+        from inference.backends.cuda.capture import capture
 
         return capture(act)
     with _NoWaiting():

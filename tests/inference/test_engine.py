@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from inference.protocol import (
+from inference.interface.protocol import (
     Admission,
     GenerationRequest,
     RefusalCode,

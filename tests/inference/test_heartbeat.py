@@ -11,7 +11,7 @@ from inference.heartbeat import Heartbeat
 PROGRAM = """
 import sys, threading, time
 from inference.heartbeat import Heartbeat
-from inference.step_watch import StepWatch
+from inference.runner.step_watch import StepWatch
 heartbeat, steps = Heartbeat(1), StepWatch({limit}, computes_here=True)
 heartbeat.watch(steps)
 heartbeat.start()

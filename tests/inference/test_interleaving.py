@@ -16,12 +16,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from inference.config import EngineConfig
+from inference.compute.sampler import NOT_A_TOKEN
 from inference.engine import Engine
-from inference.model_runner import SampledToken
-from inference.protocol import FinishReason, GenerationRequest, RefusalCode, SamplingParams, SteeringSpec
-from inference.sampler import NOT_A_TOKEN
-from inference.sequence import Sequence
+from inference.interface.config import EngineConfig
+from inference.interface.protocol import (
+    FinishReason,
+    GenerationRequest,
+    RefusalCode,
+    SamplingParams,
+    SteeringSpec,
+)
+from inference.runner.model_runner import SampledToken
+from inference.scheduling.sequence import Sequence
 from inference.steering.bank import SteeringBank
 from inference.steering.directions import Calibration, Direction
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 import zmq
 
-from inference.config import EngineConfig
-from inference.cpu import build
-from inference.protocol import (
+from inference.backends.cpu import build
+from inference.interface.config import EngineConfig
+from inference.interface.protocol import (
     Abort,
     Admission,
     Command,

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from app.main import create_app
 from app.settings import Settings
-from inference.protocol import decode_command, encode
+from inference.interface.protocol import decode_command, encode
 from tests.app.contract.support import CONCEPTS, store_concepts
 from tests.app.fakes import FakeEngine, model_info, write_model_directory
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-from inference.protocol import FinishReason, GenerationRequest, TokenEvent, TokenLogprobs
-from inference.steering.concepts import Concept, ConceptStore, Example, digest_of, full_id
+from app.concepts.store import Concept, ConceptStore, Example, digest_of, full_id
+from inference.interface.protocol import FinishReason, GenerationRequest, TokenEvent, TokenLogprobs
 from tests.app.fakes import END_OF_TURN, FakeEngine, Script, Step
 
 CHAT = "/chat/completions"

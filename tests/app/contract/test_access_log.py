@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.access_log import log_refusal
 from app.errors import EngineUnavailable, QueueFull
-from inference.logs import JsonFormatter
-from inference.protocol import FinishReason
+from app.telemetry.access_log import log_refusal
+from inference.interface.logs import JsonFormatter
+from inference.interface.protocol import FinishReason
 from tests.app.contract.support import CHAT, CONCEPTS, body, steps, store_concepts, user
 from tests.app.fakes import HANG, FakeEngine, reply
 

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
+from app.concepts.store import ConceptStore, digest_of
 from app.errors import ApiError, EngineUnavailable, ErrorCode
-from app.neutral import NEUTRAL_TEXTS, TRAINING_PROMPT
-from inference.protocol import SteeringSpec, TrainingState
-from inference.steering.concepts import ConceptStore, digest_of
+from inference.interface.protocol import SteeringSpec, TrainingState
 from tests.app.contract.support import (
     CONCEPTS,
     JSON,

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from app.detokenizer import Detokenizer
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError
+from app.text.detokenizer import Detokenizer
 from tests.app.contract.support import (
     assert_error,
     assert_error_payload,

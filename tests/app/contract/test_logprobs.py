@@ -8,7 +8,7 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from inference.protocol import TokenLogprobs
+from inference.interface.protocol import TokenLogprobs
 from tests.app.contract.support import completion, entries_of, logprobs_of, steps, stream
 from tests.app.fakes import FakeEngine, reply
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-import app.body
+import app.http.body
 from app.errors import EngineUnavailable, InternalError, QueueFull
-from inference.logs import JsonFormatter, TextFormatter
-from inference.protocol import FinishReason
+from inference.interface.logs import JsonFormatter, TextFormatter
+from inference.interface.protocol import FinishReason
 from tests.app.contract.support import CHAT, JSON, body, steps, user
 from tests.app.fakes import FakeEngine, model_info, write_model_directory
 
@@ -169,7 +169,7 @@ async def test_a_bug_while_a_body_is_read_does_not_quote_it(
     def fail(*given: object, **more: object) -> None:
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr(app.body, name, fail)
+    monkeypatch.setattr(app.http.body, name, fail)
     statuses = await ask_everything(guarded)
     said = shown()
     assert 500 in statuses

@@ -177,7 +177,7 @@ async def test_a_large_body_does_not_hold_up_others(
         threads.append(threading.get_ident())
         return pydantic_core.from_json(data, **options)
 
-    monkeypatch.setattr("app.body.from_json", decode)
+    monkeypatch.setattr("app.http.body.from_json", decode)
     raw = json.dumps(body(metadata="x" * size))
     assert (await client.post(CHAT, content=raw, headers=JSON)).status_code == 200
     assert [thread != threading.get_ident() for thread in threads] == [elsewhere]

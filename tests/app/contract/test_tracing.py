@@ -18,13 +18,13 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv.attributes import error_attributes, http_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
-from app import tracing as subject
 from app.errors import EngineUnavailable, StartError
 from app.main import create_app
-from app.observation import Observation
 from app.settings import Settings, TracingSettings
-from app.tracing import Tracing, start_tracing
-from inference.protocol import FinishReason
+from app.telemetry import tracing as subject
+from app.telemetry.observation import Observation
+from app.telemetry.tracing import Tracing, start_tracing
+from inference.interface.protocol import FinishReason
 from tests.app.contract.conftest import client_of
 from tests.app.contract.support import CHAT, body, steps, user
 from tests.app.fakes import FakeEngine, reply

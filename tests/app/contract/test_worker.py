@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from app import supervisor
+from app.concepts.store import digest_of
 from app.main import create_app
 from app.settings import Settings
-from app.supervisor import supervise
-from inference.config import EngineConfig
-from inference.steering.concepts import digest_of
+from app.workers import supervisor
+from app.workers.supervisor import supervise
+from inference.interface.config import EngineConfig
 from tests.app.contract.conftest import client_of
 from tests.app.contract.support import (
     assert_error,
@@ -34,7 +34,7 @@ WORKER = """
 import json, sys
 sys.path.insert(0, {root!r})
 import zmq
-from inference.protocol import *
+from inference.interface.protocol import *
 
 socket = zmq.Context().socket(zmq.PAIR)
 socket.connect(sys.argv[-1])

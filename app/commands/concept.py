@@ -1,0 +1,191 @@
+"""`tiller concept`: the steering concepts of a running server. Knows its HTTP API and nothing behind it."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from app.concepts.store import Example, digest_of
+
+_ROUTE = "/steering_concepts"
+_LOCAL = "http://127.0.0.1:8000"
+_KEYS = {"name", "description", "examples"}
+_POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 30.0
+
+Url = Annotated[str, typer.Option(help="The server.")]
+Token = Annotated[str | None, typer.Option(envvar="TILLER_TOKEN", help="One of the server's access tokens.")]
+ConceptId = Annotated[str, typer.Argument(metavar="ID", help="With or without `_worker/`.")]
+ConceptFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="YAML or JSON with examples, and perhaps name and description.")
+]
+Json = dict[str, Any]
+
+
+def concept_commands() -> typer.Typer:
+    commands = typer.Typer(no_args_is_help=True, help="Steering concepts of a running server.")
+    commands.command("train")(train)
+    commands.command("list")(list_concepts)
+    commands.command("show")(show)
+    commands.command("delete")(delete)
+    return commands
+
+
+def train(file: ConceptFile, url: Url = _LOCAL, token: Token = None) -> None:
+    """Make a concept from a file of examples, and print what it was measured to do."""
+    with _one_line_for_errors():
+        concept = _read_concept(file)
+        _print_concept(asyncio.run(_train(_client(url, token), concept)))
+
+
+def list_concepts(url: Url = _LOCAL, token: Token = None) -> None:
+    """List all concepts."""
+    with _one_line_for_errors():
+        _print_overview(asyncio.run(_ask(_client(url, token), "GET", _ROUTE)))
+
+
+def show(concept: ConceptId, url: Url = _LOCAL, token: Token = None) -> None:
+    """Print what a concept was measured to do."""
+    with _one_line_for_errors():
+        _print_concept(asyncio.run(_ask(_client(url, token), "GET", _path(concept))))
+
+
+def delete(concept: ConceptId, url: Url = _LOCAL, token: Token = None) -> None:
+    """Delete a created concept."""
+    with _one_line_for_errors():
+        asyncio.run(_ask(_client(url, token), "DELETE", _path(concept)))
+
+
+class _CommandError(Exception):
+    """The message is one line for whoever gave the command."""
+
+
+@contextmanager
+def _one_line_for_errors() -> Iterator[None]:
+    try:
+        yield
+    except _CommandError as error:
+        message = str(error)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        message = f"the server cannot be reached: {error or type(error).__name__}"
+    else:
+        return
+    typer.echo(f"tiller: {' '.join(message.split())}", err=True)
+    raise typer.Exit(1)
+
+
+def _read_concept(file: Path) -> Json:
+    """What can be sent. Whether it is right is for the server to say."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # YAML holds JSON
+        if not isinstance(content, dict) or not content.keys() <= _KEYS or "examples" not in content:
+            raise _CommandError(
+                f"{file}: must have examples, and may have name and description, nothing else"
+            )
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    except OSError as error:
+        raise _CommandError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise _CommandError(f"{file}: cannot be understood: {error}") from None
+    return content
+
+
+def _client(url: str, token: str | None) -> httpx.AsyncClient:
+    headers = {} if token is None else {b"Authorization": b"Bearer " + token.encode()}
+    return httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=_ANSWER_SECONDS)
+
+
+async def _train(client: httpx.AsyncClient, concept: Json) -> Json:
+    async with client:
+        # It takes as long as it takes: httpx must not give up.
+        creating = asyncio.create_task(client.post(_ROUTE, json=concept, timeout=None))
+        with _progress_bar() as show:
+            while not creating.done():
+                await asyncio.wait({creating}, timeout=_POLL_SECONDS)
+                seen = await client.get(_path(_name_of(concept)))
+                if seen.is_success:
+                    show(seen.json())
+    return _content(await creating)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Json], None]]:
+    """Shown on a terminal only, and gone when the context is left."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("sending", total=1.0)
+        yield lambda card: progress.update(bar, description=card["state"], completed=card["progress"])
+
+
+def _name_of(concept: Json) -> str:
+    """What its id will be, if it is one."""
+    if concept.get("name") is not None:
+        return str(concept["name"])
+    try:
+        return digest_of(msgspec.convert(concept["examples"], tuple[Example, ...]))
+    except msgspec.ValidationError:
+        return "unknown"
+
+
+async def _ask(client: httpx.AsyncClient, method: str, path: str) -> Json:
+    async with client:
+        return _content(await client.request(method, path))
+
+
+def _path(concept: str) -> str:
+    return f"{_ROUTE}/{quote(concept, safe='')}"
+
+
+def _content(response: httpx.Response) -> Json:
+    """Raises _CommandError, with the server's own words if there are any."""
+    try:
+        content: Json = response.json() if response.content else {}
+        message = None if response.is_success else str(content["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"what answers there with {response.status_code} is not this server"
+    if message is not None:
+        raise _CommandError(message)
+    return content
+
+
+def _print_overview(overview: Json) -> None:
+    table = Table("id", "state", "examples", "description")
+    for card in overview["data"]:
+        state = card["state"] if card["state"] == "ready" else f"{card['state']} {card['progress']:.0%}"
+        table.add_row(*map(Text, (card["id"], state, str(card["num_examples"]), card["description"])))
+    Console().print(table)
+    for problem in overview["problems"]:
+        typer.echo(f"tiller: {problem['file']} is left out: {problem['reason']}", err=True)
+
+
+def _print_concept(concept: Json) -> None:
+    typer.echo(f"{concept['id']}: {concept['state']}, examples: {concept['num_examples']}")
+    if concept["error"]:
+        typer.echo(f"Failed: {concept['error']}")
+    if report := concept["report"]:
+        _print_report(report)
+
+
+def _print_report(report: Json) -> None:
+    table = Table("strength", "shift", "perplexity ratio")
+    for effect in report["effects"]:
+        ratio = effect["perplexity_ratio"]
+        shown = "not finite" if ratio is None else f"{ratio:.2f}"
+        table.add_row(f"{effect['strength']:+g}", f"{effect['shift']:+.3f}", shown)
+    Console().print(table)
+    typer.echo(report["summary"])
+    for warning in report["warnings"]:
+        typer.echo(f"Warning: {warning}")

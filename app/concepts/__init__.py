@@ -1,0 +1,1 @@
+"""Steering concepts: registry, files on disk, training state, examples as tokens. Knows no HTTP."""

@@ -1,0 +1,63 @@
+"""A concept's examples -> what the engine trains it on. Knows tokens and how many there may be."""
+
+from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
+from app.concepts.store import Concept
+from app.errors import ApiError, ErrorCode, InvalidRequest
+from app.schemas.chat import Message
+from app.text.prompts import PromptRenderer
+from app.text.tokenizer import Tokenizer
+from inference.interface.protocol import TrainConcept
+
+
+class ExampleEncoder:
+    """Thread-safe: nothing changes after construction."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompts: PromptRenderer | None, context_length: int, max_tokens: int
+    ) -> None:
+        """`max_tokens` of all texts of a concept together; `prompts` is None if the model cannot chat."""
+        self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._context_length = context_length
+        self._max_tokens = max_tokens
+        self._neutral = [tokenizer.encode(text) for text in NEUTRAL_TEXTS]
+        self._control_ids = frozenset(tokenizer.control_tokens.values())
+
+    def encode(self, concept: Concept) -> TrainConcept:
+        """Takes up to seconds. Raises InvalidRequest that names the text at fault, or MISSING_CAPABILITY."""
+        prompt = self._encode_prompt()
+        room = self._context_length - len(prompt)
+        positive: list[list[int]] = []
+        negative: list[list[int]] = []
+        left = self._max_tokens
+        for position, example in enumerate(concept.examples):
+            positive.append(self._encode_text(f"examples[{position}].positive", example.positive, room))
+            negative.append(self._encode_text(f"examples[{position}].negative", example.negative, room))
+            left -= len(positive[-1]) + len(negative[-1])
+            if left < 0:
+                message = f"the examples must have at most {self._max_tokens} tokens in all"
+                raise InvalidRequest(message, "examples")
+        neutral = [token_ids[:room] for token_ids in self._neutral]
+        return TrainConcept(concept.digest, prompt, positive, negative, neutral)
+
+    def _encode_prompt(self) -> list[int]:
+        """What comes before the assistant's words, whatever they answer."""
+        if self._prompts is None:
+            message = "the model cannot be steered: it has no chat template"
+            raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model")
+        try:
+            return self._prompts.encode([Message(role="user", content=TRAINING_PROMPT)])
+        except InvalidRequest:
+            message = "the model cannot be steered: its chat template refuses a conversation of one message"
+            raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model") from None
+
+    def _encode_text(self, path: str, text: str, room: int) -> list[int]:
+        token_ids = self._tokenizer.encode(text)
+        if not token_ids:
+            raise InvalidRequest(f"{path} has no tokens", path)
+        if len(token_ids) > room:
+            message = f"{path} has {len(token_ids)} tokens; the model's context leaves room for {room}"
+            raise InvalidRequest(message, path)
+        if not self._control_ids.isdisjoint(token_ids):  # Some vocabularies have no other token for its name.
+            raise InvalidRequest(f"{path} holds a control token that the model cannot read as text", path)
+        return token_ids

@@ -1,0 +1,156 @@
+"""Which concepts are trained on the engine's model, and how far the others are, by their examples' digest.
+
+Knows no names, no files and no tokens.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+from anyio import to_thread
+
+from app.concepts.store import Concept
+from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest
+from app.schemas.concepts import ConceptState
+from app.telemetry.metrics import Metrics
+from app.workers.engine import Engine
+from inference.interface.protocol import ConceptReport, TrainConcept, TrainingState, TrainingUpdate
+
+_log = logging.getLogger(__name__)
+
+_GOING_ON = (ConceptState.TRAINING, ConceptState.MEASURING)
+
+
+class Outcome:
+    """What many may wait for, and what may fail."""
+
+    def __init__(self) -> None:
+        self._settled = asyncio.Event()
+        self._error: ApiError | None = None
+
+    def settle(self, error: ApiError | None = None) -> None:
+        """The first time counts."""
+        if not self.settled:
+            self._error = error
+            self._settled.set()
+
+    @property
+    def settled(self) -> bool:
+        return self._settled.is_set()
+
+    async def wait(self) -> None:
+        """Raises what it failed with."""
+        await self._settled.wait()
+        if self._error is not None:
+            raise self._error
+
+
+class Training:
+    """One try to make a concept's direction."""
+
+    def __init__(self, background: bool) -> None:
+        self.background = background
+        self.state = ConceptState.TRAINING
+        self.progress = 0.0
+        self.report: ConceptReport | None = None
+        self.error: ApiError | None = None
+        """Why it failed."""
+        self.usable = Outcome()
+        self.ended = Outcome()
+
+    def update(self, update: TrainingUpdate) -> None:
+        if update.state is TrainingState.FAILED:
+            ours = InternalError("the training failed")
+            self.fail(InvalidRequest(update.detail) if update.detail else ours)
+            return
+        self.state = ConceptState(update.state.value)
+        self.progress, self.report = update.progress, update.report
+        if update.state is not TrainingState.TRAINING:
+            self.usable.settle()
+        if update.state is TrainingState.READY:
+            self.progress = 1.0
+            self.ended.settle()
+
+    def fail(self, error: ApiError) -> None:
+        self.state, self.error = ConceptState.FAILED, error
+        self.end(error)
+
+    def lose(self) -> None:
+        """It was not decided: the engine is gone, or the server ends."""
+        self.state, self.progress = ConceptState.UNTRAINED, 0.0
+        self.end(EngineUnavailable())
+
+    def end(self, error: ApiError) -> None:
+        self.usable.settle(error)
+        self.ended.settle(error)
+
+
+class Trainings:
+    def __init__(self, engine: Engine, encode: Callable[[Concept], TrainConcept], metrics: Metrics) -> None:
+        """`encode` may take its time, and raises an ApiError for what cannot be trained."""
+        self._engine = engine
+        self._encode = encode
+        self._metrics = metrics
+        self._trainings: dict[str, Training] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def wait_available(self) -> None:
+        """Returns once there can be trainings; raises EngineUnavailable if there never will be again."""
+        await self._engine.wait_available()
+
+    def get(self, concept: Concept) -> Training | None:
+        return self._trainings.get(concept.digest)
+
+    def start(self, concept: Concept, background: bool = False) -> Training:
+        """The one that there is, hastened where that helps, or else a new one."""
+        training = self.get(concept)
+        if training is None or training.state is ConceptState.UNTRAINED:
+            return self._begin(concept, background)
+        if training.background and not background and training.state in _GOING_ON:
+            training.background = False
+            self._engine.hasten(concept.digest)
+        return training
+
+    def retry(self, concept: Concept) -> Training:
+        """As `start`, but what has failed is tried again."""
+        training = self.start(concept)
+        return self._begin(concept) if training.state is ConceptState.FAILED else training
+
+    def forget(self, concept: Concept) -> None:
+        """Whoever waits for it gets UNKNOWN_STEERING_CONCEPT."""
+        self._engine.forget(concept.digest)
+        if training := self._trainings.pop(concept.digest, None):
+            training.end(ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, "the steering concept was deleted"))
+
+    def doubt(self, concept: Concept) -> None:
+        """The engine does not know a concept that was usable: whoever needs it next has it trained."""
+        training = self.get(concept)
+        if training and training.state is ConceptState.READY:
+            del self._trainings[concept.digest]
+
+    def _begin(self, concept: Concept, background: bool = False) -> Training:
+        training = self._trainings[concept.digest] = Training(background)
+        task = asyncio.create_task(self._run(concept, training))
+        self._tasks.add(task)  # the event loop itself holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+        return training
+
+    async def _run(self, concept: Concept, training: Training) -> None:
+        try:
+            command = await to_thread.run_sync(self._encode, concept)
+            if self.get(concept) is training:
+                command = msgspec.structs.replace(command, background=training.background)
+                async for update in self._engine.train(command):
+                    training.update(update)
+        except EngineUnavailable:
+            training.lose()
+        except ApiError as error:
+            training.fail(error)
+        except Exception:
+            _log.exception("concept %s cannot be trained", concept.id)
+            training.fail(InternalError())
+        finally:
+            if training.state in _GOING_ON:
+                training.lose()  # cancelled at the end of the event loop, or forgotten
+            self._metrics.count_training(training.state)

@@ -1,0 +1,1 @@
+"""HTTP below the routes: connections, middleware, authentication, bodies, events, OpenAPI. Knows no model."""

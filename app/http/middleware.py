@@ -1,0 +1,151 @@
+"""What holds for every request: an id, a count, a limit of the body, an answer even to a fault of ours."""
+
+import re
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import CLIENT_CLOSED_REQUEST, ApiError, ErrorCode, for_caller
+from app.http.auth import unversioned
+from app.telemetry.metrics import Metrics
+from app.telemetry.observation import Observation, Tell
+
+# Others are their senders' words.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_TRACE_HEADERS = ("traceparent", "tracestate")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+_RAW_SECURITY_HEADERS = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
+
+
+class AnswerHead:
+    """ASGI middleware: HEAD is GET without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if "body" in message else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
+
+
+class Observe:
+    """ASGI middleware: gives the request its id, the answer what all have in common, and a fault its 500.
+
+    Whoever is in `tell` hears of each request when it has been answered.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, tell: Sequence[Tell] = ()) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._tell = tell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid.uuid4().hex
+        seen = Observation(request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, observation=seen)
+
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers.setdefault("content-security-policy", NO_PAGE)
+                message["headers"].extend(_RAW_SECURITY_HEADERS)
+                self._metrics.count_request(_route(scope), message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_counted)
+        except ClientDisconnect:
+            await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send_counted)
+        except Exception as error:
+            answer = for_caller(error, request_id)
+            if seen.status is not None:
+                seen.error = answer.code.value
+                raise  # The server cuts the connection, so that half an answer does not look whole.
+            await answer.response()(scope, receive, send_counted)
+        finally:
+            _complete(seen, scope)
+            for tell in self._tell:
+                tell(seen)
+
+
+class LimitBody:
+    """ASGI middleware: 413 for a longer body, whether or not its length was announced."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif self._announces_too_much(Headers(scope=scope)):
+            await self._error().response()(scope, receive, send)
+        else:
+            await self._app(scope, self._limited(receive), send)
+
+    def _announces_too_much(self, headers: Headers) -> bool:
+        length = headers.get("content-length", "")
+        return length.isdecimal() and int(length[:20]) > self._limit
+
+    def _limited(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise self._error()
+            return message
+
+        return receive_limited
+
+    def _error(self) -> ApiError:
+        return ApiError(ErrorCode.PAYLOAD_TOO_LARGE, f"the body must have at most {self._limit} bytes")
+
+
+def _complete(seen: Observation, scope: Scope) -> None:
+    """What the way through the server has left in the request's scope."""
+    state = scope["state"]
+    caller = state.get("caller")
+    seen.method = scope["method"] if scope["method"] in _METHODS else "-"
+    seen.route = _route(scope)
+    seen.error = seen.error or state.get("error")
+    seen.token = caller.name if caller else None
+    headers = Headers(scope=scope)
+    seen.client_request_id = _client_request_id(headers)
+    seen.trace_headers = {name: headers[name] for name in _TRACE_HEADERS if name in headers}
+    seen.end()
+
+
+def _client_request_id(headers: Headers) -> str | None:
+    """The caller's own name for it. It is only logged: ours must be unique, and nobody else's choice."""
+    given = headers.get("x-client-request-id") or headers.get("x-request-id") or ""
+    return given if _REQUEST_ID.fullmatch(given) else None
+
+
+def _route(scope: Scope) -> str:
+    """The matched route's pattern: the path itself would give every typing mistake a time series."""
+    return unversioned(getattr(scope.get("route"), "path", "other"))

@@ -1,0 +1,1 @@
+"""What is recorded about each request, and where it goes: metrics, access log, traces. Changes no request."""

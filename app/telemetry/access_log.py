@@ -1,0 +1,57 @@
+"""One line in the log for each request that was answered. Its words are in it only on demand."""
+
+import logging
+
+from app.telemetry.observation import Observation
+
+_log = logging.getLogger("tiller.access")
+
+_PROBES = frozenset({"/health", "/metrics"})
+"""Asked every few seconds by machines; as long as all is well, that is worth a line only in debugging."""
+
+_LINE = "%(method)s %(route)s %(status)s"
+
+
+def log_request(seen: Observation) -> None:
+    level = logging.DEBUG if seen.route in _PROBES and seen.status == 200 else logging.INFO
+    if not _log.isEnabledFor(level):
+        return
+    fields: dict[str, object] = {
+        "seconds": round(seen.seconds, 6),
+        "request_id": seen.request_id,
+        "client_request_id": seen.client_request_id,
+        "trace_id": seen.trace_id,
+        "token": seen.token,
+        "error": seen.error,
+        **_chat_fields(seen),
+        "messages": seen.messages,
+        "answers": seen.answers,
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    asked = {"method": seen.method, "route": seen.route, "status": seen.status}
+    # As _log.log does, but that also looks for its caller, which costs more than all the rest.
+    record = logging.LogRecord(_log.name, level, __file__, 0, _LINE, (asked,), None)
+    record.fields = given
+    _log.handle(record)
+
+
+def log_refusal(status: int) -> None:
+    """Of what never became a request: its connection is closed."""
+    _log.info(_LINE, {"method": "-", "route": "other", "status": status})
+
+
+def _chat_fields(seen: Observation) -> dict[str, object]:
+    if seen.asked is None:
+        return {}
+    return {
+        "prompt_tokens": len(seen.asked.prompt_token_ids),
+        "completion_tokens": seen.usage.completion_tokens if seen.usage else 0,
+        "queue_seconds": _rounded(seen.queue_seconds),
+        "first_token_seconds": _rounded(seen.first_token_seconds),
+        "finish_reasons": seen.finish_reasons,
+        "concepts": seen.concepts,
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

@@ -1,0 +1,146 @@
+"""Each request as a span of OpenTelemetry, where the operator wants that. Else its SDK is not even imported.
+
+A span is made when its request has been answered, from what was observed of it: the way of a token knows
+nothing of it. The names are those of the semantic conventions for HTTP and for generative AI.
+"""
+
+import importlib.util
+import os
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from app import __version__
+from app.errors import StartError
+from app.settings import TracingSettings
+from app.telemetry.observation import Observation
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+_PROBES = frozenset({"/health", "/metrics"})
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_CLOSE_SECONDS = 2.0
+
+Attributes = dict[str, str | int | float | bool | list[str]]
+
+
+class Tracing:
+    def __init__(self, provider: "TracerProvider", model: str) -> None:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("tiller", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+        self._model = model
+
+    def tell(self, seen: Observation) -> None:
+        """Makes the request's span, a child of the caller's if there is one."""
+        if seen.route in _PROBES:
+            return
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+
+        span = self._tracer.start_span(
+            f"{seen.method} {seen.route}",
+            context=self._propagator.extract(seen.trace_headers),
+            kind=SpanKind.SERVER,
+            attributes=self._attributes(seen),
+            start_time=seen.arrived_ns,
+        )
+        seen.trace_id = f"{span.get_span_context().trace_id:032x}"
+        if span.is_recording():
+            for name, seconds in _events(seen).items():
+                span.add_event(name, timestamp=seen.arrived_ns + int(seconds * 1e9))
+            if seen.status is None or seen.status >= 500 or (seen.status == 200 and seen.error):
+                span.set_status(Status(StatusCode.ERROR, seen.error))
+        span.end(seen.arrived_ns + int(seen.seconds * 1e9))
+
+    def close(self) -> None:
+        """What is not exported after a short while is lost. The SDK itself would try for much longer."""
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(_CLOSE_SECONDS)
+
+    def _attributes(self, seen: Observation) -> Attributes:
+        given: dict[str, str | int | float | bool | list[str] | None] = {
+            "http.request.method": seen.method,
+            "http.route": seen.route,
+            "http.response.status_code": seen.status,
+            "error.type": seen.error,
+            "tiller.request.id": seen.request_id,
+            "tiller.token": seen.token,
+            **self._chat_attributes(seen),
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _chat_attributes(self, seen: Observation) -> Mapping[str, str | int | float | list[str] | None]:
+        if seen.asked is None:
+            return {}
+        sampling = seen.asked.sampling
+        return {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "tiller",
+            "gen_ai.request.model": self._model,
+            "gen_ai.request.max_tokens": seen.asked.max_tokens,
+            "gen_ai.request.choice.count": seen.asked.n,
+            "gen_ai.request.temperature": sampling.temperature,
+            "gen_ai.request.top_p": sampling.top_p,
+            "gen_ai.request.top_k": sampling.top_k,
+            "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
+            "gen_ai.request.presence_penalty": sampling.presence_penalty,
+            "gen_ai.response.id": "chatcmpl-" + seen.request_id,
+            "gen_ai.response.model": self._model,
+            "gen_ai.response.finish_reasons": [reason or "error" for reason in seen.finish_reasons or ()],
+            "gen_ai.response.time_to_first_chunk": seen.first_token_seconds,
+            "gen_ai.usage.input_tokens": len(seen.asked.prompt_token_ids),
+            "gen_ai.usage.output_tokens": seen.usage.completion_tokens if seen.usage else 0,
+            "tiller.queue_seconds": seen.queue_seconds,
+            "tiller.steering.concepts": seen.concepts,
+        }
+
+
+def start_tracing(settings: TracingSettings, model: str) -> Tracing | None:
+    """None: nobody wants it. Raises StartError if its packages are not installed."""
+    asked_by = _asked_by(settings)
+    if asked_by is None:
+        return None
+    if not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+        raise StartError(f"{asked_by} asks for traces, which need Tiller's extra otel: pip install '.[otel]'")
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    ours = Resource({"service.name": "tiller", "service.version": __version__})
+    provider = TracerProvider(shutdown_on_exit=False, resource=ours.merge(OTELResourceDetector().detect()))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.endpoint)))
+    return Tracing(provider, model)
+
+
+def _asked_by(settings: TracingSettings) -> str | None:
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    if settings.endpoint:
+        return "tracing.endpoint"
+    if os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return None
+    return next((name for name in _ENDPOINTS if os.environ.get(name)), None)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is part of
+        return False
+
+
+def _events(seen: Observation) -> dict[str, float]:
+    """Seconds from the request's arrival."""
+    events = {
+        "queued": seen.queued_seconds,
+        "started": None,
+        "first_token": seen.first_token_seconds,
+    }
+    if seen.queued_seconds is not None and seen.queue_seconds is not None:
+        events["started"] = seen.queued_seconds + seen.queue_seconds
+    return {name: seconds for name, seconds in events.items() if seconds is not None}

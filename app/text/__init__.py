@@ -1,0 +1,1 @@
+"""Text and tokens: tokenizer, chat template, detokenizer, answers. Imports no web framework and no torch."""

@@ -1,0 +1,78 @@
+"""ChatRequest + what the model allows -> GenerationRequest. Renders and counts nothing."""
+
+from collections.abc import Iterable
+
+from app.concepts.store import Concept
+from app.errors import ApiError, ErrorCode, InvalidRequest, shorten
+from app.schemas.chat import ChatRequest
+from inference.interface.protocol import GenerationRequest, ModelInfo, SamplingParams, SteeringSpec
+
+
+def check_model(given: str, served: str) -> None:
+    """Raises UNKNOWN_MODEL."""
+    if given != served:
+        message = f"model {shorten(given)} is unknown; GET /models lists what is served"
+        raise ApiError(ErrorCode.UNKNOWN_MODEL, message, "model")
+
+
+def generation_request(
+    chat: ChatRequest,
+    prompt: list[int],
+    concepts: Iterable[Concept],
+    model: ModelInfo,
+    request_id: str,
+    nice: bool,
+) -> GenerationRequest:
+    """`concepts` are those that the request names.
+
+    Raises CONTEXT_LENGTH_EXCEEDED, or INVALID_REQUEST for a bias on what is no token of the model's."""
+    return GenerationRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        max_tokens=_max_tokens(chat.token_limit, len(prompt), model.context_length),
+        n=chat.n,
+        sampling=_sampling(chat, model.vocab_size),
+        stop_token_ids=model.stop_token_ids,
+        nice=nice,
+        steering=_steering(concepts, chat.steering_strength),
+    )
+
+
+def _max_tokens(wanted: int | None, prompt: int, context: int) -> int:
+    least = 1 if wanted is None else wanted
+    if prompt + least > context:
+        message = (
+            f"the prompt has {prompt} tokens; with max_tokens {shorten(least)} "
+            f"that is more than the {context} tokens of the model's context"
+        )
+        raise ApiError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, "max_tokens" if wanted else "messages")
+    return context - prompt if wanted is None else wanted
+
+
+def _sampling(chat: ChatRequest, vocab_size: int) -> SamplingParams:
+    _check_bias(chat.logit_bias, vocab_size)
+    return SamplingParams(
+        temperature=chat.temperature,
+        top_p=chat.top_p,
+        top_k=None if chat.top_k is None else min(chat.top_k, vocab_size),
+        frequency_penalty=chat.frequency_penalty,
+        presence_penalty=chat.presence_penalty,
+        logit_bias=chat.logit_bias,
+        top_logprobs=chat.logprobs_wanted,
+    )
+
+
+def _check_bias(logit_bias: dict[int, float], vocab_size: int) -> None:
+    for token_id in logit_bias:
+        if token_id >= vocab_size:
+            rule = f"logit_bias['{token_id}'] is not a token id: the vocabulary ends at {vocab_size - 1}"
+            raise InvalidRequest(rule, f"logit_bias['{token_id}']")
+    banned = sum(bias <= -100 for bias in logit_bias.values())
+    if banned == vocab_size:
+        raise InvalidRequest("logit_bias bans every token of the vocabulary", "logit_bias")
+
+
+def _steering(concepts: Iterable[Concept], strength: float) -> SteeringSpec | None:
+    """Concepts with the same examples are one."""
+    digests = tuple(sorted({concept.digest for concept in concepts}))
+    return SteeringSpec(digests, strength) if digests and strength else None

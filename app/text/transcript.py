@@ -1,0 +1,213 @@
+"""Token events -> a completion, or the chunks of one. Pure: no I/O, no clock.
+
+Streamed or not, the text and the log probabilities come out of the same `Transcript.feed`.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from app.schemas.completions import (
+    AssistantMessage,
+    ChatChunk,
+    ChatCompletion,
+    Choice,
+    ChunkChoice,
+    Delta,
+    FinishReason,
+    Logprobs,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from app.text.detokenizer import Detokenizer
+from app.text.tokenizer import Tokenizer
+from inference.interface import protocol
+
+# What the API sends for a log probability that is not finite.
+_LOGPROB_FLOOR = -9999.0
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What all chunks of an answer, or the whole of it, have in common."""
+
+    id: str
+    created: int
+    """Seconds since 1970."""
+    model: str
+    system_fingerprint: str
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What one engine step added to a choice's answer. `text` is empty only in the choice's last one."""
+
+    index: int
+    text: str
+    logprobs: list[TokenLogprob]
+    finish_reason: FinishReason | None = None
+    running: bool = False
+    """The engine does not know that the choice has ended, and should be told."""
+
+
+class Transcript:
+    """The answer to one request, in the making."""
+
+    def __init__(
+        self,
+        heading: Heading,
+        tokenizer: Tokenizer,
+        request: protocol.GenerationRequest,
+        stop: Sequence[str] = (),
+    ) -> None:
+        self._heading = heading
+        self._prompt_tokens = len(request.prompt_token_ids)
+        self._with_logprobs = request.sampling.top_logprobs is not None
+        self._choices = [_Choice(tokenizer, stop) for _ in range(request.n)]
+
+    def feed(self, events: list[protocol.TokenEvent]) -> list[Progress]:
+        """The events of one engine step; events of a choice that has ended are ignored."""
+        running: dict[int, bool] = {}
+        for event in events:
+            choice = self._choices[event.index]
+            if choice.finish_reason is None:
+                choice.push(event)
+                running[event.index] = event.finish_reason is None
+        progress = []
+        for index, still_running in running.items():
+            text, logprobs = self._choices[index].take()
+            reason = self._choices[index].finish_reason
+            if text or reason:
+                progress.append(Progress(index, text, logprobs, reason, still_running and reason is not None))
+        return progress
+
+    @property
+    def ended(self) -> bool:
+        return all(choice.finish_reason for choice in self._choices)
+
+    @property
+    def finish_reasons(self) -> list[FinishReason | None]:
+        """None: the choice has not ended."""
+        return [choice.finish_reason for choice in self._choices]
+
+    @property
+    def usage(self) -> Usage:
+        completion = sum(choice.tokens for choice in self._choices)
+        return Usage(self._prompt_tokens, completion, self._prompt_tokens + completion)
+
+    def completion(self, steps: Iterable[Progress]) -> ChatCompletion:
+        """All steps of an answer that has ended, as one."""
+        texts: list[list[str]] = [[] for _ in self._choices]
+        logprobs: list[list[TokenLogprob]] = [[] for _ in self._choices]
+        for step in steps:
+            texts[step.index].append(step.text)
+            logprobs[step.index] += step.logprobs
+        heading = self._heading
+        return ChatCompletion(
+            id=heading.id,
+            created=heading.created,
+            model=heading.model,
+            system_fingerprint=heading.system_fingerprint,
+            choices=[
+                Choice(
+                    index=index,
+                    message=AssistantMessage(content="".join(texts[index])),
+                    logprobs=self._logprobs(logprobs[index]),
+                    finish_reason=choice.finish_reason or "content_filter",
+                )
+                for index, choice in enumerate(self._choices)
+            ],
+            usage=self.usage,
+        )
+
+    def opening(self) -> list[ChatChunk]:
+        """One chunk for every choice, before anything else."""
+        first = Delta(role="assistant", content="")
+        return [self._chunk(ChunkChoice(index, first)) for index in range(len(self._choices))]
+
+    def chunks(self, step: Progress) -> list[ChatChunk]:
+        chunks = []
+        if step.text:
+            delta = Delta(content=step.text)
+            chunks.append(self._chunk(ChunkChoice(step.index, delta, self._logprobs(step.logprobs))))
+        if step.finish_reason:
+            last = ChunkChoice(step.index, Delta(), None, step.finish_reason)
+            chunks.append(self._chunk(last, self._heading.system_fingerprint))
+        return chunks
+
+    def usage_chunk(self) -> ChatChunk:
+        return self._chunk(None, self._heading.system_fingerprint, self.usage)
+
+    def _logprobs(self, entries: list[TokenLogprob]) -> Logprobs | None:
+        return Logprobs(entries) if self._with_logprobs else None
+
+    def _chunk(
+        self, choice: ChunkChoice | None, system_fingerprint: str | None = None, usage: Usage | None = None
+    ) -> ChatChunk:
+        return ChatChunk(
+            id=self._heading.id,
+            created=self._heading.created,
+            model=self._heading.model,
+            system_fingerprint=system_fingerprint,
+            choices=[] if choice is None else [choice],
+            usage=usage,
+        )
+
+
+class _Choice:
+    """One of a request's answers: its text, and the log probabilities that go with it.
+
+    A token's log probabilities leave with the first text at or after the place where the token
+    began. So those of a token that lies wholly in a removed stop sequence never leave.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(stop, tokenizer.strips_leading_space)
+        self._text = ""
+        self._waiting: deque[tuple[int, TokenLogprob]] = deque()
+        self.tokens = 0
+        """Generated, the end-of-turn token left out."""
+        self.finish_reason: FinishReason | None = None
+
+    def push(self, event: protocol.TokenEvent) -> None:
+        if event.finish_reason is protocol.FinishReason.STOP:
+            self._text += self._detokenizer.finish()
+            self.finish_reason = "stop"
+            return
+        self.tokens += 1
+        if event.logprobs is not None:
+            entry = _token_logprob(self._tokenizer, event.token_id, event.logprobs)
+            self._waiting.append((self._detokenizer.decoded, entry))
+        self._text += self._detokenizer.push(self._tokenizer.text_of(event.token_id).data)
+        if event.finish_reason is protocol.FinishReason.LENGTH:
+            self._text += self._detokenizer.finish()
+            self.finish_reason = "length"
+        if self._detokenizer.stopped:
+            self.finish_reason = "stop"
+
+    def take(self) -> tuple[str, list[TokenLogprob]]:
+        """What has become certain since the last time."""
+        text, self._text = self._text, ""
+        entries = []
+        while self._waiting and self._waiting[0][0] < self._detokenizer.released:
+            entries.append(self._waiting.popleft()[1])
+        return text, entries
+
+
+def _token_logprob(tokenizer: Tokenizer, token_id: int, logprobs: protocol.TokenLogprobs) -> TokenLogprob:
+    token = tokenizer.text_of(token_id)
+    top = [_top_logprob(tokenizer, token_id, logprob) for token_id, logprob in logprobs.top]
+    return TokenLogprob(token.name, _finite(logprobs.logprob), list(token.raw), top)
+
+
+def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprob:
+    token = tokenizer.text_of(token_id)
+    return TopLogprob(token.name, _finite(logprob), list(token.raw))
+
+
+def _finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else _LOGPROB_FLOOR

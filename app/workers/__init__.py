@@ -1,0 +1,1 @@
+"""Worker processes: start, supervision, liveness, replicas, the Engine protocol. Knows no HTTP, no text."""

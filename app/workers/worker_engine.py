@@ -1,0 +1,284 @@
+"""The Engine over a worker process that runs. Knows the protocol's messages; knows no HTTP."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+
+import zmq.asyncio
+
+from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, shorten
+from app.telemetry.observation import TokenIntervals
+from app.workers.liveness import wait_for_silence
+from inference.interface import protocol
+from inference.interface.protocol import (
+    Abort,
+    Admission,
+    EngineStats,
+    ForgetConcept,
+    GenerationRequest,
+    HastenTraining,
+    ModelInfo,
+    StepReport,
+    TokenEvent,
+    TrainConcept,
+    TrainingState,
+    TrainingUpdate,
+)
+
+_log = logging.getLogger(__name__)
+
+_FROZEN_SECONDS = 3.5
+"""Without a sign of life, and without anything that the worker does."""
+_SILENT_SECONDS = 15.0
+"""Without a sign of life."""
+_MAX_UNREAD = 2**16
+"""Tokens of a request, and alternatives of tokens, that came and that nobody has taken: some 10 MB."""
+
+_REFUSALS: dict[protocol.RefusalCode, tuple[str, str | None]] = {
+    protocol.RefusalCode.CONTEXT_LENGTH_EXCEEDED: (
+        "prompt and max_tokens exceed what the engine holds",
+        None,
+    ),
+    protocol.RefusalCode.UNKNOWN_STEERING_CONCEPT: ("no such steering concept", "steering_concepts"),
+    protocol.RefusalCode.QUEUE_FULL: ("too many requests are waiting; try again later", None),
+    protocol.RefusalCode.INTERNAL: ("the engine failed", None),
+}
+
+
+class WorkerEngine:
+    """Commands go out as they come; reports are dispatched to the generations and trainings they concern."""
+
+    def __init__(self, socket: zmq.asyncio.Socket, model: ModelInfo, places: int) -> None:
+        """`places`: choices that may run or wait in the worker."""
+        self._socket = socket
+        self._model = model
+        self._room = places
+        self._generations: dict[str, WorkerGeneration] = {}
+        self._trainings: dict[str, asyncio.Queue[TrainingUpdate | ApiError]] = {}
+        self._available = True
+        self.pid: int | None = None
+        self.stats = EngineStats()
+        self.intervals = TokenIntervals()
+        self.lost = asyncio.Event()
+        """Set once the worker has ended, or is as good as that."""
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._model
+
+    @property
+    def available(self) -> bool:
+        return self._available
+
+    @property
+    def room(self) -> int:
+        return self._room
+
+    @property
+    def load(self) -> int:
+        """How many requests are open."""
+        return len(self._generations)
+
+    async def submit(self, request: GenerationRequest) -> "WorkerGeneration":
+        if not self._available:
+            raise EngineUnavailable
+        self._room -= request.n
+        generation = WorkerGeneration(self, request)
+        self._generations[request.request_id] = generation
+        self.send(request)
+        try:
+            await generation.admitted
+        except asyncio.CancelledError:
+            generation.abort()
+            raise
+        return generation
+
+    async def train(self, command: TrainConcept) -> AsyncGenerator[TrainingUpdate, None]:
+        if not self._available:
+            raise EngineUnavailable
+        arrived = self._trainings[command.concept] = asyncio.Queue()
+        self.send(command)
+        try:
+            ended = False
+            while not ended:
+                update = await arrived.get()
+                if isinstance(update, ApiError):
+                    raise update
+                ended = update.state in (TrainingState.READY, TrainingState.FAILED)
+                yield update
+        finally:
+            if self._trainings.get(command.concept) is arrived:
+                del self._trainings[command.concept]
+
+    def hasten(self, concept: str) -> None:
+        self.send(HastenTraining(concept))
+
+    def forget(self, concept: str) -> None:
+        self.send(ForgetConcept(concept))
+        if arrived := self._trainings.pop(concept, None):
+            arrived.put_nowait(TrainingUpdate(concept, TrainingState.FAILED, detail="it was deleted"))
+
+    def send(self, command: protocol.Command) -> None:
+        """Never waits: the socket has no high-water mark."""
+        self._socket.send(protocol.encode(command))
+
+    def release(self, request_id: str, choices: int, last: bool) -> None:
+        """Choices of a request have ended. After the last, what the worker may still say of it is ignored."""
+        self._room += choices
+        if last:
+            self._generations.pop(request_id, None)
+
+    def drain(self, seconds: float) -> None:
+        """Takes no more requests from now on; those that run may go on for so long."""
+        self._available = False
+        asyncio.get_running_loop().call_later(seconds, self._end_all)
+
+    def _end_all(self) -> None:
+        self._available = False
+        for generation in list(self._generations.values()):
+            generation.fail(EngineUnavailable())
+        for arrived in self._trainings.values():
+            arrived.put_nowait(EngineUnavailable())
+
+    async def serve(self, process: asyncio.subprocess.Process) -> None:
+        """Dispatches reports until the worker ends; then all that is open does, too."""
+        self.pid = process.pid
+        reading = asyncio.create_task(self._read())
+        ending = asyncio.create_task(process.wait())
+        listening = asyncio.create_task(wait_for_silence(process, _FROZEN_SECONDS, _SILENT_SECONDS))
+        tasks = {reading, ending, listening}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                _log.error("the worker has ended with status %s", process.returncode)
+            elif listening.done():
+                _log.error("the worker has given no sign of life for %g seconds", listening.result())
+            else:
+                _log.error("the worker cannot be understood", exc_info=reading.exception())
+            if process.returncode is None:
+                process.kill()  # It would not listen.
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._end_all()
+            self.lost.set()
+
+    async def _read(self) -> None:
+        while True:
+            report = protocol.decode_report(await self._socket.recv())
+            if isinstance(report, StepReport):
+                self._dispatch(report)
+
+    def _dispatch(self, report: StepReport) -> None:
+        for admission in report.admissions:
+            if generation := self._generations.get(admission.request_id):
+                generation.admit(admission)
+        for request_id, started in report.starts.items():
+            if generation := self._generations.get(request_id):
+                generation.start(started)
+        events: dict[str, list[TokenEvent]] = {}
+        for event in report.events:
+            events.setdefault(event.request_id, []).append(event)
+        now = time.perf_counter()
+        since: dict[float, int] = {}  # Most of a step's tokens follow one of the same earlier step.
+        for request_id, its_events in events.items():
+            if generation := self._generations.get(request_id):
+                if before := generation.delivered:
+                    since[before] = since.get(before, 0) + len(its_events)
+                generation.delivered = now
+                generation.deliver(its_events)
+        for before, count in since.items():
+            self.intervals.add(now - before, count)
+        for failure in report.failures:
+            if generation := self._generations.get(failure.request_id):
+                generation.fail(InternalError(failure.detail))
+        self.stats = report.stats or self.stats
+        for update in report.training:
+            if arrived := self._trainings.get(update.concept):
+                arrived.put_nowait(update)
+
+
+class WorkerGeneration:
+    """One request in the worker. Ends when each of its choices has ended or was aborted."""
+
+    def __init__(self, engine: WorkerEngine, request: GenerationRequest) -> None:
+        self._engine = engine
+        self._request_id = request.request_id
+        self._running = set(range(request.n))
+        self._unread = 0
+        self._submitted = time.monotonic()
+        self._weight = 1 + (request.sampling.top_logprobs or 0)
+        self._arrived: asyncio.Queue[list[TokenEvent] | ApiError] = asyncio.Queue()
+        self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.queue_seconds: float | None = None
+        self.delivered: float | None = None
+        """When events came lately."""
+
+    async def __aiter__(self) -> AsyncGenerator[list[TokenEvent], None]:
+        try:
+            while self._running or not self._arrived.empty():
+                arrived = await self._arrived.get()
+                if isinstance(arrived, ApiError):
+                    raise arrived
+                self._unread -= self._weight * len(arrived)
+                if arrived:
+                    yield arrived
+        finally:
+            self.abort()
+
+    def abort(self, index: int | None = None) -> None:
+        ending = self._running & ({index} if index is not None else self._running)
+        if not ending:
+            return
+        self._engine.send(Abort(self._request_id, index))
+        self._end(ending)
+        self._arrived.put_nowait([])  # wakes the iteration, so that it sees that nothing runs
+
+    def admit(self, admission: Admission) -> None:
+        if admission.refusal is None:
+            self.admitted.set_result(None)
+        else:
+            self.fail(_refusal(admission))
+
+    def start(self, at: float) -> None:
+        """A choice has left the worker's queue, `at` the machine's time.monotonic()."""
+        if self.queue_seconds is None:
+            self.queue_seconds = max(0.0, at - self._submitted)
+
+    def deliver(self, events: list[TokenEvent]) -> None:
+        events = [event for event in events if event.index in self._running]
+        self._arrived.put_nowait(events)
+        self._unread += self._weight * len(events)
+        if not self.begun.done():
+            self.begun.set_result(None)
+        if ended := {event.index for event in events if event.finish_reason}:
+            self._end(ended)
+        if self._unread > _MAX_UNREAD and self._running:
+            self.abort()
+            self._arrived.put_nowait(ApiError(ErrorCode.REQUEST_TIMEOUT, "the answer was read too slowly"))
+
+    def fail(self, error: ApiError) -> None:
+        self._end(self._running)
+        if not self.admitted.done():
+            self.admitted.set_exception(error)
+            return
+        self._arrived.put_nowait(error)
+        if not self.begun.done():
+            self.begun.set_exception(error)
+            self.begun.exception()  # It may be that nobody waits for it.
+
+    def _end(self, choices: set[int]) -> None:
+        ending = self._running & choices
+        if ending:
+            self._running = self._running - ending
+            self._engine.release(self._request_id, len(ending), last=not self._running)
+
+
+def _refusal(admission: Admission) -> ApiError:
+    assert admission.refusal is not None  # noqa: S101 - for the type checker
+    message, param = _REFUSALS[admission.refusal]
+    if admission.detail:
+        message += f": {shorten(admission.detail)}"
+    return ApiError(ErrorCode(admission.refusal.value), message, param)

@@ -1,0 +1,104 @@
+"""Puts single operations in the place of what transformers computes in many: at one token, each costs
+more to start than to compute. What is not known here stays as it is.
+"""
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from inference.backends.cpu.decoder_layer import fuse_decoder_layer
+from inference.backends.cpu.int8_attention import fused_attention
+from inference.backends.cpu.linear import Int8Linear
+from inference.backends.cpu.modules import Int8GatedMLP, RMSNorm
+from inference.backends.likeness import are_alike, random
+
+_ROTARY = "apply_rotary_pos_emb"  # as transformers' models call it
+
+
+@torch.inference_mode()
+def fuse(model: nn.Module) -> None:
+    """Replaces the parts of a float32 model on the CPU for which there is an operation."""
+    for module in list(model.modules()):
+        if _ROTARY in _names_used(module):
+            _replace_rotary(module)
+    replaced: list[str] = []
+    for name, module in list(model.named_modules()):
+        within = any(name.startswith(f"{other}.") for other in replaced)
+        if not within and (replacement := _find_replacement(module)):
+            model.set_submodule(name, replacement)
+            replaced.append(name)
+    for module in list(model.modules()):
+        fuse_decoder_layer(module)
+
+
+def _find_replacement(module: nn.Module) -> nn.Module | None:
+    kind = type(module).__name__
+    if kind.endswith("RMSNorm"):
+        return _fused_norm(module)
+    if kind.endswith("MLP"):
+        return _fused_mlp(module)
+    if kind.endswith("Attention"):
+        return fused_attention(module)
+    return None
+
+
+def _fused_norm(module: nn.Module) -> nn.Module | None:
+    epsilon = getattr(module, "variance_epsilon", None)
+    weight = getattr(module, "weight", None)
+    if epsilon is None or not isinstance(weight, nn.Parameter):
+        return None
+    return _if_alike(module, RMSNorm(weight, epsilon), weight.shape[0])
+
+
+def _fused_mlp(module: nn.Module) -> nn.Module | None:
+    gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
+    if not (isinstance(gate, Int8Linear) and isinstance(up, Int8Linear) and isinstance(down, Int8Linear)):
+        return None
+    if any(linear.has_bias for linear in (gate, up, down)) or not up.weights.can_follow(gate.weights):
+        return None
+    return _if_alike(module, Int8GatedMLP(gate, up, down), gate.in_features)
+
+
+def _if_alike(module: nn.Module, replacement: nn.Module, size: int) -> nn.Module | None:
+    x = random(3, size)
+    return replacement if are_alike(module(x), replacement(x)) else None
+
+
+def _names_used(module: nn.Module) -> tuple[str, ...]:
+    code = getattr(type(module).forward, "__code__", None)
+    return () if code is None else code.co_names
+
+
+def _replace_rotary(module: nn.Module) -> None:
+    """Has this module's forward call our rotation, if it is the same as the model's own."""
+    forward: Any = type(module).forward
+    theirs = forward.__globals__[_ROTARY]
+    if not _rotates_alike(theirs):
+        return
+    scope = {**forward.__globals__, _ROTARY: _rotary_or(theirs)}
+    ours = types.FunctionType(
+        forward.__code__, scope, forward.__name__, forward.__defaults__, forward.__closure__
+    )
+    ours.__kwdefaults__ = forward.__kwdefaults__
+    module.forward = types.MethodType(ours, module)
+
+
+def _rotary_or(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    def rotary(queries: Any, keys: Any, cosines: Any, sines: Any, *others: Any, **options: Any) -> Any:
+        whole = cosines.shape[-1] == queries.shape[-1] and cosines.shape[0] == queries.shape[0] == 1
+        if whole and not others and not options:
+            return torch.ops.tiller_cpu.rotary(queries, keys, cosines, sines)
+        return theirs(queries, keys, cosines, sines, *others, **options)
+
+    return rotary
+
+
+def _rotates_alike(theirs: Callable[..., Any]) -> bool:
+    heads = [random(1, 5, number, 8).transpose(1, 2) for number in (4, 2)]
+    angles = random(1, 5, 8)
+    expected = theirs(*heads, angles.cos(), angles.sin())
+    ours = torch.ops.tiller_cpu.rotary(*heads, angles.cos(), angles.sin())
+    return all(are_alike(*pair) for pair in zip(expected, ours, strict=True))

@@ -1,0 +1,30 @@
+"""Parts of a transformer as one operation each."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from inference.backends.cpu.linear import Int8Linear
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
+        super().__init__()
+        self.arguments = weight.detach(), epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`: [..., hidden_size] float32, as is the result."""
+        output: torch.Tensor = torch.ops.tiller_cpu.rms_norm(x, *self.arguments)
+        return output
+
+
+class Int8GatedMLP(nn.Module):
+    def __init__(self, gate: Int8Linear, up: Int8Linear, down: Int8Linear) -> None:
+        super().__init__()
+        self.arguments: tuple[Any, ...] = gate.weights, up.weights, down.weights
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`: [..., hidden_size] float32, as is the result."""
+        output: torch.Tensor = torch.ops.tiller_cpu.gated_mlp(x, *self.arguments)
+        return output

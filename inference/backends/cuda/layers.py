@@ -1,0 +1,92 @@
+"""What a decoder layer does between its matrix products, by Triton kernels: fewer launches, less is read."""
+
+import torch
+import triton
+from torch.nn import functional as F  # noqa: N812 - the name that everybody uses
+
+from inference.backends.cuda.kernels import layers as kernels
+
+_COLUMNS = 1024  # of a program
+
+
+def check(device: torch.device) -> None:
+    """Raises what Triton raises where it cannot compile or run, and ValueError if it computes nonsense."""
+    x = torch.arange(24, device=device, dtype=torch.float32).view(3, 8)
+    if not torch.allclose(gate(x), F.silu(x[:, :4]) * x[:, 4:]):
+        raise ValueError("it computes something else than torch")
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """`x`: [..., size], contiguous; returns as much."""
+    out = torch.empty_like(x)
+    _normalize(x, x, x, weight, out, epsilon, add=False)
+    return out
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of two [..., size], contiguous, and its norm."""
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    _normalize(x, residual, total, weight, out, epsilon, add=True)
+    return total, out
+
+
+def _normalize(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    epsilon: float,
+    *,
+    add: bool,
+) -> None:
+    size = x.shape[-1]
+    kernels.normalize[(x.numel() // size,)](
+        x, residual, total, weight, out, epsilon, ADD=add, SIZE=size, SIZE_2=triton.next_power_of_2(size)
+    )
+
+
+def rotate_and_store(
+    qkv: torch.Tensor,  # [T, (heads + 2 * kv_heads) * size]
+    cosines: torch.Tensor,  # [..., T, size]
+    sines: torch.Tensor,
+    keys: torch.Tensor,  # [slots, kv_heads, size]
+    values: torch.Tensor,
+    slots: torch.Tensor,  # [T]
+) -> torch.Tensor:  # [T, heads, size]
+    """Rotates queries and keys; stores keys and values in their slots. Returns the queries, a part of qkv."""
+    kv_heads, size = keys.shape[1:]
+    rows = qkv.view(len(qkv), -1, size)
+    heads = rows.shape[1] - 2 * kv_heads
+    kernels.rotate_and_store[(len(rows), rows.shape[1])](
+        rows,
+        cosines.contiguous(),
+        sines.contiguous(),
+        keys,
+        values,
+        slots,
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        SIZE=size,
+        HALF_2=triton.next_power_of_2(size // 2),
+        num_warps=1,
+    )
+    return rows[:, :heads]
+
+
+def gate(x: torch.Tensor) -> torch.Tensor:
+    """silu(first half) * second half of `x` [T, 2 * size], contiguous."""
+    size = x.shape[-1] // 2
+    out = x.new_empty(len(x), size)
+    kernels.gate[len(x), triton.cdiv(size, _COLUMNS)](x, out, SIZE=size, COLUMNS=_COLUMNS)
+    return out
+
+
+def steer(hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor) -> None:
+    """hidden [T, size] += scales [T, 1] * vectors[rows]; tokens whose row is 0 stay untouched."""
+    size = hidden.shape[-1]
+    kernels.steer[len(hidden), triton.cdiv(size, _COLUMNS)](
+        hidden, vectors, rows, scales, SIZE=size, COLUMNS=_COLUMNS
+    )

@@ -1,0 +1,174 @@
+"""Attention in the paged cache by Triton kernels: one launch for single tokens, one for pieces of prompts."""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from inference.backends.cuda.kernels import attention as kernels
+from inference.compute.attention import Places
+
+_LEAST_ROWS = 16  # of a matrix product
+_PROGRAMS_PER_PROCESSOR = 2
+_MOST_SPLITS = 32
+_WIDE = 128  # a head with more numbers
+
+
+class _Tile(NamedTuple):
+    """What a program holds at a time, chosen so that it fits into registers and 99 KB of shared memory."""
+
+    rows: int  # queries; more where more heads share a key head
+    keys: int
+    num_warps: int
+    num_stages: int
+
+    def launch(self, group: int) -> dict[str, int]:
+        """Arguments of a launch where `group` query heads share a key head."""
+        rows = max(self.rows, triton.next_power_of_2(group))
+        return {"ROWS": rows, "KEYS": self.keys, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+_FLOAT32 = _Tile(rows=_LEAST_ROWS, keys=16, num_warps=4, num_stages=2)  # products without matrix units
+_SINGLE = _Tile(rows=_LEAST_ROWS, keys=64, num_warps=4, num_stages=3)
+_CHUNKS = _Tile(rows=128, keys=64, num_warps=8, num_stages=3)
+_CHUNKS_OF_WIDE_HEADS = _Tile(rows=64, keys=32, num_warps=4, num_stages=2)
+
+
+def attend(
+    query: torch.Tensor,  # [1, heads, T, size], its last dimension contiguous
+    key: torch.Tensor,  # [1, kv_heads, T, size]
+    value: torch.Tensor,  # [1, kv_heads, T, value_size]
+    places: Places,
+    num_single: int,
+    scaling: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:  # [T, heads, value_size]
+    """As `inference.compute.attention.Attend` says."""
+    places.key_cache.index_copy_(0, places.slots, key[0].transpose(0, 1))
+    places.value_cache.index_copy_(0, places.slots, value[0].transpose(0, 1))
+    return attend_stored(query[0].transpose(0, 1), places, num_single, scaling, window, softcap)
+
+
+def attend_stored(
+    query: torch.Tensor,  # [T, heads, size], its last dimension contiguous
+    places: Places,
+    num_single: int,
+    scaling: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:  # [T, heads, value_size]
+    """Attends to keys and values that are in the cache already."""
+    num_tokens, num_heads, size = query.shape
+    kv_heads, value_size = places.value_cache.shape[1:]
+    out = query.new_empty(num_tokens, num_heads, value_size)
+    shared = {
+        "query_head_stride": query.stride(1),
+        "query_token_stride": query.stride(0),
+        "key_stride": places.key_cache.stride(0),
+        "value_stride": places.value_cache.stride(0),
+        "blocks_stride": places.blocks.stride(0),
+        "scale": scaling,
+        "softcap": softcap,
+        "window": window,
+        "GROUP": num_heads // kv_heads,
+        "KV_HEADS": kv_heads,
+        "PAGE": places.block_size,
+        "SIZE": size,
+        "SIZE_2": triton.next_power_of_2(max(_LEAST_ROWS, size)),
+        "VALUE_SIZE": value_size,
+        "VALUE_SIZE_2": triton.next_power_of_2(max(_LEAST_ROWS, value_size)),
+        "HAS_SOFTCAP": softcap > 0,
+        "HAS_WINDOW": window > 0,
+        "PRECISION": "ieee",  # not tf32, where the cache is float32
+    }
+    if num_single:
+        _launch_single(query, places, out[:num_single], shared)
+    if num_single < len(places.blocks):
+        _launch_chunks(query, places, out, num_single, shared)
+    return out
+
+
+def _launch_single(
+    query: torch.Tensor,
+    places: Places,
+    out: torch.Tensor,  # [sequences, heads, value_size]
+    shared: dict[str, Any],
+) -> None:
+    num_sequences, num_heads, value_size = out.shape
+    kv_heads = places.key_cache.shape[1]
+    splits = _num_splits(num_sequences * kv_heads, query.device)
+    part_sums, part_weights, part_largest = out, out, out  # not used
+    if splits > 1:
+        part_sums = out.new_empty(num_sequences, num_heads, splits, value_size, dtype=torch.float32)
+        part_weights, part_largest = part_sums.new_empty(2, num_sequences, num_heads, splits)
+    kernels.attend_single[num_sequences, kv_heads, splits](
+        query,
+        places.key_cache,
+        places.value_cache,
+        places.blocks,
+        places.positions,
+        out,
+        part_sums,
+        part_weights,
+        part_largest,
+        SPLITS=splits,
+        **(_FLOAT32 if query.dtype == torch.float32 else _SINGLE).launch(shared["GROUP"]),
+        **shared,
+    )
+    if splits > 1:
+        kernels.combine[(num_sequences * num_heads,)](
+            part_sums,
+            part_weights,
+            part_largest,
+            out,
+            SPLITS=splits,
+            SPLITS_2=triton.next_power_of_2(splits),
+            VALUE_SIZE=value_size,
+            VALUE_SIZE_2=shared["VALUE_SIZE_2"],
+        )
+
+
+def _launch_chunks(
+    query: torch.Tensor,
+    places: Places,
+    out: torch.Tensor,  # [T, heads, value_size]
+    first: int,
+    shared: dict[str, Any],
+) -> None:
+    """The sequences from `first` on, before which there is one token for each."""
+    num_sequences = len(places.blocks)
+    kv_heads = places.key_cache.shape[1]
+    tile = _CHUNKS_OF_WIDE_HEADS if max(query.shape[-1], out.shape[-1]) > _WIDE else _CHUNKS
+    launch = (_FLOAT32 if query.dtype == torch.float32 else tile).launch(shared["GROUP"])
+    tokens = launch["ROWS"] // shared["GROUP"]
+    # One more for each sequence, whose last tile need not be full.
+    tiles = (len(out) - first) // tokens + num_sequences - first
+    kernels.attend_chunks[tiles, kv_heads](
+        query,
+        places.key_cache,
+        places.value_cache,
+        places.blocks,
+        places.starts,
+        places.positions,
+        out,
+        first,
+        num_sequences,
+        TOKENS=tokens,
+        **launch,
+        **shared,
+    )
+
+
+def _num_splits(num_programs: int, device: torch.device) -> int:
+    """In how many parts each context is read, so that all processors have work; a power of 2."""
+    wanted = _PROGRAMS_PER_PROCESSOR * _num_processors(device) // num_programs
+    return min(_MOST_SPLITS, 1 << max(0, wanted.bit_length() - 1))
+
+
+@cache
+def _num_processors(device: torch.device) -> int:
+    if device.type != "cuda":  # Triton's interpreter
+        return 8
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

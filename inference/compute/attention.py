@@ -1,0 +1,190 @@
+"""Attention of a ragged batch over the block KV cache, as transformers models call it.
+
+transformers looks attention functions up by name (`AttentionInterface`) and hands them every
+keyword argument that the model itself was called with; ours find the batch there, as `paged`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name that everybody uses
+from transformers import AttentionInterface
+
+from inference.compute.batch import AttentionGroup, Batch
+from inference.compute.kv_cache import KVCache
+
+NAME = "tiller_paged"
+
+_HONOURED = frozenset({"scaling", "sliding_window", "softcap"})
+# What models also pass, which means nothing here: rotary positions are applied before, there is
+# no dropout in inference, and the cache is ours. `paged` is what we pass ourselves.
+_IRRELEVANT = frozenset(
+    {
+        "cache_position",
+        "dropout",
+        "is_causal",
+        "output_attentions",
+        "output_router_logits",
+        "paged",
+        "past_key_values",
+        "position_embeddings",
+        "position_ids",
+        "use_cache",
+    }
+)
+
+
+class Places(NamedTuple):
+    """Where attention that reads contexts in place finds them: of one layer and all N sequences of a step."""
+
+    key_cache: torch.Tensor  # [slots, num_kv_heads, key_size]
+    value_cache: torch.Tensor  # [slots, num_kv_heads, value_size]
+    slots: torch.Tensor  # [T] of the new keys and values
+    blocks: torch.Tensor  # int32 [N, most blocks of a sequence]
+    starts: torch.Tensor  # [N + 1] of each sequence's tokens, and the end
+    positions: torch.Tensor  # [T]
+    block_size: int
+
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Places, int, float, int, float], torch.Tensor]
+"""Stores keys and values [1, num_kv_heads, T, size] and attends with queries [1, num_heads, T, key_size].
+
+Also gets the places, how many sequences at the beginning have one token each, the scaling, the sliding window
+and the softcap, which are 0 for none. Returns [T, num_heads, value_size].
+"""
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """What every layer's attention needs to know of the step."""
+
+    batch: Batch
+    cache: KVCache
+    attend: Attend | None
+    """None: SDPA over gathered contexts."""
+
+    @property
+    def num_single(self) -> int:
+        """How many sequences have one token each; they are the first."""
+        return 0 if self.batch.contexts is None else self.batch.contexts.num_single
+
+    def in_place(self, layer: int) -> Places | None:
+        """None if the batch is made for SDPA."""
+        batch, cache = self.batch, self.cache
+        if batch.contexts is None:
+            return None
+        return Places(
+            cache.keys[layer],
+            cache.values[layer],
+            batch.slots,
+            batch.contexts.blocks,
+            batch.contexts.starts,
+            batch.positions,
+            cache.block_size,
+        )
+
+
+def register() -> None:
+    """Makes `paged_attention` known to transformers under NAME."""
+    AttentionInterface.register(NAME, paged_attention)
+
+
+def paged_attention(
+    module: nn.Module,
+    query: torch.Tensor,  # [1, num_heads, T, key_size]
+    key: torch.Tensor,  # [1, num_kv_heads, T, key_size]
+    value: torch.Tensor,  # [1, num_kv_heads, T, value_size]
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - None; who sees whom follows from the batch
+    scaling: float | None = None,
+    *,
+    paged: PagedBatch,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Stores the new keys and values and attends over each sequence's own context.
+
+    Returns [1, T, num_heads, value_size]. Which arguments models may pass besides these is
+    checked once, by `unsupported_arguments`, when a model is loaded.
+    """
+    layer: Any = module.layer_idx
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if paged.attend is not None and (places := paged.in_place(layer)):
+        window, cap = sliding_window or 0, softcap or 0.0
+        output = paged.attend(query, key, value, places, paged.num_single, scaling, window, cap)
+        return output[None], None
+    batch, cache = paged.batch, paged.cache
+    cache.write(layer, batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+    queries = query[0].transpose(0, 1)  # [T, num_heads, key_size]
+    num_kv_heads = key.shape[1]
+    for group in batch.groups:
+        output[group.tokens] = _attend(
+            queries[group.tokens],
+            cache.keys[layer][group.slots].transpose(1, 2),  # [B, num_kv_heads, L, key_size]
+            cache.values[layer][group.slots].transpose(1, 2),
+            group,
+            num_kv_heads,
+            scaling,
+            sliding_window,
+            softcap,
+        )
+    return output[None], None
+
+
+def _attend(
+    queries: torch.Tensor,  # [B * Q, num_heads, key_size]
+    keys: torch.Tensor,  # [B, H, L, key_size], H = num_kv_heads
+    values: torch.Tensor,  # [B, H, L, value_size]
+    group: AttentionGroup,
+    num_kv_heads: int,
+    scaling: float,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:  # [B * Q, num_heads, value_size]
+    """Folds the heads that share a key head into the query axis: one call, no repeated keys."""
+    num_rows, num_queries = group.query_positions.shape
+    num_heads, key_size = queries.shape[1:]
+    shared = num_heads // num_kv_heads
+    folded = (
+        queries.view(num_rows, num_queries, num_kv_heads, shared, key_size)
+        .permute(0, 2, 3, 1, 4)
+        .reshape(num_rows, num_kv_heads, shared * num_queries, key_size)
+    )
+    mask = group.mask(sliding_window, shared)
+    if softcap is None:
+        attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scaling)
+    else:
+        attended = _softcapped_attention(folded, keys, values, mask, scaling, softcap)
+    return (
+        attended.view(num_rows, num_kv_heads, shared, num_queries, -1)
+        .permute(0, 3, 1, 2, 4)
+        .reshape(num_rows * num_queries, num_heads, -1)
+    )
+
+
+def _softcapped_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention with scores bounded to +-softcap by a tanh (Gemma 2, arXiv:2408.00118)."""
+    scores = torch.tanh(query @ key.transpose(-1, -2) * scaling / softcap) * softcap
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32)
+    return weights.to(query.dtype) @ value
+
+
+def unsupported_arguments(module: nn.Module, arguments: dict[str, Any]) -> list[str]:
+    """Names what a model asks of attention that `paged_attention` would not honour."""
+    names = [
+        name for name, given in arguments.items() if given is not None and name not in _HONOURED | _IRRELEVANT
+    ]
+    if arguments.get("is_causal", getattr(module, "is_causal", True)) is False:
+        names.append("is_causal=False")
+    return names

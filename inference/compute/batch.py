@@ -1,0 +1,253 @@
+"""One step's tensors: the scheduled tokens of all sequences, one after the other.
+
+Knows the layout of tokens and slots, nothing of the model or of sampling.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from inference.compute.transfer import upload
+from inference.scheduling.probe import ProbeSpan, locate
+from inference.scheduling.sequence import Sequence
+
+_MAX_GATHERED_TOKENS = 2**17  # contexts that one attention call copies out of the cache, padding included
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Sequences of the batch that one attention call serves, padded to its longest context.
+
+    Either B sequences with one query token each (Q = 1), or one sequence (B = 1) with Q tokens.
+    """
+
+    tokens: slice
+    """Of the batch's tokens: the B * Q queries of this group."""
+    slots: torch.Tensor  # [B, L] of each sequence's context, padded with the cache's padding slot
+    query_positions: torch.Tensor  # [B, Q]
+    _masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, sliding_window: int | None, repeats: int) -> torch.Tensor:
+        """[B, 1, repeats * Q, L], True where a query sees a key: not after it, within the window.
+
+        The Q queries come `repeats` times, one after the other. Made once for all layers.
+        """
+        key = sliding_window, repeats
+        if key not in self._masks:
+            distance = self.query_positions[:, :, None] - torch.arange(
+                self.slots.shape[1], device=self.slots.device
+            )
+            visible = distance >= 0
+            if sliding_window is not None:
+                visible &= distance < sliding_window
+            self._masks[key] = visible[:, None].repeat(1, 1, repeats, 1)
+        return self._masks[key]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Where the contexts of a batch's N sequences lie, for attention that reads them out of the blocks."""
+
+    blocks: torch.Tensor  # int32 [N, most blocks of a sequence]
+    starts: torch.Tensor  # [N + 1] of each sequence's tokens in the batch, and the batch's end
+    num_single: int
+    """How many of the sequences have one token each; they are the first."""
+
+
+@dataclass(frozen=True)
+class SteeringBatch:
+    """What is added to each token's activations: `scales` times `rows` of the steering bank.
+
+    Row 0 is zero: that of tokens that are not steered, and of every sequence's first token, whose
+    activations are tens of times larger than all others' and carry no meaning.
+    """
+
+    rows: torch.Tensor  # [T]
+    scales: torch.Tensor  # [T, 1] float32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T tokens of several sequences; S of these sequences sample their next token, P tokens are scored."""
+
+    token_ids: torch.Tensor  # [T]
+    positions: torch.Tensor  # [T]
+    slots: torch.Tensor  # [T] where the keys and values go
+    contexts: Contexts | None
+    """None where attention cannot read the contexts in place."""
+    groups: list[AttentionGroup]
+    """Empty where it can."""
+    logit_tokens: torch.Tensor  # [S + P] indices into T
+    sampling: list[Sequence]
+    """The S sequences that sample, in the order of `logit_tokens`."""
+    probes: list[ProbeSpan]
+    steering: SteeringBatch | None
+    """None when no row of the batch is steered."""
+
+
+class BatchBuilder:
+    def __init__(self, block_size: int, padding_slot: int, device: torch.device, *, in_place: bool) -> None:
+        """`in_place`: whether attention reads the contexts out of the blocks."""
+        self.block_size = block_size
+        self.padding_slot = padding_slot
+        self.device = device
+        self.in_place = in_place
+
+    def build(self, scheduled: list[Sequence]) -> Batch:
+        # Single queries first, of similar context length side by side, so that they share a call.
+        ordered = sorted(scheduled, key=_group_key)
+        counts = [sequence.num_scheduled_tokens for sequence in ordered]
+        positions = np.concatenate([_positions(sequence) for sequence in ordered])
+        ends = np.cumsum(counts)
+        samples = [sequence.samples_next for sequence in ordered]
+        probes = _probe_spans(ordered, ends)
+        logit_tokens = [ends[samples] - 1, *(np.array(span.scored_tokens, dtype=np.int64) for span in probes)]
+        tensors = upload(
+            {
+                "token_ids": np.concatenate([_scheduled_token_ids(sequence) for sequence in ordered]),
+                "positions": positions,
+                "slots": np.concatenate([self._own_slots(sequence) for sequence in ordered]),
+                "logit_tokens": np.concatenate(logit_tokens),
+                **(
+                    {"blocks": _blocks(ordered), "starts": np.concatenate([[0], ends])}
+                    if self.in_place
+                    else {}
+                ),
+                **_steering(ordered),
+            },
+            self.device,
+        )
+        return Batch(
+            token_ids=tensors["token_ids"],
+            positions=tensors["positions"],
+            slots=tensors["slots"],
+            contexts=Contexts(tensors["blocks"], tensors["starts"], counts.count(1))
+            if self.in_place
+            else None,
+            groups=[] if self.in_place else self._groups(ordered, positions),
+            logit_tokens=tensors["logit_tokens"],
+            sampling=[sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
+            probes=probes,
+            steering=SteeringBatch(tensors["rows"], tensors["scales"]) if "rows" in tensors else None,
+        )
+
+    def follow(self, batch: Batch, token_ids: torch.Tensor) -> Batch:
+        """The step after one of which each token was a sequence's last: on to what it sampled [T]."""
+        sequences = batch.sampling
+        tensors = upload(
+            {
+                "slots": np.array([self._slot(sequence, sequence.num_tokens) for sequence in sequences]),
+                "blocks": _blocks(sequences),
+            },
+            self.device,
+        )
+        return replace(
+            batch,
+            token_ids=token_ids,
+            positions=batch.positions + 1,
+            slots=tensors["slots"],
+            contexts=replace(batch.contexts, blocks=tensors["blocks"]) if batch.contexts else None,
+        )
+
+    def _groups(self, ordered: list[Sequence], positions: np.ndarray) -> list[AttentionGroup]:
+        groups = []
+        start = 0
+        for indices in _split(ordered):
+            members = [ordered[i] for i in indices]
+            queries = sum(member.num_scheduled_tokens for member in members)
+            tokens = slice(start, start + queries)
+            groups.append(
+                AttentionGroup(
+                    tokens=tokens,
+                    slots=self._tensor(self._pad([self._context_slots(member) for member in members])),
+                    query_positions=self._tensor(positions[tokens].reshape(len(members), -1)),
+                )
+            )
+            start = tokens.stop
+        return groups
+
+    def _own_slots(self, sequence: Sequence) -> np.ndarray:
+        """The slots of the scheduled tokens."""
+        first = sequence.num_computed_tokens
+        if sequence.num_scheduled_tokens == 1:
+            return np.array([self._slot(sequence, first)])
+        return self._context_slots(sequence)[first:]
+
+    def _slot(self, sequence: Sequence, position: int) -> int:
+        block, place = divmod(position, self.block_size)
+        return sequence.block_table[block] * self.block_size + place
+
+    def _context_slots(self, sequence: Sequence) -> np.ndarray:
+        """The slots of all tokens up to the last scheduled one."""
+        length = sequence.num_computed_tokens + sequence.num_scheduled_tokens
+        blocks = np.asarray(sequence.block_table, dtype=np.int64)
+        slots = blocks[:, None] * self.block_size + np.arange(self.block_size)
+        return slots.reshape(-1)[:length]
+
+    def _pad(self, rows: list[np.ndarray]) -> np.ndarray:
+        padded = np.full((len(rows), max(map(len, rows))), self.padding_slot, dtype=np.int64)
+        for row, values in zip(padded, rows, strict=True):
+            row[: len(values)] = values
+        return padded
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+
+def _split(ordered: list[Sequence]) -> Iterator[list[int]]:
+    """Indices of the sequences that one attention call serves, of bounded size when gathered."""
+    for (_, width), members in groupby(range(len(ordered)), key=lambda i: _group_key(ordered[i])):
+        indices = list(members)
+        size = max(1, _MAX_GATHERED_TOKENS >> width)
+        yield from (indices[i : i + size] for i in range(0, len(indices), size))
+
+
+def _group_key(sequence: Sequence) -> tuple[int, int]:
+    """Equal for single queries whose contexts differ by less than a factor of two."""
+    if sequence.num_scheduled_tokens == 1:
+        return 0, (sequence.num_computed_tokens + 1).bit_length()
+    return 1 + sequence.number, 0
+
+
+def _probe_spans(ordered: list[Sequence], ends: np.ndarray) -> list[ProbeSpan]:
+    return [
+        locate(sequence.probe, sequence.num_computed_tokens, range(end - sequence.num_scheduled_tokens, end))
+        for sequence, end in zip(ordered, ends.tolist(), strict=True)
+        if sequence.probe is not None
+    ]
+
+
+def _blocks(sequences: list[Sequence]) -> np.ndarray:
+    width = max(len(sequence.block_table) for sequence in sequences)
+    blocks = np.zeros((len(sequences), width), dtype=np.int32)
+    for row, sequence in zip(blocks, sequences, strict=True):
+        row[: len(sequence.block_table)] = sequence.block_table
+    return blocks
+
+
+def _steering(ordered: list[Sequence]) -> dict[str, np.ndarray]:
+    """The `rows` and `scales` of all tokens; nothing if none is steered."""
+    steered = [sequence.steering for sequence in ordered]
+    if not any(steered):
+        return {}
+    counts = [sequence.num_scheduled_tokens for sequence in ordered]
+    rows = np.repeat([steering.row if steering else 0 for steering in steered], counts)
+    scales = np.repeat([steering.scale if steering else 0.0 for steering in steered], counts)
+    starts = np.cumsum([0, *counts[:-1]])
+    first = starts[[sequence.num_computed_tokens == 0 for sequence in ordered]]
+    rows[first], scales[first] = 0, 0.0
+    return {"rows": rows, "scales": scales.astype(np.float32)[:, None]}
+
+
+def _positions(sequence: Sequence) -> np.ndarray:
+    first = sequence.num_computed_tokens
+    return np.arange(first, first + sequence.num_scheduled_tokens, dtype=np.int64)
+
+
+def _scheduled_token_ids(sequence: Sequence) -> np.ndarray:
+    first = sequence.num_computed_tokens
+    ids = sequence.token_ids[first : first + sequence.num_scheduled_tokens]
+    return np.array(ids, dtype=np.int64)

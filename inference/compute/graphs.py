@@ -1,0 +1,109 @@
+"""Steps of single tokens, captured once for some numbers of sequences and replayed: a replay costs the host
+one launch, whatever the model does. Knows how a batch is laid out for it, and not how capturing works.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from inference.compute.batch import Batch, Contexts, SteeringBatch
+
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], torch.Tensor]], tuple[Replay, torch.Tensor]]
+"""Runs what it is given once, and says how to run it again and where the result then is. What it is given
+reads and writes the same memory each time, and never waits for the device."""
+
+_EVERY = 8  # beyond which numbers of sequences are rounded up to multiples of it
+
+
+class Graphs:
+    """The captured steps. A replay serves any sequences, steered or not, up to the number of its rows."""
+
+    def __init__(
+        self,
+        forward: Callable[[Batch], torch.Tensor],
+        capture: Capture,
+        *,
+        most_sequences: int,
+        most_blocks: int,
+        spare_slot: int,
+        device: torch.device,
+    ) -> None:
+        """Captures `forward`. `most_blocks`: of a sequence; `spare_slot`: of the cache, belongs to nobody."""
+        self._sizes = _sizes(most_sequences)
+        self._inputs = _Inputs(self._sizes[-1], most_blocks, spare_slot, device)
+        self._replays: dict[int, tuple[Replay, torch.Tensor]] = {}
+        for size in reversed(self._sizes):  # the largest first: the others fit into its memory
+            self._replays[size] = capture(partial(forward, self._inputs.batch(size)))
+
+    def serve(self, batch: Batch) -> bool:
+        """Whether a captured step does what the batch asks for."""
+        return (
+            batch.contexts is not None
+            and len(batch.sampling) == len(batch.token_ids) <= self._sizes[-1]
+            and not batch.probes
+        )
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        """The batch's logits [S, vocab_size], valid until the next call."""
+        count = len(batch.token_ids)
+        size = self._sizes[bisect_left(self._sizes, count)]
+        self._inputs.fill(batch, size)
+        replay, logits = self._replays[size]
+        replay()
+        return logits[:count]
+
+
+class _Inputs:
+    """The memory that captured steps read. Rows without a sequence write to the spare slot."""
+
+    def __init__(self, most_sequences: int, most_blocks: int, spare_slot: int, device: torch.device) -> None:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        self._spare_slot = spare_slot
+        self._indices = torch.arange(most_sequences + 1, device=device)
+        self._token_ids = zeros(most_sequences)
+        self._positions = zeros(most_sequences)
+        self._slots = zeros(most_sequences).fill_(spare_slot)
+        self._blocks = zeros(most_sequences, most_blocks, dtype=torch.int32)
+        self._rows = zeros(most_sequences)
+        self._scales = zeros(most_sequences, 1, dtype=torch.float32)
+
+    def batch(self, size: int) -> Batch:
+        """Of the first `size` rows."""
+        return Batch(
+            token_ids=self._token_ids[:size],
+            positions=self._positions[:size],
+            slots=self._slots[:size],
+            contexts=Contexts(self._blocks[:size], self._indices[: size + 1], num_single=size),
+            groups=[],
+            logit_tokens=self._indices[:size],
+            sampling=[],
+            probes=[],
+            steering=SteeringBatch(self._rows[:size], self._scales[:size]),
+        )
+
+    def fill(self, batch: Batch, size: int) -> None:
+        assert batch.contexts is not None  # noqa: S101 - for the type checker
+        count, width = batch.contexts.blocks.shape
+        self._token_ids[:count].copy_(batch.token_ids)
+        self._positions[:count].copy_(batch.positions)
+        self._slots[:count].copy_(batch.slots)
+        self._blocks[:count, :width].copy_(batch.contexts.blocks)
+        if count < size:
+            self._positions[count:size].zero_()
+            self._slots[count:size].fill_(self._spare_slot)
+        if batch.steering is None:
+            self._rows[:size].zero_()
+        else:
+            self._rows[:count].copy_(batch.steering.rows)
+            self._rows[count:size].zero_()
+            self._scales[:count].copy_(batch.steering.scales)
+
+
+def _sizes(most: int) -> list[int]:
+    """Few for large numbers of sequences, where one row more costs little."""
+    return [size for size in (1, 2, 4) if size < most] + [*range(_EVERY, most, _EVERY), most]

@@ -1,0 +1,158 @@
+"""Runs scheduled sequences through the model: batch, forward, sample. Decides nothing."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from inference.backends.choice import TORCH, Backend
+from inference.compute.attention import PagedBatch
+from inference.compute.batch import Batch, BatchBuilder
+from inference.compute.graphs import Capture, Graphs
+from inference.compute.kv_cache import KVCache
+from inference.compute.sampler import Sampled, Sampler
+from inference.interface.config import ConfigError, EngineConfig
+from inference.interface.protocol import TokenLogprobs
+from inference.models.causal_lm import CausalLM
+from inference.runner.memory import num_blocks
+from inference.scheduling.probe import MAX_TOKENS_IN_FLIGHT
+from inference.scheduling.sequence import Sequence
+from inference.steering.bank import SteeringBank
+from inference.steering.capture import capturing, score
+from inference.steering.injection import inject
+
+_log = logging.getLogger(__name__)
+
+_STEERED_DEPTH = 0.6  # of the blocks; docs/steering.md says why
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """`token_id` is sampler.NOT_A_TOKEN where the model's output was not finite."""
+
+    sequence: Sequence
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was launched for some sequences."""
+
+    sequences: list[Sequence]
+    batch: Batch
+    sampled: Sampled | None
+    """None if no sequence samples."""
+
+    def read(self) -> list[SampledToken]:
+        """Waits for the device."""
+        if self.sampled is None:
+            return []
+        rows = zip(self.batch.sampling, *self.sampled.read(), strict=True)
+        return [SampledToken(*row) for row in rows]
+
+
+class ModelRunner:
+    def __init__(self, model: CausalLM, config: EngineConfig, backend: Backend = TORCH) -> None:
+        self.model = model
+        self.num_blocks = num_blocks(model, config, backend)
+        self._cache = KVCache(model.layer_shapes, self.num_blocks, config.block_size, model.device)
+        self._builder = BatchBuilder(
+            config.block_size,
+            self._cache.padding_slot,
+            model.device,
+            in_place=backend.attend is not None,
+        )
+        self._attend = backend.attend
+        self._sampler = Sampler(model.vocab_size, model.device, backend.weigh)
+        self.bank = SteeringBank(
+            # Every sequence may be steered by something else.
+            num_rows=config.max_running + config.max_queued + MAX_TOKENS_IN_FLIGHT,
+            blocks=_steered_blocks(model, config),
+            hidden_size=model.hidden_size,
+            device=model.device,
+        )
+        inject(model, self.bank, backend.steer)
+        self._graphs = self._capture(backend.capture, config) if backend.capture else None
+
+    @torch.inference_mode()
+    def launch(self, scheduled: list[Sequence]) -> Step:
+        """Has each sequence's scheduled tokens computed, and sampled from for those that reach their end."""
+        batch = self._builder.build(scheduled)
+        sampling = self._sampler.prepare(batch.sampling)  # before the device has work to wait for
+        if self._graphs is not None and self._graphs.serve(batch):
+            logits = self._graphs.run(batch)
+            return Step(scheduled, batch, self._sampler.sample(logits, sampling))
+        with capturing(self.model, batch.probes):
+            logits = self._forward(batch)
+            if batch.probes:
+                score(batch.probes, logits[len(batch.sampling) :])
+                logits = logits[: len(batch.sampling)]
+            sampled = self._sampler.sample(logits, sampling) if batch.sampling else None
+        return Step(scheduled, batch, sampled)
+
+    @torch.inference_mode()
+    def launch_after(self, step: Step) -> Step:
+        """Has the next token of each sequence of `step` computed, whose tokens the host need not know yet.
+
+        For a step that `can_be_followed`. The sequences have blocks for one token more.
+        """
+        assert step.sampled is not None  # noqa: S101 - for the type checker
+        assert self._graphs is not None  # noqa: S101
+        batch = self._builder.follow(step.batch, step.sampled.tokens.clamp(min=0))
+        sampling = self._sampler.prepare(batch.sampling, ahead=True)
+        return Step(batch.sampling, batch, self._sampler.sample(self._graphs.run(batch), sampling))
+
+    def can_be_followed(self, step: Step) -> bool:
+        """Whether the host needs nothing of the step's outcome to launch the next for the same sequences."""
+        return (
+            self._graphs is not None
+            and self._graphs.serve(step.batch)
+            and len(step.sequences) == len(step.batch.sampling)  # none has ended since
+            and not any(map(_needs_outcome, step.batch.sampling))
+        )
+
+    @torch.inference_mode()
+    def _capture(self, capture: Capture, config: EngineConfig) -> Graphs | None:
+        """None, and a warning, where the model's code asks the device something on its way."""
+        limits = self.num_blocks * config.block_size, self.model.context_length, config.context_length
+        longest = min(limit for limit in limits if limit)
+        try:
+            return Graphs(
+                self._forward,
+                capture,
+                most_sequences=min(config.max_running, config.max_batch_tokens),
+                most_blocks=-(-longest // config.block_size),
+                spare_slot=self._cache.padding_slot,
+                device=self.model.device,
+            )
+        except RuntimeError as error:
+            _log.warning("the server will be slower, since steps cannot be captured: %s", error)
+            return None
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        return self.model.forward(PagedBatch(batch, self._cache, self._attend))
+
+
+def _needs_outcome(sequence: Sequence) -> bool:
+    """Whether the step after one that is not known yet depends on more than its token."""
+    sampling = sequence.sampling
+    return bool(
+        sampling.frequency_penalty
+        or sampling.presence_penalty
+        or sampling.top_logprobs is not None
+        or sequence.num_computed_tokens == 0  # the first token alone is never steered
+    )
+
+
+def _steered_blocks(model: CausalLM, config: EngineConfig) -> tuple[int, ...]:
+    """Those configured, else one at _STEERED_DEPTH. Raises ConfigError."""
+    count = len(model.blocks)
+    if config.steering_blocks is None:
+        return (min(round(_STEERED_DEPTH * count), count - 1),)
+    for block in config.steering_blocks:
+        if not 0 <= block < count:
+            raise ConfigError(
+                f"engine.steering_blocks has {block}, but the model's blocks are 0 to {count - 1}"
+            )
+    return config.steering_blocks

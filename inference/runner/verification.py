@@ -1,0 +1,81 @@
+"""Whether a model says through our attention what it says through its own. Run once, when it is loaded.
+
+A model can use transformers' attention interface and still keep state elsewhere (as recurrent layers
+do), or put into its attention mask what we never see. Such a model would answer, and answer wrongly.
+"""
+
+import random
+import statistics
+
+import torch
+
+from inference.backends.choice import Backend
+from inference.compute.attention import PagedBatch
+from inference.compute.batch import BatchBuilder
+from inference.compute.kv_cache import KVCache
+from inference.interface.protocol import GenerationRequest
+from inference.models.causal_lm import CausalLM, UnsupportedModelError
+from inference.scheduling.sequence import Sequence, build_sequences
+
+_LENGTHS = (48, 41, 33, 29, 22)
+_FIRST_PIECE = 19  # of each prompt; the rest but the last token is computed in a second step
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
+"""Allowed error of the log probabilities, relative to their spread."""
+
+
+Expectation = list[tuple[list[int], torch.Tensor]]
+"""Prompts, and the log probabilities [vocab_size] of what follows."""
+
+
+@torch.inference_mode()
+def expect(model: CausalLM) -> Expectation:
+    """What the model's own code says, before anything in it is replaced."""
+    rng = random.Random(0)  # noqa: S311 - any tokens will do
+    prompts = [[rng.randrange(model.vocab_size) for _ in range(length)] for length in _LENGTHS]
+    tensors = [torch.tensor(prompt, device=model.device) for prompt in prompts]
+    return [
+        (prompt, model.reference_logits(tensor)[-1].log_softmax(-1))
+        for prompt, tensor in zip(prompts, tensors, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def verify(model: CausalLM, backend: Backend, expectation: Expectation) -> None:
+    """Raises UnsupportedModelError if the engine says something else."""
+    ours = _run_paged(model, [prompt for prompt, _ in expectation], backend)
+    errors = [_error(logits, expected) for logits, (_, expected) in zip(ours, expectation, strict=True)]
+    # The median, since rounding may send a token to another expert.
+    if not statistics.median(errors) <= _TOLERANCE[model.dtype]:
+        raise UnsupportedModelError("its layers keep state outside of attention, or mask it in their own way")
+
+
+def _error(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square error of the log probabilities, relative to their standard deviation."""
+    difference = logits.log_softmax(-1) - expected
+    return float(difference.square().mean().sqrt() / expected.std())
+
+
+def _run_paged(model: CausalLM, prompts: list[list[int]], backend: Backend) -> list[torch.Tensor]:
+    """Each prompt's last logits [vocab_size], computed in three steps over a small cache."""
+    size = max(_LENGTHS)
+    cache = KVCache(model.layer_shapes, len(prompts), size, model.device)
+    builder = BatchBuilder(size, cache.padding_slot, model.device, in_place=backend.attend is not None)
+    sequences = [_make_sequence(block, prompt) for block, prompt in enumerate(prompts)]
+    for end in (_FIRST_PIECE, -1, None):
+        for sequence in sequences:
+            computed = sequence.num_computed_tokens
+            sequence.num_scheduled_tokens = len(sequence.token_ids[computed:end])
+        batch = builder.build(sequences)
+        logits = model.forward(PagedBatch(batch, cache, backend.attend))
+        for sequence in sequences:
+            sequence.num_computed_tokens += sequence.num_scheduled_tokens
+    rows = dict(zip(batch.sampling, logits, strict=True))
+    return [rows[sequence] for sequence in sequences]
+
+
+def _make_sequence(block: int, prompt: list[int]) -> Sequence:
+    """Lies in the block of its own number."""
+    request = GenerationRequest("verification", prompt, max_tokens=1)
+    [sequence] = build_sequences(request, 0.0, iter([block]), random.Random(0))  # noqa: S311
+    sequence.block_table.append(block)
+    return sequence

@@ -1,0 +1,473 @@
+"""What a connection takes before there is a request: heads of some size, in some time, and bodies in time."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn._types import HTTPScope
+
+from app.errors import QueueFull
+from app.http import connection
+from app.http.connection import Headers, connections_with
+from app.settings import ServerSettings
+from tests.app.contract.support import assert_error_payload, until
+
+PATIENT = {"header_seconds": 30, "body_seconds": 30}
+
+
+class App:
+    """Reads the body, says how long it was, and notes who left before."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.refusals: list[int] = []
+        self.is_full = False
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
+        """POST /chat needs a place."""
+        assert all(name == name.lower() for name, _ in headers)
+        if (method, target) == (b"POST", b"/chat?nice=true") and self.is_full:
+            return QueueFull().http({"x-own": "1"})
+        return None
+
+    def let_in(self, scope: HTTPScope) -> None:
+        scope["state"]["let in"] = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        length, more = 0, scope["path"] != "/unread"
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.left += 1
+                return
+            length += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        await self.go_on.wait()
+        await send({"type": "http.response.body", "body": str(length).encode()})
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, *parts: bytes, pause: float = 0) -> None:
+        for part in parts:
+            self._writer.write(part)
+            await self._writer.drain()
+            await asyncio.sleep(pause)
+
+    @asynccontextmanager
+    async def dribbling(self, data: bytes) -> AsyncIterator[None]:
+        """Within, it sends this again and again, more often than any limit of time here."""
+
+        async def dribble() -> None:
+            with suppress(ConnectionError):
+                while True:
+                    await self.send(data, pause=0.02)
+
+        task = asyncio.create_task(dribble())
+        yield
+        task.cancel()
+
+    def leave(self) -> None:
+        self._writer.close()
+
+    async def read(self) -> bytes:
+        """What comes until the server closes the connection."""
+        async with asyncio.timeout(10):
+            return await self._reader.read()
+
+    async def read_until(self, end: bytes) -> bytes:
+        async with asyncio.timeout(10):
+            return await self._reader.readuntil(end)
+
+
+@pytest.fixture
+def app() -> App:
+    return App()
+
+
+@pytest.fixture
+async def connect(app: App) -> AsyncIterator[Callable[..., Any]]:
+    """`await connect(max_headers=3)`: a client of a server with these limits."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**limits: float) -> Client:
+            port = await stack.enter_async_context(serving(app, ServerSettings(**(PATIENT | limits))))
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+            return Client(reader, writer)
+
+        yield start
+
+
+@asynccontextmanager
+async def serving(app: App, limits: ServerSettings) -> AsyncIterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            app,
+            http=connections_with(limits, lambda route, status: app.refusals.append(status), app),
+            log_level="critical",
+            ws="none",
+            lifespan="off",
+            timeout_keep_alive=limits.keepalive_seconds,
+            timeout_graceful_shutdown=1,
+        )
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        await task
+
+
+def post(*headers: str, path: str = "/", body: str = "") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: tiller", *headers, "", body]
+    return "\r\n".join(lines).encode()
+
+
+def assert_refused(answer: bytes, status: int, code: str, *words: str) -> None:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode().lower().split("\r\n")
+    assert lines[0].startswith(f"http/1.1 {status} "), answer
+    assert "content-type: application/json" in lines
+    assert f"content-length: {len(body)}" in lines
+    assert "connection: close" in lines
+    assert_error_payload(body, code, *words)
+
+
+async def test_what_keeps_to_the_limits_is_served(connect: Callable[..., Any]) -> None:
+    client = await connect(max_headers=4, max_header_bytes=300)
+    for _ in range(3):
+        request = post("Content-Length: 5", "X-Filling: " + "x" * 200, "X-Last: 1", body="hello")
+        await client.send(request[:100], request[100:250], request[250:])
+        assert (await client.read_until(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("piece", [50, 1000, 10**6])
+async def test_too_large_a_header_is_refused_however_it_comes(
+    connect: Callable[..., Any], app: App, piece: int
+) -> None:
+    client = await connect(max_header_bytes=1000)
+    request = post("Content-Length: 0", "X-Large: " + "x" * 1000)
+    await client.send(*(request[start : start + piece] for start in range(0, len(request), piece)))
+    assert_refused(await client.read(), 431, "HEADERS_TOO_LARGE", "1000")
+
+
+async def test_too_long_a_target_is_refused(connect: Callable[..., Any]) -> None:
+    client = await connect(max_header_bytes=1000)
+    await client.send(post("Content-Length: 0", path="/" + "x" * 1000))
+    assert_refused(await client.read(), 431, "HEADERS_TOO_LARGE")
+
+
+async def test_a_header_without_an_end_is_refused_long_before_it_fills_the_memory(
+    connect: Callable[..., Any],
+) -> None:
+    client = await connect(max_body_bytes=2**20)
+    await client.send(post()[:-4], b"\r\nX-Endless: ")
+    with pytest.raises(ConnectionError):
+        await client.send(*[b"x" * 2**16] * 1000)
+
+
+async def test_too_many_headers_are_refused(connect: Callable[..., Any]) -> None:
+    client = await connect()
+    await client.send(post("Content-Length: 0", *(f"X-{number}: 1" for number in range(10_000))))
+    assert_refused(await client.read(), 431, "HEADERS_TOO_LARGE", "100")
+
+
+async def test_trailers_are_limited_as_well(connect: Callable[..., Any]) -> None:
+    client = await connect(max_header_bytes=1000)
+    await client.send(post("Transfer-Encoding: chunked"), b"1\r\nx\r\n0\r\nX-Trailer: ")
+    await client.send(*[b"x" * 100] * 20, pause=0.005)
+    assert_refused(await client.read(), 431, "HEADERS_TOO_LARGE")
+
+
+async def test_a_long_body_in_small_chunks_is_no_head(connect: Callable[..., Any]) -> None:
+    client = await connect(max_header_bytes=200)
+    await client.send(post("Transfer-Encoding: chunked", "Connection: close"))
+    for _ in range(100):
+        await client.send(b"1\r\n", b"x\r\n")
+    await client.send(b"0\r\n\r\n")
+    assert b"100\r\n" in await client.read()
+
+
+async def test_the_next_head_after_a_long_body_is_counted_from_its_own_begin(
+    connect: Callable[..., Any],
+) -> None:
+    client = await connect(max_header_bytes=1000)
+    await client.send(post("Content-Length: 5000"), b"x" * 5000 + post("Content-Length: 0")[:10])
+    assert (await client.read_until(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    await client.send(post("Content-Length: 0", "Connection: close")[10:])
+    assert (await client.read()).startswith(b"HTTP/1.1 200")
+
+
+async def test_slow_headers_are_answered_with_408(connect: Callable[..., Any]) -> None:
+    client = await connect(header_seconds=1)
+    await client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
+    async with client.dribbling(b"x"):
+        assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "headers", "1 seconds")
+
+
+async def test_a_client_that_says_nothing_is_left(connect: Callable[..., Any]) -> None:
+    client = await connect(header_seconds=0.2)
+    assert await client.read() == b""
+
+
+async def test_empty_lines_are_nothing(connect: Callable[..., Any]) -> None:
+    client = await connect(header_seconds=0.3)
+    async with client.dribbling(b"\r\n"):
+        assert await client.read() == b""
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_between_requests_a_connection_may_be_idle(
+    connect: Callable[..., Any], app: App, is_full: bool
+) -> None:
+    app.is_full = is_full
+    client = await connect(header_seconds=0.1, keepalive_seconds=1)
+    request = b"POST /chat?nice=true HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    for _ in range(3):
+        await client.send(request, pause=0.5)
+        await client.send(b"\r\n", pause=0.1)
+    assert (await client.read()).count(b"HTTP/1.1 503" if is_full else b"HTTP/1.1 200") == 3
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 10000", "Transfer-Encoding: chunked"])
+async def test_a_body_that_does_not_come_is_answered_with_408(
+    connect: Callable[..., Any], app: App, length: str
+) -> None:
+    client = await connect(body_seconds=0.3)
+    await client.send(post(length))
+    assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "body", "0.3")
+    assert app.refusals == [408]
+    await until(lambda: app.left == 1)
+
+
+async def test_a_slow_body_does_not_hold_its_connection(connect: Callable[..., Any], app: App) -> None:
+    client = await connect(body_seconds=0.3)
+    await client.send(post("Content-Length: 1000"))
+    async with client.dribbling(b"x"):
+        assert_refused(await client.read(), 408, "REQUEST_TIMEOUT")
+    await until(lambda: app.left == 1)
+
+
+async def test_a_body_that_comes_slowly_but_in_time_is_read(connect: Callable[..., Any]) -> None:
+    client = await connect(header_seconds=0.2, body_seconds=20)
+    await client.send(post("Content-Length: 10", "Connection: close"))
+    await client.send(*[b"x"] * 10, pause=0.05)
+    assert b"10\r\n" in await client.read()
+
+
+async def test_an_unread_body_that_does_not_come_ends_the_connection(connect: Callable[..., Any]) -> None:
+    client = await connect(body_seconds=0.3)
+    await client.send(post("Content-Length: 1000", path="/unread"))
+    assert (await client.read_until(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    async with client.dribbling(b"x"):
+        with suppress(ConnectionResetError):  # It was ended while something was on its way.
+            assert await client.read() == b""
+
+
+async def test_an_answer_takes_the_time_it_takes(connect: Callable[..., Any], app: App) -> None:
+    app.go_on.clear()
+    client = await connect(header_seconds=1, body_seconds=1)
+    await client.send(post("Content-Length: 0"), b"GE")
+    await asyncio.sleep(1.5)
+    app.go_on.set()
+    answer = await client.read_until(b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n1\r\n0\r\n0\r\n\r\n")
+    assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "headers")
+
+
+@pytest.mark.parametrize("raw", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00"])
+async def test_what_is_no_http_is_told_so_in_the_contracts_words(
+    connect: Callable[..., Any], raw: bytes
+) -> None:
+    client = await connect()
+    await client.send(raw)
+    assert_refused(await client.read(), 400, "INVALID_REQUEST", "HTTP")
+
+
+async def test_nonsense_after_a_request_does_not_reach_into_its_answer(
+    connect: Callable[..., Any], app: App
+) -> None:
+    app.go_on.clear()
+    client = await connect()
+    await client.send(post("Content-Length: 0"))
+    await client.read_until(b"\r\n\r\n")
+    await client.send(b"nonsense\r\n\r\n")
+    assert await client.read() == b""
+    app.go_on.set()
+
+
+async def test_a_broken_body_is_an_error_and_the_app_is_told(connect: Callable[..., Any], app: App) -> None:
+    client = await connect()
+    await client.send(post("Transfer-Encoding: chunked"))
+    await client.send(b"zzz\r\n", pause=0.05)
+    assert_refused(await client.read(), 400, "INVALID_REQUEST")
+    await until(lambda: app.left == 1)
+
+
+async def test_an_error_says_no_more_than_it_should(connect: Callable[..., Any]) -> None:
+    client = await connect()
+    await client.send(b"secret-token: " + b"s" * 100 + b"\r\n\r\n")
+    answer = await client.read()
+    assert b"secret" not in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["param"] is None
+
+
+UPGRADES = [
+    ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"),
+    ("Connection: Upgrade", "Upgrade: websocket"),
+]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("pause", [0, 0.02])
+@pytest.mark.parametrize(
+    ("framing", "body", "length"),
+    [
+        ("Content-Length: 12", b"DELETE / HTT", b"12"),
+        ("Content-Length: 0", b"", b"0"),
+        ("Transfer-Encoding: chunked", b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n", b"7"),
+    ],
+)
+async def test_who_asks_for_another_protocol_gets_this_one(
+    connect: Callable[..., Any],
+    upgrade: tuple[str, ...],
+    pause: float,
+    framing: str,
+    body: bytes,
+    length: bytes,
+) -> None:
+    client = await connect()
+    if pause:
+        await client.send(post(*upgrade, framing), *(bytes([byte]) for byte in body), pause=pause)
+    else:
+        await client.send(post(*upgrade, framing) + body)
+    answer = await client.read_until(b"\r\n0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(length), length))
+
+
+async def test_a_body_after_an_offered_protocol_is_no_request(connect: Callable[..., Any]) -> None:
+    client = await connect()
+    hidden = post("Content-Length: 0")
+    await client.send(post(*UPGRADES[0], f"Content-Length: {len(hidden)}"), hidden, pause=0.05)
+    answer = await client.read()
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"%d\r\n0\r\n\r\n" % len(hidden) in answer
+
+
+async def test_a_body_after_an_offered_protocol_may_not_take_for_ever(connect: Callable[..., Any]) -> None:
+    client = await connect(body_seconds=0.3)
+    await client.send(post(*UPGRADES[0], "Content-Length: 100"), b"x")
+    assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "body")
+
+
+async def full(connect: Callable[..., Any], app: App, **limits: float) -> Client:
+    app.is_full = True
+    return await connect(**limits)
+
+
+def chat(*headers: str, body: str = "") -> bytes:
+    return post(*headers, path="/chat?nice=true", body=body)
+
+
+async def test_what_has_no_place_is_answered_before_its_body_has_come(
+    connect: Callable[..., Any], app: App
+) -> None:
+    """The connection is used again, as if an app had answered."""
+    client = await full(connect, app)
+    for _ in range(2):
+        await client.send(chat("Content-Length: 11"))
+        head = await client.read_until(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"\r\nRetry-After: " in head
+        assert b"\r\nx-own: 1\r\n" in head
+        assert b"connection" not in head
+        await client.read_until(b'},"code":"QUEUE_FULL"}')
+        await client.send(b"hello ", b"world")
+    await client.send(chat("Transfer-Encoding: chunked"), b"5\r\nhello\r\n0\r\n\r\n")
+    await client.read_until(b'},"code":"QUEUE_FULL"}')
+    await client.send(post("Content-Length: 5", body="other"))
+    assert (await client.read_until(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+    app.is_full = False
+    await client.send(chat("Content-Length: 5", body="hello"))
+    assert (await client.read_until(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+    assert app.left == 0
+
+
+@pytest.mark.parametrize(
+    "headers", [["Connection: close"], ["Expect: 100-continue"], ["Connection: upgrade", "Upgrade: h2c"]]
+)
+async def test_who_wants_more_than_an_answer_is_left_to_the_app(
+    connect: Callable[..., Any], app: App, headers: list[str]
+) -> None:
+    client = await full(connect, app)
+    await client.send(chat(*headers, "Content-Length: 5", body="hello"))
+    assert b" 200 OK" in await client.read_until(b"0\r\n\r\n")
+
+
+async def test_requests_that_come_together_are_answered_in_their_order(
+    connect: Callable[..., Any], app: App
+) -> None:
+    client = await full(connect, app)
+    app.go_on.clear()
+    await client.send(post("Content-Length: 1", body="a") + chat("Content-Length: 2", body="bb"))
+    await client.read_until(b"\r\n\r\n")
+    app.go_on.set()
+    answers = await client.read_until(b"0\r\n\r\n") + await client.read_until(b"0\r\n\r\n")
+    assert b"503" not in answers
+
+
+async def test_an_answered_requests_body_may_not_take_for_ever(connect: Callable[..., Any], app: App) -> None:
+    client = await full(connect, app, body_seconds=0.2)
+    await client.send(chat("Content-Length: 11", body="hello"))
+    answer = await client.read()
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.endswith(b'},"code":"QUEUE_FULL"}')
+
+
+async def test_connections_beyond_the_limit_are_told_so_and_then_cut(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "TOLD_CONNECTIONS", 1)
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(serving(app, ServerSettings(**PATIENT, max_connections=2)))
+
+        async def open_one() -> Client:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+            return Client(reader, writer)
+
+        async def ask(client: Client) -> bytes:
+            await client.send(post("Content-Length: 5", body="hello"))
+            return await client.read_until(b"0\r\n\r\n")
+
+        served = [await open_one() for _ in range(2)]
+        assert [b" 200 OK" in await ask(client) for client in served] == [True, True]
+        told = await open_one()
+        answer = await told.read()
+        assert_refused(answer, 503, "QUEUE_FULL", "too many connections")
+        assert b"\r\nRetry-After: " in answer
+        with suppress(ConnectionError):
+            assert await (await open_one()).read() == b""
+        assert app.refusals == [503, 503]
+        assert b" 200 OK" in await ask(served[0])
+        for client in (served[1], told):
+            client.leave()
+        await asyncio.sleep(0.05)
+        assert b" 200 OK" in await ask(await open_one())

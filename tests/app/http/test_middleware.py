@@ -1,0 +1,236 @@
+"""Around every request: who may call, how much, and what is told when we fail."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from app.errors import QueueFull
+from app.http.auth import Authenticate
+from app.http.doorkeeper import Doorkeeper, TakePlace, TakeTurns
+from app.http.middleware import LimitBody, Observe
+from app.limits.access_tokens import AccessTokens, TokenFile
+from app.limits.admission import Admission
+from app.settings import AccessToken, LimitSettings
+from app.telemetry.metrics import Metrics
+from app.telemetry.observation import Observation
+
+
+async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that reads the whole body and says how long it was."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        length += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(length).encode()})
+
+
+async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError("/secret/path")
+
+
+async def fail_late(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    raise RuntimeError("late")
+
+
+async def call(app: object, path: str = "/x", **options: object) -> httpx.Response:
+    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://tiller") as client:
+        return await client.post(path, **options)  # type: ignore[arg-type]
+
+
+def guarded(*tokens: str, open_metrics: bool = False) -> Authenticate:
+    known = [AccessToken(name="x", sha256=hashlib.sha256(token.encode()).hexdigest()) for token in tokens]
+    return Authenticate(read_all, AccessTokens(known, TokenFile(Path("/none"))), open_metrics)
+
+
+@pytest.mark.parametrize("header", ["Bearer one", "bearer two", "BEARER  one "])
+async def test_any_configured_token_passes(header: str) -> None:
+    assert (await call(guarded("one", "two"), headers={"authorization": header})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", ["", "one", "Basic one", "Bearer", "Bearer ", "Bearer One", "Bearer one two"]
+)
+async def test_anything_else_does_not(header: str) -> None:
+    answer = await call(guarded("one"), headers={"authorization": header})
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [(path, 200) for path in ("/health", "/version", "/docs", "/openapi.json", "/")]
+    + [(path, 401) for path in ("/metrics", "/nothing", "/healthy", "/health/", "/v12/health", "/v2/health")],
+)
+async def test_which_paths_are_open(prefix: str, path: str, status: int) -> None:
+    assert (await call(guarded("one"), prefix + path)).status_code == status
+
+
+async def test_metrics_can_be_opened() -> None:
+    assert (await call(guarded("one", open_metrics=True), "/metrics")).status_code == 200
+
+
+async def test_the_body_is_not_read_before_the_token() -> None:
+    async def receive() -> Message:
+        raise AssertionError("read")
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await guarded("one")({"type": "http", "path": "/x", "headers": []}, receive, send)
+    assert sent[0]["status"] == 401
+
+
+async def chunks(count: int) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b"x" * 10
+
+
+def limited() -> Observe:
+    return Observe(LimitBody(read_all, 100), Metrics())
+
+
+@pytest.mark.parametrize("content", [b"x" * 100, chunks(10)], ids=["announced", "chunked"])
+async def test_a_body_up_to_the_limit_is_read(content: object) -> None:
+    assert (await call(limited(), content=content)).text == "100"
+
+
+@pytest.mark.parametrize("content", [b"x" * 101, chunks(11)], ids=["announced", "chunked"])
+async def test_a_longer_body_is_refused(content: object) -> None:
+    answer = await call(limited(), content=content)
+    assert (answer.status_code, answer.json()["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+async def test_a_fault_is_a_500_with_the_request_id() -> None:
+    answer = await call(Observe(fail, Metrics()))
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
+    assert "secret" not in answer.text
+
+
+async def test_half_an_answer_is_cut() -> None:
+    with pytest.raises(RuntimeError, match="late"):
+        await call(Observe(fail_late, Metrics()))
+
+
+async def test_answers_are_counted_by_route_and_status() -> None:
+    metrics = Metrics()
+    await call(Observe(read_all, metrics), "/whatever")
+    assert b'tiller_requests_total{route="other",status="200"} 1.0' in metrics.render()
+
+
+class Engine:
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.available = True
+
+
+def admission(engine: Engine) -> Admission:
+    return Admission(engine, LimitSettings())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", [b"/chat/completions", b"/v1/chat/completions?nice=true"])
+async def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(target: bytes) -> None:
+    engine, metrics = Engine(room=1), Metrics()
+    told: list[Observation] = []
+    door = Doorkeeper(admission(engine), metrics, has_origins=False, tell=[told.append])
+    assert door.turn_away(b"POST", target, []) is None
+    engine.room = 0
+    head, _, body = (door.turn_away(b"POST", target, []) or b"").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    for name in (b"Retry-After", b"x-request-id", b"x-content-type-options"):
+        assert head.count(b"\r\n" + name + b": ") == 1
+    assert b'"code":"QUEUE_FULL"' in body
+    engine.available = False
+    assert b'"code":"UNAVAILABLE"' in (door.turn_away(b"POST", target, []) or b"")
+    assert told == []
+    await asyncio.sleep(0)
+    assert b'tiller_requests_total{route="/chat/completions",status="503"} 2.0' in metrics.render()
+    assert [(seen.route, seen.status, seen.error) for seen in told] == [
+        ("/chat/completions", 503, "QUEUE_FULL"),
+        ("/chat/completions", 503, "UNAVAILABLE"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [(b"GET", b"/health"), (b"GET", b"/chat/completions"), (b"POST", b"/chat/completions/"), (b"POST", b"*")],
+)
+def test_all_else_passes_the_door(method: bytes, target: bytes) -> None:
+    door = Doorkeeper(admission(Engine(room=0)), Metrics(), has_origins=False)
+    assert door.turn_away(method, target, []) is None
+
+
+async def test_pages_of_other_origins_get_their_refusal_from_the_app() -> None:
+    door = Doorkeeper(admission(Engine(room=0)), Metrics(), has_origins=True)
+    assert door.turn_away(b"POST", b"/chat/completions", [(b"origin", b"https://example.org")]) is None
+    assert door.turn_away(b"POST", b"/chat/completions", [(b"host", b"x")])
+
+
+@pytest.mark.parametrize("status", [200, 401])
+async def test_a_place_that_was_taken_at_the_door_is_free_again_however_it_ends(status: int) -> None:
+    """Of requests that come together, each counts before the app has seen any."""
+    admits = admission(Engine(room=2))
+    door = Doorkeeper(admits, Metrics(), has_origins=False)
+    app = TakePlace(guarded("one"), admits)
+    header = [(b"authorization", b"Bearer one")] if status == 200 else []
+    scope = {"type": "http", "method": "POST", "path": "/chat/completions", "headers": header, "state": {}}
+    scopes = [{**scope, "state": {}} for _ in range(2)]
+    for one in scopes:
+        door.let_in(one)  # type: ignore[arg-type]
+    assert door.turn_away(b"POST", b"/chat/completions", [])
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        with pytest.raises(QueueFull):
+            admits.check_room(1)
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scopes[0], receive, send)
+    assert sent[0]["status"] == status
+    admits.check_room(1)
+    await app(scopes[1], receive if status == 401 else _nothing, send)
+    admits.check_room(2)
+
+
+async def _nothing() -> Message:
+    return {"type": "http.request", "body": b""}
+
+
+async def test_between_two_chats_all_else_has_its_turn() -> None:
+    """Also where one of them is given up while it waits."""
+    begun: list[int] = []
+    turns = 0
+
+    async def begin(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.append(turns)
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    app = TakeTurns(begin)
+    chat = {"type": "http", "method": "POST", "path": "/chat/completions"}
+    running = asyncio.create_task(other())
+    tasks = [asyncio.create_task(app(chat, None, None)) for _ in range(20)]  # type: ignore[arg-type]
+    tasks[5].cancel()
+    await asyncio.wait(tasks)
+    assert len(begun) == 19
+    assert len(set(begun)) >= 18
+    await app({**chat, "path": "/health"}, None, None)  # type: ignore[arg-type]
+    running.cancel()

@@ -1,0 +1,142 @@
+"""Clients that take nothing, little or all of what is sent to them, over real sockets and in uvloop."""
+
+import asyncio
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from app.http import stalls
+
+SECONDS = 1.5
+SENT = 8 * 2**20
+"""Bytes: more than the system buffers of both sides hold."""
+
+
+@pytest.fixture(autouse=True)
+def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stalls, "_TICK_SECONDS", 0.1)
+
+
+@pytest.fixture(params=["plain", "tls"])
+def contexts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple]:
+    """The server's and the client's."""
+    if request.param == "plain":
+        yield None, None
+        return
+    key, certificate = tmp_path / "key", tmp_path / "pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-nodes",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+    ]
+    files = ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    client = ssl.create_default_context(cafile=str(certificate))
+    yield server, client
+
+
+def meet(contexts: tuple, content: bytes, behave: Callable[[socket.socket], None]) -> bool:
+    """Whether a client to whom `content` is sent, and who behaves so, has been cut at the end."""
+    return uvloop.run(_meet(contexts, content, behave))
+
+
+async def _meet(contexts: tuple, content: bytes, behave: Callable[[socket.socket], None]) -> bool:
+    transports: list[asyncio.Transport] = []
+
+    class Sender(asyncio.Protocol):
+        lost = False
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            transports.append(transport)
+            transport.write(content)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost = True
+
+    sender = Sender()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: sender, "127.0.0.1", 0, ssl=contexts[0])
+    watch = asyncio.create_task(stalls.cut_stalled(lambda: transports, SECONDS))
+    try:
+        address = server.sockets[0].getsockname()
+        with await asyncio.to_thread(_connect, address, contexts[1]) as connection:
+            await asyncio.to_thread(behave, connection)
+            await asyncio.sleep(0.3)
+            assert not watch.done()
+            return sender.lost
+    finally:
+        watch.cancel()
+        for transport in transports:
+            transport.abort()
+        server.close()
+
+
+def _connect(address: tuple, context: ssl.SSLContext | None) -> socket.socket:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131_072)
+    connection.settimeout(20)
+    connection.connect(address)
+    return context.wrap_socket(connection, server_hostname="localhost") if context else connection
+
+
+def test_who_takes_nothing_is_cut(contexts: tuple) -> None:
+    received = 0
+
+    def take_nothing(connection: socket.socket) -> None:
+        nonlocal received
+        time.sleep(2 * SECONDS)
+        with suppress(ConnectionResetError):
+            while data := connection.recv(65_536):
+                received += len(data)
+
+    assert meet(contexts, bytes(SENT), take_nothing)
+    assert received < SENT
+
+
+def test_who_reads_slowly_is_waited_for(contexts: tuple) -> None:
+    def take_a_little(connection: socket.socket) -> None:
+        began = time.monotonic()
+        while time.monotonic() - began < 4 * SECONDS:
+            time.sleep(0.05)
+            assert connection.recv(32_768)
+
+    assert not meet(contexts, bytes(SENT), take_a_little)
+
+
+def test_who_pauses_is_waited_for(contexts: tuple) -> None:
+    def pause(connection: socket.socket) -> None:
+        for _ in range(3):
+            time.sleep(0.3 * SECONDS)
+            received = 0
+            while received < 2**20:
+                data = connection.recv(65_536)
+                assert data
+                received += len(data)
+
+    assert not meet(contexts, bytes(SENT), pause)
+
+
+def test_who_has_taken_all_may_be_silent(contexts: tuple) -> None:
+    def listen(connection: socket.socket) -> None:
+        assert connection.recv(100) == b"hello"
+        time.sleep(2 * SECONDS)
+
+    assert not meet(contexts, b"hello", listen)
+
+
+def test_connections_that_have_ended_are_no_harm(contexts: tuple) -> None:
+    assert meet(contexts, b"hello", lambda connection: connection.shutdown(socket.SHUT_RDWR))

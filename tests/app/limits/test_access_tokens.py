@@ -1,0 +1,212 @@
+"""Access tokens in a file: made and revoked while the server runs, and never a way in by mistake."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from app.cli import build_commands
+from app.configuration import SettingsError, load_settings
+from app.limits.access_tokens import AccessTokens, TokenFile, TokenFileError, load_tokens
+from app.main import create_app
+from app.settings import AccessToken, TokenScope
+from tests.app.contract.conftest import client_of
+from tests.app.fakes import FakeEngine
+
+
+def token(secret: str = "secret", **fields: object) -> AccessToken:
+    return AccessToken(name=secret, sha256=hashlib.sha256(secret.encode()).hexdigest(), **fields)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> TokenFile:
+    return TokenFile(tmp_path / "data" / "tokens.json")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A server's configuration, with its data beside it."""
+    monkeypatch.delenv("TILLER_DATA_DIRECTORY")
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"data_directory": str(tmp_path / "data")}))
+    return config
+
+
+def run(*words: object) -> Result:
+    return CliRunner(env={"COLUMNS": "120"}).invoke(build_commands(), ["token", *map(str, words)])
+
+
+def made(*words: object) -> str:
+    """The token itself."""
+    done = run("new", *words)
+    assert (done.exit_code, done.stderr) == (0, "")
+    return done.stdout.splitlines()[0].removeprefix("Token: ")
+
+
+def assert_one_line(done: Result, *words: str) -> None:
+    assert (done.exit_code, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    for word in words:
+        assert word in line
+
+
+def test_what_is_written_is_read(file: TokenFile) -> None:
+    assert file.read() == ()
+    tokens = (token("a"), token("b", expires="2030-01-01", scopes=["chat"], max_requests=3))
+    file.write(tokens)
+    assert file.read() == tokens
+    assert file.read()[1].expires == datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_the_file_is_for_its_user_alone_and_holds_no_secret(config: Path, file: TokenFile) -> None:
+    secret = made("ada", "--config", config)
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    assert secret not in file.path.read_text()
+    assert secret.removeprefix("tiller_") not in file.path.read_text()
+    assert sorted(path.name for path in file.path.parent.iterdir()) == ["tokens.json", "tokens.json.lock"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"name": "a"}', b'[{"name": "a"}]', b"\xff", b"[1]"])
+def test_a_file_that_is_something_else_is_an_error_of_one_line(file: TokenFile, content: bytes) -> None:
+    file.path.parent.mkdir()
+    file.path.write_bytes(content)
+    with pytest.raises(TokenFileError, match=r"tokens\.json: ") as error:
+        AccessTokens([], file)
+    assert "\n" not in str(error.value)
+
+
+def test_without_any_token_everything_is_open_until_there_is_one(file: TokenFile) -> None:
+    tokens = AccessTokens([], file)
+    assert not tokens.guarded
+    file.write([token()])
+    tokens.refresh()
+    assert tokens.guarded
+    assert tokens.find("secret") == token()
+
+
+def test_it_never_opens_again_by_itself(file: TokenFile) -> None:
+    file.write([token()])
+    tokens = AccessTokens([], file)
+    for change in (lambda: file.write([]), file.path.unlink):
+        change()
+        tokens.refresh()
+        assert tokens.guarded
+        assert tokens.find("secret") is None
+    assert not AccessTokens([], file).guarded
+    file.write([])
+    assert AccessTokens([], file).guarded
+
+
+def test_a_file_that_breaks_changes_nothing_and_is_reported_once(
+    file: TokenFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.write([token()])
+    tokens = AccessTokens([], file)
+    file.path.write_text("nonsense")
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            tokens.refresh()
+    assert tokens.find("secret") == token()
+    assert len(caplog.records) == 1
+    file.write([token("new")])
+    tokens.refresh()
+    assert tokens.find("secret") is None
+    assert tokens.find("new") == token("new")
+
+
+def test_the_configurations_tokens_stay(file: TokenFile) -> None:
+    tokens = AccessTokens([token("configured")], file)
+    file.write([token("made")])
+    tokens.refresh()
+    assert tokens.find("configured")
+    assert tokens.find("made")
+    file.write([])
+    tokens.refresh()
+    assert tokens.find("configured")
+
+
+async def status(client: httpx.AsyncClient, secret: str) -> int:
+    headers = {"authorization": f"Bearer {secret}"}
+    return (await client.get("/models", headers=headers)).status_code
+
+
+async def test_tokens_are_made_and_revoked_while_the_server_runs(config: Path, engine: FakeEngine) -> None:
+    first = made("ada", "--config", config)
+    settings = load_settings(config, model={"name": "tiny"}, server={"host": "0.0.0.0"})
+    async with client_of(create_app(settings, engine)) as client:
+        assert await status(client, first) == 200
+        second = await asyncio.to_thread(made, "bob", "--config", config)
+        assert [await status(client, secret) for secret in (first, second, "x")] == [200, 200, 401]
+        assert run("revoke", "ada", "--config", config).exit_code == 0
+        assert [await status(client, secret) for secret in (first, second)] == [401, 200]
+        assert run("revoke", "bob", "--config", config).exit_code == 0
+        assert [await status(client, secret) for secret in (first, second)] == [401, 401]
+        assert (await client.get("/models")).status_code == 401
+
+
+def test_a_token_is_as_it_was_ordered(config: Path, file: TokenFile) -> None:
+    made("ada", "--config", config, "--expires", "2030-01-31", "--scope", "chat", "--scope", "metrics")
+    made("bob", "--config", config, "--expires", "90d", "--max-requests", 3, "--tokens-per-minute", 500)
+    ada, bob = file.read()
+    assert (ada.expires, ada.scopes) == (
+        datetime(2030, 1, 31, tzinfo=UTC),
+        (TokenScope.CHAT, TokenScope.METRICS),
+    )
+    assert bob.expires is not None
+    assert timedelta(days=89) < bob.expires - datetime.now(UTC) <= timedelta(days=90)
+    assert (bob.scopes, bob.max_requests, bob.tokens_per_minute) == (tuple(TokenScope), 3, 500)
+    listed = run("list", "--config", config).stdout
+    for shown in ("ada", "chat metrics", "2030-01-31 00:00 UTC", "bob", "500", "tokens.json"):
+        assert shown in listed
+
+
+def test_what_is_printed_only_is_kept_nowhere(config: Path, file: TokenFile) -> None:
+    done = run("new", "ada", "--config", config, "--print-only", "--scope", "chat")
+    assert "scopes:\n" in done.stdout
+    assert not file.path.parent.exists()
+
+
+def test_tokens_of_the_configuration_are_listed_and_left_to_it(config: Path, tmp_path: Path) -> None:
+    tokens = [{"name": "ada", "sha256": "ab" * 32}]
+    config.write_text(json.dumps({"data_directory": str(tmp_path / "data"), "auth": {"tokens": tokens}}))
+    assert "configuration" in run("list", "--config", config).stdout
+    assert_one_line(run("revoke", "ada", "--config", config), "it is in the configuration")
+    assert_one_line(run("new", "ada", "--config", config), "a token named ada already")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("new", "a", "--expires", "tomorrow"), "--expires must be a date"),
+        (("new", "a", "--max-requests", "0"), "max_requests"),
+        (("new", "", "--print-only"), "name"),
+        (("revoke", "nobody"), "there is no such token"),
+    ],
+)
+def test_a_mistake_is_one_line(config: Path, words: tuple[str, ...], told: str) -> None:
+    assert_one_line(run(*words, "--config", config), told)
+
+
+def test_a_second_token_of_a_name_is_refused(config: Path) -> None:
+    made("ada", "--config", config)
+    assert_one_line(run("new", "ada", "--config", config), "a token named ada already")
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    assert_one_line(run("new", "ada", "--config", config), "tokens.json")
+
+
+def test_a_made_token_lets_others_in(config: Path) -> None:
+    with pytest.raises(SettingsError, match="tiller token new"):
+        load_settings(config, server={"host": "0.0.0.0"})
+    made("ada", "--config", config)
+    assert load_tokens(load_settings(config, server={"host": "0.0.0.0"})).guarded

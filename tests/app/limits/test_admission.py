@@ -1,0 +1,195 @@
+"""Places, requests at the same time, and tokens per minute: who gets how much, and what is given back."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from app.errors import ApiError, EngineUnavailable, QueueFull, RateLimited
+from app.limits.admission import Admission, TokenBucket, Visit
+from app.settings import AccessToken, LimitSettings
+
+
+@dataclass
+class Engine:
+    room: int = 10
+    available: bool = True
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+def build(engine: Engine, clock: Clock, **limits: Any) -> Admission:
+    return Admission(engine, LimitSettings(**limits), clock)  # type: ignore[arg-type]
+
+
+def admit(admission: Admission, caller: AccessToken | None, nice: bool) -> Visit:
+    place = admission.take_place()
+    try:
+        return admission.admit(caller, nice, place)
+    except ApiError:
+        place.free()
+        raise
+
+
+def token(name: str = "a", **limits: Any) -> AccessToken:
+    return AccessToken(name=name, sha256=name * 64, **limits)
+
+
+def seconds_until(error: pytest.ExceptionInfo[ApiError]) -> int | None:
+    return error.value.retry_after
+
+
+def test_places_are_promised_only_once(engine: Engine, clock: Clock) -> None:
+    admission = build(engine, clock)
+    first, second = admit(admission, None, False), admit(admission, None, False)
+    first.reserve(7, 1)
+    with pytest.raises(QueueFull):
+        second.reserve(4, 1)
+    second.reserve(3, 1)
+    with pytest.raises(QueueFull):
+        admit(admission, None, False)
+    first.end()
+    admit(admission, None, False).reserve(7, 1)
+
+
+def test_an_engine_that_is_down_is_told_before_anything_else(engine: Engine, clock: Clock) -> None:
+    engine.room, engine.available = 0, False
+    with pytest.raises(EngineUnavailable):
+        build(engine, clock).take_place()
+
+
+def test_what_the_engine_has_taken_over_is_not_counted_twice(engine: Engine, clock: Clock) -> None:
+    admission = build(engine, clock)
+    visit = admit(admission, None, False)
+    visit.reserve(10, 1)
+    visit.hand_over()
+    admission.check_room(10)
+    engine.room = 0
+    visit.end()
+    with pytest.raises(QueueFull):
+        admission.check_room(1)
+    engine.room = 10
+    admission.check_room(10)
+
+
+def test_requests_are_counted_by_token_and_nice_ones_apart(engine: Engine, clock: Clock) -> None:
+    admission = build(engine, clock, max_requests=2)
+    visits = [admit(admission, token("a"), False) for _ in range(2)]
+    for caller, nice in ((token("a"), True), (token("b"), False), (None, False)):
+        assert [admit(admission, caller, nice) for _ in range(2)]
+        with pytest.raises(RateLimited) as error:
+            admit(admission, caller, nice)
+        assert seconds_until(error) == 1
+    visits[0].end()
+    admit(admission, token("a"), False)
+    with pytest.raises(RateLimited):
+        admit(admission, token("a"), False)
+
+
+def test_a_tokens_own_limits_count_before_those_for_all(engine: Engine, clock: Clock) -> None:
+    admission = build(engine, clock, max_requests=1, tokens_per_minute=1)
+    visit = admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
+    visit.reserve(1, 900)
+    admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
+    with pytest.raises(RateLimited):
+        admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
+
+
+def enter(admission: Admission, caller: AccessToken, prompt: int, answer: int | None, n: int = 1) -> Visit:
+    visit = admit(admission, caller, False)
+    try:
+        visit.reserve(n, answer)
+        visit.reserve_prompt(prompt)
+    except BaseException:
+        visit.end()
+        raise
+    return visit
+
+
+def test_tokens_are_reserved_settled_and_come_again(engine: Engine, clock: Clock) -> None:
+    admission, caller = build(engine, clock), token(tokens_per_minute=600)
+    first = enter(admission, caller, prompt=100, answer=200, n=2)
+    with pytest.raises(RateLimited) as error:
+        enter(admission, caller, prompt=60, answer=100)
+    assert seconds_until(error) == 6
+    first.end(tokens=140)
+    second = enter(admission, caller, prompt=360, answer=100)
+    second.end(tokens=460)
+    with pytest.raises(RateLimited) as error:
+        enter(admission, caller, prompt=5, answer=45)
+    assert seconds_until(error) == 5
+    clock.now += 5
+    enter(admission, caller, prompt=5, answer=45)
+
+
+def test_a_refused_request_costs_nothing(engine: Engine, clock: Clock) -> None:
+    admission, caller = build(engine, clock), token(tokens_per_minute=600)
+    for _ in range(5):
+        first = enter(admission, caller, prompt=1, answer=300)
+        with pytest.raises(RateLimited):
+            enter(admission, caller, prompt=299, answer=1)
+        first.end()
+    enter(admission, caller, prompt=300, answer=300)
+
+
+def test_a_tokens_refusal_is_in_time_to_come_back(engine: Engine, clock: Clock) -> None:
+    admission, caller = build(engine, clock), token(tokens_per_minute=60)
+    enter(admission, caller, prompt=10, answer=50).end(tokens=60)
+    for wanted in (1, 7, 60):
+        with pytest.raises(RateLimited) as error:
+            enter(admission, caller, prompt=0, answer=wanted)
+        assert seconds_until(error) == wanted
+
+
+def test_without_max_tokens_a_usual_answer_is_reserved(engine: Engine, clock: Clock) -> None:
+    admission, caller = build(engine, clock), token(tokens_per_minute=1000)
+    enter(admission, caller, prompt=0, answer=None, n=3)
+    with pytest.raises(RateLimited):
+        enter(admission, caller, prompt=0, answer=None)
+    enter(admission, caller, prompt=100, answer=100)
+
+
+def test_a_request_beyond_a_minutes_tokens_takes_a_full_minute_and_more(engine: Engine, clock: Clock) -> None:
+    admission, caller = build(engine, clock), token(tokens_per_minute=60)
+    enter(admission, caller, prompt=90, answer=30).end(tokens=120)
+    with pytest.raises(RateLimited) as error:
+        enter(admission, caller, prompt=0, answer=1)
+    assert seconds_until(error) == 61
+    clock.now += 61
+    enter(admission, caller, prompt=0, answer=1)
+
+
+def test_a_changed_limit_counts_from_now_on(engine: Engine, clock: Clock) -> None:
+    admission = build(engine, clock)
+    old = enter(admission, token(tokens_per_minute=10), prompt=5, answer=5)
+    new = enter(admission, token(tokens_per_minute=100), prompt=50, answer=50)
+    old.end(tokens=10)
+    new.end(tokens=100)
+    with pytest.raises(RateLimited):
+        enter(admission, token(tokens_per_minute=100), prompt=1, answer=1)
+    enter(admission, token(), prompt=1000, answer=1000)
+
+
+def test_a_bucket_never_holds_more_than_a_minutes_tokens(clock: Clock) -> None:
+    bucket = TokenBucket(60, clock)
+    clock.now += 3600
+    assert bucket.take(60) == 0
+    assert bucket.take(1) == 1
+    bucket.put_back(1000)
+    assert bucket.take(60) == 0
+    assert bucket.take(1) == 1

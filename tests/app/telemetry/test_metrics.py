@@ -1,0 +1,162 @@
+"""What is reported, under which names, and that the dashboard and the docs know no others."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from app.schemas.completions import FinishReason, Usage
+from app.telemetry import observation
+from app.telemetry.metrics import Metrics
+from app.telemetry.observation import Observation, WorkerState
+from inference.interface.protocol import EngineStats, GenerationRequest, SteeringSpec
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def all_samples(metrics: Metrics) -> list[Sample]:
+    families = text_string_to_metric_families(metrics.render().decode())
+    return [sample for family in families for sample in family.samples]
+
+
+def samples(metrics: Metrics, **labels: str) -> dict[str, float]:
+    """Those with these labels and no others."""
+    return {sample.name: sample.value for sample in all_samples(metrics) if sample.labels == labels}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(observation.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def seen(choices: int = 1, concepts: int = 0) -> Observation:
+    steering = SteeringSpec(tuple(map(str, range(concepts))), 1.0) if concepts else None
+    found = Observation("r")
+    found.asked = GenerationRequest("r", [0] * 10, 100, choices, steering=steering)
+    return found
+
+
+def end(metrics: Metrics, found: Observation, tokens: int, *reasons: FinishReason | None) -> dict[str, float]:
+    found.usage = Usage(10, tokens, 10 + tokens)
+    found.finish_reasons = list(reasons)
+    metrics.count_generation(found)
+    return samples(metrics)
+
+
+def test_a_generation(clock: list[float]) -> None:
+    metrics, steered = Metrics(), seen(choices=2, concepts=3)
+    clock[0] = 102.0
+    steered.begin(queue_seconds=0.5)
+    metrics.count_first_token(steered)
+    begun = samples(metrics)
+    assert begun["tiller_time_to_first_token_seconds_sum"] == 2.0, "told before the end"
+    assert begun["tiller_queue_time_seconds_sum"] == 0.5
+    clock[0] = 106.0
+    found = end(metrics, steered, 42, "stop", "length")
+    assert found["tiller_time_per_output_token_seconds_sum"] == pytest.approx(0.2)  # 4 s, 20 intervals each
+    assert found["tiller_generation_seconds_sum"] == 6.0
+    assert samples(metrics, concepts="3")["tiller_steered_total"] == 1
+    assert found["tiller_aborts_total"] == 0
+    assert found["tiller_prompt_tokens_total"] == 10
+    assert found["tiller_completion_tokens_total"] == 42
+
+
+def test_a_generation_whose_client_left(clock: list[float]) -> None:
+    metrics = Metrics()
+    found = end(metrics, seen(choices=2), 0, "stop", None)
+    assert found["tiller_time_per_output_token_seconds_count"] == 0
+    assert found["tiller_generation_seconds_count"] == 0
+    assert found["tiller_aborts_total"] == 1
+    assert not any(sample.name == "tiller_steered_total" for sample in all_samples(metrics))
+
+
+def test_a_single_token_has_no_time_between_tokens(clock: list[float]) -> None:
+    metrics, single = Metrics(), seen()
+    single.begin(queue_seconds=None)
+    metrics.count_first_token(single)
+    found = end(metrics, single, 1, "length")
+    assert found["tiller_time_to_first_token_seconds_count"] == 1
+    assert found["tiller_queue_time_seconds_count"] == 0
+    assert found["tiller_time_per_output_token_seconds_count"] == 0
+
+
+def test_each_worker_is_asked_each_time() -> None:
+    metrics, workers = Metrics(), [WorkerState(up=True), WorkerState(up=False, restarts=2)]
+    metrics.watch(lambda: workers)
+    assert samples(metrics, worker="0")["tiller_kv_cache_usage_ratio"] == 0
+    stats = EngineStats(3, 5, 8, 6, preemptions=7, looked_up_tokens=100, found_tokens=64)
+    workers[0] = WorkerState(up=True, restarts=1, stats=stats)
+    found = samples(metrics, worker="0")
+    assert found["tiller_worker_up"] == 1
+    assert found["tiller_worker_restarts_total"] == 1
+    assert found["tiller_sequences_running"] == 3
+    assert found["tiller_sequences_waiting"] == 5
+    assert found["tiller_kv_cache_usage_ratio"] == 0.75
+    assert found["tiller_preemptions_total"] == 7
+    assert found["tiller_prefix_cache_queries_total"] == 100
+    assert found["tiller_prefix_cache_hits_total"] == 64
+    other = samples(metrics, worker="1")
+    assert (other["tiller_worker_up"], other["tiller_worker_restarts_total"]) == (0, 2)
+
+
+def test_intervals_between_tokens_are_a_histogram() -> None:
+    metrics, worker = Metrics(), WorkerState(up=True)
+    metrics.watch(lambda: [worker])
+    for seconds, count in (0.025, 3), (0.02, 1), (99.0, 2), (0.03, 1):
+        worker.intervals.add(seconds, count)
+    name = "tiller_inter_token_latency_seconds"
+    buckets = {
+        sample.labels["le"]: sample.value
+        for sample in all_samples(metrics)
+        if sample.name == name + "_bucket"
+    }
+    assert (buckets["0.015"], buckets["0.025"], buckets["0.05"], buckets["10.0"]) == (0, 4, 5, 5)
+    assert buckets["+Inf"] == samples(metrics, worker="0")[name + "_count"] == 7
+    assert samples(metrics, worker="0")[name + "_sum"] == pytest.approx(0.075 + 0.02 + 198 + 0.03)
+
+
+def test_what_is_served_and_the_process_are_reported() -> None:
+    metrics = Metrics()
+    metrics.describe(version="1", model="tiny")
+    assert samples(metrics, version="1", model="tiny") == {"tiller_info": 1}
+    found = samples(metrics)
+    assert found["process_resident_memory_bytes"] > 2**20
+    assert found["process_open_fds"] > 0
+
+
+def test_processes_of_workers_are_reported_while_they_are_there() -> None:
+    metrics = Metrics()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    pids = [os.getpid(), None, os.getppid(), gone.pid]
+    metrics.watch(lambda: [WorkerState(up=True, pid=pid) for pid in pids])
+    found = {
+        sample.labels["worker"]: sample.value
+        for sample in all_samples(metrics)
+        if sample.name == "tiller_worker_process_resident_memory_bytes"
+    }
+    assert found.keys() == {"0", "2"}
+    assert found["0"] == pytest.approx(samples(metrics)["process_resident_memory_bytes"], rel=0.01)
+
+
+def test_docs_and_dashboard_know_what_there_is() -> None:
+    metrics = Metrics()
+    metrics.watch(lambda: [WorkerState(up=True, pid=os.getpid())])
+    names = set(re.findall(r"^# TYPE (\w+)", metrics.render().decode(), re.MULTILINE))
+    reported = {name for name in names if not name.endswith("_created")}
+    ours = {name for name in reported if re.match(r"tiller_(?!worker_process_)", name)}
+    page = (DOCS / "operations.md").read_text()
+    assert set(re.findall(r"`(tiller_\w+?)(?:\{[\w,]+\})?`", page)) == ours
+    dashboard = json.loads((DOCS / "grafana.json").read_text())
+    expressions = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    names_shown = re.findall(r"\b(?:tiller|process)_\w+", expressions)
+    shown = {re.sub(r"_bucket$", "", name) for name in names_shown}
+    assert shown <= reported
+    assert ours - shown == {"tiller_running"}, "the workers' own numbers are shown instead"

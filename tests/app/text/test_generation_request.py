@@ -1,0 +1,109 @@
+"""What reaches the engine is what was asked for, within what the model holds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from app.concepts.store import Concept, Example
+from app.errors import ApiError, ErrorCode, InvalidRequest
+from app.schemas.chat import ChatRequest
+from app.settings import LimitSettings
+from app.text.generation_request import check_model, generation_request
+from inference.interface.protocol import GenerationRequest, ModelInfo, SamplingParams, SteeringSpec
+
+MODEL = ModelInfo(
+    "", context_length=10, vocab_size=4, stop_token_ids=(2,), weights_digest="", dtype="float32"
+)
+
+
+def chat(**fields: Any) -> ChatRequest:
+    request = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **fields}
+    return ChatRequest.model_validate(request, context=LimitSettings())
+
+
+def built(prompt: int = 4, concepts: Sequence[Concept] = (), **fields: Any) -> GenerationRequest:
+    return generation_request(chat(**fields), [1] * prompt, concepts, MODEL, "r", nice=False)
+
+
+def concept(name: str, text: str) -> Concept:
+    return Concept(name, "", (Example(text, "other"),), created=0)
+
+
+def test_the_defaults_change_nothing() -> None:
+    assert built().sampling == SamplingParams()
+    assert built() == GenerationRequest("r", [1] * 4, 6, stop_token_ids=(2,))
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "maximum_tokens"])
+def test_max_tokens_by_any_of_its_names(name: str) -> None:
+    assert built(**{name: 3}).max_tokens == 3
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [(4, 6), (9, 1), (9, None)])
+def test_prompt_and_completion_may_fill_the_context(prompt: int, max_tokens: int | None) -> None:
+    assert built(prompt, max_tokens=max_tokens).max_tokens == 10 - prompt
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [(4, 7), (10, None), (11, None), (4, 10**30)])
+def test_more_than_the_context_is_refused(prompt: int, max_tokens: int | None) -> None:
+    with pytest.raises(ApiError, match=f"{prompt} tokens.* 10 tokens") as refused:
+        built(prompt, max_tokens=max_tokens)
+    assert refused.value.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+
+
+def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it() -> None:
+    assert built(top_k=10**30).sampling.top_k == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": True}, 0),
+        ({"top_logprobs": 3}, 3),
+        ({"logprobs": False, "top_logprobs": 3}, 3),
+    ],
+)
+def test_log_probabilities_that_are_wanted(fields: dict[str, Any], wanted: int | None) -> None:
+    assert built(**fields).sampling.top_logprobs == wanted
+
+
+def test_a_bias_is_for_tokens_of_the_vocabulary() -> None:
+    assert built(logit_bias={"0": 1, "3": -2.5}).sampling.logit_bias == {0: 1.0, 3: -2.5}
+    with pytest.raises(InvalidRequest, match=r"logit_bias\['4'\]"):
+        built(logit_bias={"4": 1})
+
+
+def test_not_every_token_can_be_banned() -> None:
+    bans = {"0": -100, "1": -101, "2": -100}
+    assert built(logit_bias=bans)
+    with pytest.raises(InvalidRequest, match="every token"):
+        built(logit_bias={**bans, "3": -100})
+
+
+def test_concepts_are_named_in_full_and_once() -> None:
+    named = chat(steering_concepts=["b", "_worker/a", "_worker/b"]).steering_concepts
+    assert named == ("_worker/b", "_worker/a")
+
+
+def test_the_engine_is_told_each_concepts_digest_once_and_in_order() -> None:
+    concepts = [concept("a", "x"), concept("b", "y"), concept("c", "z"), concept("again", "x")]
+    digests = tuple(sorted(concept.digest for concept in concepts[:3]))
+    assert built(concepts=concepts, steering_strength=-0.5).steering == SteeringSpec(digests, -0.5)
+    assert built(concepts=concepts[::-1]).steering == SteeringSpec(digests, 1.0)
+
+
+def test_strength_zero_is_no_steering() -> None:
+    assert built(concepts=[concept("a", "x")], steering_strength=0).steering is None
+
+
+def test_a_strength_without_concepts_is_no_steering() -> None:
+    assert built(steering_strength=2).steering is None
+
+
+def test_only_the_served_model_is_known() -> None:
+    check_model("org/tiny", "org/tiny")
+    with pytest.raises(ApiError, match="'org/other' is unknown"):
+        check_model("org/other", "org/tiny")

@@ -1,0 +1,208 @@
+"""Token events become the same answer, chunk by chunk or whole."""
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.schemas.completions import TokenLogprob
+from app.text.tokenizer import Tokenizer
+from app.text.transcript import Heading, Progress, Transcript
+from inference.interface.protocol import (
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+)
+from tests.app.fakes import END_OF_TURN
+
+HEADING = Heading("chatcmpl-1", 1763800000, "tiny", "fp_1")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_directory: Path) -> Tokenizer:
+    return Tokenizer(model_directory)
+
+
+def transcript(
+    tokenizer: Tokenizer, stop: tuple[str, ...] = (), n: int = 1, logprobs: bool = True
+) -> Transcript:
+    sampling = SamplingParams(top_logprobs=0 if logprobs else None)
+    return Transcript(HEADING, tokenizer, GenerationRequest("r", [5, 6, 7], 100, n, sampling), stop)
+
+
+def spoken(token_ids: list[int], finish: FinishReason, index: int = 0) -> list[TokenEvent]:
+    ids = [*token_ids, END_OF_TURN] if finish is FinishReason.STOP else token_ids
+    reasons = [None] * (len(ids) - 1) + [finish]
+    measured = TokenLogprobs(-0.5, [])
+    return [
+        TokenEvent("r", index, token_id, reason, measured)
+        for token_id, reason in zip(ids, reasons, strict=True)
+    ]
+
+
+def feed(answer: Transcript, steps: list[list[TokenEvent]]) -> list[Progress]:
+    return [progress for events in steps for progress in answer.feed(events)]
+
+
+def streamed(answer: Transcript, progress: list[Progress]) -> tuple[str, list[TokenLogprob]]:
+    choices = [chunk.choices[0] for step in progress for chunk in answer.chunks(step)]
+    entries = [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content]
+    return "".join(choice.delta.content for choice in choices if choice.delta.content), entries
+
+
+TEXT = "Hello 你好, wörld 😀 the end"
+
+
+@pytest.mark.parametrize("finish", FinishReason)
+@pytest.mark.parametrize("stop", [(), ("wör",), ("😀 the", "好"), ("nowhere",), ("end",), ("H",)])
+@pytest.mark.parametrize("per_step", [1, 3, 100])
+def test_streamed_and_whole_are_the_same(
+    tokenizer: Tokenizer, finish: FinishReason, stop: tuple[str, ...], per_step: int
+) -> None:
+    events = spoken(tokenizer.encode(TEXT), finish)
+    answer = transcript(tokenizer, stop)
+    progress = feed(answer, [events[start : start + per_step] for start in range(0, len(events), per_step)])
+    text, entries = streamed(answer, progress)
+    (choice,) = answer.completion(progress).choices
+    cuts = [TEXT.find(sequence) for sequence in stop if sequence in TEXT]
+    assert choice.message.content == text == TEXT[: min(cuts, default=None)]
+    assert choice.logprobs is not None
+    assert choice.logprobs.content == entries
+    assert choice.finish_reason == ("stop" if cuts or finish is FinishReason.STOP else "length")
+
+
+@given(
+    text=st.text(alphabet="ab€😀", max_size=12),
+    stop=st.lists(st.text(alphabet="ab€", min_size=1, max_size=3)),
+)
+def test_log_probabilities_cover_the_text(tokenizer: Tokenizer, text: str, stop: list[str]) -> None:
+    answer = transcript(tokenizer, tuple(stop))
+    progress = feed(answer, [[event] for event in spoken(tokenizer.encode(text), FinishReason.STOP)])
+    content, entries = streamed(answer, progress)
+    covered = b"".join(bytes(entry.bytes) for entry in entries)
+    assert covered.startswith(content.encode())
+    last = entries[-1].bytes if entries else []
+    assert len(covered) - len(last) < len(content.encode()) or not entries
+
+
+@given(
+    spoken_by=st.lists(
+        st.tuples(st.lists(st.integers(3, 299), max_size=10), st.sampled_from(FinishReason)),
+        min_size=1,
+        max_size=4,
+    ),
+    stop=st.lists(st.text(alphabet="abehlo ,é", min_size=1, max_size=2), max_size=2),
+    logprobs=st.booleans(),
+    order=st.randoms(use_true_random=False),
+)
+def test_any_choices_in_any_order_are_each_what_they_are_alone(
+    tokenizer: Tokenizer,
+    spoken_by: list[tuple[list[int], FinishReason]],
+    stop: list[str],
+    logprobs: bool,
+    order: random.Random,
+) -> None:
+    queues = [
+        spoken(ids, finish if ids else FinishReason.STOP, index)
+        for index, (ids, finish) in enumerate(spoken_by)
+    ]
+    answer = transcript(tokenizer, tuple(stop), len(queues), logprobs)
+    alone = [transcript(tokenizer, tuple(stop), len(queues), logprobs) for _ in queues]
+    expected = [feed(one, [[event] for event in queue]) for one, queue in zip(alone, queues, strict=True)]
+    progress = feed(answer, shuffled(queues, order))
+    assert answer.ended
+    assert answer.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+    for choice in answer.completion(progress).choices:
+        own = [step for step in progress if step.index == choice.index]
+        text, entries = streamed(answer, own)
+        assert choice.message.content == text == streamed(answer, expected[choice.index])[0]
+        assert (choice.logprobs.content if choice.logprobs else []) == entries
+        assert entries == streamed(answer, expected[choice.index])[1]
+        assert choice.finish_reason == own[-1].finish_reason == expected[choice.index][-1].finish_reason
+        assert [bool(step.text) for step in own[:-1]] == [True] * (len(own) - 1)
+
+
+def shuffled(queues: list[list[TokenEvent]], order: random.Random) -> list[list[TokenEvent]]:
+    """Steps of one event of some of the choices, as an engine brings them."""
+    left, steps = [list(queue) for queue in queues], []
+    while any(left):
+        drawn = [queue for queue in left if queue and order.random() < 0.6]
+        steps.append([queue.pop(0) for queue in drawn])
+    return steps
+
+
+def test_tokens_of_one_character_travel_together(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("😀")
+    assert len(ids) == 4
+    answer = transcript(tokenizer)
+    (step, last) = feed(answer, [[event] for event in spoken(ids, FinishReason.STOP)])
+    assert step.text == "😀"
+    assert [entry.bytes for entry in step.logprobs] == [[0xF0], [0x9F], [0x98], [0x80]]
+    assert (last.text, last.logprobs, last.finish_reason) == ("", [], "stop")
+
+
+def test_a_control_token_has_no_text(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("a"), tokenizer.control_tokens["<|endoftext|>"], *tokenizer.encode("b")]
+    answer = transcript(tokenizer)
+    text, entries = streamed(answer, feed(answer, [[e] for e in spoken(ids, FinishReason.STOP)]))
+    assert text == "ab"
+    assert [entry.token for entry in entries] == ["a", "<|endoftext|>", "b"]
+
+
+def test_usage_counts_up_to_the_token_that_completed_the_stop_sequence(tokenizer: Tokenizer) -> None:
+    answer = transcript(tokenizer, ("c",))
+    (step,) = answer.feed(spoken(tokenizer.encode("abcdef"), FinishReason.STOP))
+    assert (step.text, step.finish_reason) == ("ab", "stop")
+    assert answer.usage.completion_tokens == 3
+    assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (3, 6)
+
+
+def test_the_engine_is_told_of_a_stop_sequence_only_if_it_goes_on(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("ab")
+    going_on = transcript(tokenizer, ("b",)).feed([TokenEvent("r", 0, ids[-1])])
+    assert [step.running for step in going_on] == [True]
+    ended = transcript(tokenizer, ("b",)).feed([TokenEvent("r", 0, ids[-1], FinishReason.LENGTH)])
+    assert [step.running for step in ended] == [False]
+    assert ended[0].finish_reason == "stop"
+
+
+def test_events_after_the_end_are_ignored(tokenizer: Tokenizer) -> None:
+    answer = transcript(tokenizer, ("b",))
+    feed(answer, [[TokenEvent("r", 0, token_id)] for token_id in tokenizer.encode("ab")])
+    assert answer.ended
+    assert answer.feed([TokenEvent("r", 0, 40)]) == []
+    assert answer.usage.completion_tokens == 2
+
+
+def test_choices_end_by_themselves_and_usage_is_their_sum(tokenizer: Tokenizer) -> None:
+    answer = transcript(tokenizer, n=2)
+    answer.feed(spoken(tokenizer.encode("ab"), FinishReason.STOP, index=1))
+    assert not answer.ended
+    answer.feed(spoken(tokenizer.encode("xyz"), FinishReason.LENGTH, index=0))
+    assert answer.ended
+    assert answer.usage.completion_tokens == 5
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan])
+def test_a_log_probability_that_is_not_finite_is_minus_9999(tokenizer: Tokenizer, value: float) -> None:
+    answer = transcript(tokenizer)
+    (step,) = answer.feed([TokenEvent("r", 0, 40, None, TokenLogprobs(value, [(41, value)]))])
+    assert (step.logprobs[0].logprob, step.logprobs[0].top_logprobs[0].logprob) == (-9999.0, -9999.0)
+
+
+def test_without_log_probabilities_there_are_none(tokenizer: Tokenizer) -> None:
+    answer = transcript(tokenizer, logprobs=False)
+    progress = answer.feed([TokenEvent("r", 0, 40), TokenEvent("r", 0, 41, FinishReason.LENGTH)])
+    assert answer.completion(progress).choices[0].logprobs is None
+    assert [chunk.choices[0].logprobs for chunk in answer.chunks(progress[0])] == [None, None]
+
+
+def test_the_opening_names_the_role_of_every_choice(tokenizer: Tokenizer) -> None:
+    opening = transcript(tokenizer, n=3).opening()
+    assert [chunk.choices[0].index for chunk in opening] == [0, 1, 2]
+    assert all((c.choices[0].delta.role, c.choices[0].delta.content) == ("assistant", "") for c in opening)

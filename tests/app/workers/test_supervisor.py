@@ -1,0 +1,388 @@
+"""An engine that outlives its workers.
+
+The workers here are processes that speak the protocol; files in their directory tell them what to do.
+"""
+
+import asyncio
+import itertools
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from app.errors import ApiError, EngineUnavailable, StartError
+from app.workers import liveness, process, supervisor, worker_engine
+from app.workers.supervisor import SupervisedEngine, next_delay, supervise
+from inference.interface.config import EngineConfig
+from inference.interface.protocol import GenerationRequest, TrainConcept, TrainingState
+from tests.app.contract.support import until
+
+WORKER = """
+import json, os, sys, threading, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import zmq
+from inference.interface.protocol import *
+
+def beat():
+    while True:
+        os.write(1, b".")
+        time.sleep(0.05)
+
+socket = zmq.Context().socket(zmq.PAIR)
+socket.connect(sys.argv[-1])
+here = Path(json.loads(socket.recv())["source"])
+with (here / "pids").open("a") as pids:
+    pids.write(str(os.getpid()) + "\\n")
+if (here / "broken").exists():
+    socket.send(encode(StartFailed("no memory")))
+    time.sleep(0.1)
+    sys.exit(1)
+if (here / "slow").exists():
+    time.sleep(60)
+digest = "0" if (here / "other").exists() else "1"
+length = 256 - len((here / "pids").read_text().split())
+socket.send(encode(Started(ModelInfo(str(here), length, 300, (2,), digest, "float32"))))
+if not (here / "busy").exists():
+    threading.Thread(target=beat, daemon=True).start()
+while (here / "busy").exists():
+    pass
+
+while True:
+    command = decode_command(socket.recv())
+    if isinstance(command, GenerationRequest):
+        admission = Admission(command.request_id)
+        socket.send(encode(StepReport(admissions=[admission])))
+        if command.max_tokens == 1:
+            event = TokenEvent(command.request_id, 0, 7, FinishReason.STOP)
+            socket.send(encode(StepReport(events=[event])))
+    elif isinstance(command, ForgetConcept):
+        (here / "forgotten").write_text(command.concept)
+    elif isinstance(command, TrainConcept) and not command.background:
+        update = TrainingUpdate(command.concept, TrainingState.READY, 1.0)
+        socket.send(encode(StepReport(training=[update])))
+"""
+
+ENDLESS = 99
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_LONGEST_DELAY", 0.05)
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the workers look for what to do; temporary files have a directory of their own."""
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f"#!{sys.executable}\n" + WORKER.format(root=str(Path(__file__).parents[3])))
+    interpreter.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    for name in ("model", "tmp"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "model"
+
+
+@pytest.fixture
+async def engine(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[SupervisedEngine]:
+    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory))) as engine:
+        yield engine
+        caplog.clear()
+    assert not any(map(is_running, pids(directory)))
+    assert caplog.records == [], "an end in order is nothing to log"
+
+
+def pids(directory: Path) -> list[int]:
+    file = directory / "pids"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def is_running(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+async def answer(engine: SupervisedEngine, max_tokens: int = 1) -> list[int]:
+    name = next(_names)
+    generation = await engine.submit(GenerationRequest(name, [1], max_tokens))
+    return [event.token_id async for events in generation for event in events]
+
+
+_names = map(str, itertools.count())
+
+
+async def kill_worker(engine: SupervisedEngine, directory: Path) -> None:
+    os.kill(pids(directory)[-1], signal.SIGKILL)
+    await until(lambda: not engine.available)
+
+
+async def test_a_killed_worker_ends_what_is_open_and_is_replaced(
+    engine: SupervisedEngine, directory: Path
+) -> None:
+    assert await answer(engine) == [7]
+    open_ones = [asyncio.create_task(answer(engine, ENDLESS)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    await kill_worker(engine, directory)
+    for task in open_ones:
+        with pytest.raises(EngineUnavailable):
+            await task
+    with pytest.raises(EngineUnavailable):
+        await answer(engine)
+    await engine.wait_available()
+    assert engine.available
+    assert await answer(engine) == [7]
+    first, second = pids(directory)
+    assert not is_running(first)
+    assert is_running(second)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is counted in ticks of 0.1 seconds; four are enough."""
+    monkeypatch.setattr(liveness, "_TICK_SECONDS", 0.1)
+    monkeypatch.setattr(worker_engine, "_FROZEN_SECONDS", 0.4)
+    monkeypatch.setattr(worker_engine, "_SILENT_SECONDS", 1.0)
+
+
+async def test_a_frozen_worker_is_killed_and_replaced(
+    hasty: None, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory))) as engine:
+        await asyncio.sleep(1.0)
+        task = asyncio.create_task(answer(engine, ENDLESS))
+        await asyncio.sleep(0.05)
+        os.kill(pids(directory)[0], signal.SIGSTOP)
+        with pytest.raises(EngineUnavailable):
+            await asyncio.wait_for(task, 5)
+        assert "no sign of life for 0." in caplog.text
+        await engine.wait_available()
+        assert await answer(engine) == [7]
+        first, _ = pids(directory)
+        assert not is_running(first)
+
+
+async def test_a_silent_worker_that_computes_is_given_more_time(
+    hasty: None, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Something may hold up its beats, but not for ever."""
+    (directory / "busy").touch()
+    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory))) as engine:
+        with pytest.raises(EngineUnavailable):
+            await answer(engine, ENDLESS)
+        assert "no sign of life for 1" in caplog.text
+        (directory / "busy").unlink()
+        await engine.wait_available()
+
+
+async def test_a_stop_of_this_process_is_no_silence_of_the_workers(
+    hasty: None, engine: SupervisedEngine, directory: Path
+) -> None:
+    await asyncio.sleep(0.1)
+    os.kill(pids(directory)[0], signal.SIGSTOP)  # both are stopped, as in a container that is paused
+    time.sleep(1.2)  # noqa: ASYNC251 - so is this one
+    os.kill(pids(directory)[0], signal.SIGCONT)
+    await asyncio.sleep(0.5)
+    assert engine.available
+    assert len(pids(directory)) == 1
+
+
+async def test_a_worker_that_is_killed_while_it_starts_is_replaced(
+    engine: SupervisedEngine, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "slow").touch()
+    await kill_worker(engine, directory)
+    await until(lambda: len(pids(directory)) == 2)
+    (directory / "slow").unlink()
+    os.kill(pids(directory)[1], signal.SIGKILL)
+    await engine.wait_available()
+    assert "ended while it was starting (status -9)" in caplog.text
+    assert await answer(engine) == [7]
+
+
+async def test_a_worker_that_freezes_while_it_starts_is_replaced(
+    engine: SupervisedEngine,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(liveness, "_TICK_SECONDS", 0.1)
+    monkeypatch.setattr(process, "_START_SILENCE_SECONDS", 0.4)
+    (directory / "slow").touch()
+    await kill_worker(engine, directory)
+    await until(lambda: len(pids(directory)) >= 3)
+    assert "frozen while it was starting" in caplog.text
+    (directory / "slow").unlink()
+    monkeypatch.setattr(process, "_START_SILENCE_SECONDS", 30)
+    await engine.wait_available()
+    assert await answer(engine) == [7]
+
+
+async def test_a_worker_that_cannot_start_again_is_tried_until_it_can(
+    engine: SupervisedEngine, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "broken").touch()
+    await kill_worker(engine, directory)
+    await until(lambda: len(pids(directory)) >= 4)
+    assert not engine.available
+    assert "cannot be started again: no memory" in caplog.text
+    (directory / "broken").unlink()
+    await engine.wait_available()
+    assert await answer(engine) == [7]
+
+
+async def test_other_weights_are_not_served(
+    engine: SupervisedEngine, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "other").touch()
+    await kill_worker(engine, directory)
+    await until(lambda: len(pids(directory)) >= 3)
+    assert not engine.available
+    assert "not the one that was served before" in caplog.text
+    (directory / "other").unlink()
+    await engine.wait_available()
+
+
+async def test_the_context_may_be_another_after_a_restart(engine: SupervisedEngine, directory: Path) -> None:
+    assert engine.model.context_length == 255
+    await kill_worker(engine, directory)
+    await engine.wait_available()
+    assert engine.model.context_length == 254
+
+
+async def test_a_system_that_lacks_something_does_not_end_the_trying(
+    engine: SupervisedEngine, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = asyncio.Event()
+
+    def fail(**options: object) -> None:
+        failed.set()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryDirectory", fail)
+        await kill_worker(engine, directory)
+        await failed.wait()
+    await engine.wait_available()
+    assert await answer(engine) == [7]
+
+
+async def test_what_keeps_the_first_worker_from_starting_is_told(directory: Path) -> None:
+    (directory / "broken").touch()
+    with pytest.raises(StartError, match=r"^no memory$"):
+        async with supervise(EngineConfig(source=str(directory))):
+            raise AssertionError("started")
+    assert os.listdir(tempfile.gettempdir()) == []
+
+
+async def test_a_start_that_is_given_up_leaves_nothing(directory: Path) -> None:
+    (directory / "slow").touch()
+
+    async def start() -> None:
+        async with supervise(EngineConfig(source=str(directory))):
+            raise AssertionError("started")
+
+    starting = asyncio.create_task(start())
+    await until(lambda: pids(directory))
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert not any(map(is_running, pids(directory)))
+    assert os.listdir(tempfile.gettempdir()) == []
+
+
+async def test_nothing_lies_about_while_it_serves(engine: SupervisedEngine, directory: Path) -> None:
+    assert os.listdir(tempfile.gettempdir()) == []
+    await kill_worker(engine, directory)
+    await engine.wait_available()
+    assert os.listdir(tempfile.gettempdir()) == []
+
+
+def training(background: bool = False) -> TrainConcept:
+    return TrainConcept("kind", [1], [[2]], [[3]], [[4]], background)
+
+
+async def test_a_lost_worker_ends_its_trainings_and_the_next_one_trains(
+    engine: SupervisedEngine, directory: Path
+) -> None:
+    async def train(command: TrainConcept) -> list[TrainingState]:
+        return [update.state async for update in engine.train(command)]
+
+    task = asyncio.create_task(train(training(background=True)))
+    await asyncio.sleep(0.05)
+    await kill_worker(engine, directory)
+    with pytest.raises(EngineUnavailable):
+        await task
+    with pytest.raises(EngineUnavailable):
+        await train(training())
+    engine.hasten("kind")
+    await engine.wait_available()
+    assert await train(training()) == [TrainingState.READY]
+
+
+async def test_the_next_worker_hears_of_what_was_forgotten_meanwhile(
+    engine: SupervisedEngine, directory: Path
+) -> None:
+    await kill_worker(engine, directory)
+    engine.forget("kind")
+    await engine.wait_available()
+    await until((directory / "forgotten").exists)
+    await until(lambda: (directory / "forgotten").read_text() == "kind")
+
+
+async def test_a_draining_engine_lets_end_what_runs_and_replaces_no_worker(
+    engine: SupervisedEngine, directory: Path
+) -> None:
+    task = asyncio.create_task(answer(engine, ENDLESS))
+    await asyncio.sleep(0.05)
+    engine.drain(0.2)
+    assert not engine.available
+    for refused in (engine.wait_available, lambda: answer(engine)):
+        with pytest.raises(EngineUnavailable):
+            await refused()
+    assert not task.done()
+    with pytest.raises(EngineUnavailable):
+        await task
+    os.kill(pids(directory)[0], signal.SIGKILL)
+    await asyncio.sleep(0.3)
+    assert len(pids(directory)) == 1
+
+
+async def test_it_says_whether_the_worker_is_up_and_how_often_it_was_replaced(
+    engine: SupervisedEngine, directory: Path
+) -> None:
+    def state() -> tuple[bool, int]:
+        [worker] = engine.workers
+        return worker.up, worker.restarts
+
+    assert state() == (True, 0)
+    await kill_worker(engine, directory)
+    assert state() == (False, 0)
+    await engine.wait_available()
+    assert state() == (True, 1)
+
+
+def test_workers_that_do_not_last_are_replaced_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_LONGEST_DELAY", 60.0)
+    delays = list(itertools.accumulate([0.0] * 9, next_delay, initial=0.0))[1:]
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert next_delay(60.0, served=3600.0) == 0
+
+
+@pytest.mark.parametrize("act", [lambda engine: engine.hasten("kind"), lambda engine: engine.forget("kind")])
+async def test_commands_to_no_worker_harm_nobody(
+    engine: SupervisedEngine, directory: Path, act: Callable[[SupervisedEngine], None]
+) -> None:
+    await kill_worker(engine, directory)
+    act(engine)
+    with pytest.raises(ApiError):
+        await answer(engine)
+    await engine.wait_available()
+    assert await answer(engine) == [7]

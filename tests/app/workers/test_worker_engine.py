@@ -1,0 +1,401 @@
+"""The engine over a socket, with this test as the worker at its other end."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, StartError
+from app.workers import worker_engine
+from app.workers.process import run_worker
+from app.workers.worker_engine import WorkerEngine, WorkerGeneration
+from inference.interface.config import EngineConfig
+from inference.interface.protocol import (
+    Abort,
+    Admission,
+    Command,
+    EngineStats,
+    Failure,
+    FinishReason,
+    ForgetConcept,
+    GenerationRequest,
+    HastenTraining,
+    RefusalCode,
+    SamplingParams,
+    StepReport,
+    TokenEvent,
+    TrainConcept,
+    TrainingState,
+    TrainingUpdate,
+    decode_command,
+    encode,
+)
+from tests.app.fakes import model_info
+
+
+class Worker:
+    """The worker's end of the socket, and a process that lives until it is killed."""
+
+    def __init__(self, socket: zmq.asyncio.Socket, process: asyncio.subprocess.Process) -> None:
+        self.socket = socket
+        self.process = process
+
+    async def receive(self) -> Command:
+        return decode_command(await asyncio.wait_for(self.socket.recv(), 5))
+
+    async def report(self, **fields: object) -> None:
+        await self.socket.send(encode(StepReport(**fields)))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[WorkerEngine, Worker]]:
+    process = await asyncio.create_subprocess_exec("sleep", "60", stdout=asyncio.subprocess.PIPE)
+    with zmq.asyncio.Context() as context, context.socket(zmq.PAIR) as near, context.socket(zmq.PAIR) as far:
+        near.bind("inproc://worker")
+        far.connect("inproc://worker")
+        near.linger = far.linger = 0
+        engine = WorkerEngine(near, model_info(Path(), 300), places=3)
+        serving = asyncio.create_task(engine.serve(process))
+        yield engine, Worker(far, process)
+        serving.cancel()
+        await asyncio.wait({serving})
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def request(request_id: str = "r", n: int = 1) -> GenerationRequest:
+    return GenerationRequest(request_id, [1, 2], 10, n)
+
+
+async def submitted(pair: tuple[WorkerEngine, Worker], request_id: str = "r", n: int = 1) -> WorkerGeneration:
+    engine, worker = pair
+    task = asyncio.create_task(engine.submit(request(request_id, n)))
+    assert await worker.receive() == request(request_id, n)
+    await worker.report(admissions=[Admission(request_id)])
+    return await task
+
+
+async def collected(generation: WorkerGeneration) -> list[list[int]]:
+    return [[event.token_id for event in events] async for events in generation]
+
+
+async def test_events_come_by_step_until_every_choice_has_ended(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair, n=2)
+    _, worker = pair
+    await worker.report(events=[TokenEvent("r", 0, 5), TokenEvent("r", 1, 6)])
+    await worker.report(events=[TokenEvent("r", 0, 7, FinishReason.LENGTH)])
+    await worker.report(events=[TokenEvent("other", 0, 1), TokenEvent("r", 1, 8, FinishReason.STOP)])
+    assert await collected(generation) == [[5, 6], [7], [8]]
+
+
+async def test_requests_do_not_mix(pair: tuple[WorkerEngine, Worker]) -> None:
+    one, two = await submitted(pair, "one"), await submitted(pair, "two")
+    end = FinishReason.STOP
+    await pair[1].report(events=[TokenEvent("two", 0, 2, end), TokenEvent("one", 0, 1, end)])
+    assert await asyncio.gather(collected(one), collected(two)) == [[[1]], [[2]]]
+
+
+@pytest.mark.parametrize("code", RefusalCode)
+async def test_a_refusal_is_raised_with_its_code(
+    pair: tuple[WorkerEngine, Worker], code: RefusalCode
+) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.submit(request()))
+    await worker.receive()
+    await worker.report(admissions=[Admission("r", code, "_worker/x")])
+    with pytest.raises(ApiError, match="_worker/x") as refused:
+        await task
+    assert refused.value.code == ErrorCode(code.value)
+
+
+async def test_a_failure_ends_only_its_request(pair: tuple[WorkerEngine, Worker]) -> None:
+    bad, good = await submitted(pair, "bad"), await submitted(pair, "good")
+    await pair[1].report(
+        events=[TokenEvent("good", 0, 1, FinishReason.STOP)], failures=[Failure("bad", "reason")]
+    )
+    assert await collected(good) == [[1]]
+    with pytest.raises(InternalError, match="reason"):
+        await collected(bad)
+
+
+async def test_an_aborted_choice_brings_nothing_more(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair, n=2)
+    _, worker = pair
+    generation.abort(0)
+    generation.abort(0)
+    assert await worker.receive() == Abort("r", 0)
+    await worker.report(events=[TokenEvent("r", 0, 5), TokenEvent("r", 1, 6, FinishReason.STOP)])
+    assert await collected(generation) == [[6]]
+
+
+async def test_aborting_everything_ends_an_iteration_that_waits(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair, n=2)
+    waiting = asyncio.create_task(collected(generation))
+    await asyncio.sleep(0)
+    generation.abort()
+    assert await asyncio.wait_for(waiting, 5) == []
+    assert await pair[1].receive() == Abort("r", None)
+
+
+async def test_every_choice_takes_a_place_until_it_has_ended(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    generation = await submitted(pair, n=2)
+    assert engine.room == 1
+    await worker.report(events=[TokenEvent("r", 0, 5, FinishReason.STOP), TokenEvent("r", 0, 5)])
+    await generation.begun
+    assert engine.room == 2
+    generation.abort()
+    generation.abort()
+    assert engine.room == 3
+
+
+async def test_a_refused_request_takes_no_place(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.submit(request()))
+    await worker.receive()
+    assert engine.room == 2
+    await worker.report(admissions=[Admission("r", RefusalCode.QUEUE_FULL)])
+    with pytest.raises(ApiError):
+        await task
+    assert engine.room == 3
+
+
+async def test_a_generation_begins_with_its_first_events(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair)
+    assert not generation.begun.done()
+    await pair[1].report(events=[TokenEvent("r", 0, 5)])
+    await asyncio.wait_for(generation.begun, 5)
+
+
+async def test_a_generation_that_fails_first_never_begins(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair)
+    await pair[1].report(failures=[Failure("r", "reason")])
+    with pytest.raises(InternalError, match="reason"):
+        await generation.begun
+
+
+async def test_leaving_the_iteration_aborts(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair)
+    await pair[1].report(events=[TokenEvent("r", 0, 5)])
+    events = generation.__aiter__()
+    await anext(events)
+    await events.aclose()
+    assert await pair[1].receive() == Abort("r", None)
+
+
+async def test_nobody_waiting_for_admission_aborts(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.submit(request()))
+    await worker.receive()
+    task.cancel()
+    await asyncio.wait({task})
+    assert await worker.receive() == Abort("r", None)
+    await worker.report(admissions=[Admission("r")], events=[TokenEvent("r", 0, 5)])
+    assert await collected(await submitted_after(pair)) == [[7]]
+
+
+async def submitted_after(pair: tuple[WorkerEngine, Worker]) -> WorkerGeneration:
+    generation = await submitted(pair, "later")
+    await pair[1].report(events=[TokenEvent("later", 0, 7, FinishReason.STOP)])
+    return generation
+
+
+async def test_a_dead_worker_fails_what_is_open_and_what_comes(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair)
+    engine, worker = pair
+    waiting = asyncio.create_task(engine.submit(request("waiting")))
+    await worker.receive()
+    worker.process.kill()
+    with pytest.raises(EngineUnavailable):
+        await collected(generation)
+    with pytest.raises(EngineUnavailable):
+        await waiting
+    assert not engine.available
+    with pytest.raises(EngineUnavailable):
+        await engine.submit(request("late"))
+
+
+async def test_a_worker_that_talks_nonsense_is_given_up(pair: tuple[WorkerEngine, Worker]) -> None:
+    generation = await submitted(pair)
+    await pair[1].socket.send(b"nonsense")
+    with pytest.raises(EngineUnavailable):
+        await collected(generation)
+    assert not pair[0].available
+
+
+async def test_a_draining_engine_finishes_in_its_time(pair: tuple[WorkerEngine, Worker]) -> None:
+    quick, slow = await submitted(pair, "quick"), await submitted(pair, "slow")
+    engine, worker = pair
+    engine.drain(0.05)
+    with pytest.raises(EngineUnavailable):
+        await engine.submit(request("new"))
+    await worker.report(events=[TokenEvent("quick", 0, 1, FinishReason.STOP)])
+    assert await collected(quick) == [[1]]
+    with pytest.raises(EngineUnavailable):
+        await collected(slow)
+
+
+@pytest.mark.parametrize("top_logprobs", [None, 4])
+async def test_an_answer_that_nobody_reads_does_not_grow_for_ever(
+    pair: tuple[WorkerEngine, Worker], monkeypatch: pytest.MonkeyPatch, top_logprobs: int | None
+) -> None:
+    monkeypatch.setattr(worker_engine, "_MAX_UNREAD", 10 if top_logprobs is None else 50)
+    engine, worker = pair
+    sampling = SamplingParams(top_logprobs=top_logprobs)
+    task = asyncio.create_task(engine.submit(GenerationRequest("r", [1, 2], 100, sampling=sampling)))
+    await worker.receive()
+    await worker.report(admissions=[Admission("r")])
+    generation = await task
+    for token_id in range(20):
+        await worker.report(events=[TokenEvent("r", 0, token_id)])
+    assert await worker.receive() == Abort("r", None)
+    arrived: list[int] = []
+    error: ApiError | None = None
+    try:
+        async for events in generation:
+            arrived += [event.token_id for event in events]
+    except ApiError as raised:
+        error = raised
+    assert error is not None
+    assert error.code is ErrorCode.REQUEST_TIMEOUT
+    assert arrived == list(range(11))
+
+
+async def test_an_answer_that_is_read_may_be_as_long_as_it_likes(
+    pair: tuple[WorkerEngine, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_engine, "_MAX_UNREAD", 10)
+    generation = await submitted(pair)
+    events = aiter(generation)
+    for token_id in range(50):
+        await pair[1].report(events=[TokenEvent("r", 0, token_id)])
+        assert [event.token_id for event in await anext(events)] == [token_id]
+    await events.aclose()
+
+
+def training(concept: str) -> TrainConcept:
+    return TrainConcept(concept, [1], [[2]], [[3]], [[4]])
+
+
+async def trained(pair: tuple[WorkerEngine, Worker], concept: str) -> "asyncio.Task[list[TrainingUpdate]]":
+    """A training that the worker has heard of, and what it will have brought in the end."""
+    engine, worker = pair
+
+    async def collect() -> list[TrainingUpdate]:
+        return [update async for update in engine.train(training(concept))]
+
+    task = asyncio.create_task(collect())
+    assert await worker.receive() == training(concept)
+    return task
+
+
+@pytest.mark.parametrize("end", [TrainingState.READY, TrainingState.FAILED])
+async def test_a_training_ends_with_its_last_update(
+    pair: tuple[WorkerEngine, Worker], end: TrainingState
+) -> None:
+    one, two = await trained(pair, "one"), await trained(pair, "two")
+    last = [TrainingUpdate("one", end, 1.0), TrainingUpdate("two", end, 1.0)]
+    other, first = TrainingUpdate("other", end), TrainingUpdate("one", TrainingState.TRAINING, 0.5)
+    await pair[1].report(training=[other, first])
+    await pair[1].report(training=last)
+    assert await asyncio.gather(one, two) == [[first, last[0]], last[1:]]
+
+
+async def test_a_training_can_be_hastened(pair: tuple[WorkerEngine, Worker]) -> None:
+    pair[0].hasten("one")
+    assert await pair[1].receive() == HastenTraining("one")
+
+
+async def test_forgetting_a_concept_ends_its_training_and_no_later_one(
+    pair: tuple[WorkerEngine, Worker],
+) -> None:
+    engine, worker = pair
+    first = await trained(pair, "one")
+    engine.forget("one")
+    again = asyncio.create_task(anext(aiter(engine.train(training("one")))))
+    assert [update.state for update in await first] == [TrainingState.FAILED]
+    assert await worker.receive() == ForgetConcept("one")
+    assert await worker.receive() == training("one")
+    await worker.report(training=[TrainingUpdate("one", TrainingState.READY, 1.0)])
+    assert (await again).state is TrainingState.READY
+
+
+async def test_forgetting_a_concept_that_nobody_trains_tells_the_worker(
+    pair: tuple[WorkerEngine, Worker],
+) -> None:
+    pair[0].forget("one")
+    assert await pair[1].receive() == ForgetConcept("one")
+
+
+async def test_a_dead_worker_ends_its_trainings_and_starts_none(pair: tuple[WorkerEngine, Worker]) -> None:
+    task = await trained(pair, "one")
+    pair[1].process.kill()
+    with pytest.raises(EngineUnavailable):
+        await task
+    with pytest.raises(EngineUnavailable):
+        await anext(aiter(pair[0].train(training("two"))))
+
+
+async def test_a_draining_engine_ends_its_trainings_in_time(pair: tuple[WorkerEngine, Worker]) -> None:
+    task = await trained(pair, "one")
+    pair[0].drain(0.05)
+    with pytest.raises(EngineUnavailable):
+        await anext(aiter(pair[0].train(training("two"))))
+    with pytest.raises(EngineUnavailable):
+        await task
+
+
+async def test_a_worker_that_ends_at_once_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(StartError, match=r"ended while it was starting \(status 1\)"):
+        async with run_worker(EngineConfig()):
+            raise AssertionError("started")
+
+
+async def test_the_engines_numbers_are_those_that_came_last(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    assert engine.stats == EngineStats()
+    generation = await submitted(pair)
+    await worker.report(stats=EngineStats(running=1, blocks=8))
+    await worker.report(events=[TokenEvent("r", 0, 5, FinishReason.STOP)])
+    await collected(generation)
+    assert engine.stats == EngineStats(running=1, blocks=8)
+
+
+async def test_the_time_between_tokens_is_counted_for_each_of_them(
+    pair: tuple[WorkerEngine, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, worker = pair
+    one, two = await submitted(pair, "one", n=2), await submitted(pair, "two")
+    clock = SimpleNamespace(perf_counter=iter([10.0, 10.5, 13.0]).__next__)
+    monkeypatch.setattr(worker_engine, "time", clock)
+    await worker.report(events=[TokenEvent("one", 0, 1), TokenEvent("one", 1, 1)])
+    await worker.report(events=[TokenEvent("one", 0, 1), TokenEvent("one", 1, 1), TokenEvent("two", 0, 1)])
+    end = FinishReason.STOP
+    await worker.report(
+        events=[TokenEvent(name, i, 2, end) for name, i in (("one", 0), ("one", 1), ("two", 0))]
+    )
+    await asyncio.gather(collected(one), collected(two))
+    assert engine.intervals.cumulative[-1] == 5, "the first tokens have none before them"
+    assert engine.intervals.seconds == 2 * 0.5 + 3 * 2.5
+
+
+async def test_the_wait_in_the_queue_ends_when_the_first_choice_starts(
+    pair: tuple[WorkerEngine, Worker],
+) -> None:
+    generation = await submitted(pair, n=2)
+    assert generation.queue_seconds is None
+    now = time.monotonic()
+    await pair[1].report(starts={"r": now + 3, "other": now}, events=[TokenEvent("r", 0, 1)])
+    await pair[1].report(
+        starts={"r": now + 9}, events=[TokenEvent("r", i, 2, FinishReason.STOP) for i in (0, 1)]
+    )
+    await collected(generation)
+    assert generation.queue_seconds == pytest.approx(3, abs=1)

@@ -1,0 +1,55 @@
+"""What an operator sees where the kernels cannot be compiled."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference.backends import choice
+from inference.backends.cpu import build
+from inference.backends.cpu.build import KernelError
+from inference.interface.config import EngineConfig
+from inference.models.causal_lm import CausalLM
+from tests.inference.conftest import make_model
+
+
+def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(KernelError, match=r"no C\+\+ compiler"):
+        build._compile(tmp_path / "kernels" / "library.so")
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\necho 'fatal error: no such thing' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(KernelError, match="no such thing"):
+        build._compile(tmp_path / "kernels" / "library.so")
+    assert not list((tmp_path / "kernels").iterdir())
+
+
+def fail(_: Path) -> None:
+    raise KernelError("there is no C++ compiler")
+
+
+def test_float32_goes_on_without_kernels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(build, "load", fail)
+    assert choice.choose(CausalLM(make_model()), EngineConfig()) == choice.TORCH
+    assert "no C++ compiler" in caplog.text
+
+
+def test_int8_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "load", fail)
+    with pytest.raises(KernelError):
+        choice.choose(CausalLM(make_model()), EngineConfig(quantization="int8"))
+
+
+def test_int8_is_for_float32() -> None:
+    model = CausalLM(make_model().to(torch.bfloat16))
+    assert choice.choose(model, EngineConfig()) == choice.TORCH
+    with pytest.raises(KernelError, match="float32"):
+        choice.choose(model, EngineConfig(quantization="int8"))

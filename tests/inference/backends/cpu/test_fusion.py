@@ -1,0 +1,167 @@
+"""Fused operations compute what they replace, on every architecture, and are used where they should be."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from inference.backends.cpu import fusion
+from inference.backends.cpu.int8_attention import Int8Attention
+from inference.backends.cpu.linear import Int8Linear, replace_linears
+from inference.backends.cpu.modules import Int8GatedMLP, RMSNorm
+from inference.models.causal_lm import CausalLM
+from tests.inference.backends.cpu.weights import in_four_bits
+from tests.inference.conftest import ARCHITECTURES, build_driver, make_model, plain_attention, request
+
+PROMPT = torch.tensor([[5, 6, 7, 90, 12, 41, 8, 77, 3, 150, 33]])
+
+
+BITS = pytest.mark.parametrize("bits", [4, 8])
+
+
+def make_rounded(architecture: str, bits: int, **options: object) -> PreTrainedModel:
+    """One whose linear layers, if `bits` is 4, have weights such as models have that come in 4 bits."""
+    model = make_model(architecture, **{"intermediate_size": 64, **options})
+    for module in model.modules():
+        if bits == 4 and isinstance(module, nn.Linear):
+            module.weight.data = in_four_bits(module.weight.data)
+    return model
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with plain_attention(model), torch.inference_mode():
+        return model(PROMPT).logits[0]
+
+
+def count(model: PreTrainedModel, kind: type) -> int:
+    return sum(type(module) is kind for module in model.modules())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_fused_model_says_the_same(architecture: str) -> None:
+    model = make_model(architecture)
+    expected = logits(model)
+    fusion.fuse(model)
+    assert (logits(model) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "granite"])
+def test_norms_are_fused(architecture: str) -> None:
+    model = make_model(architecture)
+    fusion.fuse(model)
+    assert count(model, RMSNorm) >= 2 * 3 + 1
+
+
+def test_a_norm_of_another_kind_stays() -> None:
+    model = make_model("gemma2")  # it multiplies with 1 + weight
+    fusion.fuse(model)
+    assert count(model, RMSNorm) == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attentions", "mlps", "layers"),
+    [
+        ("llama", 3, 3, 3),
+        ("mistral", 0, 3, 0),  # its windows are known to its code alone
+        ("qwen2", 3, 3, 3),
+        ("qwen3", 0, 3, 0),  # it norms queries and keys
+        ("gemma2", 0, 0, 0),  # another activation, and a softcap
+        ("granite", 3, 3, 0),  # multiplies what it adds
+        ("phi3", 0, 0, 0),  # joins its projections itself
+    ],
+)
+@BITS
+def test_what_is_fused_in_an_int8_model(
+    architecture: str, attentions: int, mlps: int, layers: int, bits: int
+) -> None:
+    options = {"residual_multiplier": 0.5} if architecture == "granite" else {}
+    model = make_rounded(architecture, bits, head_dim=16, **options)
+    CausalLM(model)
+    replace_linears(model)
+    fusion.fuse(model)
+    assert (count(model, Int8Attention), count(model, Int8GatedMLP)) == (attentions, mlps)
+    assert sum("forward" in vars(layer) for layer in model.model.layers) == layers
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("mistral", {"sliding_window": 4096}), ("gemma2", {"attn_logit_softcapping": 1000.0})],
+)
+def test_what_no_trial_would_find_is_not_lost(architecture: str, options: dict[str, float]) -> None:
+    model = make_model(architecture, head_dim=16, **options)
+    CausalLM(model)
+    replace_linears(model)
+    fusion.fuse(model)
+    assert count(model, Int8Attention) == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@BITS
+def test_a_fused_int8_model_says_what_an_int8_model_says(architecture: str, bits: int) -> None:
+    model = make_rounded(architecture, bits)
+    replace_linears(model)
+    expected = logits(model)
+    fusion.fuse(model)
+    errors = (logits(model) - expected).abs() / expected.abs().max()
+    assert errors.median() < 1e-4
+    # A last bit may round an activation to its other neighbour, which with 8 bits is 1/254 farther.
+    assert errors.max() < (0.02 if bits == 4 else 1e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@BITS
+def test_int8_engine_says_what_the_int8_model_says(architecture: str, bits: int) -> None:
+    """Token by token through the fused layers, against one plain forward pass of the unfused model."""
+    model = make_rounded(architecture, bits, head_dim=16)
+    driver = build_driver(model, quantization="int8")
+    prompt = PROMPT[0].tolist()
+    result = driver.run(request("a", prompt, 24, top_logprobs=0))["a", 0]
+    reference = make_rounded(architecture, bits, head_dim=16)
+    replace_linears(reference)
+    with plain_attention(reference), torch.inference_mode():
+        rows = reference(torch.tensor([prompt + result.token_ids])).logits[0].log_softmax(-1)
+    expected = rows[len(prompt) - 1 : -1].gather(-1, torch.tensor(result.token_ids)[:, None])[:, 0]
+    ours = torch.tensor([event.logprobs.logprob for event in result.events if event.logprobs])
+    # With 8 bits, an activation that a last bit rounds to its other neighbour changes all that follows.
+    assert (ours - expected).abs().max() < (0.08 if bits == 4 else 0.02)
+    assert (ours - expected).abs().median() < 0.01
+
+
+@BITS
+def test_an_int8_sequence_does_not_depend_on_its_neighbours(bits: int) -> None:
+    prompts = [[5 + i, 9, 4 + 2 * i, 30 + i] * (1 + i) for i in range(6)]
+
+    def run(indices: list[int]) -> dict[int, list[float]]:
+        driver = build_driver(make_rounded("llama", bits, head_dim=16), quantization="int8")
+        results = driver.run(*[request(f"r{i}", prompts[i], 20, top_logprobs=0) for i in indices])
+        return {
+            i: [event.logprobs.logprob for event in results[f"r{i}", 0].events if event.logprobs]
+            for i in indices
+        }
+
+    together = run(list(range(6)))
+    for i in range(6):
+        assert run([i])[i] == together[i]
+
+
+@BITS
+def test_an_int8_sequence_does_not_depend_on_how_its_prompt_is_cut(bits: int) -> None:
+    """Bit for bit: with 8 bits, a last bit would round activations to their other neighbours."""
+    prompt = [5 + i * 7 % 150 for i in range(90)]
+
+    def run(max_batch_tokens: int) -> list[float]:
+        model = make_rounded("llama", bits, head_dim=16)
+        driver = build_driver(model, quantization="int8", max_batch_tokens=max_batch_tokens)
+        events = driver.run(request("a", prompt, 20, top_logprobs=0))["a", 0].events
+        return [event.logprobs.logprob for event in events if event.logprobs]
+
+    whole = run(128)
+    for max_batch_tokens in (1, 8, 89):
+        assert run(max_batch_tokens) == whole
+
+
+def test_int8_layers_are_used_in_the_engine() -> None:
+    model = make_model("llama", head_dim=16)
+    build_driver(model, quantization="int8")
+    assert count(model, Int8Linear) > 0
+    assert count(model, Int8Attention) == 3

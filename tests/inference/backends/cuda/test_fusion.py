@@ -1,0 +1,70 @@
+"""A model whose layers are fused says the same, and the engine over all of Triton's kernels says it too."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from inference.backends.choice import Backend
+from inference.backends.cuda import fusion, layers, paged_attention, sampling
+from inference.models.causal_lm import CausalLM
+from tests.inference.conftest import ARCHITECTURES, build_driver, generate, make_model, request
+from tests.inference.recorder import Recorder
+from tests.inference.steering.conftest import steered, steered_driver
+from tests.inference.test_exactness import random_prompt
+
+BACKEND = Backend(attend=paged_attention.attend, fuse=fusion.fuse, weigh=sampling.weigh, steer=layers.steer)
+FUSED = {"llama", "qwen2", "granite"}
+
+
+def count_fused(model: PreTrainedModel) -> int:
+    return sum("forward" in vars(layer) for layer in model.model.layers)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_which_layers_are_fused(architecture: str) -> None:
+    model = make_model(architecture)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    CausalLM(model).fuse(fusion.fuse)
+    assert count_fused(model) == (3 if architecture in FUSED else 0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("llama", {"hidden_act": "gelu"}), ("granite", {"residual_multiplier": 0.5})],
+)
+def test_what_computes_something_else_is_not_fused(architecture: str, options: dict[str, object]) -> None:
+    model = make_model(architecture, **options)
+    CausalLM(model).fuse(fusion.fuse)
+    assert count_fused(model) == 0
+
+
+def test_a_bias_is_not_lost() -> None:
+    model = make_model("llama", attention_bias=True, mlp_bias=True)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    CausalLM(model).fuse(fusion.fuse)
+    assert count_fused(model) == 0
+    model = make_model("llama", attention_bias=True)
+    CausalLM(model).fuse(fusion.fuse)
+    assert count_fused(model) == 3
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral"])
+def test_greedy_equals_generate(architecture: str) -> None:
+    model = make_model(architecture)
+    prompts = [random_prompt(i, length) for i, length in enumerate([1, 22])]
+    expected = [generate(model, prompt, 4) for prompt in prompts]
+    driver = build_driver(model, backend=BACKEND, max_batch_tokens=15)
+    results = driver.run(*(request(f"r{i}", prompt, 4) for i, prompt in enumerate(prompts)))
+    assert [results[f"r{i}", 0].token_ids for i in range(len(prompts))] == expected
+
+
+def test_steered_ones_and_others_together(llama: PreTrainedModel) -> None:
+    requests = [request(f"r{i}", random_prompt(i, 5 + i), 4) for i in range(3)]
+    mixed = [steered(requests[0], "kind"), requests[1], steered(requests[2], "rude", strength=-1.0)]
+    expected = steered_driver(llama).run(*mixed)
+    ours = steered_driver(llama, backend=BACKEND, capture=Recorder(), max_running=3).run(*mixed)
+    tokens = {key: result.token_ids for key, result in expected.items()}
+    assert {key: result.token_ids for key, result in ours.items()} == tokens

@@ -1,0 +1,129 @@
+"""What is learnt of a model when it is loaded, and which models are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from inference.compute.kv_cache import LayerShape
+from inference.models.causal_lm import CausalLM, UnsupportedModelError, load
+from tests.inference.conftest import make_model
+
+
+def test_the_shape_of_what_each_layer_stores_is_found_out() -> None:
+    assert CausalLM(make_model("llama")).layer_shapes == [LayerShape(2, 8, 8, torch.float32)] * 3
+
+
+def test_stop_tokens_come_from_the_generation_config_first() -> None:
+    model = make_model("llama")
+    model.generation_config.eos_token_id = [5, 6]
+    assert CausalLM(model).stop_token_ids == (5, 6)
+    model.generation_config.eos_token_id = None
+    assert CausalLM(model).stop_token_ids == (1,)
+
+
+def test_the_digest_is_that_of_the_values(tmp_path: Path) -> None:
+    model = make_model("llama")
+    digest = CausalLM(model).digest()
+    model.save_pretrained(tmp_path)
+    assert load(tmp_path, torch.float32, torch.device("cpu")).digest() == digest
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_the_digest_changes_with_a_single_weight(name: str) -> None:
+    model = make_model("llama")
+    digest = CausalLM(model).digest()
+    with torch.no_grad():
+        dict(model.named_parameters())[name].view(-1)[3] += 1e-6
+    assert CausalLM(model).digest() != digest
+
+
+def test_the_digest_changes_when_two_weights_change_places() -> None:
+    model = make_model("llama")
+    digest = CausalLM(model).digest()
+    with torch.no_grad():
+        weight = model.model.layers[0].mlp.up_proj.weight
+        weight[[0, 1]] = weight[[1, 0]].clone()
+    assert CausalLM(model).digest() != digest
+
+
+def test_the_digest_changes_with_the_dtype() -> None:
+    assert CausalLM(make_model("llama")).digest() != CausalLM(make_model("llama").bfloat16()).digest()
+
+
+class Intruder:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._trace,)
+
+
+def bring_code(directory: Path, trace: Path, **config: object) -> None:
+    """Has the model's configuration name code that comes with it, and makes a file when it is run."""
+    names = {"AutoConfig": "intruder.Config", "AutoModelForCausalLM": "intruder.Model"}
+    content = json.loads((directory / "config.json").read_text()) | {"auto_map": names} | config
+    (directory / "config.json").write_text(json.dumps(content))
+    (directory / "intruder.py").write_text(
+        f"open({str(trace)!r}, 'w')\nclass Config: pass\nclass Model: pass"
+    )
+
+
+def test_code_that_comes_with_a_model_is_not_run_where_it_is_not_needed(tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path / "model")
+    bring_code(tmp_path / "model", tmp_path / "trace")
+    loaded = load(tmp_path / "model", torch.float32, torch.device("cpu"))
+    assert type(loaded._model) is LlamaForCausalLM
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("model_type", ["intruder", None])
+def test_a_model_that_needs_code_of_its_own_is_refused(tmp_path: Path, model_type: str | None) -> None:
+    make_model("llama").save_pretrained(tmp_path / "model")
+    bring_code(tmp_path / "model", tmp_path / "trace", model_type=model_type)
+    with pytest.raises(UnsupportedModelError, match="code of its own"):
+        load(tmp_path / "model", torch.float32, torch.device("cpu"))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    weights = {"lm_head.weight": Intruder(tmp_path / "trace")}
+    torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load(tmp_path / "model", torch.float32, torch.device("cpu"))
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_positions_that_depend_on_the_batch_are_refused(rope_type: str) -> None:
+    model = make_model("llama")
+    model.config.rope_parameters = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0}
+    with pytest.raises(UnsupportedModelError, match=rope_type):
+        CausalLM(model)
+
+
+def test_attention_that_would_not_be_honoured_is_refused() -> None:
+    model = make_model("llama")
+
+    def with_sinks(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return arguments, {**options, "s_aux": torch.zeros(4)}
+
+    model.model.layers[2].self_attn.register_forward_pre_hook(with_sinks, with_kwargs=True)
+    with pytest.raises(UnsupportedModelError, match="s_aux"):
+        CausalLM(model)
+
+
+def test_a_model_with_attention_of_its_own_is_refused() -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)).eval()
+    with pytest.raises(UnsupportedModelError):
+        CausalLM(model)
