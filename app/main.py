@@ -18,11 +18,12 @@ from app.concepts.examples import ExampleEncoder
 from app.concepts.registry import Concepts
 from app.concepts.store import ConceptStore
 from app.concepts.trainings import Trainings
-from app.errors import ApiError, ErrorCode, for_caller, shorten
+from app.errors import ApiError, ErrorCode, shorten
 from app.gateway import Gateway, fingerprint
 from app.http.auth import Authenticate
 from app.http.body import invalid_request
 from app.http.doorkeeper import TakePlace, TakeTurns
+from app.http.errors import ErrorResponse, for_caller
 from app.http.middleware import AnswerHead, LimitBody, Observe
 from app.http.openapi import build_openapi
 from app.limits.access_tokens import load_tokens
@@ -128,7 +129,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     allow = {"Allow": ", ".join(_allowed_methods(request))} if is_not_allowed else {}
     if is_not_allowed and request.method == "OPTIONS":
         return Response(status_code=204, headers=allow)
-    response = for_caller(_as_api_error(request, error), request.state.request_id).response()
+    response = ErrorResponse(for_caller(_as_api_error(request, error), request.state.request_id))
     response.headers.update(allow)
     return response
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from app.concepts.store import Example, digest_of
+from app.concepts.concept import Example, digest_of
 
 _ROUTE = "/steering_concepts"
 _LOCAL = "http://127.0.0.1:8000"

@@ -1,7 +1,7 @@
 """A concept's examples -> what the engine trains it on. Knows tokens and how many there may be."""
 
+from app.concepts.concept import Concept
 from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
-from app.concepts.store import Concept
 from app.errors import ApiError, ErrorCode, InvalidRequest
 from app.schemas.chat import Message
 from app.text.prompts import PromptRenderer

@@ -9,9 +9,11 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 from anyio import to_thread
 
-from app.concepts.store import Concept, ConceptStore, full_id, is_id, names_other_examples
+from app.concepts.concept import Concept, is_id, names_other_examples
+from app.concepts.store import ConceptStore
 from app.concepts.trainings import Outcome, Training, Trainings
 from app.errors import (
+    SERVER_FAULTS,
     ApiError,
     EngineUnavailable,
     ErrorCode,
@@ -20,7 +22,7 @@ from app.errors import (
     QueueFull,
     shorten,
 )
-from app.schemas.concepts import ConceptCard, ConceptDetail, ConceptList, ConceptState
+from app.schemas.concepts import ConceptCard, ConceptDetail, ConceptList, ConceptState, full_id
 from app.settings import LimitSettings
 from app.telemetry.metrics import Metrics
 
@@ -267,7 +269,7 @@ def _deleted(concept: Concept) -> ApiError:
 def _unusable(concept: Concept, error: ApiError) -> ApiError:
     if error.code is ErrorCode.UNKNOWN_STEERING_CONCEPT:
         return _unknown(concept.id, "steering_concepts")
-    if error.status >= 500:
+    if error.code in SERVER_FAULTS:
         return error
     return InvalidRequest(
         f"{concept.id} cannot be used with this model: {error.message}", "steering_concepts"

@@ -1,85 +1,22 @@
-"""Concepts as pairs of examples, and the directories that keep them. Knows no model and no tokens."""
+"""The directories that keep concepts: shipped ones and created ones. Knows no model and no tokens."""
 
-import hashlib
-import json
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import yaml
 
+from app.concepts.concept import Concept, Example, is_id, names_other_examples
+from app.schemas.concepts import ID_PREFIX, NAME_PATTERN, ConceptProblem
+
 _log = logging.getLogger(__name__)
 
-ID_PREFIX = "_worker/"
-NAME_PATTERN = "[a-zA-Z0-9-_]{1,64}"
-"""For the whole name: to be used with fullmatch."""
-
-_NAME = re.compile(NAME_PATTERN)
-_DIGEST = re.compile("[0-9a-f]{64}")
 _LONGEST_REASON = 200
-
-
-class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a text is with the concept, and what it is without or with its opposite."""
-
-    positive: str
-    negative: str
-
-
-@dataclass(frozen=True)
-class Concept:
-    id: str
-    """`_worker/` and its name."""
-    description: str
-    examples: tuple[Example, ...]
-    created: int
-    """Seconds since 1970."""
-    shipped: bool = False
-    """It comes with the configuration, and cannot be removed."""
-
-    @cached_property
-    def digest(self) -> str:
-        return digest_of(self.examples)
-
-
-def digest_of(examples: tuple[Example, ...]) -> str:
-    """SHA-256, in hex, of a JSON array of [positive, negative]: UTF-8, no spaces, nothing escaped in vain.
-
-    Raises UnicodeEncodeError for what is no text.
-    """
-    pairs = [[example.positive, example.negative] for example in examples]
-    return hashlib.sha256(json.dumps(pairs, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
-
-
-def full_id(given: str) -> str:
-    """The id of a concept that is named with or without `_worker/`."""
-    return ID_PREFIX + given.removeprefix(ID_PREFIX)
-
-
-def is_id(text: str) -> bool:
-    return text.startswith(ID_PREFIX) and _NAME.fullmatch(text.removeprefix(ID_PREFIX)) is not None
-
-
-def names_other_examples(concept: Concept) -> bool:
-    """Whether the id has the form of a digest, and is not that of these examples."""
-    name = concept.id.removeprefix(ID_PREFIX)
-    return name != concept.digest and _DIGEST.fullmatch(name) is not None
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """A file that holds no concept which can be used."""
-
-    file: str
-    """Its name, without the directory."""
-    reason: str
 
 
 class ConceptStore:
@@ -92,7 +29,7 @@ class ConceptStore:
         """Neither directory needs to exist."""
         self._shipped = shipped
         self._created = created
-        self.problems: list[Problem] = []
+        self.problems: list[ConceptProblem] = []
 
     def load(self) -> list[Concept]:
         """The shipped ones first. What cannot be used becomes one of the problems, and a line in the log."""
@@ -159,7 +96,7 @@ class ConceptStore:
     def _report(self, file: str, reason: str) -> None:
         name = os.fsencode(file).decode(errors="replace")
         _log.warning("concept file %s is left out: %s", name, reason)
-        self.problems.append(Problem(name, reason))
+        self.problems.append(ConceptProblem(name, reason))
 
 
 class _ShippedFile(msgspec.Struct, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 from anyio import to_thread
 
-from app.concepts.store import Concept
+from app.concepts.concept import Concept
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest
 from app.schemas.concepts import ConceptState
 from app.telemetry.metrics import Metrics

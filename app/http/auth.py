@@ -8,6 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Unauthorized
+from app.http.errors import ErrorResponse
 from app.limits.access_tokens import AccessTokens
 from app.settings import AccessToken, TokenScope
 
@@ -31,7 +32,7 @@ class Authenticate:
             try:
                 scope.setdefault("state", {})["caller"] = self._caller(scope)
             except Unauthorized as error:
-                await error.response()(scope, receive, send)
+                await ErrorResponse(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

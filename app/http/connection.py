@@ -16,6 +16,7 @@ from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
+from app.http.errors import STATUS, raw_error
 from app.settings import ServerSettings
 
 _VERSIONS = ("1.1", "1.0")  # The parser takes the request lines of others as well.
@@ -244,7 +245,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: ApiError) -> None:
         """Answers in place of the app, which finds its client gone."""
         self._refused = True
-        self.count("other", error.status)
+        self.count("other", STATUS[error.code])
         self._stop_watching()
         if self._is_busy:
             self.transport.close()
@@ -252,7 +253,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.write(error.http({"connection": "close"}))
+        self.transport.write(raw_error(error, {"connection": "close"}))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)

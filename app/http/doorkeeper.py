@@ -12,6 +12,7 @@ from uvicorn._types import HTTPScope
 from app.errors import ApiError
 from app.http.auth import unversioned
 from app.http.connection import Headers
+from app.http.errors import STATUS, ErrorResponse, raw_error
 from app.http.middleware import NO_PAGE, SECURITY_HEADERS
 from app.limits.admission import Admission
 from app.telemetry.metrics import Metrics
@@ -47,7 +48,7 @@ class TakePlace:
             place = state.setdefault("place", None) or self._admission.take_place()
         except ApiError as error:
             scope["route"] = _GENERATES
-            await error.response()(scope, receive, send)
+            await ErrorResponse(error)(scope, receive, send)
             return
         state["place"] = place
         try:
@@ -113,11 +114,12 @@ class Doorkeeper:
 
     def _refuse(self, error: ApiError) -> bytes:
         seen = Observation(uuid.uuid4().hex)
-        seen.method, seen.route, seen.status, seen.error = "POST", _GENERATES.path, error.status, error.code
+        status = STATUS[error.code]
+        seen.method, seen.route, seen.status, seen.error = "POST", _GENERATES.path, status, error.code
         # Soon: first all who have come at the same time get their answer.
-        asyncio.get_running_loop().call_soon(self._report, seen, error.status)
+        asyncio.get_running_loop().call_soon(self._report, seen, status)
         described = {"x-request-id": seen.request_id, "content-security-policy": NO_PAGE}
-        return error.http({**described, **SECURITY_HEADERS})
+        return raw_error(error, {**described, **SECURITY_HEADERS})
 
     def _report(self, seen: Observation, status: int) -> None:
         self._metrics.count_request(seen.route, status)

@@ -9,8 +9,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import CLIENT_CLOSED_REQUEST, ApiError, ErrorCode, for_caller
+from app.errors import ApiError, ErrorCode
 from app.http.auth import unversioned
+from app.http.errors import CLIENT_CLOSED_REQUEST, ErrorResponse, for_caller
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observation, Tell
 
@@ -83,7 +84,7 @@ class Observe:
             if seen.status is not None:
                 seen.error = answer.code.value
                 raise  # The server cuts the connection, so that half an answer does not look whole.
-            await answer.response()(scope, receive, send_counted)
+            await ErrorResponse(answer)(scope, receive, send_counted)
         finally:
             _complete(seen, scope)
             for tell in self._tell:
@@ -101,7 +102,7 @@ class LimitBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif self._announces_too_much(Headers(scope=scope)):
-            await self._error().response()(scope, receive, send)
+            await ErrorResponse(self._error())(scope, receive, send)
         else:
             await self._app(scope, self._limited(receive), send)
 

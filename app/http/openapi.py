@@ -8,7 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.errors import STATUS, ErrorCode
+from app.errors import ErrorCode
+from app.http.errors import STATUS
 from app.schemas.base import RequestModel
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatChunk, ChatCompletion

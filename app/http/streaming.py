@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.errors import InternalError, for_caller
+from app.errors import InternalError
+from app.http.errors import error_body, for_caller
 from app.limits.admission import Visit
 from app.schemas.completions import ChatChunk
 from app.telemetry.metrics import Metrics
@@ -129,7 +130,7 @@ async def _events(answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:
     except Exception as error:  # The status is sent: all that is left is one last event.
         told = for_caller(error, answer.seen.request_id)
         answer.seen.error = told.code.value
-        yield _event(told.body())
+        yield _event(error_body(told))
 
 
 def _encode(chunks: list[ChatChunk]) -> bytes:

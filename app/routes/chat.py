@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from app.concepts.store import Concept
+from app.concepts.concept import Concept
 from app.errors import ApiError, ErrorCode, QueueFull
 from app.gateway import Gateway, GatewayDep
 from app.http.auth import caller_of, requires
@@ -77,7 +77,8 @@ async def _prepare(
     concepts = gateway.concepts.find(chat.steering_concepts)
     visit.reserve(chat.n, chat.token_limit)
     prompt = await gateway.prompts.render(chat.messages)
-    asked = generation_request(chat, prompt, concepts, gateway.engine.model, request_id, nice)
+    digests = [concept.digest for concept in concepts]
+    asked = generation_request(chat, prompt, digests, gateway.engine.model, request_id, nice)
     visit.reserve_prompt(len(prompt))
     return asked, concepts
 

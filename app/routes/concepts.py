@@ -6,12 +6,12 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.concepts.store import Concept, Example, digest_of, full_id
+from app.concepts.concept import Concept, Example, digest_of
 from app.gateway import GatewayDep
 from app.http.auth import caller_of, requires
 from app.http.body import read_json
 from app.http.openapi import describe
-from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest
+from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest, full_id
 from app.settings import TokenScope
 from app.text.generation_request import check_model
 

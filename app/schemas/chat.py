@@ -18,9 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from app.concepts.store import full_id
 from app.schemas.base import RequestModel, broken, limits_of
-from app.schemas.concepts import ID_PATTERN, ConceptId
+from app.schemas.concepts import ID_PATTERN, ConceptId, full_id
 
 MAX_STOPS = 16
 MAX_STEERING_CONCEPTS = 16

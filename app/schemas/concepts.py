@@ -17,11 +17,18 @@ from pydantic import (
     model_validator,
 )
 
-from app.concepts.store import NAME_PATTERN, Problem
 from app.schemas.base import RequestModel, broken, limits_of
 from inference.interface.protocol import ConceptReport
 
-ID_PATTERN = f"^(_worker/)?{NAME_PATTERN}$"
+ID_PREFIX = "_worker/"
+NAME_PATTERN = "[a-zA-Z0-9-_]{1,64}"
+"""Matches a whole name: use it with fullmatch."""
+ID_PATTERN = f"^({ID_PREFIX})?{NAME_PATTERN}$"
+
+
+def full_id(given: str) -> str:
+    """The id of a concept that is named with or without `_worker/`."""
+    return ID_PREFIX + given.removeprefix(ID_PREFIX)
 
 
 def _check_text(text: str, info: ValidationInfo) -> str:
@@ -102,8 +109,16 @@ class ConceptDetail(ConceptCard, frozen=True, kw_only=True):
     """Why it failed."""
 
 
+class ConceptProblem(msgspec.Struct, frozen=True):
+    """A file that holds no concept which can be used."""
+
+    file: str
+    """Its name, without the directory."""
+    reason: str
+
+
 class ConceptList(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[ConceptCard]
-    problems: list[Problem]
+    problems: list[ConceptProblem]
     """Files of concepts that cannot be used."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from app.concepts.store import Concept
 from app.errors import ApiError, ErrorCode, InvalidRequest, shorten
 from app.schemas.chat import ChatRequest
 from inference.interface.protocol import GenerationRequest, ModelInfo, SamplingParams, SteeringSpec
@@ -18,14 +17,15 @@ def check_model(given: str, served: str) -> None:
 def generation_request(
     chat: ChatRequest,
     prompt: list[int],
-    concepts: Iterable[Concept],
+    concept_digests: Iterable[str],
     model: ModelInfo,
     request_id: str,
     nice: bool,
 ) -> GenerationRequest:
-    """`concepts` are those that the request names.
+    """`concept_digests`: one for each concept that the request names.
 
-    Raises CONTEXT_LENGTH_EXCEEDED, or INVALID_REQUEST for a bias on what is no token of the model's."""
+    Raises CONTEXT_LENGTH_EXCEEDED, or INVALID_REQUEST if logit_bias names an id outside the vocabulary.
+    """
     return GenerationRequest(
         request_id=request_id,
         prompt_token_ids=prompt,
@@ -34,7 +34,7 @@ def generation_request(
         sampling=_sampling(chat, model.vocab_size),
         stop_token_ids=model.stop_token_ids,
         nice=nice,
-        steering=_steering(concepts, chat.steering_strength),
+        steering=_steering(concept_digests, chat.steering_strength),
     )
 
 
@@ -72,7 +72,7 @@ def _check_bias(logit_bias: dict[int, float], vocab_size: int) -> None:
         raise InvalidRequest("logit_bias bans every token of the vocabulary", "logit_bias")
 
 
-def _steering(concepts: Iterable[Concept], strength: float) -> SteeringSpec | None:
-    """Concepts with the same examples are one."""
-    digests = tuple(sorted({concept.digest for concept in concepts}))
+def _steering(concept_digests: Iterable[str], strength: float) -> SteeringSpec | None:
+    """Concepts with the same examples have the same digest and count once."""
+    digests = tuple(sorted(set(concept_digests)))
     return SteeringSpec(digests, strength) if digests and strength else None

@@ -9,8 +9,8 @@ import torch
 import transformers
 import yaml
 
+from app.concepts.concept import Example, digest_of
 from app.concepts.neutral_texts import TRAINING_PROMPT
-from app.concepts.store import Example, digest_of
 from benchmarks.steering.measure import Concept, Laboratory
 from benchmarks.steering.page import faults, render
 from benchmarks.steering.plain import PlainModel

@@ -73,7 +73,7 @@ def test_every_line_of_both_is_json_and_tells_of_no_words(tiny_config: dict, tmp
     of_failed = [line for line in lines if line.get("request_id") == failed.headers["x-request-id"]]
     assert [(line["logger"], line["level"]) for line in of_failed] == [
         ("tiller.worker", "error"),
-        ("app.errors", "error"),
+        ("app.http.errors", "error"),
         ("tiller.access", "info"),
     ]
     assert "a bug in an operation" in of_failed[0]["exception"]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from app.concepts.concept import Concept, Example
 from app.concepts.examples import ExampleEncoder
 from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
-from app.concepts.store import Concept, Example
 from app.errors import ApiError, ErrorCode, InvalidRequest
 from app.schemas.chat import Message
 from app.text.prompts import load_prompt_renderer

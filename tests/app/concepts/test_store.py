@@ -11,7 +11,9 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from app.concepts.store import Concept, ConceptStore, Example, digest_of, full_id
+from app.concepts.concept import Concept, Example, digest_of
+from app.concepts.store import ConceptStore
+from app.schemas.concepts import full_id
 
 ROOT = Path(__file__).parents[3]
 PAIR = {"positive": "Thanks, fam.", "negative": "I thank you."}

@@ -9,7 +9,9 @@ from typing import Any
 
 import httpx
 
-from app.concepts.store import Concept, ConceptStore, Example, digest_of, full_id
+from app.concepts.concept import Concept, Example, digest_of
+from app.concepts.store import ConceptStore
+from app.schemas.concepts import full_id
 from inference.interface.protocol import FinishReason, GenerationRequest, TokenEvent, TokenLogprobs
 from tests.app.fakes import END_OF_TURN, FakeEngine, Script, Step
 

@@ -12,7 +12,7 @@ from aleph_alpha_client.aleph_alpha_client import BusyError
 from aleph_alpha_client.steering import SteeringConceptCreationRequest, SteeringPairedExample
 from tokenizers import Tokenizer
 
-from app.concepts.store import Example, digest_of
+from app.concepts.concept import Example, digest_of
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError
 from inference.interface.protocol import SteeringSpec
 from tests.app.contract.support import CONCEPTS, steps, user

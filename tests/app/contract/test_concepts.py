@@ -12,8 +12,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.concepts.concept import digest_of
 from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
-from app.concepts.store import ConceptStore, digest_of
+from app.concepts.store import ConceptStore
 from app.errors import ApiError, EngineUnavailable, ErrorCode
 from inference.interface.protocol import SteeringSpec, TrainingState
 from tests.app.contract.support import (

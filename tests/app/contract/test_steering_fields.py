@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.concepts.store import digest_of
+from app.concepts.concept import digest_of
 from inference.interface.protocol import SteeringSpec
 from tests.app.contract.support import CONCEPTS, HASHED_NAME, LONGEST_NAME, assert_error, chat, sent
 from tests.app.fakes import FakeEngine

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.concepts.store import digest_of
+from app.concepts.concept import digest_of
 from app.main import create_app
 from app.settings import Settings
 from app.workers import supervisor

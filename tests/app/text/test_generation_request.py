@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from app.concepts.store import Concept, Example
 from app.errors import ApiError, ErrorCode, InvalidRequest
 from app.schemas.chat import ChatRequest
 from app.settings import LimitSettings
@@ -22,12 +21,8 @@ def chat(**fields: Any) -> ChatRequest:
     return ChatRequest.model_validate(request, context=LimitSettings())
 
 
-def built(prompt: int = 4, concepts: Sequence[Concept] = (), **fields: Any) -> GenerationRequest:
-    return generation_request(chat(**fields), [1] * prompt, concepts, MODEL, "r", nice=False)
-
-
-def concept(name: str, text: str) -> Concept:
-    return Concept(name, "", (Example(text, "other"),), created=0)
+def built(prompt: int = 4, digests: Sequence[str] = (), **fields: Any) -> GenerationRequest:
+    return generation_request(chat(**fields), [1] * prompt, digests, MODEL, "r", nice=False)
 
 
 def test_the_defaults_change_nothing() -> None:
@@ -89,14 +84,14 @@ def test_concepts_are_named_in_full_and_once() -> None:
 
 
 def test_the_engine_is_told_each_concepts_digest_once_and_in_order() -> None:
-    concepts = [concept("a", "x"), concept("b", "y"), concept("c", "z"), concept("again", "x")]
-    digests = tuple(sorted(concept.digest for concept in concepts[:3]))
-    assert built(concepts=concepts, steering_strength=-0.5).steering == SteeringSpec(digests, -0.5)
-    assert built(concepts=concepts[::-1]).steering == SteeringSpec(digests, 1.0)
+    given = ["b2", "a1", "c3", "b2"]
+    digests = ("a1", "b2", "c3")
+    assert built(digests=given, steering_strength=-0.5).steering == SteeringSpec(digests, -0.5)
+    assert built(digests=given[::-1]).steering == SteeringSpec(digests, 1.0)
 
 
 def test_strength_zero_is_no_steering() -> None:
-    assert built(concepts=[concept("a", "x")], steering_strength=0).steering is None
+    assert built(digests=["a1"], steering_strength=0).steering is None
 
 
 def test_a_strength_without_concepts_is_no_steering() -> None:

@@ -5,21 +5,13 @@ import logging
 
 import pytest
 
-from app.errors import (
-    STATUS,
-    ApiError,
-    ErrorCode,
-    InternalError,
-    InvalidRequest,
-    QueueFull,
-    for_caller,
-    shorten,
-)
+from app.errors import ApiError, ErrorCode, InternalError, InvalidRequest, QueueFull, shorten
+from app.http.errors import STATUS, ErrorResponse, error_body, for_caller
 
 
 @pytest.mark.parametrize("code", ErrorCode)
 def test_every_code_has_a_status_and_the_one_shape(code: ErrorCode) -> None:
-    response = ApiError(code, "message", "field").response()
+    response = ErrorResponse(ApiError(code, "message", "field"))
     body = json.loads(bytes(response.body))
     assert response.status_code == STATUS[code]
     assert body["code"] == body["error"]["code"] == code.value
@@ -28,7 +20,7 @@ def test_every_code_has_a_status_and_the_one_shape(code: ErrorCode) -> None:
 
 @pytest.mark.parametrize("filling", ["x", '"', "\\", "\x00", "€", "😀"])
 def test_a_body_stays_below_4_kb(filling: str) -> None:
-    assert len(bytes(InvalidRequest(filling * 10**6, filling * 10**6).response().body)) < 4096
+    assert len(bytes(ErrorResponse(InvalidRequest(filling * 10**6, filling * 10**6)).body)) < 4096
 
 
 @pytest.mark.parametrize(
@@ -41,11 +33,11 @@ def test_a_body_stays_below_4_kb(filling: str) -> None:
     ],
 )
 def test_headers_that_go_with_a_status(code: ErrorCode, header: str, value: str) -> None:
-    assert ApiError(code, "message").response().headers[header] == value
+    assert ErrorResponse(ApiError(code, "message")).headers[header] == value
 
 
 def test_a_full_queue_does_not_call_all_back_in_the_same_moment() -> None:
-    told = {QueueFull().response().headers["retry-after"] for _ in range(200)}
+    told = {ErrorResponse(QueueFull()).headers["retry-after"] for _ in range(200)}
     assert told == {"1", "2", "3", "4"}
 
 
@@ -56,7 +48,7 @@ def test_a_fault_of_ours_is_logged_and_only_its_place_told(
     with caplog.at_level(logging.ERROR):
         told = for_caller(error, "r42")
     assert "r42" in told.message
-    assert "secret" not in json.dumps(told.body())
+    assert "secret" not in json.dumps(error_body(told))
     assert "/secret/path" in caplog.text
 
 
