@@ -66,10 +66,13 @@ def main() -> None:
     directory = sources.resolve(arguments.model, Path(arguments.cache_directory).expanduser())
     texts = render(directory, read_texts()[:: arguments.every])
     loaded = causal_lm.load(directory, torch.float32, torch.device("cpu"))
-    choice.choose(loaded, EngineConfig(quantization="int8", cache_directory=arguments.cache_directory))
+    backend = choice.choose(
+        loaded, EngineConfig(quantization="int8", cache_directory=arguments.cache_directory)
+    )
     first = _count_shared(texts)
     full = [read(loaded, text, first) for text in texts]
-    loaded.quantize()
+    assert backend.quantize is not None  # else choose would have raised
+    loaded.transform(backend.quantize)
     rounded = [read(loaded, text, first) for text in texts]
     predicted = sum(len(text) - first for text in texts)
     before, after = (sum(loss for loss, _ in side) / predicted for side in (full, rounded))

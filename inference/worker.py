@@ -20,7 +20,7 @@ import transformers.utils.logging
 import zmq
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-from inference.backends.cpu.build import KernelError
+from inference.backends.backend import KernelError
 from inference.engine import Engine
 from inference.heartbeat import Heartbeat
 from inference.interface import protocol

@@ -1,4 +1,4 @@
-"""A worker process without a model: speaks inference/protocol.py, and steps when the load client says so.
+"""A worker process without a model: speaks the worker's protocol, and steps when the load client says so.
 
     python -m benchmarks.gateway.worker MODEL_DIRECTORY PIPE ENDPOINT
 

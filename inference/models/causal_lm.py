@@ -12,7 +12,6 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from inference.backends.cpu import fusion, linear
 from inference.compute import attention
 from inference.compute.attention import PagedBatch
 from inference.compute.batch import Batch
@@ -22,6 +21,8 @@ from inference.compute.kv_cache import LayerShape
 # its neighbours.
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
+
+_PROBE_NAME = "tiller_probe"
 
 BlockHook = Callable[[torch.Tensor, Batch], None]
 """Gets a decoder block's output [T, hidden_size] and the batch."""
@@ -97,14 +98,8 @@ class CausalLM:
         self._model.set_attn_implementation(attention.NAME)
         return logits[0].float()
 
-    def quantize(self) -> None:
-        """Goes on with int8 weights in the linear layers; the others keep theirs. Needs the CPU's kernels."""
-        linear.replace_linears(self._model)
-        fusion.fuse(self._model)
-        torch.ops.tiller_cpu.use_own_threads(True)
-
-    def fuse(self, act: Callable[[nn.Module], None]) -> None:
-        """Goes on with fewer operations in the place of many: `act` puts them into the model."""
+    def transform(self, act: Callable[[nn.Module], None]) -> None:
+        """Hands the transformers model to `act`, which replaces parts of it in place."""
         act(self._model)
 
     def digest(self) -> str:
@@ -168,47 +163,67 @@ def _check_rope(config: Any) -> None:
             raise UnsupportedModelError(f"rotary embeddings of type {kind!r} are not supported")
 
 
+class _LayerProbe:
+    """Collects what each attention layer stores, while one token runs through a model."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, LayerShape] = {}
+        self.modules: dict[int, nn.Module] = {}
+        self.windows: dict[int, int | None] = {}
+
+    def record(
+        self, module: nn.Module, key: torch.Tensor, value: torch.Tensor, arguments: dict[str, Any]
+    ) -> None:
+        """Raises UnsupportedModelError if the layer asks for what `paged_attention` would not honour."""
+        if names := attention.unsupported_arguments(module, arguments):
+            raise UnsupportedModelError(f"its attention needs {', '.join(names)}, which is not supported")
+        layer: Any = module.layer_idx
+        if layer in self.shapes:
+            raise UnsupportedModelError("it does not call transformers' attention interface as others do")
+        self.shapes[layer] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], key.dtype)
+        self.modules[layer] = module
+        self.windows[layer] = arguments.get("sliding_window")
+
+
+def _record_layer(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - the interface's
+    **arguments: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function that computes nothing. The _LayerProbe comes with the call, as `paged`.
+
+    So transformers' registry, which lives as long as the process, holds no model.
+    """
+    probe = arguments.get("paged")
+    if not isinstance(probe, _LayerProbe):
+        raise UnsupportedModelError("it does not call transformers' attention interface as others do")
+    probe.record(module, key, value, arguments)
+    return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+
+
 def _examine_layers(model: PreTrainedModel) -> tuple[list[LayerShape], list[nn.Module]]:
     """Runs one token through the model to learn what each attention layer will store, and which it is.
 
     Raises UnsupportedModelError if the model does not go through transformers' attention
     interface once in every layer, or asks for what `paged_attention` would not honour.
     """
-    shapes: dict[int, LayerShape] = {}
-    modules: dict[int, nn.Module] = {}
-    windows: dict[int, int | None] = {}
-
-    def record(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,  # noqa: ARG001 - the interface's
-        **arguments: Any,
-    ) -> tuple[torch.Tensor, None]:
-        if names := attention.unsupported_arguments(module, arguments):
-            raise UnsupportedModelError(f"its attention needs {', '.join(names)}, which is not supported")
-        layer: Any = module.layer_idx
-        if layer in shapes or "paged" not in arguments:
-            raise UnsupportedModelError("it does not call transformers' attention interface as others do")
-        shapes[layer] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], key.dtype)
-        modules[layer] = module
-        windows[layer] = arguments.get("sliding_window")
-        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
-
-    AttentionInterface.register("tiller_probe", record)
-    model.set_attn_implementation("tiller_probe")
+    AttentionInterface.register(_PROBE_NAME, _record_layer)
+    model.set_attn_implementation(_PROBE_NAME)
+    probe = _LayerProbe()
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     with torch.inference_mode():
-        model(input_ids=token, position_ids=token, use_cache=False, logits_to_keep=token[0], paged=True)
+        model(input_ids=token, position_ids=token, use_cache=False, logits_to_keep=token[0], paged=probe)
     text = model.config.get_text_config()
-    if sorted(shapes) != list(range(text.num_hidden_layers)):
+    layers = range(text.num_hidden_layers)
+    if sorted(probe.shapes) != list(layers):
         raise UnsupportedModelError("not all of its layers use transformers' attention interface")
     for layer, kind in enumerate(getattr(text, "layer_types", None) or ()):
-        if kind == "sliding_attention" and windows[layer] is None:
+        if kind == "sliding_attention" and probe.windows[layer] is None:
             raise UnsupportedModelError("its sliding windows are known to its attention mask alone")
-    layers = range(text.num_hidden_layers)
-    return [shapes[layer] for layer in layers], [modules[layer] for layer in layers]
+    return [probe.shapes[layer] for layer in layers], [probe.modules[layer] for layer in layers]
 
 
 def _decoder_blocks(model: PreTrainedModel, attentions: list[nn.Module]) -> list[nn.Module]:

@@ -1,9 +1,10 @@
-"""Makes a loaded model what the engine runs: with the fastest operations that there are, and tried."""
+"""Prepares a loaded model for the engine: chooses a back end, applies it, and verifies the result."""
 
 import logging
+from dataclasses import replace
 
 from inference.backends import choice
-from inference.backends.choice import TORCH, Backend
+from inference.backends.backend import TORCH, Backend, KernelError
 from inference.interface.config import EngineConfig
 from inference.models.causal_lm import CausalLM
 from inference.runner import verification
@@ -12,18 +13,20 @@ _log = logging.getLogger(__name__)
 
 
 def adapt(model: CausalLM, config: EngineConfig) -> Backend:
-    """Raises UnsupportedModelError, and KernelError if what is configured cannot be had."""
+    """Raises UnsupportedModelError, and KernelError if the configured quantization is not available."""
     expectation = verification.expect(model)
     backend = choice.choose(model, config)
     if backend.fuse:
-        model.fuse(backend.fuse)
+        model.transform(backend.fuse)
     try:
         verification.verify(model, backend, expectation)
     except Exception as error:
-        # Kernels may not be made for shapes like this model's; or it is the model that cannot be served.
+        # Either the kernels do not support this model's shapes, or the model cannot be served at all.
         verification.verify(model, TORCH, expectation)
         _log.warning("the server will be slower, without kernels for this model: %s", error)
-        backend = TORCH
-    if config.quantization == "int8":
-        model.quantize()
+        backend = replace(TORCH, quantize=backend.quantize)
+    if config.quantization != "none":
+        if backend.quantize is None:
+            raise KernelError(f"engine.quantization {config.quantization} is not available on this device")
+        model.transform(backend.quantize)
     return backend

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from inference.backends.choice import TORCH, Backend
+from inference.backends.backend import TORCH, Backend
 from inference.compute.attention import PagedBatch
 from inference.compute.batch import Batch, BatchBuilder
 from inference.compute.graphs import Capture, Graphs

@@ -9,7 +9,7 @@ import statistics
 
 import torch
 
-from inference.backends.choice import Backend
+from inference.backends.backend import Backend
 from inference.compute.attention import PagedBatch
 from inference.compute.batch import BatchBuilder
 from inference.compute.kv_cache import KVCache

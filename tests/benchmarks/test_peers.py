@@ -219,7 +219,7 @@ def test_vllm_finds_itself_and_its_device(tmp_path: Path) -> None:
 
 
 def test_llama_gets_the_file_that_the_embedded_model_comes_from() -> None:
-    sources = (ROOT / "inference" / "sources.py").read_text()
+    sources = (ROOT / "inference" / "models" / "sources.py").read_text()
     [line] = [
         line
         for line in (ROOT / "benchmarks" / "peers" / "model.txt").read_text().splitlines()

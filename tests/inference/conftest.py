@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from inference.backends import choice
-from inference.backends.choice import Backend
+from inference.backends.backend import Backend
 from inference.compute.graphs import Capture
 from inference.engine import Engine
 from inference.interface.config import EngineConfig
@@ -138,9 +138,9 @@ def build_driver(
     backend = backend or choice.choose(causal_lm, engine_config)
     backend = replace(backend, capture=None if eager else capture or backend.capture)
     if backend.fuse:
-        causal_lm.fuse(backend.fuse)
-    if engine_config.quantization == "int8":
-        causal_lm.quantize()
+        causal_lm.transform(backend.fuse)
+    if backend.quantize and engine_config.quantization != "none":
+        causal_lm.transform(backend.quantize)
     return Driver(Engine(ModelRunner(causal_lm, engine_config, backend), engine_config, directions))
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from inference.backends.backend import KernelError
+
 _SOURCES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*.[ch]*")))
 _COMPILE = (
     "-c",
@@ -30,10 +32,6 @@ _TIMEOUT_SECONDS = 600
 
 
 _log = logging.getLogger(__name__)
-
-
-class KernelError(Exception):
-    """The kernels cannot be compiled or loaded here. The message says why."""
 
 
 def load(cache_directory: Path) -> None:

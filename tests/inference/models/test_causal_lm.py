@@ -1,6 +1,8 @@
 """What is learnt of a model when it is loaded, and which models are refused."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,12 @@ def test_a_model_with_attention_of_its_own_is_refused() -> None:
     model = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)).eval()
     with pytest.raises(UnsupportedModelError):
         CausalLM(model)
+
+
+def test_a_model_that_is_dropped_is_freed() -> None:
+    """transformers' registry of attention functions lives as long as the process, and must hold no model."""
+    model = make_model("llama")
+    dropped = weakref.ref(CausalLM(model)._model)
+    del model
+    gc.collect()
+    assert dropped() is None

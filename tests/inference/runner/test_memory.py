@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from inference.backends.choice import TORCH
+from inference.backends.backend import TORCH
 from inference.interface.config import ConfigError, EngineConfig
 from inference.models.causal_lm import CausalLM
 from inference.runner import memory

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from inference.backends.choice import TORCH, Backend
+from inference.backends.backend import TORCH, Backend
 from inference.interface.config import EngineConfig
 from inference.models.causal_lm import CausalLM, UnsupportedModelError
 from inference.runner.adaptation import adapt

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from inference.backends import choice
+from inference.backends.backend import TORCH, KernelError
 from inference.backends.cpu import build
-from inference.backends.cpu.build import KernelError
 from inference.interface.config import EngineConfig
 from inference.models.causal_lm import CausalLM
 from tests.inference.conftest import make_model
@@ -38,7 +38,7 @@ def test_float32_goes_on_without_kernels(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(build, "load", fail)
-    assert choice.choose(CausalLM(make_model()), EngineConfig()) == choice.TORCH
+    assert choice.choose(CausalLM(make_model()), EngineConfig()) == TORCH
     assert "no C++ compiler" in caplog.text
 
 
@@ -50,6 +50,6 @@ def test_int8_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_int8_is_for_float32() -> None:
     model = CausalLM(make_model().to(torch.bfloat16))
-    assert choice.choose(model, EngineConfig()) == choice.TORCH
+    assert choice.choose(model, EngineConfig()) == TORCH
     with pytest.raises(KernelError, match="float32"):
         choice.choose(model, EngineConfig(quantization="int8"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from inference.backends.choice import Backend
+from inference.backends.backend import Backend
 from inference.backends.cuda import fusion, layers, paged_attention, sampling
 from inference.models.causal_lm import CausalLM
 from tests.inference.conftest import ARCHITECTURES, build_driver, generate, make_model, request
@@ -24,7 +24,7 @@ def count_fused(model: PreTrainedModel) -> int:
 def test_which_layers_are_fused(architecture: str) -> None:
     model = make_model(architecture)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    CausalLM(model).fuse(fusion.fuse)
+    CausalLM(model).transform(fusion.fuse)
     assert count_fused(model) == (3 if architecture in FUSED else 0)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -35,7 +35,7 @@ def test_which_layers_are_fused(architecture: str) -> None:
 )
 def test_what_computes_something_else_is_not_fused(architecture: str, options: dict[str, object]) -> None:
     model = make_model(architecture, **options)
-    CausalLM(model).fuse(fusion.fuse)
+    CausalLM(model).transform(fusion.fuse)
     assert count_fused(model) == 0
 
 
@@ -44,10 +44,10 @@ def test_a_bias_is_not_lost() -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
-    CausalLM(model).fuse(fusion.fuse)
+    CausalLM(model).transform(fusion.fuse)
     assert count_fused(model) == 0
     model = make_model("llama", attention_bias=True)
-    CausalLM(model).fuse(fusion.fuse)
+    CausalLM(model).transform(fusion.fuse)
     assert count_fused(model) == 3
 
 

@@ -1,0 +1,38 @@
+"""What a back end is: the operations that the engine uses for one model on one device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from inference.compute import sampler
+from inference.compute.attention import Attend
+from inference.compute.graphs import Capture
+from inference.compute.sampler import Weigh
+from inference.steering import injection
+from inference.steering.injection import Steer
+
+
+class KernelError(Exception):
+    """A kernel cannot be compiled, loaded or used here. The message is one line for the operator."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Each field is one operation. The defaults are torch's own operations, which work on every device."""
+
+    attend: Attend | None = None
+    """Attention that reads the paged KV cache in place. None: SDPA over gathered keys and values."""
+    fuse: Callable[[nn.Module], None] | None = None
+    """Changes a model in place, so that it computes the same with fewer operations."""
+    quantize: Callable[[nn.Module], None] | None = None
+    """Changes a model in place: its linear layers compute with integers. None: not available."""
+    weigh: Weigh = sampler.weigh
+    """Turns logits into unnormalised probabilities, for sampling."""
+    steer: Steer = injection.steer
+    """Adds steering vectors to hidden states."""
+    capture: Capture | None = None
+    """Captures a decode step, so that it can be replayed. None: every step is launched anew."""
+
+
+TORCH = Backend()

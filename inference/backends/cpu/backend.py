@@ -1,0 +1,24 @@
+"""The back end for float32 models on a CPU: our C++ kernels, compiled for the processor of this machine."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from inference.backends.backend import Backend
+from inference.backends.cpu import build, fusion, linear
+from inference.backends.cpu.paged_attention import attend
+from inference.backends.cpu.sampling import weigh
+
+
+def load(cache_directory: Path) -> Backend:
+    """Compiles the kernels if they are not in the cache directory yet. Raises KernelError."""
+    build.load(cache_directory)
+    return Backend(attend=attend, fuse=fusion.fuse, quantize=_quantize, weigh=weigh)
+
+
+def _quantize(model: nn.Module) -> None:
+    """Packs the weights of all linear layers, fuses what that allows, and switches to our own threads."""
+    linear.replace_linears(model)
+    fusion.fuse(model)
+    torch.ops.tiller_cpu.use_own_threads(True)
