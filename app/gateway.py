@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 
 from app import __version__
 from app.concepts.registry import Concepts
-from app.limits.admission import Admission
+from app.limits.admission import AdmissionController
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from app.text.prompts import PromptRenderer
@@ -21,7 +21,7 @@ from inference.interface.protocol import ModelInfo
 class Gateway:
     settings: Settings
     engine: Engine
-    admission: Admission
+    admission: AdmissionController
     tokenizer: Tokenizer
     prompts: PromptRenderer | None
     """None: the model has no chat template and cannot chat."""

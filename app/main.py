@@ -22,17 +22,17 @@ from app.errors import ApiError, ErrorCode, shorten
 from app.gateway import Gateway, fingerprint
 from app.http.auth import Authenticate
 from app.http.body import invalid_request
-from app.http.doorkeeper import TakePlace, TakeTurns
+from app.http.doorkeeper import ReserveCapacity, TakeTurns
 from app.http.errors import ErrorResponse, for_caller
 from app.http.middleware import AnswerHead, LimitBody, Observe
 from app.http.openapi import build_openapi
-from app.limits.access_tokens import load_tokens
-from app.limits.admission import Admission
+from app.limits.access_tokens import load_access_tokens
+from app.limits.admission import AdmissionController
 from app.routes import chat, concepts, docs, models, operations, tokenization
 from app.settings import Settings
 from app.telemetry.access_log import log_request
 from app.telemetry.metrics import Metrics
-from app.telemetry.observation import Tell
+from app.telemetry.observation import Observer
 from app.text.prompts import PromptRenderer, load_prompt_renderer
 from app.text.tokenizer import Tokenizer
 from app.workers.engine import Engine
@@ -40,13 +40,13 @@ from app.workers.engine import Engine
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, engine: Engine, tell: Sequence[Tell] = ()) -> FastAPI:
-    """The gateway over an engine that has started. `tell` hears of each request, as the log does.
+def create_app(settings: Settings, engine: Engine, observers: Sequence[Observer] = ()) -> FastAPI:
+    """The gateway over an engine that has started. `observers` hear of each request, as the log does.
 
     Loads the tokenizer from `engine.model.directory`, and the concepts from where the settings say.
     Raises StartError when the tokenizer, the chat template or the file of access tokens cannot be used.
     """
-    access_tokens = load_tokens(settings)
+    access_tokens = load_access_tokens(settings)
     gateway = _build_gateway(settings, engine)
     app = FastAPI(
         title="Tiller",
@@ -56,8 +56,8 @@ def create_app(settings: Settings, engine: Engine, tell: Sequence[Tell] = ()) ->
         middleware=[
             *_cors(settings.server.cors_origins),
             Middleware(AnswerHead),
-            Middleware(Observe, metrics=gateway.metrics, tell=[*tell, log_request]),
-            Middleware(TakePlace, admission=gateway.admission),
+            Middleware(Observe, metrics=gateway.metrics, observers=[*observers, log_request]),
+            Middleware(ReserveCapacity, admission=gateway.admission),
             Middleware(Authenticate, tokens=access_tokens, open_metrics=settings.auth.open_metrics),
             Middleware(TakeTurns),
             Middleware(LimitBody, limit=settings.server.max_body_bytes),
@@ -87,7 +87,7 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
     return Gateway(
         settings=settings,
         engine=engine,
-        admission=Admission(engine, settings.limits),
+        admission=AdmissionController(engine, settings.limits),
         tokenizer=tokenizer,
         prompts=prompts,
         concepts=_build_concepts(settings, engine, tokenizer, prompts, metrics),

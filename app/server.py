@@ -24,12 +24,12 @@ from app.http.connection import TOLD_CONNECTIONS, connections_with
 from app.http.doorkeeper import Doorkeeper
 from app.http.stalls import cut_stalled
 from app.http.tls import load_tls
-from app.limits.access_tokens import load_tokens
+from app.limits.access_tokens import load_access_tokens
 from app.main import create_app
 from app.settings import ServerSettings, Settings
 from app.telemetry.access_log import log_refusal, log_request
 from app.telemetry.metrics import Metrics
-from app.telemetry.observation import Tell
+from app.telemetry.observation import Observer
 from app.telemetry.tracing import start_tracing
 from app.workers.engine import Engine
 from app.workers.replicas import Replica, run_replicas
@@ -48,7 +48,7 @@ _DRAIN_MARGIN_SECONDS = 3
 def run(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartError."""
     set_up_logging(settings.engine_config.log)
-    load_tokens(settings)  # only so that a mistake in the file is told before the model is loaded
+    load_access_tokens(settings)  # only so that a mistake in the file is told before the model is loaded
     tls = load_tls(settings.server.tls) if settings.server.tls else None
     _allow_files(settings.server.max_connections)
     tracing = start_tracing(settings.tracing, settings.model.name)
@@ -58,16 +58,16 @@ def run(settings: Settings) -> None:
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         suppress(asyncio.CancelledError),
     ):
-        runner.run(_serve(settings, listener, tls, [tracing.tell] if tracing else []))
+        runner.run(_serve(settings, listener, tls, [tracing.observe] if tracing else []))
 
 
 async def _serve(
-    settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None, tell: Sequence[Tell]
+    settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None, observers: Sequence[Observer]
 ) -> None:
     _at_signals(_current_task().cancel)
     async with run_replicas(settings.engine_config, settings.engine.replicas) as engine:
-        app = _start_app(settings, engine, tell)
-        config = configure(app, settings.server, tls, [*tell, log_request])
+        app = _start_app(settings, engine, observers)
+        config = configure(app, settings.server, tls, [*observers, log_request])
         await anyio.lowlevel.checkpoint()  # which loads much; the first request would wait for that
         server = _Server(config, lambda: _welcome(settings, listener))
         _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
@@ -79,11 +79,14 @@ async def _serve(
 
 
 def configure(
-    app: FastAPI, settings: ServerSettings, tls: ssl.SSLContext | None = None, tell: Sequence[Tell] = ()
+    app: FastAPI,
+    settings: ServerSettings,
+    tls: ssl.SSLContext | None = None,
+    observers: Sequence[Observer] = (),
 ) -> uvicorn.Config:
-    """How the app is served. `tell` hears of requests that are answered before they come to it."""
+    """How the app is served. `observers` hear of requests that are answered before they come to it."""
     gateway: Gateway = app.state.gateway
-    doorkeeper = Doorkeeper(gateway.admission, gateway.metrics, bool(settings.cors_origins), tell)
+    doorkeeper = Doorkeeper(gateway.admission, gateway.metrics, bool(settings.cors_origins), observers)
     return uvicorn.Config(
         app,
         http=connections_with(settings, _refusals(gateway.metrics), doorkeeper),
@@ -110,8 +113,8 @@ def _refusals(metrics: Metrics) -> Callable[[str, int], None]:
     return tell
 
 
-def _start_app(settings: Settings, engine: Engine, tell: Sequence[Tell]) -> FastAPI:
-    app = create_app(settings, engine, tell)
+def _start_app(settings: Settings, engine: Engine, observers: Sequence[Observer]) -> FastAPI:
+    app = create_app(settings, engine, observers)
     gateway: Gateway = app.state.gateway
     if settings.steering.train_at_start:
         gateway.concepts.train_all()

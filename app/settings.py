@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_settings import (
     BaseSettings,
     SettingsConfigDict,
@@ -44,6 +44,12 @@ def _check_distinct(blocks: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError("must name each block once")
     return blocks
 
+
+def _accept_former_name(quantization: object) -> object:
+    return "integer" if quantization == "int8" else quantization
+
+
+_DEFAULTS = EngineConfig()
 
 Origin = Annotated[str, AfterValidator(_check_origin)]
 
@@ -96,25 +102,25 @@ class EngineSettings(Section):
 
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     """Workers, each with all that is configured here to itself."""
-    device: Device = "auto"
-    dtype: DType = "auto"
-    quantization: Quantization = "none"
-    threads: PositiveInt | None = None
-    context_length: PositiveInt | None = None
-    block_size: PositiveInt = 16
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    max_batch_tokens: PositiveInt = 512
-    max_running: PositiveInt = 256
-    max_queued: Annotated[int, Field(ge=0)] = 1024
-    nice_ageing_seconds: Annotated[float, Field(ge=0)] = 30.0
-    max_step_seconds: Annotated[float, Field(ge=3)] = 300.0
+    device: Device = _DEFAULTS.device
+    dtype: DType = _DEFAULTS.dtype
+    quantization: Annotated[Quantization, BeforeValidator(_accept_former_name)] = _DEFAULTS.quantization
+    threads: PositiveInt | None = _DEFAULTS.threads
+    context_length: PositiveInt | None = _DEFAULTS.context_length
+    block_size: PositiveInt = _DEFAULTS.block_size
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = _DEFAULTS.kv_cache_gib
+    max_batch_tokens: PositiveInt = _DEFAULTS.max_batch_tokens
+    max_running: PositiveInt = _DEFAULTS.max_running
+    max_queued: Annotated[int, Field(ge=0)] = _DEFAULTS.max_queued
+    nice_ageing_seconds: Annotated[float, Field(ge=0)] = _DEFAULTS.nice_ageing_seconds
+    max_step_seconds: Annotated[float, Field(ge=3)] = _DEFAULTS.max_step_seconds
     steering_blocks: (
         Annotated[
             tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_check_distinct)
         ]
         | None
-    ) = None
-    seed: int | None = None
+    ) = _DEFAULTS.steering_blocks
+    seed: int | None = _DEFAULTS.seed
 
 
 class LimitSettings(Section):
@@ -165,7 +171,7 @@ class TracingSettings(Section):
     """Where spans go, by OTLP over HTTP, such as `http://localhost:4318/v1/traces`. None: nowhere."""
 
 
-class TokenScope(StrEnum):
+class AccessScope(StrEnum):
     """What an access token lets its bearer do, besides looking at models and concepts."""
 
     CHAT = "chat"
@@ -185,7 +191,7 @@ class AccessToken(Section):
     sha256: Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
     expires: Annotated[datetime, AfterValidator(_in_utc)] | None = None
     """It is good until then. Without a time zone: UTC."""
-    scopes: Annotated[tuple[TokenScope, ...], Field(min_length=1)] = tuple(TokenScope)
+    scopes: Annotated[tuple[AccessScope, ...], Field(min_length=1)] = tuple(AccessScope)
     max_requests: PositiveInt | None = None
     """As in LimitSettings, which it overrides; so does the next."""
     tokens_per_minute: PositiveInt | None = None

@@ -67,7 +67,7 @@ def main() -> None:
     texts = render(directory, read_texts()[:: arguments.every])
     loaded = causal_lm.load(directory, torch.float32, torch.device("cpu"))
     backend = choice.choose(
-        loaded, EngineConfig(quantization="int8", cache_directory=arguments.cache_directory)
+        loaded, EngineConfig(quantization="integer", cache_directory=arguments.cache_directory)
     )
     first = _count_shared(texts)
     full = [read(loaded, text, first) for text in texts]

@@ -1,28 +1,42 @@
 """The quick start's server, for benchmarks that need one: one that runs already, or one of their own."""
 
+import argparse
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from app.bench.client import Target, parse_target
 from benchmarks.peers.processes import ServerProcess
-from benchmarks.peers.servers import Place, tiller
+from benchmarks.peers.servers import Setup, tiller
+
+
+def serving_for(name: str, arguments: argparse.Namespace) -> AbstractContextManager[Target]:
+    """As `serving`, for a benchmark with the options of `add_server_options`. Makes its output folder."""
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    return serving(
+        arguments.url,
+        arguments.token,
+        cache=arguments.cache_directory,
+        log=arguments.output / f"{name}-server.log",
+        slots=arguments.concurrency,
+        name=name,
+    )
 
 
 @contextmanager
 def serving(
     url: str | None, token: str | None, *, cache: Path, log: Path, slots: int, name: str
 ) -> Iterator[Target]:
-    """The server at `url`, else a new one that ends with the context. Raises BenchError and StartError."""
+    """The server at `url`, else a new one that ends with the context. Raises BenchError and ServerError."""
     if url:
         yield parse_target(url, token, model=None)
         return
     with tempfile.TemporaryDirectory(prefix=f"tiller-{name}-") as scratch:
-        place = Place(
+        setup = Setup(
             peers=Path(scratch), cache=cache.expanduser(), scratch=Path(scratch), slots=slots, context=0
         )
-        server = tiller(place)
+        server = tiller(setup)
         process = ServerProcess(server.command, server.environment, log)
         try:
             process.wait_until_ready(server.url)

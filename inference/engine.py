@@ -10,17 +10,17 @@ import msgspec
 from inference.compute.sampler import NOT_A_TOKEN
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import (
-    Admission,
     EngineStats,
     Failure,
     FinishReason,
     GenerationRequest,
     RefusalCode,
     StepReport,
+    SubmitResult,
     TokenEvent,
 )
 from inference.runner.model_runner import ModelRunner, SampledToken, Step
-from inference.runner.recovery import Outcome, StepRunner
+from inference.runner.recovery import StepOutcome, StepRunner
 from inference.runner.step_watch import StepWatch
 from inference.scheduling.block_manager import BlockManager
 from inference.scheduling.probe import Probe
@@ -77,11 +77,11 @@ class Engine:
             blocks=self.blocks.num_blocks,
             blocks_in_use=self.blocks.num_blocks - self.blocks.num_free_blocks,
             preemptions=self.scheduler.num_preemptions,
-            looked_up_tokens=self.blocks.num_looked_up_tokens,
-            found_tokens=self.blocks.num_found_tokens,
+            prefix_cache_queries=self.blocks.num_prefix_cache_queries,
+            prefix_cache_hits=self.blocks.num_prefix_cache_hits,
         )
 
-    def add(self, request: GenerationRequest) -> Admission:
+    def add(self, request: GenerationRequest) -> SubmitResult:
         """Queues the request's n sequences, or says why not and keeps nothing of it."""
         if refusal := self._refusal(request):
             return refusal
@@ -91,7 +91,7 @@ class Engine:
         self._sequences[request.request_id] = {sequence.index: sequence for sequence in sequences}
         for sequence in sequences:
             self.scheduler.add(sequence)
-        return Admission(request.request_id)
+        return SubmitResult(request.request_id)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends one choice of a request, or all; no events follow. Harmless if they have ended."""
@@ -119,16 +119,16 @@ class Engine:
         """Raises RuntimeError if the bookkeeping of blocks is wrong."""
         self.blocks.check_integrity(self.scheduler.sequences())
 
-    def _refusal(self, request: GenerationRequest) -> Admission | None:
+    def _refusal(self, request: GenerationRequest) -> SubmitResult | None:
         if fault := self._fault(request):
-            return Admission(request.request_id, RefusalCode.INTERNAL, fault)
+            return SubmitResult(request.request_id, RefusalCode.INTERNAL, fault)
         for concept in request.steering.concepts if request.steering else ():
             if not self.trainer.knows(concept):
-                return Admission(request.request_id, RefusalCode.UNKNOWN_STEERING_CONCEPT, concept)
+                return SubmitResult(request.request_id, RefusalCode.UNKNOWN_STEERING_CONCEPT, concept)
         if len(request.prompt_token_ids) + request.max_tokens > self.context_length:
-            return Admission(request.request_id, RefusalCode.CONTEXT_LENGTH_EXCEEDED)
+            return SubmitResult(request.request_id, RefusalCode.CONTEXT_LENGTH_EXCEEDED)
         if request.n > self._num_places:
-            return Admission(request.request_id, RefusalCode.QUEUE_FULL)
+            return SubmitResult(request.request_id, RefusalCode.QUEUE_FULL)
         return None
 
     def _fault(self, request: GenerationRequest) -> str | None:
@@ -172,7 +172,7 @@ class Engine:
             sequence.num_scheduled_tokens = 1
         return (running, replace(step, sequences=running)) if running else None
 
-    def _apply(self, scheduled: list[Sequence], outcome: Outcome) -> StepReport:
+    def _apply(self, scheduled: list[Sequence], outcome: StepOutcome) -> StepReport:
         broken = {token.sequence for token in outcome.sampled if token.token_id == NOT_A_TOKEN}
         failed = set(outcome.failed)
         computed = [sequence for sequence in scheduled if sequence not in failed] if failed else scheduled

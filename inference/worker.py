@@ -29,13 +29,13 @@ from inference.interface.directories import SourceError
 from inference.interface.logs import set_up_logging
 from inference.interface.protocol import (
     Abort,
-    Admission,
     EngineStats,
     ForgetConcept,
     GenerationRequest,
-    HastenTraining,
     ModelInfo,
+    PrioritizeTraining,
     StepReport,
+    SubmitResult,
     TrainConcept,
 )
 from inference.models import causal_lm, sources
@@ -70,7 +70,7 @@ class Worker:
         while not self._stopping:
             self._engine.watch.turn()
             was_idle = self._engine.is_idle
-            self._send(StepReport(admissions=self._take_commands()))
+            self._send(StepReport(submit_results=self._take_commands()))
             was_idle &= self._engine.is_idle
             report = self._engine.step()
             self._send(msgspec.structs.replace(report, stats=self._changed_stats()))
@@ -92,25 +92,25 @@ class Worker:
         if report != StepReport():
             self._socket.send(protocol.encode(report))
 
-    def _take_commands(self) -> list[Admission]:
+    def _take_commands(self) -> list[SubmitResult]:
         """Carries out what has arrived; waits for something only while the engine is idle."""
-        admissions = []
+        submit_results = []
         timeout = _IDLE_POLL_MILLISECONDS if self._engine.is_idle else 0
         while self._socket.poll(timeout):
             command = protocol.decode_command(self._socket.recv())
             match command:
                 case GenerationRequest():
-                    admissions.append(self._engine.add(command))
+                    submit_results.append(self._engine.add(command))
                 case Abort():
                     self._engine.abort(command.request_id, command.index)
                 case TrainConcept():
                     self._engine.trainer.add(command)
-                case HastenTraining():
-                    self._engine.trainer.hasten(command.concept)
+                case PrioritizeTraining():
+                    self._engine.trainer.prioritize(command.concept)
                 case ForgetConcept():
                     self._engine.trainer.forget(command.concept)
             timeout = 0
-        return admissions
+        return submit_results
 
 
 def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:

@@ -1,8 +1,6 @@
 """The command `tiller bench`."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +12,9 @@ from app.bench.client import BenchError, Target, Workload, parse_target
 from app.bench.figures import Measurement, summarize
 from app.bench.load import Plan, compare
 from app.bench.plot import check_plot, draw
+from app.commands.errors import reporting
 
 _LOCAL = "http://127.0.0.1:8000"
-_EXIT_FAILED = 1
 
 
 def bench(
@@ -44,7 +42,7 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="Draw them into this .svg, .png or .pdf file.")] = None,
 ) -> None:
     """Measure chat servers under load: throughput, time to first token, inter-token latency."""
-    with _one_line_for_errors():
+    with reporting(BenchError, OSError):
         plan = Plan(
             parse_numbers(concurrency, least=1),
             parse_numbers(prompt_tokens, least=1),
@@ -65,16 +63,6 @@ def bench(
             draw(figures, plot)
         if lines := report.problems(figures, tokens):
             raise BenchError("\n".join(lines))
-
-
-@contextmanager
-def _one_line_for_errors() -> Iterator[None]:
-    try:
-        yield
-    except (BenchError, OSError) as error:
-        for line in str(error).splitlines():
-            typer.echo(f"tiller: {line}", err=True)
-        raise typer.Exit(_EXIT_FAILED) from None
 
 
 def parse_numbers(text: str, least: int = 0) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from app.commands.errors import CommandError, reporting
 from app.concepts.concept import Example, digest_of
 
 _ROUTE = "/steering_concepts"
@@ -45,45 +46,37 @@ def concept_commands() -> typer.Typer:
 
 def train(file: ConceptFile, url: Url = _LOCAL, token: Token = None) -> None:
     """Make a concept from a file of examples, and print what it was measured to do."""
-    with _one_line_for_errors():
+    with _reporting_errors():
         concept = _read_concept(file)
         _print_concept(asyncio.run(_train(_client(url, token), concept)))
 
 
 def list_concepts(url: Url = _LOCAL, token: Token = None) -> None:
     """List all concepts."""
-    with _one_line_for_errors():
+    with _reporting_errors():
         _print_overview(asyncio.run(_ask(_client(url, token), "GET", _ROUTE)))
 
 
 def show(concept: ConceptId, url: Url = _LOCAL, token: Token = None) -> None:
     """Print what a concept was measured to do."""
-    with _one_line_for_errors():
+    with _reporting_errors():
         _print_concept(asyncio.run(_ask(_client(url, token), "GET", _path(concept))))
 
 
 def delete(concept: ConceptId, url: Url = _LOCAL, token: Token = None) -> None:
     """Delete a created concept."""
-    with _one_line_for_errors():
+    with _reporting_errors():
         asyncio.run(_ask(_client(url, token), "DELETE", _path(concept)))
 
 
-class _CommandError(Exception):
-    """The message is one line for whoever gave the command."""
-
-
 @contextmanager
-def _one_line_for_errors() -> Iterator[None]:
-    try:
-        yield
-    except _CommandError as error:
-        message = str(error)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        message = f"the server cannot be reached: {error or type(error).__name__}"
-    else:
-        return
-    typer.echo(f"tiller: {' '.join(message.split())}", err=True)
-    raise typer.Exit(1)
+def _reporting_errors() -> Iterator[None]:
+    with reporting():
+        try:
+            yield
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            told = " ".join(str(error).split()) or type(error).__name__
+            raise CommandError(f"the server cannot be reached: {told}") from None
 
 
 def _read_concept(file: Path) -> Json:
@@ -91,14 +84,13 @@ def _read_concept(file: Path) -> Json:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))  # YAML holds JSON
         if not isinstance(content, dict) or not content.keys() <= _KEYS or "examples" not in content:
-            raise _CommandError(
-                f"{file}: must have examples, and may have name and description, nothing else"
-            )
+            raise CommandError(f"{file}: must have examples, and may have name and description, nothing else")
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except OSError as error:
-        raise _CommandError(f"{file}: cannot be read: {error.strerror}") from None
+        raise CommandError(f"{file}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise _CommandError(f"{file}: cannot be understood: {error}") from None
+        told = " ".join(str(error).split())
+        raise CommandError(f"{file}: cannot be understood: {told}") from None
     return content
 
 
@@ -150,14 +142,14 @@ def _path(concept: str) -> str:
 
 
 def _content(response: httpx.Response) -> Json:
-    """Raises _CommandError, with the server's own words if there are any."""
+    """Raises CommandError, with the server's own words if there are any."""
     try:
         content: Json = response.json() if response.content else {}
         message = None if response.is_success else str(content["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = f"what answers there with {response.status_code} is not this server"
     if message is not None:
-        raise _CommandError(message)
+        raise CommandError(message)
     return content
 
 

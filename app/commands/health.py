@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from app.commands.errors import MISUSED, fail, reporting
 from app.configuration import SettingsError, default_config, read_settings
 from app.settings import ServerSettings
 
@@ -21,14 +22,10 @@ def health(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 4.0,
 ) -> None:
     """Exit status 0 if the server answers that it serves, else 1."""
-    try:
+    with reporting(SettingsError, status=MISUSED):
         server = read_settings(default_config(config)).server
-    except SettingsError as error:
-        typer.echo(f"tiller: {error}", err=True)
-        raise typer.Exit(2) from None
     if fault := _fault(server, timeout):
-        typer.echo(f"tiller: {fault}", err=True)
-        raise typer.Exit(1)
+        fail(fault)
     typer.echo("ok")
 
 

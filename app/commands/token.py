@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from app.commands.errors import CommandError, reporting
 from app.configuration import SettingsError, default_config, read_settings
-from app.limits.access_tokens import TokenFile, TokenFileError
-from app.settings import AccessToken, TokenScope
+from app.limits.access_tokens import AccessTokenFile, AccessTokenFileError
+from app.settings import AccessScope, AccessToken
 
 _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
 
@@ -38,19 +39,19 @@ def new(
     name: Name,
     config: Config = None,
     expires: Annotated[str | None, typer.Option(help="A date such as 2027-01-31 (UTC), or 90d.")] = None,
-    scope: Annotated[list[TokenScope] | None, typer.Option(help="May be repeated; default: all.")] = None,
+    scope: Annotated[list[AccessScope] | None, typer.Option(help="May be repeated; default: all.")] = None,
     max_requests: Annotated[int | None, typer.Option(help="At the same time.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(help="In prompts and answers.")] = None,
     print_only: Annotated[bool, typer.Option(help="Keep nothing; print what to configure.")] = False,
 ) -> None:
     """Make an access token. It is shown once; the server keeps only its digest."""
     secret = "tiller_" + secrets.token_urlsafe(32)
-    with _one_line_for_errors():
+    with _reporting_errors():
         token = AccessToken(
             name=name,
             sha256=hashlib.sha256(secret.encode()).hexdigest(),
             expires=None if expires is None else _parse_expiry(expires),
-            scopes=tuple(scope or TokenScope),
+            scopes=tuple(scope or AccessScope),
             max_requests=max_requests,
             tokens_per_minute=tokens_per_minute,
         )
@@ -60,9 +61,9 @@ def new(
 
 def list_tokens(config: Config = None) -> None:
     """List the access tokens of a server, those in its configuration among them."""
-    with _one_line_for_errors():
+    with _reporting_errors():
         settings = read_settings(default_config(config))
-        made = TokenFile(settings.token_file).read()
+        made = AccessTokenFile(settings.token_file).read()
     table = Table("name", "scopes", "expires", "requests", "tokens a minute", "kept in")
     for tokens, place in ((settings.auth.tokens, "configuration"), (made, settings.token_file.name)):
         for token in tokens:
@@ -72,35 +73,26 @@ def list_tokens(config: Config = None) -> None:
 
 def revoke(name: Name, config: Config = None) -> None:
     """Make an access token worthless, at once. Requests that are in progress go on."""
-    with _one_line_for_errors():
+    with _reporting_errors():
         settings = read_settings(default_config(config))
-        with _changing(TokenFile(settings.token_file)) as tokens:
+        with _changing(AccessTokenFile(settings.token_file)) as tokens:
             left = [token for token in tokens if token.name != name]
             if len(left) == len(tokens):
                 in_configuration = any(token.name == name for token in settings.auth.tokens)
                 reason = "it is in the configuration" if in_configuration else "there is no such token"
-                raise _CommandError(f"{name} cannot be revoked: {reason}")
+                raise CommandError(f"{name} cannot be revoked: {reason}")
             tokens[:] = left
     typer.echo(f"{name} is revoked.")
 
 
-class _CommandError(Exception):
-    """The message is one line for whoever gave the command."""
-
-
 @contextmanager
-def _one_line_for_errors() -> Iterator[None]:
-    try:
-        yield
-    except (_CommandError, SettingsError, TokenFileError) as error:
-        message = str(error)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = f"{first['loc'][0]}: {first['msg']}"
-    else:
-        return
-    typer.echo(f"tiller: {message}", err=True)
-    raise typer.Exit(1)
+def _reporting_errors() -> Iterator[None]:
+    with reporting(SettingsError, AccessTokenFileError):
+        try:
+            yield
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise CommandError(f"{first['loc'][0]}: {first['msg']}") from None
 
 
 def _parse_expiry(text: str) -> datetime:
@@ -109,7 +101,7 @@ def _parse_expiry(text: str) -> datetime:
     try:
         expires = datetime.fromisoformat(text)
     except ValueError:
-        raise _CommandError(f"--expires must be a date such as 2027-01-31, or 90d, got {text!r}") from None
+        raise CommandError(f"--expires must be a date such as 2027-01-31, or 90d, got {text!r}") from None
     return expires if expires.tzinfo else expires.replace(tzinfo=UTC)
 
 
@@ -121,16 +113,16 @@ def _show_configuration(token: AccessToken) -> str:
 
 def _keep(token: AccessToken, config: Path | None) -> str:
     settings = read_settings(default_config(config))
-    file = TokenFile(settings.token_file)
+    file = AccessTokenFile(settings.token_file)
     with _changing(file) as tokens:
         if any(other.name == token.name for other in (*settings.auth.tokens, *tokens)):
-            raise _CommandError(f"there is a token named {token.name} already")
+            raise CommandError(f"there is a token named {token.name} already")
         tokens.append(token)
     return f"Its digest is in {file.path}. A server that runs there takes it from now on."
 
 
 @contextmanager
-def _changing(file: TokenFile) -> Iterator[list[AccessToken]]:
+def _changing(file: AccessTokenFile) -> Iterator[list[AccessToken]]:
     """What the list is changed to in the block is written."""
     try:
         file.path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +131,7 @@ def _changing(file: TokenFile) -> Iterator[list[AccessToken]]:
             yield tokens
             file.write(tokens)
     except OSError as error:
-        raise _CommandError(f"{file.path}: cannot be written: {error.strerror}") from None
+        raise CommandError(f"{file.path}: cannot be written: {error.strerror}") from None
 
 
 def _describe(token: AccessToken) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from app.concepts.concept import Concept, is_id, names_other_examples
 from app.concepts.store import ConceptStore
-from app.concepts.trainings import Outcome, Training, Trainings
+from app.concepts.trainings import SharedFuture, Training, Trainings
 from app.errors import (
     SERVER_FAULTS,
     ApiError,
@@ -37,13 +37,13 @@ class _Entry:
 
     def __init__(self, concept: Concept) -> None:
         self.concept = concept
-        self.stored = Outcome()
+        self.stored = SharedFuture()
         """Until it is settled, the concept is being created."""
 
     def interrupt(self, error: ApiError) -> None:
         """Whoever waits for it to be created waits no longer; its creation goes on."""
         if not self.stored.settled:
-            interrupted, self.stored = self.stored, Outcome()
+            interrupted, self.stored = self.stored, SharedFuture()
             interrupted.settle(error)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 
 from app.concepts.concept import Concept, Example, is_id, names_other_examples
 from app.schemas.concepts import ID_PREFIX, NAME_PATTERN, ConceptProblem
+from inference.interface.files import TEMPORARY, sync_directory, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -42,21 +42,13 @@ class ConceptStore:
         return list(concepts.values())
 
     def write(self, concept: Concept) -> None:
-        """When this returns, it survives a loss of power. Raises OSError, and nothing is left then."""
-        _make_directory(self._created)
+        """When this returns, the file survives a loss of power. Raises OSError, and leaves no file then."""
         target = self._file(concept.id)
-        handle, path = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=self._created)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_encode(concept))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(path, target)
-            path = str(target)
-            _sync(self._created)
+            write_atomically(target, _encode(concept))
         except BaseException:
             with suppress(OSError):
-                os.unlink(path)
+                target.unlink()
             raise
         self.problems = [problem for problem in self.problems if problem.file != target.name]
 
@@ -65,7 +57,7 @@ class ConceptStore:
         with suppress(FileNotFoundError):
             self._file(concept_id).unlink()
         with suppress(FileNotFoundError):
-            _sync(self._created)
+            sync_directory(self._created)
 
     def _file(self, concept_id: str) -> Path:
         return self._created / (concept_id.removeprefix(ID_PREFIX) + ".json")
@@ -73,7 +65,7 @@ class ConceptStore:
     def _clean_up(self) -> None:
         """What a process that was killed had begun to write."""
         with suppress(OSError):
-            for file in self._created.glob(".*.tmp"):
+            for file in self._created.glob(TEMPORARY):
                 file.unlink()
 
     def _read(self, directory: Path, suffix: str, read: Callable[[Path], Concept]) -> Iterator[Concept]:
@@ -171,19 +163,3 @@ def _explain(error: Exception) -> str:
         case _:
             reason = str(error)
     return " ".join(reason.split())[:_LONGEST_REASON]
-
-
-def _make_directory(directory: Path) -> None:
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    """Makes the names in a directory survive a loss of power."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

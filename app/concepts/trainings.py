@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _GOING_ON = (ConceptState.TRAINING, ConceptState.MEASURING)
 
 
-class Outcome:
+class SharedFuture:
     """What many may wait for, and what may fail."""
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class Training:
         self.report: ConceptReport | None = None
         self.error: ApiError | None = None
         """Why it failed."""
-        self.usable = Outcome()
-        self.ended = Outcome()
+        self.usable = SharedFuture()
+        self.ended = SharedFuture()
 
     def update(self, update: TrainingUpdate) -> None:
         if update.state is TrainingState.FAILED:
@@ -103,13 +103,13 @@ class Trainings:
         return self._trainings.get(concept.digest)
 
     def start(self, concept: Concept, background: bool = False) -> Training:
-        """The one that there is, hastened where that helps, or else a new one."""
+        """The one that there is, prioritized where that helps, or else a new one."""
         training = self.get(concept)
         if training is None or training.state is ConceptState.UNTRAINED:
             return self._begin(concept, background)
         if training.background and not background and training.state in _GOING_ON:
             training.background = False
-            self._engine.hasten(concept.digest)
+            self._engine.prioritize(concept.digest)
         return training
 
     def retry(self, concept: Concept) -> Training:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import Unauthorized
 from app.http.errors import ErrorResponse
 from app.limits.access_tokens import AccessTokens
-from app.settings import AccessToken, TokenScope
+from app.settings import AccessScope, AccessToken
 
 PAGE_FILES = frozenset({"/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"})
 OPEN_PATHS = frozenset({"/", "/health", "/version", "/docs", "/openapi.json"}) | PAGE_FILES
@@ -65,7 +65,7 @@ def caller_of(request: Request) -> AccessToken | None:
     return caller
 
 
-def requires(*scopes: TokenScope) -> Any:
+def requires(*scopes: AccessScope) -> Any:
     """A route's dependency: 401 for a token that has none of these scopes."""
     needed = " or ".join(scopes)
 

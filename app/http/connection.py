@@ -63,6 +63,7 @@ class Connection(HttpToolsProtocol):
     limits: ServerSettings
     count: Callable[[str, int], None]
     door: Door
+    told: int
 
     _part: _Part | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -83,7 +84,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         beyond = len(self.connections) - self.limits.max_connections
-        if beyond > TOLD_CONNECTIONS:
+        if beyond > self.told:
             self._refused = True
             self.count("other", 503)
             transport.abort()
@@ -265,7 +266,10 @@ class Connection(HttpToolsProtocol):
 
 
 def connections_with(
-    limits: ServerSettings, count: Callable[[str, int], None], door: Door
+    limits: ServerSettings,
+    count: Callable[[str, int], None],
+    door: Door,
+    told: int = TOLD_CONNECTIONS,
 ) -> type[Connection]:
     """For uvicorn, which makes a protocol of its own for each connection.
 
@@ -278,4 +282,5 @@ def connections_with(
     LimitedConnection.limits = limits
     LimitedConnection.count = staticmethod(count)
     LimitedConnection.door = door
+    LimitedConnection.told = told
     return LimitedConnection

@@ -14,9 +14,9 @@ from app.http.auth import unversioned
 from app.http.connection import Headers
 from app.http.errors import STATUS, ErrorResponse, raw_error
 from app.http.middleware import NO_PAGE, SECURITY_HEADERS
-from app.limits.admission import Admission
+from app.limits.admission import AdmissionController
 from app.telemetry.metrics import Metrics
-from app.telemetry.observation import Observation, Tell
+from app.telemetry.observation import Observation, Observer
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class _Route:
 _GENERATES = _Route("/chat/completions")
 
 
-class TakePlace:
+class ReserveCapacity:
     """ASGI middleware: a chat takes a place before anything else is done for it, or is told there is none.
 
     Leaves the place in the request's state, for the route to widen and to hand over. It may be there already.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+    def __init__(self, app: ASGIApp, admission: AdmissionController) -> None:
         self._app = app
         self._admission = admission
 
@@ -45,16 +45,16 @@ class TakePlace:
             return
         state = scope.setdefault("state", {})
         try:
-            place = state.setdefault("place", None) or self._admission.take_place()
+            reservation = state.setdefault("reservation", None) or self._admission.reserve()
         except ApiError as error:
             scope["route"] = _GENERATES
             await ErrorResponse(error)(scope, receive, send)
             return
-        state["place"] = place
+        state["reservation"] = reservation
         try:
             await self._app(scope, receive, send)
         finally:
-            place.free()
+            reservation.release()
 
 
 class TakeTurns:
@@ -83,23 +83,27 @@ class TakeTurns:
 
 
 class Doorkeeper:
-    """Follows app.connection.Door: a chat takes its place, or is told that there is none, before all else.
+    """Implements app.http.connection.Door: reserves capacity for a chat, or refuses it, before all else.
 
     Under a rush that is what most are told, and what /health waits for. An app costs ten times as much.
     Tokens are not looked at: that the server is full, anybody may know.
     """
 
     def __init__(
-        self, admission: Admission, metrics: Metrics, has_origins: bool, tell: Sequence[Tell] = ()
+        self,
+        admission: AdmissionController,
+        metrics: Metrics,
+        has_origins: bool,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """`has_origins`: browsers are let in, and what the app adds to answers for them is needed.
 
-        Whoever is in `tell` hears of each that is turned away.
+        Whoever is in `observers` hear of each that is turned away.
         """
         self._admission = admission
         self._metrics = metrics
         self._has_origins = has_origins
-        self._tell = tell
+        self._observers = observers
 
     def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
         if not _generates(method.decode(), target.partition(b"?")[0].decode("latin-1")):
@@ -123,14 +127,14 @@ class Doorkeeper:
 
     def _report(self, seen: Observation, status: int) -> None:
         self._metrics.count_request(seen.route, status)
-        for tell in self._tell:
-            tell(seen)
+        for observe in self._observers:
+            observe(seen)
 
     def let_in(self, scope: HTTPScope) -> None:
-        """What it takes, TakePlace frees."""
+        """What it takes, ReserveCapacity frees."""
         if _generates(scope["method"], scope["path"]):
             with suppress(ApiError):
-                scope["state"]["place"] = self._admission.take_place()
+                scope["state"]["reservation"] = self._admission.reserve()
 
 
 def _generates(method: str, path: str) -> bool:

@@ -13,7 +13,7 @@ from app.errors import ApiError, ErrorCode
 from app.http.auth import unversioned
 from app.http.errors import CLIENT_CLOSED_REQUEST, ErrorResponse, for_caller
 from app.telemetry.metrics import Metrics
-from app.telemetry.observation import Observation, Tell
+from app.telemetry.observation import Observation, Observer
 
 # Others are their senders' words.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
@@ -49,13 +49,13 @@ class AnswerHead:
 class Observe:
     """ASGI middleware: gives the request its id, the answer what all have in common, and a fault its 500.
 
-    Whoever is in `tell` hears of each request when it has been answered.
+    Whoever is in `observers` hear of each request when it has been answered.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tell: Sequence[Tell] = ()) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, observers: Sequence[Observer] = ()) -> None:
         self._app = app
         self._metrics = metrics
-        self._tell = tell
+        self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,8 +87,8 @@ class Observe:
             await ErrorResponse(answer)(scope, receive, send_counted)
         finally:
             _complete(seen, scope)
-            for tell in self._tell:
-                tell(seen)
+            for observe in self._observers:
+                observe(seen)
 
 
 class LimitBody:

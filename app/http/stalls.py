@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-_TICK_SECONDS = 1.0
-
 _TCP_INFO = struct.Struct("=24xI92xQ16xI")
 """Of Linux's `struct tcp_info` (linux/tcp.h): segments in flight, bytes acknowledged, bytes not sent yet."""
 _RESET = struct.pack("ii", 1, 0)
@@ -27,7 +25,9 @@ class _Progress(NamedTuple):
     """Seconds since it took any, or there was nothing to take."""
 
 
-async def cut_stalled(transports: Callable[[], Iterable[asyncio.Transport]], seconds: float) -> None:
+async def cut_stalled(
+    transports: Callable[[], Iterable[asyncio.Transport]], seconds: float, tick: float = 1.0
+) -> None:
     """Of those that there are at a time, cuts each that stands still for `seconds`; never returns.
 
     Does nothing on other systems than Linux, which do not tell. Time is counted in turns of the event loop,
@@ -37,21 +37,21 @@ async def cut_stalled(transports: Callable[[], Iterable[asyncio.Transport]], sec
         return
     watched: dict[asyncio.Transport, _Progress] = {}
     while True:
-        await asyncio.sleep(_TICK_SECONDS)
-        watched = {transport: _look(transport, watched.get(transport)) for transport in transports()}
+        await asyncio.sleep(tick)
+        watched = {transport: _look(transport, watched.get(transport), tick) for transport in transports()}
         for transport, progress in watched.items():
             if progress.silent >= seconds:
                 _cut(transport)
 
 
-def _look(transport: asyncio.Transport, before: _Progress | None) -> _Progress:
+def _look(transport: asyncio.Transport, before: _Progress | None, tick: float) -> _Progress:
     if (info := _tcp_info(transport)) is None:
         return _Progress(0, 0.0)
     unacked, acked, unsent = info
     waits = unacked or unsent or transport.get_write_buffer_size()
     if before is None or acked != before.acked or not waits:
         return _Progress(acked, 0.0)
-    return _Progress(acked, before.silent + _TICK_SECONDS)
+    return _Progress(acked, before.silent + tick)
 
 
 def _tcp_info(transport: asyncio.Transport) -> tuple[int, int, int] | None:

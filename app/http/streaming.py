@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.errors import InternalError
 from app.http.errors import error_body, for_caller
-from app.limits.admission import Visit
+from app.limits.admission import AdmittedRequest
 from app.schemas.completions import ChatChunk
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observation
@@ -43,7 +43,7 @@ class Answer:
     generation: Generation
     transcript: Transcript
     metrics: Metrics
-    visit: Visit
+    admitted: AdmittedRequest
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -58,7 +58,7 @@ class Answer:
                 usage = self.seen.usage = self.transcript.usage
                 self.seen.finish_reasons = self.transcript.finish_reasons
                 self.metrics.count_generation(self.seen)
-                self.visit.end(usage.total_tokens)
+                self.admitted.end(usage.total_tokens)
 
     async def steps(self) -> AsyncIterator[Progress]:
         """Raises what the generation raises."""

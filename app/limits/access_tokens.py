@@ -6,51 +6,49 @@ Only digests are kept. `tiller token` writes the file; the server reads it again
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from app.errors import StartError
 from app.settings import AccessToken, Settings
+from inference.interface.files import write_atomically
 
 _log = logging.getLogger(__name__)
 _LIST = TypeAdapter(tuple[AccessToken, ...])
 
 
-class TokenFileError(StartError):
+class AccessTokenFileError(StartError):
     """The file cannot be read or written."""
 
 
-class TokenFile:
+class AccessTokenFile:
     """A JSON list of access tokens. Where there is none, nobody has made any."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> tuple[AccessToken, ...]:
-        """Raises TokenFileError."""
+        """Raises AccessTokenFileError."""
         try:
             return _LIST.validate_json(self.path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return ()
         except OSError as error:
-            raise TokenFileError(f"{self.path}: cannot be read: {error.strerror}") from None
+            raise AccessTokenFileError(f"{self.path}: cannot be read: {error.strerror}") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise TokenFileError(f"{self.path}: {where} {first['msg']}".replace(":  ", ": ")) from None
+            raise AccessTokenFileError(f"{self.path}: {where} {first['msg']}".replace(":  ", ": ")) from None
 
     def write(self, tokens: Iterable[AccessToken]) -> None:
-        """Whole or not at all, and for this user's eyes only. Raises TokenFileError."""
+        """Whole or not at all, and for this user's eyes only. Raises AccessTokenFileError."""
         content = _LIST.dump_json(tuple(tokens), indent=2, exclude_none=True) + b"\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.path, content)
+            write_atomically(self.path, content)
         except OSError as error:
-            raise TokenFileError(f"{self.path}: cannot be written: {error.strerror}") from None
+            raise AccessTokenFileError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def stamp(self) -> tuple[int, ...] | None:
         """Another one whenever the file was replaced; None: there is none."""
@@ -63,20 +61,6 @@ class TokenFile:
         return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-def _replace(path: Path, content: bytes) -> None:
-    handle, scratch = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)  # with mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(scratch)
-        raise
-
-
 class AccessTokens:
     """Finds the one that a caller shows.
 
@@ -84,8 +68,8 @@ class AccessTokens:
     again by itself: not when the last token is revoked, nor when the file is gone.
     """
 
-    def __init__(self, configured: Sequence[AccessToken], file: TokenFile) -> None:
-        """Raises TokenFileError."""
+    def __init__(self, configured: Sequence[AccessToken], file: AccessTokenFile) -> None:
+        """Raises AccessTokenFileError."""
         self._configured = configured
         self._file = file
         self._stamp = file.stamp()
@@ -105,13 +89,13 @@ class AccessTokens:
         self.guarded = True
         try:
             self._known = _by_digest(self._configured, self._file.read())
-        except TokenFileError as error:
+        except AccessTokenFileError as error:
             _log.error("the access tokens stay as they were: %s", error)
 
 
-def load_tokens(settings: Settings) -> AccessTokens:
-    """Raises TokenFileError."""
-    return AccessTokens(settings.auth.tokens, TokenFile(settings.token_file))
+def load_access_tokens(settings: Settings) -> AccessTokens:
+    """Raises AccessTokenFileError."""
+    return AccessTokens(settings.auth.tokens, AccessTokenFile(settings.token_file))
 
 
 def _by_digest(*tokens: Iterable[AccessToken]) -> dict[str, AccessToken]:

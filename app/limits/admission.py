@@ -19,7 +19,7 @@ _LONGEST_ANSWER = 10**9
 """Whoever asks for more is refused soon after, by the model's context."""
 
 
-class Admission:
+class AdmissionController:
     def __init__(
         self, engine: Engine, limits: LimitSettings, clock: Callable[[], float] = time.monotonic
     ) -> None:
@@ -28,22 +28,22 @@ class Admission:
         self._clock = clock
         self._accounts: dict[tuple[str, bool], _Account] = {}
         self._coming = 0
-        """Choices that have been promised a place, of requests that the engine has not seen yet."""
+        """Choices that have been promised a reservation, of requests that the engine has not seen yet."""
 
-    def take_place(self) -> "Place":
+    def reserve(self) -> "Reservation":
         """For a request that comes in. Whoever gets one must free it. Raises UNAVAILABLE or QUEUE_FULL."""
         self.check_room(1)
-        return Place(self)
+        return Reservation(self)
 
-    def admit(self, caller: AccessToken | None, nice: bool, place: "Place") -> "Visit":
-        """A request has a place, and nothing of its body is known yet. Whoever gets a Visit must end it.
+    def admit(self, caller: AccessToken | None, nice: bool, reservation: "Reservation") -> "AdmittedRequest":
+        """Called before the request's body is read. The caller must call `end` on what this returns.
 
         All callers without a token are one. What a caller sends as `nice` has limits of its own, as high.
         Raises RATE_LIMITED.
         """
         account = self._account(caller, nice)
         account.check_requests()
-        return Visit(place, account)
+        return AdmittedRequest(reservation, account)
 
     @contextmanager
     def counting(self, caller: AccessToken | None) -> Iterator[None]:
@@ -76,33 +76,33 @@ class Admission:
         return account
 
 
-class Place:
+class Reservation:
     """Room for a request's choices, from its arrival until the engine counts them itself."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: AdmissionController) -> None:
         """For one choice, for which there must be room."""
         self._admission = admission
         self._choices = 1
         admission.expect(1)
 
-    def widen(self, choices: int) -> None:
+    def resize(self, choices: int) -> None:
         """Room for so many in all. Raises UNAVAILABLE or QUEUE_FULL."""
         more = choices - self._choices
         self._admission.check_room(more)
         self._admission.expect(more)
         self._choices = choices
 
-    def free(self) -> None:
+    def release(self) -> None:
         """Harmless the second time."""
         self._admission.expect(-self._choices)
         self._choices = 0
 
 
-class Visit:
+class AdmittedRequest:
     """One request, from its arrival to the end of its answer: what it holds."""
 
-    def __init__(self, place: Place, account: "_Account") -> None:
-        self._place = place
+    def __init__(self, reservation: Reservation, account: "_Account") -> None:
+        self._reservation = reservation
         self._account = account
         self._bucket = account.bucket
         self._tokens = 0
@@ -110,7 +110,7 @@ class Visit:
 
     def reserve(self, choices: int, max_tokens: int | None) -> None:
         """Room for the choices and tokens for their answers. Raises QUEUE_FULL or RATE_LIMITED."""
-        self._place.widen(choices)
+        self._reservation.resize(choices)
         wanted = _TYPICAL_ANSWER if max_tokens is None else min(max_tokens, _LONGEST_ANSWER)
         self._take_tokens(choices * wanted)
 
@@ -120,7 +120,7 @@ class Visit:
 
     def hand_over(self) -> None:
         """From here on the engine counts the choices itself."""
-        self._place.free()
+        self._reservation.release()
 
     def end(self, tokens: int = 0) -> None:
         """`tokens`: what its prompt and its answers really took."""

@@ -16,17 +16,17 @@ from app.http.auth import caller_of, requires
 from app.http.body import read_json
 from app.http.openapi import describe
 from app.http.streaming import Answer, AnswerStream, respond, while_connected
-from app.limits.admission import Visit
+from app.limits.admission import AdmittedRequest
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatCompletion
-from app.settings import TokenScope
+from app.settings import AccessScope
 from app.telemetry.observation import Observation
 from app.text.generation_request import check_model, generation_request
 from app.text.transcript import Heading, Transcript
 from app.workers.engine import Generation
 from inference.interface.protocol import GenerationRequest
 
-router = APIRouter(tags=["chat"], dependencies=[requires(TokenScope.CHAT)])
+router = APIRouter(tags=["chat"], dependencies=[requires(AccessScope.CHAT)])
 
 
 @router.post(
@@ -36,10 +36,10 @@ router = APIRouter(tags=["chat"], dependencies=[requires(TokenScope.CHAT)])
 async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bool = False) -> Response:
     """Continues a conversation. `nice` lets concurrent requests go first."""
     seen: Observation = request.state.observation
-    visit = gateway.admission.admit(caller_of(request), nice, request.state.place)
+    admitted = gateway.admission.admit(caller_of(request), nice, request.state.reservation)
     try:
         chat = await read_json(request, ChatRequest, gateway.settings.limits)
-        asked, concepts = await _prepare(gateway, chat, visit, seen.request_id, nice)
+        asked, concepts = await _prepare(gateway, chat, admitted, seen.request_id, nice)
         seen.asked = asked
         if gateway.settings.log.texts:
             seen.messages = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
@@ -48,10 +48,10 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
             async with while_connected(request.receive):
                 await gateway.concepts.make_usable(concepts)
         seen.queue()
-        generation = await _start(gateway, asked, concepts, visit, request.receive)
+        generation = await _start(gateway, asked, concepts, admitted, request.receive)
         seen.begin(generation.queue_seconds)
     except BaseException:
-        visit.end()
+        admitted.end()
         raise
     heading = Heading(
         "chatcmpl-" + seen.request_id,
@@ -60,14 +60,14 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
         gateway.system_fingerprint,
     )
     transcript = Transcript(heading, gateway.tokenizer, asked, chat.stop)
-    answer = Answer(seen, generation, transcript, gateway.metrics, visit)
+    answer = Answer(seen, generation, transcript, gateway.metrics, admitted)
     if chat.stream:
         return AnswerStream(answer, chat.stream_options.include_usage)
     return await respond(answer, request.receive)
 
 
 async def _prepare(
-    gateway: Gateway, chat: ChatRequest, visit: Visit, request_id: str, nice: bool
+    gateway: Gateway, chat: ChatRequest, admitted: AdmittedRequest, request_id: str, nice: bool
 ) -> tuple[GenerationRequest, list[Concept]]:
     """What the engine is to do, and the concepts that it needs for that."""
     check_model(chat.model, gateway.settings.model.name)
@@ -75,19 +75,23 @@ async def _prepare(
         message = f"model {chat.model} cannot chat: it has no chat template"
         raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model")
     concepts = gateway.concepts.find(chat.steering_concepts)
-    visit.reserve(chat.n, chat.token_limit)
+    admitted.reserve(chat.n, chat.token_limit)
     prompt = await gateway.prompts.render(chat.messages)
     digests = [concept.digest for concept in concepts]
     asked = generation_request(chat, prompt, digests, gateway.engine.model, request_id, nice)
-    visit.reserve_prompt(len(prompt))
+    admitted.reserve_prompt(len(prompt))
     return asked, concepts
 
 
 async def _start(
-    gateway: Gateway, asked: GenerationRequest, concepts: Sequence[Concept], visit: Visit, receive: Receive
+    gateway: Gateway,
+    asked: GenerationRequest,
+    concepts: Sequence[Concept],
+    admitted: AdmittedRequest,
+    receive: Receive,
 ) -> Generation:
     """Returns when the first token is there, so that whatever fails before that gets a status of its own."""
-    visit.hand_over()
+    admitted.hand_over()
     generation = await _submit(gateway, asked, concepts)
     try:
         await _wait_for_begin(generation, gateway.settings.limits.max_wait_seconds, receive)

@@ -12,13 +12,13 @@ from app.http.auth import caller_of, requires
 from app.http.body import read_json
 from app.http.openapi import describe
 from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest, full_id
-from app.settings import TokenScope
+from app.settings import AccessScope
 from app.text.generation_request import check_model
 
 router = APIRouter(tags=["steering concepts"])
 
-_MAKES_CONCEPTS = requires(TokenScope.CONCEPTS)
-_USES_CONCEPTS = requires(TokenScope.CHAT, TokenScope.CONCEPTS)
+_MAKES_CONCEPTS = requires(AccessScope.CONCEPTS)
+_USES_CONCEPTS = requires(AccessScope.CHAT, AccessScope.CONCEPTS)
 
 
 async def _given_id(request: Request, concept: str) -> str:

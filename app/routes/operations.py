@@ -11,7 +11,7 @@ from app.gateway import GatewayDep
 from app.http.auth import requires
 from app.http.openapi import describe
 from app.schemas.operations import Health
-from app.settings import TokenScope
+from app.settings import AccessScope
 
 router = APIRouter(tags=["operations"])
 
@@ -33,7 +33,7 @@ async def read_health(gateway: GatewayDep) -> Response:
 @router.get(
     "/metrics",
     response_class=PlainTextResponse,
-    dependencies=[requires(TokenScope.METRICS)],
+    dependencies=[requires(AccessScope.METRICS)],
     **describe(media_type="text/plain"),
 )
 async def read_metrics(gateway: GatewayDep) -> Response:

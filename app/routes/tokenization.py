@@ -11,10 +11,10 @@ from app.http.auth import requires
 from app.http.body import read_json
 from app.http.openapi import describe
 from app.schemas.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
-from app.settings import TokenScope
+from app.settings import AccessScope
 from app.text.generation_request import check_model
 
-router = APIRouter(tags=["tokens"], dependencies=[requires(TokenScope.CHAT)])
+router = APIRouter(tags=["tokens"], dependencies=[requires(AccessScope.CHAT)])
 
 
 @router.post("/tokenize", **describe(TokenizeRequest, Tokenized, errors=(401, 404, 500)))

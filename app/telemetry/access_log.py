@@ -2,18 +2,16 @@
 
 import logging
 
-from app.telemetry.observation import Observation
+from app.telemetry.observation import PROBED_ROUTES, Observation
 
 _log = logging.getLogger("tiller.access")
-
-_PROBES = frozenset({"/health", "/metrics"})
-"""Asked every few seconds by machines; as long as all is well, that is worth a line only in debugging."""
 
 _LINE = "%(method)s %(route)s %(status)s"
 
 
 def log_request(seen: Observation) -> None:
-    level = logging.DEBUG if seen.route in _PROBES and seen.status == 200 else logging.INFO
+    # As long as all is well, a probe is worth a line only in debugging.
+    level = logging.DEBUG if seen.route in PROBED_ROUTES and seen.status == 200 else logging.INFO
     if not _log.isEnabledFor(level):
         return
     fields: dict[str, object] = {

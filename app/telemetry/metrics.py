@@ -146,12 +146,12 @@ _COUNTERS: tuple[_Gauge, ...] = (
     (
         "tiller_prefix_cache_queries",
         "Tokens looked up in the KV cache.",
-        lambda worker: worker.stats.looked_up_tokens,
+        lambda worker: worker.stats.prefix_cache_queries,
     ),
     (
         "tiller_prefix_cache_hits",
         "Tokens found there, which are not computed.",
-        lambda worker: worker.stats.found_tokens,
+        lambda worker: worker.stats.prefix_cache_hits,
     ),
 )
 

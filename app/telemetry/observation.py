@@ -12,6 +12,10 @@ from inference.interface.protocol import EngineStats, GenerationRequest
 INTERVAL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
+PROBED_ROUTES = frozenset({"/health", "/metrics"})
+"""Machines ask these every few seconds."""
+
+
 class Observation:
     """Of one request, from its arrival to the end of its answer. What does not apply to it stays None."""
 
@@ -73,7 +77,7 @@ class Observation:
         self.seconds = time.perf_counter() - self.arrived
 
 
-Tell = Callable[[Observation], None]
+Observer = Callable[[Observation], None]
 """Hears of a request when it has been answered."""
 
 

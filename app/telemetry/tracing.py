@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 from app import __version__
 from app.errors import StartError
 from app.settings import TracingSettings
-from app.telemetry.observation import Observation
+from app.telemetry.observation import PROBED_ROUTES, Observation
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-_PROBES = frozenset({"/health", "/metrics"})
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _CLOSE_SECONDS = 2.0
 
@@ -34,9 +33,9 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
         self._model = model
 
-    def tell(self, seen: Observation) -> None:
+    def observe(self, seen: Observation) -> None:
         """Makes the request's span, a child of the caller's if there is one."""
-        if seen.route in _PROBES:
+        if seen.route in PROBED_ROUTES:
             return
         from opentelemetry.trace import SpanKind, Status, StatusCode
 

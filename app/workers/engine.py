@@ -63,7 +63,7 @@ class Engine(Protocol):
         One at a time for each concept. Raises EngineUnavailable, at once or when the engine is lost.
         """
 
-    def hasten(self, concept: str) -> None:
+    def prioritize(self, concept: str) -> None:
         """Somebody waits now for a concept whose training is in the background."""
 
     def forget(self, concept: str) -> None:

@@ -15,6 +15,7 @@ import zmq.asyncio
 
 from app.errors import StartError
 from app.workers.liveness import wait_for_silence
+from app.workers.timing import Timing
 from app.workers.worker_engine import WorkerEngine
 from inference.interface import protocol
 from inference.interface.config import EngineConfig
@@ -28,12 +29,10 @@ _PATIENCE_SECONDS = 2.0
 """For a worker to end by itself: whatever it computes, nobody waits for it any more."""
 _END_SECONDS = 5.0
 _LAST_WORDS_SECONDS = 1.0
-_START_SILENCE_SECONDS = 300.0
-"""Nobody's request runs while a worker starts, and much that it does then holds up its signs of life."""
 
 
 @asynccontextmanager
-async def run_worker(config: EngineConfig) -> AsyncIterator[WorkerEngine]:
+async def run_worker(config: EngineConfig, timing: Timing = Timing()) -> AsyncIterator[WorkerEngine]:
     """An engine that has loaded its model; its process ends with the context. Raises StartError."""
     directory = tempfile.TemporaryDirectory(prefix="tiller-")  # only this user may enter it
     with directory, zmq.asyncio.Context() as context, context.socket(zmq.PAIR) as socket:
@@ -43,10 +42,10 @@ async def run_worker(config: EngineConfig) -> AsyncIterator[WorkerEngine]:
         socket.bind(endpoint)
         process = await _start_process(endpoint, config)
         try:
-            await _configure(process, socket, config)
+            await _configure(process, socket, config, timing)
             directory.cleanup()  # They are connected. However this process ends, no file is left behind.
-            model = await _started(process, socket)
-            engine = WorkerEngine(socket, model, config.max_running + config.max_queued)
+            model = await _started(process, socket, timing)
+            engine = WorkerEngine(socket, model, config.max_running + config.max_queued, timing)
             serving = asyncio.create_task(engine.serve(process))
             try:
                 yield engine
@@ -62,7 +61,7 @@ async def _start_process(endpoint: str, config: EngineConfig) -> asyncio.subproc
     command = (sys.executable, "-P", "-m", "inference.worker", endpoint)
     # What it reads in every step are weights and contexts: in large pages they are found faster.
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
-    if config.quantization == "int8":
+    if config.quantization == "integer":
         # It computes in threads of its own, which OpenMP's would disturb while they wait for work.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
     # Where its stdin ends, so does the worker; by its stdout it says that it lives.
@@ -76,15 +75,17 @@ async def _start_process(endpoint: str, config: EngineConfig) -> asyncio.subproc
 
 
 async def _configure(
-    process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, config: EngineConfig
+    process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, config: EngineConfig, timing: Timing
 ) -> None:
     """Returns once the worker is connected."""
-    await _while_starting(process, socket.send(msgspec.json.encode(config)))
+    await _while_starting(process, socket.send(msgspec.json.encode(config)), timing)
 
 
-async def _started(process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket) -> ModelInfo:
+async def _started(
+    process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, timing: Timing
+) -> ModelInfo:
     """Loading a model may take any time, if the worker says that it lives. Raises StartError."""
-    report = protocol.decode_report(await _while_starting(process, socket.recv()))
+    report = protocol.decode_report(await _while_starting(process, socket.recv(), timing))
     if isinstance(report, protocol.Started):
         return report.model
     with suppress(TimeoutError):  # It is about to end: a signal would only disturb it.
@@ -94,12 +95,14 @@ async def _started(process: asyncio.subprocess.Process, socket: zmq.asyncio.Sock
     raise StartError(report.message)
 
 
-async def _while_starting(process: asyncio.subprocess.Process, awaited: Awaitable[_Result]) -> _Result:
+async def _while_starting(
+    process: asyncio.subprocess.Process, awaited: Awaitable[_Result], timing: Timing
+) -> _Result:
     """Raises StartError if the process ends or freezes first."""
     result = asyncio.ensure_future(awaited)
     ended = asyncio.create_task(process.wait())
     silence = asyncio.create_task(
-        wait_for_silence(process, frozen_seconds=_START_SILENCE_SECONDS, busy_seconds=_START_SILENCE_SECONDS)
+        wait_for_silence(process, timing.start_silence, timing.start_silence, timing.tick)
     )
     try:
         await asyncio.wait({result, ended, silence}, return_when=asyncio.FIRST_COMPLETED)

@@ -19,7 +19,6 @@ from inference.interface.protocol import GenerationRequest, ModelInfo, TrainConc
 _CHUNK = 64
 """Tokens. So many in common with an earlier prompt, and the worker that has read that one is preferred."""
 _MAX_CHUNKS = 64
-_MAX_REMEMBERED = 100_000
 _MAX_AHEAD = 4
 """Requests that a preferred worker may have more than the one that has least."""
 
@@ -63,7 +62,9 @@ class Replicas:
     direction on the disk when a request names it, and until then those requests go to the one that has it.
     """
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
+    def __init__(self, replicas: Sequence[Replica], max_remembered: int = 100_000) -> None:
+        """`max_remembered`: beginnings of prompts, of which the reader is known."""
+        self._max_remembered = max_remembered
         self._replicas = list(replicas)
         self._read: OrderedDict[int, int] = OrderedDict()
         """By the hash of a prompt's beginning: the replica that has read it last."""
@@ -125,9 +126,9 @@ class Replicas:
             raise EngineUnavailable
         return replica.train(command)
 
-    def hasten(self, concept: str) -> None:
+    def prioritize(self, concept: str) -> None:
         for replica in self._replicas:
-            replica.hasten(concept)
+            replica.prioritize(concept)
 
     def forget(self, concept: str) -> None:
         for replica in self._replicas:
@@ -152,7 +153,7 @@ class Replicas:
         for beginning in beginnings:
             self._read[beginning] = number
             self._read.move_to_end(beginning)
-        while len(self._read) > _MAX_REMEMBERED:
+        while len(self._read) > self._max_remembered:
             self._read.popitem(last=False)
 
 

@@ -12,21 +12,18 @@ from app.errors import EngineUnavailable, StartError
 from app.telemetry.observation import WorkerState
 from app.workers.engine import Generation
 from app.workers.process import run_worker
+from app.workers.timing import Timing
 from app.workers.worker_engine import WorkerEngine
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
 
 _log = logging.getLogger(__name__)
 
-_GOOD_SECONDS = 60.0
-"""A worker that has served for so long is replaced at once, and one that has not, ever later."""
-_LONGEST_DELAY = 60.0
-
 
 @asynccontextmanager
-async def supervise(config: EngineConfig) -> AsyncIterator["SupervisedEngine"]:
+async def supervise(config: EngineConfig, timing: Timing = Timing()) -> AsyncIterator["SupervisedEngine"]:
     """An engine whose first worker has loaded its model. Raises StartError if that one cannot."""
-    engine = SupervisedEngine(config)
+    engine = SupervisedEngine(config, timing)
     running = asyncio.create_task(engine.run())
     serving = asyncio.create_task(engine.wait_available())
     try:
@@ -46,7 +43,8 @@ class SupervisedEngine:
     It finds what was trained on the disk.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, timing: Timing = Timing()) -> None:
+        self.timing = timing
         self._config = config
         self._model: ModelInfo | None = None
         self._worker: WorkerEngine | None = None
@@ -97,9 +95,9 @@ class SupervisedEngine:
         self._to_forget.discard(command.concept)
         return self._current().train(command)
 
-    def hasten(self, concept: str) -> None:
+    def prioritize(self, concept: str) -> None:
         if self._worker is not None:
-            self._worker.hasten(concept)
+            self._worker.prioritize(concept)
 
     def forget(self, concept: str) -> None:
         if self._worker is not None:
@@ -121,7 +119,7 @@ class SupervisedEngine:
             served = await self._run_one()
             if self._draining:
                 return
-            delay = next_delay(delay, served)
+            delay = next_delay(delay, served, self.timing)
             _log.warning("the worker is started again in %g seconds", delay)
             await asyncio.sleep(delay)
 
@@ -129,7 +127,7 @@ class SupervisedEngine:
         """Returns for how many seconds it has served."""
         served = 0.0
         try:
-            async with run_worker(self._config) as worker:
+            async with run_worker(self._config, self.timing) as worker:
                 self._take(worker)
                 taken = time.monotonic()
                 await worker.lost.wait()
@@ -167,9 +165,9 @@ class SupervisedEngine:
         return self._worker
 
 
-def next_delay(last: float, served: float) -> float:
+def next_delay(last: float, served: float, timing: Timing) -> float:
     """Seconds to wait after a worker has served for so many, when it was `last` the time before."""
-    return 0.0 if served >= _GOOD_SECONDS else min(max(1.0, 2 * last), _LONGEST_DELAY)
+    return 0.0 if served >= timing.good else min(max(1.0, 2 * last), timing.longest_delay)
 
 
 def _identity(model: ModelInfo) -> ModelInfo:

@@ -10,16 +10,17 @@ import zmq.asyncio
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, shorten
 from app.telemetry.observation import TokenIntervals
 from app.workers.liveness import wait_for_silence
+from app.workers.timing import Timing
 from inference.interface import protocol
 from inference.interface.protocol import (
     Abort,
-    Admission,
     EngineStats,
     ForgetConcept,
     GenerationRequest,
-    HastenTraining,
     ModelInfo,
+    PrioritizeTraining,
     StepReport,
+    SubmitResult,
     TokenEvent,
     TrainConcept,
     TrainingState,
@@ -27,13 +28,6 @@ from inference.interface.protocol import (
 )
 
 _log = logging.getLogger(__name__)
-
-_FROZEN_SECONDS = 3.5
-"""Without a sign of life, and without anything that the worker does."""
-_SILENT_SECONDS = 15.0
-"""Without a sign of life."""
-_MAX_UNREAD = 2**16
-"""Tokens of a request, and alternatives of tokens, that came and that nobody has taken: some 10 MB."""
 
 _REFUSALS: dict[protocol.RefusalCode, tuple[str, str | None]] = {
     protocol.RefusalCode.CONTEXT_LENGTH_EXCEEDED: (
@@ -49,11 +43,22 @@ _REFUSALS: dict[protocol.RefusalCode, tuple[str, str | None]] = {
 class WorkerEngine:
     """Commands go out as they come; reports are dispatched to the generations and trainings they concern."""
 
-    def __init__(self, socket: zmq.asyncio.Socket, model: ModelInfo, places: int) -> None:
-        """`places`: choices that may run or wait in the worker."""
+    def __init__(
+        self,
+        socket: zmq.asyncio.Socket,
+        model: ModelInfo,
+        capacity: int,
+        timing: Timing = Timing(),
+        max_unread: int = 2**16,
+    ) -> None:
+        """`capacity`: choices that may run or wait in the worker. `max_unread`: tokens of one request, with
+        their alternatives, that may wait for a slow reader; 2**16 take about 10 MB.
+        """
+        self._timing = timing
+        self.max_unread = max_unread
         self._socket = socket
         self._model = model
-        self._room = places
+        self._room = capacity
         self._generations: dict[str, WorkerGeneration] = {}
         self._trainings: dict[str, asyncio.Queue[TrainingUpdate | ApiError]] = {}
         self._available = True
@@ -111,8 +116,8 @@ class WorkerEngine:
             if self._trainings.get(command.concept) is arrived:
                 del self._trainings[command.concept]
 
-    def hasten(self, concept: str) -> None:
-        self.send(HastenTraining(concept))
+    def prioritize(self, concept: str) -> None:
+        self.send(PrioritizeTraining(concept))
 
     def forget(self, concept: str) -> None:
         self.send(ForgetConcept(concept))
@@ -144,9 +149,10 @@ class WorkerEngine:
     async def serve(self, process: asyncio.subprocess.Process) -> None:
         """Dispatches reports until the worker ends; then all that is open does, too."""
         self.pid = process.pid
+        timing = self._timing
         reading = asyncio.create_task(self._read())
         ending = asyncio.create_task(process.wait())
-        listening = asyncio.create_task(wait_for_silence(process, _FROZEN_SECONDS, _SILENT_SECONDS))
+        listening = asyncio.create_task(wait_for_silence(process, timing.frozen, timing.silent, timing.tick))
         tasks = {reading, ending, listening}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -171,9 +177,9 @@ class WorkerEngine:
                 self._dispatch(report)
 
     def _dispatch(self, report: StepReport) -> None:
-        for admission in report.admissions:
-            if generation := self._generations.get(admission.request_id):
-                generation.admit(admission)
+        for result in report.submit_results:
+            if generation := self._generations.get(result.request_id):
+                generation.admit(result)
         for request_id, started in report.starts.items():
             if generation := self._generations.get(request_id):
                 generation.start(started)
@@ -236,11 +242,11 @@ class WorkerGeneration:
         self._end(ending)
         self._arrived.put_nowait([])  # wakes the iteration, so that it sees that nothing runs
 
-    def admit(self, admission: Admission) -> None:
-        if admission.refusal is None:
+    def admit(self, result: SubmitResult) -> None:
+        if result.refusal is None:
             self.admitted.set_result(None)
         else:
-            self.fail(_refusal(admission))
+            self.fail(_refusal(result))
 
     def start(self, at: float) -> None:
         """A choice has left the worker's queue, `at` the machine's time.monotonic()."""
@@ -255,7 +261,7 @@ class WorkerGeneration:
             self.begun.set_result(None)
         if ended := {event.index for event in events if event.finish_reason}:
             self._end(ended)
-        if self._unread > _MAX_UNREAD and self._running:
+        if self._unread > self._engine.max_unread and self._running:
             self.abort()
             self._arrived.put_nowait(ApiError(ErrorCode.REQUEST_TIMEOUT, "the answer was read too slowly"))
 
@@ -276,9 +282,9 @@ class WorkerGeneration:
             self._engine.release(self._request_id, len(ending), last=not self._running)
 
 
-def _refusal(admission: Admission) -> ApiError:
-    assert admission.refusal is not None  # noqa: S101 - for the type checker
-    message, param = _REFUSALS[admission.refusal]
-    if admission.detail:
-        message += f": {shorten(admission.detail)}"
-    return ApiError(ErrorCode(admission.refusal.value), message, param)
+def _refusal(result: SubmitResult) -> ApiError:
+    assert result.refusal is not None  # noqa: S101 - for the type checker
+    message, param = _REFUSALS[result.refusal]
+    if result.detail:
+        message += f": {shorten(result.detail)}"
+    return ApiError(ErrorCode(result.refusal.value), message, param)

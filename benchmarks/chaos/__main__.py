@@ -11,11 +11,9 @@ none was answered, or if the server does not answer everything rightly in the en
 import argparse
 import asyncio
 import random
-import signal
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import uvloop
@@ -23,12 +21,12 @@ import uvloop
 from app.bench.client import BenchError, Target, connect, first_model
 from benchmarks.chaos.clients import Fate, LostError, Question, RefusedError, Tally, ask, ask_on
 from benchmarks.chaos.faults import Faults
-from benchmarks.peers.processes import StartError
+from benchmarks.command import add_server_options, build_parser, run
+from benchmarks.peers.processes import ServerError
 from benchmarks.resources import find_server
-from benchmarks.serving import serving
+from benchmarks.serving import serving_for
 from benchmarks.soak.load import list_concepts
 
-_ROOT = Path(__file__).parents[2]
 _TOPICS = (
     "rain",
     "the sea",
@@ -46,40 +44,21 @@ _RECOVERY_SECONDS = 180.0
 
 def main() -> int:
     arguments = _parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    try:
-        with (
-            serving(
-                arguments.url,
-                arguments.token,
-                cache=arguments.cache_directory,
-                log=arguments.output / "chaos-server.log",
-                slots=arguments.concurrency,
-                name="chaos",
-            ) as target,
-            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        ):
-            return runner.run(_chaos(target, arguments))
-    except (BenchError, StartError, LookupError) as error:
-        print(f"chaos: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return run("chaos", lambda: _run(arguments), BenchError, ServerError, LookupError)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with (
+        serving_for("chaos", arguments) as target,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        return runner.run(_chaos(target, arguments))
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--url", help="of a server on this machine; default: start the quick start's")
-    parser.add_argument("--token", help="an access token, if the server asks for one")
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--concurrency", type=int, default=8)
+    parser = build_parser("chaos", __doc__)
+    add_server_options(parser)
     parser.add_argument("--pause", type=float, default=20, help="seconds between faults, on average")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
-    parser.add_argument("--cache-directory", type=Path, default=Path("~/.cache/tiller"))
     return parser.parse_args()
 
 

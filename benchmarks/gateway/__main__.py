@@ -13,7 +13,6 @@ work on the machine disturbs that least. Writes gateway.md and gateway.json.
 import argparse
 import asyncio
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -31,6 +30,7 @@ from app.commands.bench import parse_numbers
 from app.schemas.chat import Message
 from app.text.prompts import load_prompt_renderer
 from app.text.tokenizer import Tokenizer
+from benchmarks.command import RESULTS, build_parser, run
 from benchmarks.gateway.client import LoadError
 from benchmarks.gateway.figures import (
     Point,
@@ -48,8 +48,8 @@ from benchmarks.gateway.measure import Subject, measure_requests, measure_stream
 from benchmarks.gateway.rush import measure_rush
 from benchmarks.gateway.server import ENGINES
 from benchmarks.peers.machine import commit, describe_machine
-from benchmarks.peers.processes import ServerProcess, StartError
-from benchmarks.peers.servers import Place, Server, tiller
+from benchmarks.peers.processes import ServerError, ServerProcess
+from benchmarks.peers.servers import Server, Setup, tiller
 from benchmarks.resources import find_server
 from inference.interface.directories import SourceError
 from inference.models.sources import resolve
@@ -61,22 +61,18 @@ _MODEL = "smollm2-135m-instruct"
 
 def main() -> int:
     arguments = _parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        return _run(arguments, parse_points(arguments.points))
-    except (BenchError, LoadError, SourceError, StartError) as error:
-        print(f"gateway: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return run(
+        "gateway",
+        lambda: _run(arguments, parse_points(arguments.points)),
+        BenchError,
+        LoadError,
+        SourceError,
+        ServerError,
+    )
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gateway",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = build_parser("gateway", __doc__)
     engines = "\n".join(f"{name}: {words}" for name, words in ENGINES.items())
     parser.add_argument("--engines", default=",".join(ENGINES), help=engines)
     parser.add_argument("--points", default="1@10,1@0,64@50,64@0,1000@500,1000@0", help="streams@ms, …")
@@ -85,7 +81,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--tokens", default="1,8,32", help="of answers, for what a request costs")
     parser.add_argument("--connections", type=int, default=8, help="that send requests at the same time")
     parser.add_argument("--prompt-words", type=int, default=100)
-    parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--cache-directory", type=Path, default="~/.cache/tiller")
     parser.add_argument("--rush", type=int, metavar="TIMES", help=_RUSH_HELP)
     parser.add_argument("--room", type=int, default=64, help="with --rush: choices that may run or wait")
@@ -151,7 +147,7 @@ def _rush(directory: Path, prompt: str, arguments: argparse.Namespace) -> RushFi
 def _running(
     engine: str, directory: Path, prompt: str, arguments: argparse.Namespace, settings: Mapping[str, str] = {}
 ) -> Iterator[Subject]:
-    """A gateway of its own, which ends with the context. Raises StartError."""
+    """A gateway of its own, which ends with the context. Raises ServerError."""
     with tempfile.TemporaryDirectory(prefix="tiller-bench-") as scratch:
         pipe = Path(scratch) / "steps"
         os.mkfifo(pipe)
@@ -169,7 +165,7 @@ def _running(
 def _server(engine: str, directory: Path, pipe: Path, arguments: argparse.Namespace) -> Server:
     """The quick start's, but for its engine."""
     cache = arguments.cache_directory.expanduser()
-    server = tiller(Place(peers=pipe.parent, cache=cache, scratch=pipe.parent, slots=1, context=1))
+    server = tiller(Setup(peers=pipe.parent, cache=cache, scratch=pipe.parent, slots=1, context=1))
     ours = [sys.executable, "-m", "benchmarks.gateway.server", engine, str(directory), str(pipe)]
     return replace(server, command=ours + server.command[server.command.index("serve") :])
 

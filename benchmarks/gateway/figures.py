@@ -101,7 +101,7 @@ class RushFigures:
     alike: bool
     """All that were served got the same answer, as they should."""
     refusal_latencies: Sequence[float]
-    """Of those that found no place."""
+    """Of those that found no room."""
     turned_away_latencies: Sequence[float]
     """Of those that found no connection: server.max_connections."""
     cut: int

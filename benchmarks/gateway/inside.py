@@ -55,7 +55,7 @@ class InsideEngine:
         raise EngineUnavailable
         yield  # what makes it a generator
 
-    def hasten(self, concept: str) -> None:
+    def prioritize(self, concept: str) -> None:
         pass
 
     def forget(self, concept: str) -> None:

@@ -43,7 +43,7 @@ class Visitor(asyncio.Protocol):
         self._asked = False
         self._parser = httptools.HttpResponseParser(self)
         self.refusals: list[float] = []
-        """How long each took, in seconds, for want of a place."""
+        """How long each took, in seconds, for want of room."""
         self.turned_away: list[float] = []
         """The same, for want of a connection."""
         self.cut = 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inference.interface.protocol import Admission, FinishReason, GenerationRequest, TokenEvent
+from inference.interface.protocol import FinishReason, GenerationRequest, SubmitResult, TokenEvent
 
 TEXT = (
     "The gateway turns every token of this text into an event of its own and sends it to the client that "
@@ -30,10 +30,10 @@ class Script:
         self._token_ids = token_ids
         self._running: dict[str, list[_Stream]] = {}
 
-    def add(self, request: GenerationRequest) -> Admission:
+    def add(self, request: GenerationRequest) -> SubmitResult:
         streams = [_Stream(index, request.max_tokens) for index in range(request.n)]
         self._running[request.request_id] = streams
-        return Admission(request.request_id)
+        return SubmitResult(request.request_id)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends choice `index` of a request, or all of them (None)."""

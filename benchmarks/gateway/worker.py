@@ -16,7 +16,7 @@ from benchmarks.gateway.script import Script
 from benchmarks.gateway.steps import open_pipe, take
 from inference.heartbeat import Heartbeat
 from inference.interface import protocol
-from inference.interface.protocol import Abort, Admission, GenerationRequest, StepReport
+from inference.interface.protocol import Abort, GenerationRequest, StepReport, SubmitResult
 
 
 def main() -> None:
@@ -37,22 +37,22 @@ def _serve(socket: zmq.Socket[bytes], script: Script, steps: int) -> None:
     for end in (socket, steps, sys.stdin.fileno()):
         poller.register(end, zmq.POLLIN)
     while sys.stdin.fileno() not in dict(poller.poll()):
-        if admissions := _take_commands(socket, script):
-            socket.send(protocol.encode(StepReport(admissions=admissions)))
+        if submit_results := _take_commands(socket, script):
+            socket.send(protocol.encode(StepReport(submit_results=submit_results)))
         for _ in range(take(steps)):
             if events := script.step():
                 socket.send(protocol.encode(StepReport(events=events)))
 
 
-def _take_commands(socket: zmq.Socket[bytes], script: Script) -> list[Admission]:
-    admissions = []
+def _take_commands(socket: zmq.Socket[bytes], script: Script) -> list[SubmitResult]:
+    submit_results = []
     while socket.poll(0):
         match protocol.decode_command(socket.recv()):
             case GenerationRequest() as request:
-                admissions.append(script.add(request))
+                submit_results.append(script.add(request))
             case Abort(request_id=request_id, index=index):
                 script.abort(request_id, index)
-    return admissions
+    return submit_results
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.command import RESULTS, build_parser
 from benchmarks.gpu import attention, speed
 from benchmarks.gpu import limits as device_limits
 from benchmarks.gpu.limits import Limits
@@ -78,9 +79,7 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_parser("gpu", __doc__)
     parser.add_argument("--models", default="8b,1b", help=f"some of {', '.join(SHAPES)}, by commas")
     parser.add_argument("--parts", default=",".join(_PARTS), help="some of these, by commas")
     parser.add_argument("--quick", action="store_true")
@@ -88,7 +87,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--max-batch-tokens", type=int, default=4096)
     parser.add_argument("--kv-cache-gib", type=float, help="default: what is free, less a tenth")
-    parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
 
 

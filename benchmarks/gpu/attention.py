@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everybody use
 
 from benchmarks.gpu.limits import Limits, median_seconds
 from benchmarks.gpu.speed import Figure
-from inference.compute.attention import Places
+from inference.compute.attention import PagedInputs
 
 _HEADS, _KV_HEADS, _SIZE = 32, 8, 128
 _PAGE = 16
@@ -23,15 +23,15 @@ def compare(device: torch.device, dtype: torch.dtype, limits: Limits, *, small: 
     cache = _Cache(max(count * context for count, context in batches), device, dtype)
     for count, context in batches:
         query = torch.randn(count, _HEADS, _SIZE, device=device, dtype=dtype)
-        places = cache.places([context] * count, [1] * count)
+        inputs = cache.inputs([context] * count, [1] * count)
         read = 2 * count * context * _KV_HEADS * _SIZE * dtype.itemsize
-        for name, compute in _single(query, places, context):
+        for name, compute in _single(query, inputs, context):
             seconds = median_seconds(compute, device)
             yield _figure(f"{count} x {context}, {name}", seconds, count, read / limits.bytes_per_second)
     query = torch.randn(prompt, _HEADS, _SIZE, device=device, dtype=dtype)
-    places = cache.places([prompt], [prompt])
-    products = 2 * _HEADS * _SIZE * prompt**2  # two of them, half of whose places are seen
-    for name, compute in _prompt(query, places):
+    inputs = cache.inputs([prompt], [prompt])
+    products = 2 * _HEADS * _SIZE * prompt**2  # two of them, half of whose positions are seen
+    for name, compute in _prompt(query, inputs):
         seconds = median_seconds(compute, device)
         yield _figure(f"prompt of {prompt}, {name}", seconds, prompt, products / limits.flops)
 
@@ -48,7 +48,7 @@ class _Cache:
         self._values = torch.randn(shape, device=device, dtype=dtype)
         self._device = device
 
-    def places(self, lengths: list[int], counts: list[int]) -> Places:
+    def inputs(self, lengths: list[int], counts: list[int]) -> PagedInputs:
         """Of sequences that have so many tokens, the last `counts` of them in the batch; blocks anywhere."""
         width = -(-max(lengths) // _PAGE)
         shuffled = torch.randperm(self._num_blocks, device=self._device)[: len(lengths) * width]
@@ -57,38 +57,38 @@ class _Cache:
         blocks = shuffled.view(len(lengths), width).int()
         slots = torch.zeros(sum(counts), dtype=torch.int64, device=self._device)
         together = torch.cat(positions).to(self._device)
-        return Places(self._keys, self._values, slots, blocks, starts, together, _PAGE)
+        return PagedInputs(self._keys, self._values, slots, blocks, starts, together, _PAGE)
 
 
-def _single(query: torch.Tensor, places: Places, context: int) -> Iterator[tuple[str, Compute]]:
-    gather = partial(_gather, places, context)
+def _single(query: torch.Tensor, inputs: PagedInputs, context: int) -> Iterator[tuple[str, Compute]]:
+    gather = partial(_gather, inputs, context)
     folded = query.view(len(query), _KV_HEADS, -1, _SIZE)
     yield "SDPA over gathered keys", lambda: F.scaled_dot_product_attention(folded, *gather())
-    yield from _triton(query, places, num_single=len(query))
+    yield from _triton(query, inputs, num_decodes=len(query))
     yield from _flex(query[:, :, None], *gather())
 
 
-def _prompt(query: torch.Tensor, places: Places) -> Iterator[tuple[str, Compute]]:
-    gather = partial(_gather, places, len(query))
+def _prompt(query: torch.Tensor, inputs: PagedInputs) -> Iterator[tuple[str, Compute]]:
+    gather = partial(_gather, inputs, len(query))
     queries = query.transpose(0, 1)[None]
     attend = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
     yield "SDPA over gathered keys", lambda: attend(queries, *gather())
-    yield from _triton(query, places, num_single=0)
+    yield from _triton(query, inputs, num_decodes=0)
 
 
-def _gather(places: Places, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _gather(inputs: PagedInputs, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Of sequences that have as many tokens each: [N, heads, length, size]."""
-    within = torch.arange(_PAGE, device=places.blocks.device)
-    slots = (places.blocks.long()[:, :, None] * _PAGE + within).flatten(1)[:, :length]
-    return places.key_cache[slots].transpose(1, 2), places.value_cache[slots].transpose(1, 2)
+    within = torch.arange(_PAGE, device=inputs.block_tables.device)
+    slots = (inputs.block_tables.long()[:, :, None] * _PAGE + within).flatten(1)[:, :length]
+    return inputs.key_cache[slots].transpose(1, 2), inputs.value_cache[slots].transpose(1, 2)
 
 
-def _triton(query: torch.Tensor, places: Places, num_single: int) -> Iterator[tuple[str, Compute]]:
+def _triton(query: torch.Tensor, inputs: PagedInputs, num_decodes: int) -> Iterator[tuple[str, Compute]]:
     if query.device.type != "cuda":
         return
     from inference.backends.cuda.paged_attention import attend_stored
 
-    yield "our Triton kernel", lambda: attend_stored(query, places, num_single, _SIZE**-0.5, 0, 0.0)
+    yield "our Triton kernel", lambda: attend_stored(query, inputs, num_decodes, _SIZE**-0.5, 0, 0.0)
 
 
 def _flex(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Iterator[tuple[str, Compute]]:

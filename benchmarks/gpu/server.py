@@ -43,7 +43,7 @@ def save(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, dir
 def measure(
     name: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device, plan: Plan, log: Path
 ) -> Iterator[Figure]:
-    """Raises BenchError and StartError."""
+    """Raises BenchError and ServerError."""
     scratch = Path(tempfile.mkdtemp(prefix="tiller-gpu-"))
     try:
         save(config, dtype, device, scratch / "model")

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.command import RESULTS, build_parser
 from benchmarks.growth.curves import Curve, judge
 from benchmarks.growth.measure import QUICK, Plan, by_configurations, by_context, by_sequences
 from benchmarks.growth.plots import draw
@@ -35,8 +36,6 @@ from benchmarks.growth.results import render, to_json
 from benchmarks.peers.machine import commit, describe_machine
 from benchmarks.steering_cost import SHAPES, build
 from inference.engine import Engine
-
-_RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main() -> int:
@@ -52,23 +51,19 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = build_parser("growth", __doc__)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--model", choices=["embedded", *SHAPES], default="embedded")
     parser.add_argument("--quick", action="store_true", help="few points and rounds")
     parser.add_argument("--device", default=device)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument(
-        "--quantization", choices=["none", "int8"], default="int8" if device == "cpu" else "none"
+        "--quantization", choices=["none", "integer"], default="integer" if device == "cpu" else "none"
     )
     parser.add_argument("--max-batch-tokens", type=int, default=512)
     parser.add_argument("--kv-cache-gib", type=float, default=4.0)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
-    parser.add_argument("--output", type=Path, default=_RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
 
 

@@ -11,7 +11,6 @@ where the load does not say otherwise (llama.cpp samples among the 40 likeliest 
 import argparse
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,10 +26,11 @@ from app.bench.load import Plan, compare
 from app.bench.plot import check_plot
 from app.commands.bench import parse_numbers, progress
 from app.configuration import SettingsError
+from benchmarks.command import RESULTS, build_parser
 from benchmarks.peers.machine import describe_machine
-from benchmarks.peers.processes import ServerProcess, StartError
+from benchmarks.peers.processes import ServerError, ServerProcess
 from benchmarks.peers.results import Run, write
-from benchmarks.peers.servers import SERVERS, Place, Server
+from benchmarks.peers.servers import SERVERS, Server, Setup
 from inference.interface.directories import SourceError
 
 _ROOT = Path(__file__).parents[2]
@@ -41,20 +41,13 @@ _CONTEXT_STEP = 256
 
 def main() -> int:
     arguments = _parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        return _run(arguments, _plan(arguments))
-    except (BenchError, SettingsError, SourceError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return run_command(
+        "bench", lambda: _run(arguments, _plan(arguments)), BenchError, SettingsError, SourceError
+    )
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_parser("peers", __doc__)
     parser.add_argument("--servers", default=",".join(SERVERS), help=f"some of {', '.join(SERVERS)}")
     parser.add_argument("--concurrency", default="1,8,32,64")
     parser.add_argument("--prompt-tokens", default="16,135,1000", help="of whole prompts")
@@ -63,7 +56,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=2, help="of each stream in a round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-generate", action="store_true", help="leave out transformers' own generate")
-    parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--peers", type=Path, default=os.environ.get("PEERS", _ROOT / ".peers"))
     parser.add_argument("--cache-directory", type=Path, default="~/.cache/tiller")
     return parser.parse_args()
@@ -108,17 +101,17 @@ def _start_all(
     arguments: argparse.Namespace, run: Run, scratch: Path, stack: ExitStack
 ) -> dict[str, ServerProcess]:
     """One after the other, each standing still once it is ready."""
-    place = _place(arguments, run.plan, scratch)
+    setup = _setup(arguments, run.plan, scratch)
     processes = {}
     for name in dict.fromkeys(arguments.servers.split(",")):
-        server = SERVERS[name](place)
+        server = SERVERS[name](setup)
         if server is None:
             _say(f"{name} is not installed: `make peers` does it")
             continue
         try:
             processes[name] = _start(server, arguments.output / f"{name}.log", stack)
             run.servers.append(server)
-        except StartError as error:
+        except ServerError as error:
             run.left_out[name] = str(error)
             _say(f"{name} is left out: {error}")
     if not processes:
@@ -132,16 +125,16 @@ def _start(server: Server, log: Path, stack: ExitStack) -> ServerProcess:
     stack.callback(process.terminate)
     try:
         process.wait_until_ready(server.url)
-    except StartError:
+    except ServerError:
         process.terminate()  # at once: it may be busy
         raise
     process.pause()
     return process
 
 
-def _place(arguments: argparse.Namespace, plan: Plan, scratch: Path) -> Place:
+def _setup(arguments: argparse.Namespace, plan: Plan, scratch: Path) -> Setup:
     context = max(plan.prompt_tokens) + plan.workload.tokens + _CONTEXT_MARGIN
-    return Place(
+    return Setup(
         peers=arguments.peers.expanduser().absolute(),
         cache=arguments.cache_directory.expanduser(),
         scratch=scratch,

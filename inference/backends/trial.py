@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from inference.backends.likeness import random
-from inference.compute.attention import Attend, Places
+from inference.backends.comparison import random
+from inference.compute.attention import Attend, PagedInputs
 
 _BLOCK_SIZE = 16
 
@@ -35,12 +35,14 @@ class Trial:
             hidden_states=random(1, self.tokens, hidden_size).to(self._like),
             position_embeddings=self._angles,
             attention_mask=None,
-            paged=SimpleNamespace(attend=self._attend, in_place=self._places, num_single=1, batch=None),
+            forward_context=SimpleNamespace(
+                attend=self._attend, paged_inputs=self._paged_inputs, num_decodes=1, batch=None
+            ),
         )
 
-    def _places(self, _: int) -> Places:
+    def _paged_inputs(self, _: int) -> PagedInputs:
         """A cache that is new each time, since it is written to."""
-        return Places(
+        return PagedInputs(
             random(*self._cache_shape).to(self._like),
             random(*self._cache_shape).flip(0).to(self._like),  # something else than the keys
             self._slots,

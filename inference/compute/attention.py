@@ -1,7 +1,7 @@
 """Attention of a ragged batch over the block KV cache, as transformers models call it.
 
 transformers looks attention functions up by name (`AttentionInterface`) and hands them every
-keyword argument that the model itself was called with; ours find the batch there, as `paged`.
+keyword argument that the model itself was called with; ours find the batch there, as `forward_context`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ NAME = "tiller_paged"
 
 _HONOURED = frozenset({"scaling", "sliding_window", "softcap"})
 # What models also pass, which means nothing here: rotary positions are applied before, there is
-# no dropout in inference, and the cache is ours. `paged` is what we pass ourselves.
+# no dropout in inference, and the cache is ours. `forward_context` is what we pass ourselves.
 _IRRELEVANT = frozenset(
     {
         "cache_position",
@@ -28,7 +28,7 @@ _IRRELEVANT = frozenset(
         "is_causal",
         "output_attentions",
         "output_router_logits",
-        "paged",
+        "forward_context",
         "past_key_values",
         "position_embeddings",
         "position_ids",
@@ -37,28 +37,30 @@ _IRRELEVANT = frozenset(
 )
 
 
-class Places(NamedTuple):
+class PagedInputs(NamedTuple):
     """Where attention that reads contexts in place finds them: of one layer and all N sequences of a step."""
 
     key_cache: torch.Tensor  # [slots, num_kv_heads, key_size]
     value_cache: torch.Tensor  # [slots, num_kv_heads, value_size]
-    slots: torch.Tensor  # [T] of the new keys and values
-    blocks: torch.Tensor  # int32 [N, most blocks of a sequence]
-    starts: torch.Tensor  # [N + 1] of each sequence's tokens, and the end
+    slot_mapping: torch.Tensor  # [T] of the new keys and values
+    block_tables: torch.Tensor  # int32 [N, most blocks of a sequence]
+    cu_seqlens: torch.Tensor  # [N + 1] of each sequence's tokens, and the end
     positions: torch.Tensor  # [T]
     block_size: int
 
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Places, int, float, int, float], torch.Tensor]
+Attend = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, PagedInputs, int, float, int, float], torch.Tensor
+]
 """Stores keys and values [1, num_kv_heads, T, size] and attends with queries [1, num_heads, T, key_size].
 
-Also gets the places, how many sequences at the beginning have one token each, the scaling, the sliding window
+Also gets the inputs, how many sequences at the beginning have one token each, the scaling, the sliding window
 and the softcap, which are 0 for none. Returns [T, num_heads, value_size].
 """
 
 
 @dataclass(frozen=True)
-class PagedBatch:
+class ForwardContext:
     """What every layer's attention needs to know of the step."""
 
     batch: Batch
@@ -67,21 +69,21 @@ class PagedBatch:
     """None: SDPA over gathered contexts."""
 
     @property
-    def num_single(self) -> int:
+    def num_decodes(self) -> int:
         """How many sequences have one token each; they are the first."""
-        return 0 if self.batch.contexts is None else self.batch.contexts.num_single
+        return 0 if self.batch.attention_metadata is None else self.batch.attention_metadata.num_decodes
 
-    def in_place(self, layer: int) -> Places | None:
+    def paged_inputs(self, layer: int) -> PagedInputs | None:
         """None if the batch is made for SDPA."""
         batch, cache = self.batch, self.cache
-        if batch.contexts is None:
+        if batch.attention_metadata is None:
             return None
-        return Places(
+        return PagedInputs(
             cache.keys[layer],
             cache.values[layer],
-            batch.slots,
-            batch.contexts.blocks,
-            batch.contexts.starts,
+            batch.slot_mapping,
+            batch.attention_metadata.block_tables,
+            batch.attention_metadata.cu_seqlens,
             batch.positions,
             cache.block_size,
         )
@@ -100,7 +102,7 @@ def paged_attention(
     attention_mask: torch.Tensor | None,  # noqa: ARG001 - None; who sees whom follows from the batch
     scaling: float | None = None,
     *,
-    paged: PagedBatch,
+    forward_context: ForwardContext,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
@@ -112,12 +114,14 @@ def paged_attention(
     """
     layer: Any = module.layer_idx
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if paged.attend is not None and (places := paged.in_place(layer)):
+    if forward_context.attend is not None and (inputs := forward_context.paged_inputs(layer)):
         window, cap = sliding_window or 0, softcap or 0.0
-        output = paged.attend(query, key, value, places, paged.num_single, scaling, window, cap)
+        output = forward_context.attend(
+            query, key, value, inputs, forward_context.num_decodes, scaling, window, cap
+        )
         return output[None], None
-    batch, cache = paged.batch, paged.cache
-    cache.write(layer, batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    batch, cache = forward_context.batch, forward_context.cache
+    cache.write(layer, batch.slot_mapping, key[0].transpose(0, 1), value[0].transpose(0, 1))
     output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
     queries = query[0].transpose(0, 1)  # [T, num_heads, key_size]
     num_kv_heads = key.shape[1]

@@ -48,12 +48,12 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
-class Contexts:
+class AttentionMetadata:
     """Where the contexts of a batch's N sequences lie, for attention that reads them out of the blocks."""
 
-    blocks: torch.Tensor  # int32 [N, most blocks of a sequence]
-    starts: torch.Tensor  # [N + 1] of each sequence's tokens in the batch, and the batch's end
-    num_single: int
+    block_tables: torch.Tensor  # int32 [N, most blocks of a sequence]
+    cu_seqlens: torch.Tensor  # [N + 1] of each sequence's tokens in the batch, and the batch's end
+    num_decodes: int
     """How many of the sequences have one token each; they are the first."""
 
 
@@ -75,8 +75,8 @@ class Batch:
 
     token_ids: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
-    slots: torch.Tensor  # [T] where the keys and values go
-    contexts: Contexts | None
+    slot_mapping: torch.Tensor  # [T] where the keys and values go
+    attention_metadata: AttentionMetadata | None
     """None where attention cannot read the contexts in place."""
     groups: list[AttentionGroup]
     """Empty where it can."""
@@ -109,10 +109,10 @@ class BatchBuilder:
             {
                 "token_ids": np.concatenate([_scheduled_token_ids(sequence) for sequence in ordered]),
                 "positions": positions,
-                "slots": np.concatenate([self._own_slots(sequence) for sequence in ordered]),
+                "slot_mapping": np.concatenate([self._slot_mapping(sequence) for sequence in ordered]),
                 "logit_tokens": np.concatenate(logit_tokens),
                 **(
-                    {"blocks": _blocks(ordered), "starts": np.concatenate([[0], ends])}
+                    {"block_tables": _block_tables(ordered), "cu_seqlens": np.concatenate([[0], ends])}
                     if self.in_place
                     else {}
                 ),
@@ -123,8 +123,10 @@ class BatchBuilder:
         return Batch(
             token_ids=tensors["token_ids"],
             positions=tensors["positions"],
-            slots=tensors["slots"],
-            contexts=Contexts(tensors["blocks"], tensors["starts"], counts.count(1))
+            slot_mapping=tensors["slot_mapping"],
+            attention_metadata=AttentionMetadata(
+                tensors["block_tables"], tensors["cu_seqlens"], counts.count(1)
+            )
             if self.in_place
             else None,
             groups=[] if self.in_place else self._groups(ordered, positions),
@@ -139,8 +141,10 @@ class BatchBuilder:
         sequences = batch.sampling
         tensors = upload(
             {
-                "slots": np.array([self._slot(sequence, sequence.num_tokens) for sequence in sequences]),
-                "blocks": _blocks(sequences),
+                "slot_mapping": np.array(
+                    [self._slot(sequence, sequence.num_tokens) for sequence in sequences]
+                ),
+                "block_tables": _block_tables(sequences),
             },
             self.device,
         )
@@ -148,8 +152,10 @@ class BatchBuilder:
             batch,
             token_ids=token_ids,
             positions=batch.positions + 1,
-            slots=tensors["slots"],
-            contexts=replace(batch.contexts, blocks=tensors["blocks"]) if batch.contexts else None,
+            slot_mapping=tensors["slot_mapping"],
+            attention_metadata=replace(batch.attention_metadata, block_tables=tensors["block_tables"])
+            if batch.attention_metadata
+            else None,
         )
 
     def _groups(self, ordered: list[Sequence], positions: np.ndarray) -> list[AttentionGroup]:
@@ -169,7 +175,7 @@ class BatchBuilder:
             start = tokens.stop
         return groups
 
-    def _own_slots(self, sequence: Sequence) -> np.ndarray:
+    def _slot_mapping(self, sequence: Sequence) -> np.ndarray:
         """The slots of the scheduled tokens."""
         first = sequence.num_computed_tokens
         if sequence.num_scheduled_tokens == 1:
@@ -220,7 +226,7 @@ def _probe_spans(ordered: list[Sequence], ends: np.ndarray) -> list[ProbeSpan]:
     ]
 
 
-def _blocks(sequences: list[Sequence]) -> np.ndarray:
+def _block_tables(sequences: list[Sequence]) -> np.ndarray:
     width = max(len(sequence.block_table) for sequence in sequences)
     blocks = np.zeros((len(sequences), width), dtype=np.int32)
     for row, sequence in zip(blocks, sequences, strict=True):

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from inference.compute.batch import Batch, Contexts, SteeringBatch
+from inference.compute.batch import AttentionMetadata, Batch, SteeringBatch
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], torch.Tensor]], tuple[Replay, torch.Tensor]]
@@ -38,10 +38,10 @@ class Graphs:
         for size in reversed(self._sizes):  # the largest first: the others fit into its memory
             self._replays[size] = capture(partial(forward, self._inputs.batch(size)))
 
-    def serve(self, batch: Batch) -> bool:
+    def can_run(self, batch: Batch) -> bool:
         """Whether a captured step does what the batch asks for."""
         return (
-            batch.contexts is not None
+            batch.attention_metadata is not None
             and len(batch.sampling) == len(batch.token_ids) <= self._sizes[-1]
             and not batch.probes
         )
@@ -67,8 +67,8 @@ class _Inputs:
         self._indices = torch.arange(most_sequences + 1, device=device)
         self._token_ids = zeros(most_sequences)
         self._positions = zeros(most_sequences)
-        self._slots = zeros(most_sequences).fill_(spare_slot)
-        self._blocks = zeros(most_sequences, most_blocks, dtype=torch.int32)
+        self._slot_mapping = zeros(most_sequences).fill_(spare_slot)
+        self._block_tables = zeros(most_sequences, most_blocks, dtype=torch.int32)
         self._rows = zeros(most_sequences)
         self._scales = zeros(most_sequences, 1, dtype=torch.float32)
 
@@ -77,8 +77,10 @@ class _Inputs:
         return Batch(
             token_ids=self._token_ids[:size],
             positions=self._positions[:size],
-            slots=self._slots[:size],
-            contexts=Contexts(self._blocks[:size], self._indices[: size + 1], num_single=size),
+            slot_mapping=self._slot_mapping[:size],
+            attention_metadata=AttentionMetadata(
+                self._block_tables[:size], self._indices[: size + 1], num_decodes=size
+            ),
             groups=[],
             logit_tokens=self._indices[:size],
             sampling=[],
@@ -87,15 +89,15 @@ class _Inputs:
         )
 
     def fill(self, batch: Batch, size: int) -> None:
-        assert batch.contexts is not None  # noqa: S101 - for the type checker
-        count, width = batch.contexts.blocks.shape
+        assert batch.attention_metadata is not None  # noqa: S101 - for the type checker
+        count, width = batch.attention_metadata.block_tables.shape
         self._token_ids[:count].copy_(batch.token_ids)
         self._positions[:count].copy_(batch.positions)
-        self._slots[:count].copy_(batch.slots)
-        self._blocks[:count, :width].copy_(batch.contexts.blocks)
+        self._slot_mapping[:count].copy_(batch.slot_mapping)
+        self._block_tables[:count, :width].copy_(batch.attention_metadata.block_tables)
         if count < size:
             self._positions[count:size].zero_()
-            self._slots[count:size].fill_(self._spare_slot)
+            self._slot_mapping[count:size].fill_(self._spare_slot)
         if batch.steering is None:
             self._rows[:size].zero_()
         else:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from inference.compute.transfer import Arriving, upload
+from inference.compute.transfer import AsyncCopy, upload
 from inference.interface.protocol import SamplingParams, TokenLogprobs
 from inference.scheduling.sequence import FloatArray, IntArray, Sequence
 
@@ -30,13 +30,13 @@ class Sampled:
     def __init__(self, tokens: torch.Tensor, logprobs: torch.Tensor | None, batch: "SamplingBatch") -> None:
         self.tokens = tokens
         """[S] on the device; NOT_A_TOKEN for a row whose logits are not finite."""
-        self._arriving = Arriving(tokens)
+        self._copy = AsyncCopy(tokens)
         self._logprobs = logprobs
         self._batch = batch
 
     def read(self) -> tuple[list[int], list[TokenLogprobs | None]]:
         """Waits for the device, but for nothing that it was given after these."""
-        return self._arriving.read(), _token_logprobs(self._logprobs, self.tokens, self._batch)
+        return self._copy.read(), _token_logprobs(self._logprobs, self.tokens, self._batch)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SamplingBatch:
 
     penalties: Entries | None
     bias: Entries | None
-    selections: Entries | None
+    allowed_tokens: Entries | None
     """Of rows in which only these tokens can be chosen; the values are 0."""
     drawing: torch.Tensor | None  # [R] rows that draw at random; the others take the maximum
     temperature: torch.Tensor  # [R, 1]
@@ -112,7 +112,7 @@ class Sampler:
         arrays = {
             **_entries("penalties", _penalties(sequences)),
             **_entries("bias", _biases(sequences)),
-            **_entries("selections", _selections(sequences)),
+            **_entries("allowed_tokens", _allowed_tokens(sequences)),
             "drawing": np.array(drawing, np.int64),
             "temperature": _column([p.temperature for p in drawn], np.float32),
             "uniform": _column([_uniform(sequences[row], ahead) for row in drawing], np.float64),
@@ -125,7 +125,7 @@ class Sampler:
         return SamplingBatch(
             penalties=_take_entries("penalties", tensors),
             bias=_take_entries("bias", tensors),
-            selections=_take_entries("selections", tensors),
+            allowed_tokens=_take_entries("allowed_tokens", tensors),
             drawing=tensors["drawing"] if drawing else None,
             temperature=tensors["temperature"],
             uniform=tensors["uniform"],
@@ -145,8 +145,8 @@ class Sampler:
             _add(logits, batch.penalties)
         if batch.bias is not None:
             _add(logits, batch.bias)
-        if batch.selections is not None:
-            _keep_only(logits, batch.selections)
+        if batch.allowed_tokens is not None:
+            _keep_only(logits, batch.allowed_tokens)
         return Sampled(self._choose(logits, batch), logprobs, batch)
 
     def _choose(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
@@ -225,11 +225,13 @@ def _biases(sequences: list[Sequence]) -> list[RowEntries]:
     ]
 
 
-def _selections(sequences: list[Sequence]) -> list[RowEntries]:
+def _allowed_tokens(sequences: list[Sequence]) -> list[RowEntries]:
     return [
-        RowEntries(row, sequence.bias.selected, np.zeros(len(sequence.bias.selected), np.float32))
+        RowEntries(
+            row, sequence.bias.allowed_token_ids, np.zeros(len(sequence.bias.allowed_token_ids), np.float32)
+        )
         for row, sequence in enumerate(sequences)
-        if sequence.bias is not None and len(sequence.bias.selected)
+        if sequence.bias is not None and len(sequence.bias.allowed_token_ids)
     ]
 
 
@@ -237,9 +239,9 @@ def _add(logits: torch.Tensor, entries: Entries) -> None:
     logits.index_put_((entries.rows, entries.columns), entries.values, accumulate=True)
 
 
-def _keep_only(logits: torch.Tensor, selections: Entries) -> None:
+def _keep_only(logits: torch.Tensor, allowed_tokens: Entries) -> None:
     selected = torch.zeros_like(logits, dtype=torch.bool)
-    selected[selections.rows, selections.columns] = True
+    selected[allowed_tokens.rows, allowed_tokens.columns] = True
     logits.masked_fill_(selected.any(-1, keepdim=True) & ~selected, float("-inf"))
 
 

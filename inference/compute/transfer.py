@@ -11,7 +11,7 @@ _ALIGNMENT = 16  # bytes
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
-class Arriving:
+class AsyncCopy:
     """Integers on their way from the device to the host."""
 
     def __init__(self, values: torch.Tensor) -> None:
@@ -44,7 +44,7 @@ def upload(arrays: Arrays, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def _carve(memory: torch.Tensor, arrays: Arrays, sizes: list[int]) -> dict[str, torch.Tensor]:
-    """The arrays' places in `memory`, one after the other."""
+    """The arrays' parts of `memory`, one after the other."""
     tensors = {}
     for (name, array), part in zip(arrays.items(), torch.split(memory, sizes), strict=True):
         dtype = torch.from_numpy(array[:0]).dtype

@@ -6,7 +6,7 @@ import msgspec
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["none", "int8"]
+Quantization = Literal["none", "integer"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -36,7 +36,11 @@ class EngineConfig(msgspec.Struct, frozen=True):
     dtype: DType = "auto"
     """"auto": float32 on the CPU, the model's own dtype on CUDA."""
     quantization: Quantization = "none"
-    """"int8": linear layers multiply packed weights and rounded activations; on the CPU only."""
+    """"integer": linear layers multiply packed integer weights by rounded activations; on the CPU only.
+
+    Weights that came in 4 bits stay exact in 4 bits, with 8-bit activations. All others are rounded to
+    8 bits, with 16-bit activations.
+    """
     threads: int | None = None
     """CPU threads of one operation; None leaves the choice to torch."""
     context_length: int | None = None

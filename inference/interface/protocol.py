@@ -71,7 +71,7 @@ class TrainConcept(msgspec.Struct, frozen=True, tag="train"):
     """Work on it only while there is no request at all."""
 
 
-class HastenTraining(msgspec.Struct, frozen=True, tag="hasten"):
+class PrioritizeTraining(msgspec.Struct, frozen=True, tag="prioritize"):
     """Somebody waits for a concept now: from here on its training is not `background`."""
 
     concept: str
@@ -83,7 +83,7 @@ class ForgetConcept(msgspec.Struct, frozen=True, tag="forget"):
     concept: str
 
 
-Command = GenerationRequest | Abort | TrainConcept | HastenTraining | ForgetConcept
+Command = GenerationRequest | Abort | TrainConcept | PrioritizeTraining | ForgetConcept
 
 
 class FinishReason(StrEnum):
@@ -119,7 +119,7 @@ class RefusalCode(StrEnum):
     INTERNAL = "INTERNAL"
 
 
-class Admission(msgspec.Struct, frozen=True, array_like=True):
+class SubmitResult(msgspec.Struct, frozen=True, array_like=True):
     """The answer to a GenerationRequest: accepted, or refused for a reason."""
 
     request_id: str
@@ -202,16 +202,16 @@ class EngineStats(msgspec.Struct, frozen=True):
     """Of the KV cache."""
     blocks_in_use: int = 0
     preemptions: int = 0
-    looked_up_tokens: int = 0
+    prefix_cache_queries: int = 0
     """Tokens of sequences that started, whose beginnings were looked for in the cache."""
-    found_tokens: int = 0
+    prefix_cache_hits: int = 0
     """Those of them that need not be computed."""
 
 
 class StepReport(msgspec.Struct, frozen=True, tag="step"):
     """What one turn of the worker's loop brought, for all requests together, in this order."""
 
-    admissions: list[Admission] = []
+    submit_results: list[SubmitResult] = []
     events: list[TokenEvent] = []
     failures: list[Failure] = []
     training: list[TrainingUpdate] = []

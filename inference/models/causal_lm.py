@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedMod
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from inference.compute import attention
-from inference.compute.attention import PagedBatch
+from inference.compute.attention import ForwardContext
 from inference.compute.batch import Batch
 from inference.compute.kv_cache import LayerShape
 
@@ -43,7 +43,7 @@ class CausalLM:
         self._own_attention = model.config._attn_implementation
         self.layer_shapes, attentions = _examine_layers(model)
         self.blocks = _decoder_blocks(model, attentions)
-        """The decoder blocks; each is called with `paged`, as its attention is."""
+        """The decoder blocks; each is called with `forward_context`, as its attention is."""
         attention.register()
         model.set_attn_implementation(attention.NAME)
 
@@ -69,15 +69,15 @@ class CausalLM:
             return ()
         return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
-    def forward(self, paged: PagedBatch) -> torch.Tensor:
+    def forward(self, forward_context: ForwardContext) -> torch.Tensor:
         """The float32 logits [S + P, vocab_size] at the batch's `logit_tokens`."""
-        batch = paged.batch
+        batch = forward_context.batch
         logits: torch.Tensor = self._model(
             input_ids=batch.token_ids[None],
             position_ids=batch.positions[None],
             use_cache=False,
             logits_to_keep=batch.logit_tokens,
-            paged=paged,
+            forward_context=forward_context,
         ).logits
         return logits[0].float()
 
@@ -85,9 +85,9 @@ class CausalLM:
         """Has `act` see, and perhaps change in place, a decoder block's output in every forward pass."""
 
         def hook(block: nn.Module, args: Any, arguments: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-            if "paged" in arguments:  # absent where the model runs by its own attention
+            if "forward_context" in arguments:  # absent where the model runs by its own attention
                 hidden = output[0] if isinstance(output, tuple) else output
-                act(hidden[0], arguments["paged"].batch)
+                act(hidden[0], arguments["forward_context"].batch)
 
         return self.blocks[index].register_forward_hook(hook, with_kwargs=True)
 
@@ -193,11 +193,11 @@ def _record_layer(
     attention_mask: torch.Tensor | None,  # noqa: ARG001 - the interface's
     **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function that computes nothing. The _LayerProbe comes with the call, as `paged`.
+    """An attention function that computes nothing. The _LayerProbe comes with the call, as `forward_context`.
 
     So transformers' registry, which lives as long as the process, holds no model.
     """
-    probe = arguments.get("paged")
+    probe = arguments.get("forward_context")
     if not isinstance(probe, _LayerProbe):
         raise UnsupportedModelError("it does not call transformers' attention interface as others do")
     probe.record(module, key, value, arguments)
@@ -215,7 +215,13 @@ def _examine_layers(model: PreTrainedModel) -> tuple[list[LayerShape], list[nn.M
     probe = _LayerProbe()
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     with torch.inference_mode():
-        model(input_ids=token, position_ids=token, use_cache=False, logits_to_keep=token[0], paged=probe)
+        model(
+            input_ids=token,
+            position_ids=token,
+            use_cache=False,
+            logits_to_keep=token[0],
+            forward_context=probe,
+        )
     text = model.config.get_text_config()
     layers = range(text.num_hidden_layers)
     if sorted(probe.shapes) != list(layers):

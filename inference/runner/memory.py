@@ -5,7 +5,7 @@ import random
 import torch
 
 from inference.backends.backend import Backend
-from inference.compute.attention import PagedBatch
+from inference.compute.attention import ForwardContext
 from inference.compute.batch import BatchBuilder
 from inference.compute.kv_cache import KVCache
 from inference.interface.config import ConfigError, EngineConfig
@@ -58,4 +58,4 @@ def run_largest_step(model: CausalLM, config: EngineConfig, backend: Backend) ->
     [sequence] = build_sequences(request, 0.0, iter([0]), random.Random(0))  # noqa: S311
     sequence.block_table.append(0)
     sequence.num_scheduled_tokens = count
-    model.forward(PagedBatch(builder.build([sequence]), cache, backend.attend))
+    model.forward(ForwardContext(builder.build([sequence]), cache, backend.attend))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from inference.backends.backend import TORCH, Backend
-from inference.compute.attention import PagedBatch
+from inference.compute.attention import ForwardContext
 from inference.compute.batch import Batch, BatchBuilder
 from inference.compute.graphs import Capture, Graphs
 from inference.compute.kv_cache import KVCache
@@ -80,7 +80,7 @@ class ModelRunner:
         """Has each sequence's scheduled tokens computed, and sampled from for those that reach their end."""
         batch = self._builder.build(scheduled)
         sampling = self._sampler.prepare(batch.sampling)  # before the device has work to wait for
-        if self._graphs is not None and self._graphs.serve(batch):
+        if self._graphs is not None and self._graphs.can_run(batch):
             logits = self._graphs.run(batch)
             return Step(scheduled, batch, self._sampler.sample(logits, sampling))
         with capturing(self.model, batch.probes):
@@ -107,7 +107,7 @@ class ModelRunner:
         """Whether the host needs nothing of the step's outcome to launch the next for the same sequences."""
         return (
             self._graphs is not None
-            and self._graphs.serve(step.batch)
+            and self._graphs.can_run(step.batch)
             and len(step.sequences) == len(step.batch.sampling)  # none has ended since
             and not any(map(_needs_outcome, step.batch.sampling))
         )
@@ -131,7 +131,7 @@ class ModelRunner:
             return None
 
     def _forward(self, batch: Batch) -> torch.Tensor:
-        return self.model.forward(PagedBatch(batch, self._cache, self._attend))
+        return self.model.forward(ForwardContext(batch, self._cache, self._attend))
 
 
 def _needs_outcome(sequence: Sequence) -> bool:

@@ -26,7 +26,7 @@ class BrokenEngineError(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What a step brought."""
 
     sampled: list[SampledToken] = field(default_factory=list)
@@ -48,13 +48,13 @@ class StepRunner:
         """None: it failed, and nothing is lost by that. Raises torch.AcceleratorError."""
         return self._try(lambda: self._runner.launch_after(step), step.sequences)
 
-    def finish(self, scheduled: list[Sequence], step: Step | None) -> Outcome:
+    def finish(self, scheduled: list[Sequence], step: Step | None) -> StepOutcome:
         """Waits for what was launched; what fails together is tried in halves, down to single sequences.
 
         A sequence is left as it was by an attempt that failed, down to its random numbers. Raises
         BrokenEngineError when nothing at all has been computed for some steps, and torch.AcceleratorError.
         """
-        outcome = Outcome()
+        outcome = StepOutcome()
         sampled = self._try(step.read, scheduled) if step else None
         if sampled is None:
             self._try_parts(scheduled, outcome)
@@ -63,7 +63,7 @@ class StepRunner:
         self._judge(lost=len(outcome.failed) == len(scheduled))
         return outcome
 
-    def _try_parts(self, scheduled: list[Sequence], outcome: Outcome) -> None:
+    def _try_parts(self, scheduled: list[Sequence], outcome: StepOutcome) -> None:
         failed, attempts = [scheduled], 1
         while failed:
             part = failed.pop()

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from inference.interface.process_status import ProcessStatus
+
 _BLOCKED_SECONDS = 3.5
 """That a step may wait and compute nothing. Who waits for other threads' shares computes one, too."""
 _LEAST_LIMIT_SECONDS = 20.0
@@ -101,8 +103,4 @@ class _Activity:
         return self._used - before < _NEGLIGIBLE_SECONDS and self._state() == "S"
 
     def _state(self) -> str:
-        """As in ps(1)."""
-        try:
-            return self._status.read_text().rpartition(") ")[2][:1]
-        except OSError:
-            return ""
+        return ProcessStatus(self._status).state

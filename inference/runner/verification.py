@@ -10,7 +10,7 @@ import statistics
 import torch
 
 from inference.backends.backend import Backend
-from inference.compute.attention import PagedBatch
+from inference.compute.attention import ForwardContext
 from inference.compute.batch import BatchBuilder
 from inference.compute.kv_cache import KVCache
 from inference.interface.protocol import GenerationRequest
@@ -66,7 +66,7 @@ def _run_paged(model: CausalLM, prompts: list[list[int]], backend: Backend) -> l
             computed = sequence.num_computed_tokens
             sequence.num_scheduled_tokens = len(sequence.token_ids[computed:end])
         batch = builder.build(sequences)
-        logits = model.forward(PagedBatch(batch, cache, backend.attend))
+        logits = model.forward(ForwardContext(batch, cache, backend.attend))
         for sequence in sequences:
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
     rows = dict(zip(batch.sampling, logits, strict=True))

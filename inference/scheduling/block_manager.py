@@ -21,8 +21,8 @@ class BlockManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._salt = secrets.token_bytes(32)  # so that nobody can aim at another user's blocks
-        self.num_looked_up_tokens = 0
-        self.num_found_tokens = 0
+        self.num_prefix_cache_queries = 0
+        self.num_prefix_cache_hits = 0
         self._references = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._hash_of_block: dict[int, bytes] = {}
@@ -41,8 +41,8 @@ class BlockManager:
             self._acquire(block)
             sequence.block_table.append(block)
         sequence.num_computed_tokens = len(sequence.block_table) * self.block_size
-        self.num_looked_up_tokens += sequence.num_tokens
-        self.num_found_tokens += sequence.num_computed_tokens
+        self.num_prefix_cache_queries += sequence.num_tokens
+        self.num_prefix_cache_hits += sequence.num_computed_tokens
 
     def num_blocks_to_start(self, sequence: Sequence) -> int:
         """How many free blocks a sequence without any would take to hold all its tokens."""

@@ -37,7 +37,7 @@ class LogitBias:
     token_ids: IntArray
     values: FloatArray
     """-inf where the token is forbidden."""
-    selected: IntArray
+    allowed_token_ids: IntArray
     """If not empty, only these tokens can be chosen."""
 
 

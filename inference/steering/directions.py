@@ -5,8 +5,6 @@ The directory belongs to one model's weights, and is a cache: what is lost is tr
 
 import contextlib
 import logging
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from inference.interface.files import write_atomically
 from inference.interface.protocol import ConceptReport
 from inference.scheduling.probe import Array32
 
@@ -106,10 +105,6 @@ class DirectionFiles:
         if self._directory is None:
             return
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._directory) as directory:
-                file = Path(directory, name)
-                file.write_bytes(content)
-                os.replace(file, self._directory / name)
+            write_atomically(self._directory / name, content, mode=0o644)
         except OSError as error:
             _log.warning("%s cannot be kept: %s", name, error)

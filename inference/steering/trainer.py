@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from inference.interface.protocol import ConceptReport, TrainConcept, TrainingState, TrainingUpdate
 from inference.scheduling.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, Probe
 from inference.steering.directions import Direction, DirectionFiles
-from inference.steering.readings import Reader
+from inference.steering.measurements import ProbeFactory
 from inference.steering.steerer import Steerer
 from inference.steering.training import UntrainableError, calibrate, estimate_tokens, train
 
@@ -102,10 +102,10 @@ class Trainer:
         if command.concept not in self._jobs:
             self._jobs[command.concept] = _Job(command, self._work(command))
         if not command.background:
-            self.hasten(command.concept)
+            self.prioritize(command.concept)
         self._report(self._jobs[command.concept])
 
-    def hasten(self, concept: str) -> None:
+    def prioritize(self, concept: str) -> None:
         if job := self._jobs.get(concept):
             job.background = False
 
@@ -192,7 +192,7 @@ class Trainer:
         return report is None
 
     def _work(self, command: TrainConcept) -> Generator[list[Probe], None, ConceptReport]:
-        reader = Reader(command)
+        reader = ProbeFactory(command)
         blocks = self._steerer.bank.blocks
         if self._steerer.calibration is None:
             calibration = yield from calibrate(reader, blocks)

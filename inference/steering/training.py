@@ -14,7 +14,7 @@ from inference.interface.protocol import ConceptReport, Effect, TrainConcept
 from inference.scheduling.probe import Array32, Array64, Probe
 from inference.steering import report
 from inference.steering.directions import Calibration, Direction, unit_vectors
-from inference.steering.readings import Examples, Reader
+from inference.steering.measurements import Examples, ProbeFactory
 
 TRAINING_VERSION = 1
 """To be raised when the same examples come to give another direction, dose or report."""
@@ -41,7 +41,7 @@ class UntrainableError(Exception):
 
 
 def calibrate(
-    reader: Reader, blocks: tuple[int, ...], seed: int = 0
+    reader: ProbeFactory, blocks: tuple[int, ...], seed: int = 0
 ) -> Generator[list[Probe], None, Calibration]:
     """Measures the norms of the blocks' output, and how much of a random direction it bears.
 
@@ -63,7 +63,7 @@ def calibrate(
 
 
 def train(
-    reader: Reader,
+    reader: ProbeFactory,
     calibration: Calibration,
     blocks: tuple[int, ...],
     seed: int,

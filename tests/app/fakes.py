@@ -248,7 +248,7 @@ class FakeEngine:
     """(request id, choice or None for all of them), in order."""
     steps_played: int = 0
     trainings: list[TrainConcept] = field(default_factory=list)
-    hastened: list[str] = field(default_factory=list)
+    prioritized: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     in_training: dict[str, asyncio.Event] = field(default_factory=dict)
     """By digest; the event: it was forgotten."""
@@ -301,8 +301,8 @@ class FakeEngine:
             for task in tasks:
                 task.cancel()
 
-    def hasten(self, concept: str) -> None:
-        self.hastened.append(concept)
+    def prioritize(self, concept: str) -> None:
+        self.prioritized.append(concept)
 
     def forget(self, concept: str) -> None:
         self.forgotten.append(concept)

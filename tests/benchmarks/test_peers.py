@@ -18,9 +18,9 @@ from app.bench.records import Record
 from benchmarks.peers import vllm_cpu
 from benchmarks.peers.comparison import columns, ratios
 from benchmarks.peers.machine import describe_machine
-from benchmarks.peers.processes import ServerProcess, StartError
+from benchmarks.peers.processes import ServerError, ServerProcess
 from benchmarks.peers.results import Run, render
-from benchmarks.peers.servers import Place, Server, llama, vllm
+from benchmarks.peers.servers import Server, Setup, llama, vllm
 
 ROOT = Path(__file__).parents[2]
 POINT, OTHER = Point(16, 1), Point(16, 8)
@@ -105,9 +105,9 @@ def test_flags_of_longer_names_are_other_flags() -> None:
 
 
 def test_peers_that_are_not_installed_are_none(tmp_path: Path) -> None:
-    place = Place(tmp_path, tmp_path, tmp_path, slots=1, context=1)
-    assert llama(place) is None
-    assert vllm(place) is None
+    setup = Setup(tmp_path, tmp_path, tmp_path, slots=1, context=1)
+    assert llama(setup) is None
+    assert vllm(setup) is None
 
 
 # A server whose worker is in a session of its own, as ours is.
@@ -182,7 +182,7 @@ def test_nothing_is_left_of_a_server_that_died(tree: tuple[ServerProcess, list[p
     server, processes = tree
     server.pause()
     os.kill(processes[0].pid, signal.SIGKILL)
-    with pytest.raises(StartError):
+    with pytest.raises(ServerError):
         server.wait_until_ready("http://127.0.0.1:1")
     server.terminate()
     assert psutil.wait_procs(processes, timeout=20)[1] == []
@@ -192,7 +192,7 @@ def test_a_server_that_ends_instead_of_starting_names_its_log(
     start: Callable[[str], ServerProcess], tmp_path: Path
 ) -> None:
     server = start("import os, sys; sys.exit(os.environ['COLOUR'])")
-    with pytest.raises(StartError, match=f"status 1, see {re.escape(str(tmp_path / 'log'))}"):
+    with pytest.raises(ServerError, match=f"status 1, see {re.escape(str(tmp_path / 'log'))}"):
         server.wait_until_ready("http://127.0.0.1:1")
     assert (tmp_path / "log").read_text() == "red\n"
 

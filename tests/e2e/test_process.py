@@ -138,7 +138,7 @@ def test_a_full_queue_refuses_at_once_and_what_was_admitted_ends_well(small_serv
 def test_the_quick_start_answers(embedded_config: dict, tmp_path: Path) -> None:
     """With int8 weights, as configs/quickstart.yaml has it, alone and in company."""
     quick_start = yaml.safe_load(Path("configs/quickstart.yaml").read_text())
-    assert quick_start["engine"]["quantization"] == "int8"
+    assert quick_start["engine"]["quantization"] == "integer"
     engine = {**quick_start["engine"], "threads": None}
     with serving({**embedded_config, "engine": engine}, tmp_path) as server:
         questions = ["What is the capital of France?", "Name a primary color.", "Say hello."]

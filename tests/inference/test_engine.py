@@ -5,10 +5,10 @@ import torch
 from transformers import PreTrainedModel
 
 from inference.interface.protocol import (
-    Admission,
     GenerationRequest,
     RefusalCode,
     SteeringSpec,
+    SubmitResult,
     TrainConcept,
     TrainingState,
 )
@@ -18,7 +18,7 @@ from tests.inference.conftest import VOCAB_SIZE, build_driver, request
 def test_a_request_beyond_the_context_is_refused(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, context_length=20)
     refused = driver.engine.add(request("long", [5] * 10, 11))
-    assert refused == Admission("long", RefusalCode.CONTEXT_LENGTH_EXCEEDED)
+    assert refused == SubmitResult("long", RefusalCode.CONTEXT_LENGTH_EXCEEDED)
     assert driver.engine.is_idle
     assert len(driver.run(request("fits", [5] * 10, 10))["fits", 0].token_ids) == 10
 
@@ -40,7 +40,7 @@ def test_a_full_queue_refuses_all_choices_of_a_request(llama: PreTrainedModel) -
 def test_a_steering_concept_is_unknown(llama: PreTrainedModel) -> None:
     steering = SteeringSpec(("_worker/kind", "_worker/rude"), 0.0)
     refused = build_driver(llama).engine.add(GenerationRequest("a", [5], 5, steering=steering))
-    assert refused == Admission("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, "_worker/kind")
+    assert refused == SubmitResult("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, "_worker/kind")
 
 
 def test_it_is_not_idle_while_it_trains(llama: PreTrainedModel) -> None:

@@ -15,11 +15,10 @@ from inference.backends.cpu import build
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import (
     Abort,
-    Admission,
     Command,
     ForgetConcept,
     GenerationRequest,
-    HastenTraining,
+    PrioritizeTraining,
     RefusalCode,
     Report,
     SamplingParams,
@@ -27,6 +26,7 @@ from inference.interface.protocol import (
     StartFailed,
     SteeringSpec,
     StepReport,
+    SubmitResult,
     TrainConcept,
     TrainingState,
     TrainingUpdate,
@@ -145,12 +145,12 @@ def test_it_serves_until_its_gateway_is_gone(worker: Process, model_directory: P
     worker.send(GenerationRequest("c", [9], 8, steering=SteeringSpec(("_worker/x",), 1.0)))
     worker.send(GenerationRequest("d", [9] * 500, 13))
     reports = worker.receive_steps(24)
-    admissions = {a.request_id: a for report in reports for a in report.admissions}
-    assert admissions == {
-        "a": Admission("a"),
-        "b": Admission("b"),
-        "c": Admission("c", RefusalCode.UNKNOWN_STEERING_CONCEPT, "_worker/x"),
-        "d": Admission("d", RefusalCode.CONTEXT_LENGTH_EXCEEDED),
+    submit_results = {a.request_id: a for report in reports for a in report.submit_results}
+    assert submit_results == {
+        "a": SubmitResult("a"),
+        "b": SubmitResult("b"),
+        "c": SubmitResult("c", RefusalCode.UNKNOWN_STEERING_CONCEPT, "_worker/x"),
+        "d": SubmitResult("d", RefusalCode.CONTEXT_LENGTH_EXCEEDED),
     }
     events = [event for report in reports for event in report.events]
     model = make_model("llama")
@@ -201,13 +201,13 @@ def test_it_trains_concepts_steers_by_them_and_forgets_them(worker: Process, tmp
     events = [event for report in worker.receive_steps(12) for event in report.events]
     assert [event.token_id for event in events] == expected
 
-    worker.send(HastenTraining("later"))
+    worker.send(PrioritizeTraining("later"))
     worker.send(ForgetConcept("kind"))
     worker.send(steered)
     report = worker.receive()
-    while not (isinstance(report, StepReport) and report.admissions):
+    while not (isinstance(report, StepReport) and report.submit_results):
         report = worker.receive()
-    assert report.admissions == [Admission("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, "kind")]
+    assert report.submit_results == [SubmitResult("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, "kind")]
     worker.send(training)
     worker.send(msgspec.structs.replace(training, concept="later"))
     assert [update.state for update in worker.receive_training("kind")][-1] is TrainingState.READY
@@ -266,5 +266,5 @@ def test_it_says_what_the_engine_is_at(worker: Process) -> None:
     assert said[0].blocks_in_use > 0
     assert said[-1].blocks_in_use == 0
     assert said[-1].blocks == said[0].blocks > 0
-    assert said[-1].looked_up_tokens == 40
+    assert said[-1].prefix_cache_queries == 40
     assert len(said) < len(reports)

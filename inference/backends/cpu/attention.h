@@ -16,17 +16,19 @@ namespace tiller {
 
 // Where a batch's tokens and their sequences' contexts lie.
 struct Paging {
-  const at::Tensor &slots, &blocks, &starts, &positions;  // int64, int32, int64, int64, as Attention has them
+  const at::Tensor &slot_mapping, &block_tables, &cu_seqlens,
+      &positions;  // int64, int32, int64, int64, as Attention has them
   int64_t block_size;
 
   int64_t tokens() const { return positions.size(0); }
-  int64_t sequences() const { return blocks.size(0); }
+  int64_t sequences() const { return block_tables.size(0); }
 
   void check() const {
-    TORCH_CHECK(slots.scalar_type() == at::kLong && starts.scalar_type() == at::kLong &&
-                    positions.scalar_type() == at::kLong && blocks.scalar_type() == at::kInt,
+    TORCH_CHECK(slot_mapping.scalar_type() == at::kLong && cu_seqlens.scalar_type() == at::kLong &&
+                    positions.scalar_type() == at::kLong && block_tables.scalar_type() == at::kInt,
                 "int64 and int32 expected");
-    TORCH_CHECK(starts.size(0) == sequences() + 1 && slots.size(0) == tokens(), "a batch of another shape");
+    TORCH_CHECK(cu_seqlens.size(0) == sequences() + 1 && slot_mapping.size(0) == tokens(),
+                "a batch of another shape");
   }
 };
 
@@ -52,11 +54,11 @@ inline std::vector<Piece> cut(const Attention& a, int64_t sequences) {
   const int64_t heads = sequences >= 2 * at::get_num_threads() ? a.kv_heads : 1;
   std::vector<Piece> pieces;
   for (int64_t s = 0; s < sequences; s++) {
-    const int64_t end = a.starts[s + 1];
-    const bool single = end - a.starts[s] == 1;
+    const int64_t end = a.cu_seqlens[s + 1];
+    const bool single = end - a.cu_seqlens[s] == 1;
     const int64_t width = single ? heads : 1;
     for (int64_t head = 0; head < a.kv_heads; head += width) {
-      for (int64_t token = a.starts[s]; token < end; token += tile)
+      for (int64_t token = a.cu_seqlens[s]; token < end; token += tile)
         pieces.push_back({s, token, std::min(tile, end - token), head, head + width});
     }
   }
@@ -69,7 +71,7 @@ inline void attend_all(const Attention& a, int64_t sequences) {
   share(count, kMinParallelWork, [&](int64_t i) {
     // The last pieces of a sequence look back on most: they come first.
     const Piece& piece = pieces[count - 1 - i];
-    if (a.starts[piece.sequence + 1] - a.starts[piece.sequence] == 1) {
+    if (a.cu_seqlens[piece.sequence + 1] - a.cu_seqlens[piece.sequence] == 1) {
       attend_single(a, piece.sequence, piece.first_head, piece.last_head);
     } else {
       Tile(a, piece.token, piece.tokens, piece.first_head).attend(piece.sequence);

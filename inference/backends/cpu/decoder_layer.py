@@ -5,17 +5,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference.backends.cpu.int8_attention import Int8Attention
-from inference.backends.cpu.modules import Int8GatedMLP, RMSNorm
+from inference.backends.comparison import are_close
+from inference.backends.cpu.modules import QuantizedGatedMLP, RMSNorm
 from inference.backends.cpu.paged_attention import attend
-from inference.backends.likeness import are_alike
+from inference.backends.cpu.quantized_attention import QuantizedAttention
 from inference.backends.trial import Trial
 
 _PARTS: dict[str, type[nn.Module]] = {  # of a Llama's, and of those who took it over
     "input_layernorm": RMSNorm,
-    "self_attn": Int8Attention,
+    "self_attn": QuantizedAttention,
     "post_attention_layernorm": RMSNorm,
-    "mlp": Int8GatedMLP,
+    "mlp": QuantizedGatedMLP,
 }
 
 
@@ -37,16 +37,16 @@ def fuse_decoder_layer(layer: nn.Module) -> None:
     forward = _forward(operation, attention.layer, layer.forward)
     trial = Trial(attention.kv_heads, attention.head_dim, attend, like=torch.empty(0))
     expected, ours = (trial.run(act, attention.hidden_size) for act in (layer, forward))
-    if isinstance(expected, torch.Tensor) and are_alike(expected, ours):
+    if isinstance(expected, torch.Tensor) and are_close(expected, ours):
         layer.forward = forward
 
 
 def _forward(operation: Any, index: int, theirs: Any) -> Any:
     def forward(hidden_states: torch.Tensor, *others: Any, **arguments: Any) -> Any:
-        paged = arguments.get("paged")
-        places = None if paged is None else paged.in_place(index)
-        if places is None:
+        forward_context = arguments.get("forward_context")
+        inputs = None if forward_context is None else forward_context.paged_inputs(index)
+        if inputs is None:
             return theirs(hidden_states, *others, **arguments)
-        return operation.forward(hidden_states, *arguments["position_embeddings"], *places)
+        return operation.forward(hidden_states, *arguments["position_embeddings"], *inputs)
 
     return forward

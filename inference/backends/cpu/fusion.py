@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from inference.backends.comparison import are_close, random
 from inference.backends.cpu.decoder_layer import fuse_decoder_layer
-from inference.backends.cpu.int8_attention import fused_attention
-from inference.backends.cpu.linear import Int8Linear
-from inference.backends.cpu.modules import Int8GatedMLP, RMSNorm
-from inference.backends.likeness import are_alike, random
+from inference.backends.cpu.linear import QuantizedLinear
+from inference.backends.cpu.modules import QuantizedGatedMLP, RMSNorm
+from inference.backends.cpu.quantized_attention import fused_attention
 
 _ROTARY = "apply_rotary_pos_emb"  # as transformers' models call it
 
@@ -55,16 +55,20 @@ def _fused_norm(module: nn.Module) -> nn.Module | None:
 
 def _fused_mlp(module: nn.Module) -> nn.Module | None:
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
-    if not (isinstance(gate, Int8Linear) and isinstance(up, Int8Linear) and isinstance(down, Int8Linear)):
+    if not (
+        isinstance(gate, QuantizedLinear)
+        and isinstance(up, QuantizedLinear)
+        and isinstance(down, QuantizedLinear)
+    ):
         return None
     if any(linear.has_bias for linear in (gate, up, down)) or not up.weights.can_follow(gate.weights):
         return None
-    return _if_alike(module, Int8GatedMLP(gate, up, down), gate.in_features)
+    return _if_alike(module, QuantizedGatedMLP(gate, up, down), gate.in_features)
 
 
 def _if_alike(module: nn.Module, replacement: nn.Module, size: int) -> nn.Module | None:
     x = random(3, size)
-    return replacement if are_alike(module(x), replacement(x)) else None
+    return replacement if are_close(module(x), replacement(x)) else None
 
 
 def _names_used(module: nn.Module) -> tuple[str, ...]:
@@ -101,4 +105,4 @@ def _rotates_alike(theirs: Callable[..., Any]) -> bool:
     angles = random(1, 5, 8)
     expected = theirs(*heads, angles.cos(), angles.sin())
     ours = torch.ops.tiller_cpu.rotary(*heads, angles.cos(), angles.sin())
-    return all(are_alike(*pair) for pair in zip(expected, ours, strict=True))
+    return all(are_close(*pair) for pair in zip(expected, ours, strict=True))

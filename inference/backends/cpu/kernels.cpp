@@ -55,10 +55,10 @@ std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& queries, const at::T
 // [tokens, heads, value_size]. window and softcap: 0 for none.
 at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
                            const at::Tensor& key_cache, const at::Tensor& value_cache,
-                           const at::Tensor& slots, const at::Tensor& blocks, const at::Tensor& starts,
-                           const at::Tensor& positions, int64_t block_size, double scale, int64_t window,
-                           double softcap) {
-  const Paging paging{slots, blocks, starts, positions, block_size};
+                           const at::Tensor& slot_mapping, const at::Tensor& block_tables,
+                           const at::Tensor& cu_seqlens, const at::Tensor& positions, int64_t block_size,
+                           double scale, int64_t window, double softcap) {
+  const Paging paging{slot_mapping, block_tables, cu_seqlens, positions, block_size};
   paging.check();
   for (const at::Tensor& tensor : {queries, keys, values}) {
     TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.stride(3) == 1,
@@ -67,7 +67,7 @@ at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& keys, co
   const int64_t heads = queries.size(1), tokens = queries.size(2);
   for (const auto& [from, cache] : {std::pair(keys, key_cache), std::pair(values, value_cache)}) {
     store_tokens(from.const_data_ptr<float>(), from.stride(1), from.stride(2), tokens, from.size(1),
-                 from.size(3), slots.const_data_ptr<int64_t>(), cache.mutable_data_ptr<float>());
+                 from.size(3), slot_mapping.const_data_ptr<int64_t>(), cache.mutable_data_ptr<float>());
   }
   at::Tensor out = at::empty({tokens, heads, value_cache.size(2)}, queries.options());
   attend_all(
@@ -75,8 +75,8 @@ at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& keys, co
           .queries = queries.const_data_ptr<float>(),
           .keys = key_cache.const_data_ptr<float>(),
           .values = value_cache.const_data_ptr<float>(),
-          .blocks = blocks.const_data_ptr<int32_t>(),
-          .starts = starts.const_data_ptr<int64_t>(),
+          .block_tables = block_tables.const_data_ptr<int32_t>(),
+          .cu_seqlens = cu_seqlens.const_data_ptr<int64_t>(),
           .positions = positions.const_data_ptr<int64_t>(),
           .out = out.mutable_data_ptr<float>(),
           .head_stride = queries.stride(1),
@@ -85,7 +85,7 @@ at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& keys, co
           .kv_heads = keys.size(1),
           .size = key_cache.size(2),
           .value_size = value_cache.size(2),
-          .max_blocks = blocks.size(1),
+          .max_blocks = block_tables.size(1),
           .block_size = block_size,
           .scale = static_cast<float>(scale),
           .softcap = static_cast<float>(softcap),

@@ -89,11 +89,11 @@ class AttentionLayer : public torch::CustomClassHolder {
   // x [..., tokens, hidden], cosines and sines [..., tokens, size]; the others as Paging and Attention have
   // them. Returns the shape of x.
   at::Tensor forward(const at::Tensor& input, const at::Tensor& cosines, const at::Tensor& sines,
-                     const at::Tensor& key_cache, const at::Tensor& value_cache, const at::Tensor& slots,
-                     const at::Tensor& blocks, const at::Tensor& starts, const at::Tensor& positions,
-                     int64_t block_size) const {
+                     const at::Tensor& key_cache, const at::Tensor& value_cache,
+                     const at::Tensor& slot_mapping, const at::Tensor& block_tables,
+                     const at::Tensor& cu_seqlens, const at::Tensor& positions, int64_t block_size) const {
     const at::Tensor x = contiguous_floats(input);
-    const Paging paging{slots, blocks, starts, positions, block_size};
+    const Paging paging{slot_mapping, block_tables, cu_seqlens, positions, block_size};
     paging.check();
     const int64_t tokens = paging.tokens();
     const at::Tensor projected = at::empty({tokens, qkv_->outputs}, x.options());
@@ -136,7 +136,7 @@ class AttentionLayer : public torch::CustomClassHolder {
     const int64_t kv_heads = key_cache.size(1), size = key_cache.size(2), columns = qkv_->outputs;
     const float* queries = projected.const_data_ptr<float>();
     const float *keys = queries + heads_ * size, *values = keys + kv_heads * size;
-    const int64_t* slots = paging.slots.const_data_ptr<int64_t>();
+    const int64_t* slots = paging.slot_mapping.const_data_ptr<int64_t>();
     float *key_slots = key_cache.mutable_data_ptr<float>(),
           *value_slots = value_cache.mutable_data_ptr<float>();
     store_tokens(keys, size, columns, paging.tokens(), kv_heads, size, slots, key_slots);
@@ -147,8 +147,8 @@ class AttentionLayer : public torch::CustomClassHolder {
             .queries = queries,
             .keys = key_slots,
             .values = value_slots,
-            .blocks = paging.blocks.const_data_ptr<int32_t>(),
-            .starts = paging.starts.const_data_ptr<int64_t>(),
+            .block_tables = paging.block_tables.const_data_ptr<int32_t>(),
+            .cu_seqlens = paging.cu_seqlens.const_data_ptr<int64_t>(),
             .positions = paging.positions.const_data_ptr<int64_t>(),
             .out = attended.mutable_data_ptr<float>(),
             .head_stride = size,
@@ -157,7 +157,7 @@ class AttentionLayer : public torch::CustomClassHolder {
             .kv_heads = kv_heads,
             .size = size,
             .value_size = size,
-            .max_blocks = paging.blocks.size(1),
+            .max_blocks = paging.block_tables.size(1),
             .block_size = paging.block_size,
             .scale = scale_,
             .softcap = 0,
@@ -189,12 +189,12 @@ class DecoderLayer : public torch::CustomClassHolder {
 
   // As AttentionLayer's.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines,
-                     const at::Tensor& key_cache, const at::Tensor& value_cache, const at::Tensor& slots,
-                     const at::Tensor& blocks, const at::Tensor& starts, const at::Tensor& positions,
-                     int64_t block_size) const {
+                     const at::Tensor& key_cache, const at::Tensor& value_cache,
+                     const at::Tensor& slot_mapping, const at::Tensor& block_tables,
+                     const at::Tensor& cu_seqlens, const at::Tensor& positions, int64_t block_size) const {
     at::Tensor hidden =
         attention_->forward(rms_norm(x, first_norm_, first_epsilon_), cosines, sines, key_cache, value_cache,
-                            slots, blocks, starts, positions, block_size);
+                            slot_mapping, block_tables, cu_seqlens, positions, block_size);
     add_to(hidden, x);
     at::Tensor out = gated_mlp(rms_norm(hidden, second_norm_, second_epsilon_), gate_, up_, down_);
     add_to(out, hidden);

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 
-class Int8Linear(nn.Module):
+class QuantizedLinear(nn.Module):
     """Stands in for an nn.Linear on the CPU."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -30,7 +30,7 @@ class Int8Linear(nn.Module):
 
 
 def replace_linears(model: nn.Module) -> None:
-    """Puts an Int8Linear in the place of every nn.Linear."""
+    """Puts an QuantizedLinear in the place of every nn.Linear."""
     linears = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
     for name, linear in linears:
-        model.set_submodule(name, Int8Linear(linear))
+        model.set_submodule(name, QuantizedLinear(linear))

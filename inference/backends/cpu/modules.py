@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference.backends.cpu.linear import Int8Linear
+from inference.backends.cpu.linear import QuantizedLinear
 
 
 class RMSNorm(nn.Module):
@@ -19,8 +19,8 @@ class RMSNorm(nn.Module):
         return output
 
 
-class Int8GatedMLP(nn.Module):
-    def __init__(self, gate: Int8Linear, up: Int8Linear, down: Int8Linear) -> None:
+class QuantizedGatedMLP(nn.Module):
+    def __init__(self, gate: QuantizedLinear, up: QuantizedLinear, down: QuantizedLinear) -> None:
         super().__init__()
         self.arguments: tuple[Any, ...] = gate.weights, up.weights, down.weights
 

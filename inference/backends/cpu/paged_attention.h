@@ -21,13 +21,13 @@ constexpr int64_t kKeys = 32;  // scores that are computed before the maximum is
 constexpr int64_t kDims = 32;  // of a value, added up in registers
 
 struct Attention {
-  const float* queries;      // [tokens, heads, size], by the strides below
-  const float* keys;         // [slots, kv_heads, size]
-  const float* values;       // [slots, kv_heads, value_size]
-  const int32_t* blocks;     // [sequences, max_blocks]
-  const int64_t* starts;     // [sequences + 1]: a sequence's tokens, whose positions follow each other
-  const int64_t* positions;  // [tokens]
-  float* out;                // [tokens, heads, value_size]
+  const float* queries;         // [tokens, heads, size], by the strides below
+  const float* keys;            // [slots, kv_heads, size]
+  const float* values;          // [slots, kv_heads, value_size]
+  const int32_t* block_tables;  // [sequences, max_blocks]
+  const int64_t* cu_seqlens;    // [sequences + 1]: a sequence's tokens, whose positions follow each other
+  const int64_t* positions;     // [tokens]
+  float* out;                   // [tokens, heads, value_size]
   int64_t head_stride, token_stride, heads, kv_heads, size, value_size, max_blocks, block_size;
   float scale, softcap;
   int64_t window;
@@ -101,7 +101,7 @@ inline void multiply_four(const float* query, const float* keys, int64_t stride,
 
 // The slots of a sequence's positions from `first` to `last`.
 inline std::vector<int64_t> find_slots(const Attention& a, int64_t sequence, int64_t first, int64_t last) {
-  const int32_t* blocks = a.blocks + sequence * a.max_blocks;
+  const int32_t* blocks = a.block_tables + sequence * a.max_blocks;
   std::vector<int64_t> slots(last - first + 1);
   for (int64_t position = first; position <= last;) {
     const int64_t block = position / a.block_size, end = std::min(last + 1, (block + 1) * a.block_size);
@@ -193,7 +193,7 @@ inline void see(const Attention& a, int64_t kv_head, int64_t position, int64_t s
 
 // The query heads of a sequence's only token that share the key heads from `begin` to `end`.
 inline void attend_single(const Attention& a, int64_t sequence, int64_t begin, int64_t end) {
-  const int64_t shared = a.shared(), token = a.starts[sequence];
+  const int64_t shared = a.shared(), token = a.cu_seqlens[sequence];
   const int64_t last = a.positions[token];
   // Groups of keys start at multiples of kKeys, so that every query meets the same ones.
   const int64_t first = a.first_visible(last) / kKeys * kKeys;

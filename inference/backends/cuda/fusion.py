@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that everybody uses
 
+from inference.backends.comparison import are_close, has_untestable_options
 from inference.backends.cuda.layers import add_rms_norm, gate, rms_norm, rotate_and_store
 from inference.backends.cuda.paged_attention import attend, attend_stored
-from inference.backends.likeness import are_alike, has_what_no_trial_finds
 from inference.backends.trial import Trial
-from inference.compute.attention import Places
+from inference.compute.attention import PagedInputs
 
 _LAYER = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")  # a Llama's, and of its kind
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -46,20 +46,28 @@ class FusedLayer:
         )
 
     def forward(
-        self, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], places: Places, num_single: int
+        self,
+        hidden: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        inputs: PagedInputs,
+        num_decodes: int,
     ) -> torch.Tensor:
         """`hidden`: [1, T, hidden_size], as is the result; `angles`: cosines and sines [1, T, head_dim]."""
         x = hidden[0]
-        attended = self._attend(rms_norm(x, *self._first_norm), angles, places, num_single)
+        attended = self._attend(rms_norm(x, *self._first_norm), angles, inputs, num_decodes)
         x, normal = add_rms_norm(attended, x, *self._second_norm)
         return x.add_(self._down(gate(F.linear(normal, *self._gate_up))))[None]
 
     def _attend(
-        self, x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], places: Places, num_single: int
+        self,
+        x: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        inputs: PagedInputs,
+        num_decodes: int,
     ) -> torch.Tensor:
         qkv = F.linear(x, *self._qkv)
-        queries = rotate_and_store(qkv, *angles, places.key_cache, places.value_cache, places.slots)
-        attended = attend_stored(queries, places, num_single, self._scaling, self._window, softcap=0.0)
+        queries = rotate_and_store(qkv, *angles, inputs.key_cache, inputs.value_cache, inputs.slot_mapping)
+        attended = attend_stored(queries, inputs, num_decodes, self._scaling, self._window, softcap=0.0)
         projected: torch.Tensor = self._projection(attended.flatten(1))
         return projected
 
@@ -74,7 +82,7 @@ def _is_usual(module: nn.Module) -> bool:
     return (
         _consists_of(attention, _ATTENTION)
         and all(hasattr(attention, name) for name in ("layer_idx", "scaling", "head_dim", "config"))
-        and not has_what_no_trial_finds(attention)
+        and not has_untestable_options(attention)
         and _consists_of(mlp, _MLP)
         and mlp.gate_proj.bias is None
         and mlp.up_proj.bias is None
@@ -91,7 +99,7 @@ def _consists_of(module: Any, names: tuple[str, ...]) -> bool:
 
 def _is_silu(function: Any, like: torch.Tensor) -> bool:
     x = torch.linspace(-8, 8, 100).to(like)
-    return are_alike(F.silu(x), function(x))
+    return are_close(F.silu(x), function(x))
 
 
 def _fuse_layer(layer: Any) -> None:
@@ -99,15 +107,17 @@ def _fuse_layer(layer: Any) -> None:
     fused = FusedLayer(layer)
 
     def forward(hidden_states: torch.Tensor, *others: Any, **arguments: Any) -> Any:
-        paged = arguments.get("paged")
-        places = paged and paged.in_place(fused.layer_idx)
-        if paged is None or places is None:
+        forward_context = arguments.get("forward_context")
+        inputs = forward_context and forward_context.paged_inputs(fused.layer_idx)
+        if forward_context is None or inputs is None:
             return theirs(hidden_states, *others, **arguments)
-        return fused.forward(hidden_states, arguments["position_embeddings"], places, paged.num_single)
+        return fused.forward(
+            hidden_states, arguments["position_embeddings"], inputs, forward_context.num_decodes
+        )
 
     trial = Trial(fused.kv_heads, fused.head_dim, attend, like=layer.input_layernorm.weight)
     expected, ours = (trial.run(act, fused.hidden_size) for act in (layer, forward))
-    if isinstance(expected, torch.Tensor) and are_alike(expected, ours):
+    if isinstance(expected, torch.Tensor) and are_close(expected, ours):
         layer.forward = forward
 
 

@@ -7,7 +7,7 @@ import torch
 import triton
 
 from inference.backends.cuda.kernels import attention as kernels
-from inference.compute.attention import Places
+from inference.compute.attention import PagedInputs
 
 _LEAST_ROWS = 16  # of a matrix product
 _PROGRAMS_PER_PROCESSOR = 2
@@ -39,42 +39,42 @@ def attend(
     query: torch.Tensor,  # [1, heads, T, size], its last dimension contiguous
     key: torch.Tensor,  # [1, kv_heads, T, size]
     value: torch.Tensor,  # [1, kv_heads, T, value_size]
-    places: Places,
-    num_single: int,
+    inputs: PagedInputs,
+    num_decodes: int,
     scaling: float,
     window: int,
     softcap: float,
 ) -> torch.Tensor:  # [T, heads, value_size]
     """As `inference.compute.attention.Attend` says."""
-    places.key_cache.index_copy_(0, places.slots, key[0].transpose(0, 1))
-    places.value_cache.index_copy_(0, places.slots, value[0].transpose(0, 1))
-    return attend_stored(query[0].transpose(0, 1), places, num_single, scaling, window, softcap)
+    inputs.key_cache.index_copy_(0, inputs.slot_mapping, key[0].transpose(0, 1))
+    inputs.value_cache.index_copy_(0, inputs.slot_mapping, value[0].transpose(0, 1))
+    return attend_stored(query[0].transpose(0, 1), inputs, num_decodes, scaling, window, softcap)
 
 
 def attend_stored(
     query: torch.Tensor,  # [T, heads, size], its last dimension contiguous
-    places: Places,
-    num_single: int,
+    inputs: PagedInputs,
+    num_decodes: int,
     scaling: float,
     window: int,
     softcap: float,
 ) -> torch.Tensor:  # [T, heads, value_size]
     """Attends to keys and values that are in the cache already."""
     num_tokens, num_heads, size = query.shape
-    kv_heads, value_size = places.value_cache.shape[1:]
+    kv_heads, value_size = inputs.value_cache.shape[1:]
     out = query.new_empty(num_tokens, num_heads, value_size)
     shared = {
         "query_head_stride": query.stride(1),
         "query_token_stride": query.stride(0),
-        "key_stride": places.key_cache.stride(0),
-        "value_stride": places.value_cache.stride(0),
-        "blocks_stride": places.blocks.stride(0),
+        "key_stride": inputs.key_cache.stride(0),
+        "value_stride": inputs.value_cache.stride(0),
+        "block_tables_stride": inputs.block_tables.stride(0),
         "scale": scaling,
         "softcap": softcap,
         "window": window,
         "GROUP": num_heads // kv_heads,
         "KV_HEADS": kv_heads,
-        "PAGE": places.block_size,
+        "PAGE": inputs.block_size,
         "SIZE": size,
         "SIZE_2": triton.next_power_of_2(max(_LEAST_ROWS, size)),
         "VALUE_SIZE": value_size,
@@ -83,21 +83,21 @@ def attend_stored(
         "HAS_WINDOW": window > 0,
         "PRECISION": "ieee",  # not tf32, where the cache is float32
     }
-    if num_single:
-        _launch_single(query, places, out[:num_single], shared)
-    if num_single < len(places.blocks):
-        _launch_chunks(query, places, out, num_single, shared)
+    if num_decodes:
+        _launch_single(query, inputs, out[:num_decodes], shared)
+    if num_decodes < len(inputs.block_tables):
+        _launch_chunks(query, inputs, out, num_decodes, shared)
     return out
 
 
 def _launch_single(
     query: torch.Tensor,
-    places: Places,
+    inputs: PagedInputs,
     out: torch.Tensor,  # [sequences, heads, value_size]
     shared: dict[str, Any],
 ) -> None:
     num_sequences, num_heads, value_size = out.shape
-    kv_heads = places.key_cache.shape[1]
+    kv_heads = inputs.key_cache.shape[1]
     splits = _num_splits(num_sequences * kv_heads, query.device)
     part_sums, part_weights, part_largest = out, out, out  # not used
     if splits > 1:
@@ -105,10 +105,10 @@ def _launch_single(
         part_weights, part_largest = part_sums.new_empty(2, num_sequences, num_heads, splits)
     kernels.attend_single[num_sequences, kv_heads, splits](
         query,
-        places.key_cache,
-        places.value_cache,
-        places.blocks,
-        places.positions,
+        inputs.key_cache,
+        inputs.value_cache,
+        inputs.block_tables,
+        inputs.positions,
         out,
         part_sums,
         part_weights,
@@ -132,14 +132,14 @@ def _launch_single(
 
 def _launch_chunks(
     query: torch.Tensor,
-    places: Places,
+    inputs: PagedInputs,
     out: torch.Tensor,  # [T, heads, value_size]
     first: int,
     shared: dict[str, Any],
 ) -> None:
     """The sequences from `first` on, before which there is one token for each."""
-    num_sequences = len(places.blocks)
-    kv_heads = places.key_cache.shape[1]
+    num_sequences = len(inputs.block_tables)
+    kv_heads = inputs.key_cache.shape[1]
     tile = _CHUNKS_OF_WIDE_HEADS if max(query.shape[-1], out.shape[-1]) > _WIDE else _CHUNKS
     launch = (_FLOAT32 if query.dtype == torch.float32 else tile).launch(shared["GROUP"])
     tokens = launch["ROWS"] // shared["GROUP"]
@@ -147,11 +147,11 @@ def _launch_chunks(
     tiles = (len(out) - first) // tokens + num_sequences - first
     kernels.attend_chunks[tiles, kv_heads](
         query,
-        places.key_cache,
-        places.value_cache,
-        places.blocks,
-        places.starts,
-        places.positions,
+        inputs.key_cache,
+        inputs.value_cache,
+        inputs.block_tables,
+        inputs.cu_seqlens,
+        inputs.positions,
         out,
         first,
         num_sequences,

@@ -588,7 +588,7 @@ async def test_a_background_training_is_hastened_once_somebody_waits(
     await until(lambda: engine.in_training)
     waiting = [asyncio.create_task(usable(concepts, "kind")) for _ in range(3)]
     await asyncio.sleep(0.01)
-    assert engine.hastened == [concept().digest]
+    assert engine.prioritized == [concept().digest]
     go_on.set()
     await asyncio.gather(*waiting)
     assert len(engine.trainings) == 1
@@ -603,7 +603,7 @@ async def test_a_concept_that_is_ready_needs_no_haste(
     await until(lambda: state_of(concepts) is ConceptState.READY)
     await usable(concepts, "kind")
     await concepts.create(concept())
-    assert (len(engine.trainings), engine.hastened) == (1, [])
+    assert (len(engine.trainings), engine.prioritized) == (1, [])
 
 
 async def test_somebody_who_waits_does_not_wait_for_the_others_at_the_start(

@@ -61,8 +61,8 @@ def told() -> list[Observation]:
 @pytest.fixture
 async def traced(engine: FakeEngine, provider: TracerProvider, told: list[Observation], tmp_path: Any) -> Any:
     settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path))
-    tell: list[Callable[[Observation], None]] = [Tracing(provider, "tiny").tell, told.append]
-    async with client_of(create_app(settings, engine, tell)) as client:
+    observers: list[Callable[[Observation], None]] = [Tracing(provider, "tiny").observe, told.append]
+    async with client_of(create_app(settings, engine, observers)) as client:
         yield client
 
 
@@ -205,7 +205,7 @@ def test_spans_are_sent_to_a_collector(
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
     tracing = start_tracing(TracingSettings(endpoint=endpoint), "tiny")
     assert tracing is not None
-    tracing.tell(Observation("some-request"))
+    tracing.observe(Observation("some-request"))
     tracing.close()
     [(path, content)] = received
     assert path == "/v1/traces"

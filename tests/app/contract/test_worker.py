@@ -16,8 +16,8 @@ import pytest
 from app.concepts.concept import digest_of
 from app.main import create_app
 from app.settings import Settings
-from app.workers import supervisor
 from app.workers.supervisor import supervise
+from app.workers.timing import Timing
 from inference.interface.config import EngineConfig
 from tests.app.contract.conftest import client_of
 from tests.app.contract.support import (
@@ -58,13 +58,13 @@ while True:
     name, wish = request.request_id, request.max_tokens
     if request.steering:
         concept = request.steering.concepts[-1]
-        report(admissions=[Admission(name, RefusalCode.UNKNOWN_STEERING_CONCEPT, concept)])
+        report(submit_results=[SubmitResult(name, RefusalCode.UNKNOWN_STEERING_CONCEPT, concept)])
     elif wish in {refusals!r}:
         code = RefusalCode({refusals!r}[wish])
         detail = "CUDA error in /srv/worker.py" if code == RefusalCode.INTERNAL else ""
-        report(admissions=[Admission(name, code, detail)])
+        report(submit_results=[SubmitResult(name, code, detail)])
     else:
-        report(admissions=[Admission(name)])
+        report(submit_results=[SubmitResult(name)])
         report(events=[TokenEvent(name, 0, 70), TokenEvent(name, 0, 71)])
         if wish == {fail}:
             report(failures=[Failure(name, "CUDA error in /srv/worker.py")])
@@ -92,7 +92,7 @@ async def client(
     interpreter.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(interpreter))
     config = EngineConfig(source=str(model_directory), cache_directory=str(tmp_path))
-    async with supervise(config) as engine:
+    async with supervise(config, Timing(longest_delay=0.05)) as engine:
         data = tmp_path / "data"
         store_concepts(data, {"kind": pairs("kind")})
         app = create_app(Settings(model={"name": "tiny"}, data_directory=str(data)), engine)
@@ -157,9 +157,8 @@ async def test_the_workers_death_ends_a_creation(client: httpx.AsyncClient) -> N
 
 
 async def test_a_concept_that_ends_the_worker_each_time_is_given_up(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient,
 ) -> None:
-    monkeypatch.setattr(supervisor, "_LONGEST_DELAY", 0.05)
     assert_error(await post(client, "/steering_concepts", examples(DIE)), 503, "UNAVAILABLE")
     async with asyncio.timeout(20):
         while len((await client.get("/steering_concepts")).json()["data"]) > 1:  # noqa: ASYNC110

@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn._types import HTTPScope
 
 from app.errors import QueueFull
-from app.http import connection
 from app.http.connection import Headers, connections_with
+from app.http.errors import raw_error
 from app.settings import ServerSettings
 from tests.app.contract.support import assert_error_payload, until
 
@@ -35,7 +35,7 @@ class App:
         """POST /chat needs a place."""
         assert all(name == name.lower() for name, _ in headers)
         if (method, target) == (b"POST", b"/chat?nice=true") and self.is_full:
-            return QueueFull().http({"x-own": "1"})
+            return raw_error(QueueFull(), {"x-own": "1"})
         return None
 
     def let_in(self, scope: HTTPScope) -> None:
@@ -113,11 +113,11 @@ async def connect(app: App) -> AsyncIterator[Callable[..., Any]]:
 
 
 @asynccontextmanager
-async def serving(app: App, limits: ServerSettings) -> AsyncIterator[int]:
+async def serving(app: App, limits: ServerSettings, told: int = 256) -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app,
-            http=connections_with(limits, lambda route, status: app.refusals.append(status), app),
+            http=connections_with(limits, lambda _, status: app.refusals.append(status), app, told),
             log_level="critical",
             ws="none",
             lifespan="off",
@@ -441,12 +441,10 @@ async def test_an_answered_requests_body_may_not_take_for_ever(connect: Callable
     assert answer.endswith(b'},"code":"QUEUE_FULL"}')
 
 
-async def test_connections_beyond_the_limit_are_told_so_and_then_cut(
-    app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "TOLD_CONNECTIONS", 1)
+async def test_connections_beyond_the_limit_are_told_so_and_then_cut(app: App) -> None:
     async with AsyncExitStack() as stack:
-        port = await stack.enter_async_context(serving(app, ServerSettings(**PATIENT, max_connections=2)))
+        limits = ServerSettings(**PATIENT, max_connections=2)
+        port = await stack.enter_async_context(serving(app, limits, told=1))
 
         async def open_one() -> Client:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -11,10 +11,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import QueueFull
 from app.http.auth import Authenticate
-from app.http.doorkeeper import Doorkeeper, TakePlace, TakeTurns
+from app.http.doorkeeper import Doorkeeper, ReserveCapacity, TakeTurns
 from app.http.middleware import LimitBody, Observe
-from app.limits.access_tokens import AccessTokens, TokenFile
-from app.limits.admission import Admission
+from app.limits.access_tokens import AccessTokenFile, AccessTokens
+from app.limits.admission import AdmissionController
 from app.settings import AccessToken, LimitSettings
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observation
@@ -48,7 +48,7 @@ async def call(app: object, path: str = "/x", **options: object) -> httpx.Respon
 
 def guarded(*tokens: str, open_metrics: bool = False) -> Authenticate:
     known = [AccessToken(name="x", sha256=hashlib.sha256(token.encode()).hexdigest()) for token in tokens]
-    return Authenticate(read_all, AccessTokens(known, TokenFile(Path("/none"))), open_metrics)
+    return Authenticate(read_all, AccessTokens(known, AccessTokenFile(Path("/none"))), open_metrics)
 
 
 @pytest.mark.parametrize("header", ["Bearer one", "bearer two", "BEARER  one "])
@@ -135,15 +135,15 @@ class Engine:
         self.available = True
 
 
-def admission(engine: Engine) -> Admission:
-    return Admission(engine, LimitSettings())  # type: ignore[arg-type]
+def admission(engine: Engine) -> AdmissionController:
+    return AdmissionController(engine, LimitSettings())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("target", [b"/chat/completions", b"/v1/chat/completions?nice=true"])
 async def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(target: bytes) -> None:
     engine, metrics = Engine(room=1), Metrics()
     told: list[Observation] = []
-    door = Doorkeeper(admission(engine), metrics, has_origins=False, tell=[told.append])
+    door = Doorkeeper(admission(engine), metrics, has_origins=False, observers=[told.append])
     assert door.turn_away(b"POST", target, []) is None
     engine.room = 0
     head, _, body = (door.turn_away(b"POST", target, []) or b"").partition(b"\r\n\r\n")
@@ -182,7 +182,7 @@ async def test_a_place_that_was_taken_at_the_door_is_free_again_however_it_ends(
     """Of requests that come together, each counts before the app has seen any."""
     admits = admission(Engine(room=2))
     door = Doorkeeper(admits, Metrics(), has_origins=False)
-    app = TakePlace(guarded("one"), admits)
+    app = ReserveCapacity(guarded("one"), admits)
     header = [(b"authorization", b"Bearer one")] if status == 200 else []
     scope = {"type": "http", "method": "POST", "path": "/chat/completions", "headers": header, "state": {}}
     scopes = [{**scope, "state": {}} for _ in range(2)]

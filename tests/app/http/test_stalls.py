@@ -19,11 +19,6 @@ SENT = 8 * 2**20
 """Bytes: more than the system buffers of both sides hold."""
 
 
-@pytest.fixture(autouse=True)
-def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stalls, "_TICK_SECONDS", 0.1)
-
-
 @pytest.fixture(params=["plain", "tls"])
 def contexts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple]:
     """The server's and the client's."""
@@ -70,7 +65,7 @@ async def _meet(contexts: tuple, content: bytes, behave: Callable[[socket.socket
     sender = Sender()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: sender, "127.0.0.1", 0, ssl=contexts[0])
-    watch = asyncio.create_task(stalls.cut_stalled(lambda: transports, SECONDS))
+    watch = asyncio.create_task(stalls.cut_stalled(lambda: transports, SECONDS, tick=0.1))
     try:
         address = server.sockets[0].getsockname()
         with await asyncio.to_thread(_connect, address, contexts[1]) as connection:

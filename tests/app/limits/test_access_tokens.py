@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from app.cli import build_commands
 from app.configuration import SettingsError, load_settings
-from app.limits.access_tokens import AccessTokens, TokenFile, TokenFileError, load_tokens
+from app.limits.access_tokens import AccessTokenFile, AccessTokenFileError, AccessTokens, load_access_tokens
 from app.main import create_app
-from app.settings import AccessToken, TokenScope
+from app.settings import AccessScope, AccessToken
 from tests.app.contract.conftest import client_of
 from tests.app.fakes import FakeEngine
 
@@ -27,8 +27,8 @@ def token(secret: str = "secret", **fields: object) -> AccessToken:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> TokenFile:
-    return TokenFile(tmp_path / "data" / "tokens.json")
+def file(tmp_path: Path) -> AccessTokenFile:
+    return AccessTokenFile(tmp_path / "data" / "tokens.json")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def assert_one_line(done: Result, *words: str) -> None:
         assert word in line
 
 
-def test_what_is_written_is_read(file: TokenFile) -> None:
+def test_what_is_written_is_read(file: AccessTokenFile) -> None:
     assert file.read() == ()
     tokens = (token("a"), token("b", expires="2030-01-01", scopes=["chat"], max_requests=3))
     file.write(tokens)
@@ -66,7 +66,7 @@ def test_what_is_written_is_read(file: TokenFile) -> None:
     assert file.read()[1].expires == datetime(2030, 1, 1, tzinfo=UTC)
 
 
-def test_the_file_is_for_its_user_alone_and_holds_no_secret(config: Path, file: TokenFile) -> None:
+def test_the_file_is_for_its_user_alone_and_holds_no_secret(config: Path, file: AccessTokenFile) -> None:
     secret = made("ada", "--config", config)
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
     assert secret not in file.path.read_text()
@@ -75,15 +75,15 @@ def test_the_file_is_for_its_user_alone_and_holds_no_secret(config: Path, file: 
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"name": "a"}', b'[{"name": "a"}]', b"\xff", b"[1]"])
-def test_a_file_that_is_something_else_is_an_error_of_one_line(file: TokenFile, content: bytes) -> None:
+def test_a_file_that_is_something_else_is_an_error_of_one_line(file: AccessTokenFile, content: bytes) -> None:
     file.path.parent.mkdir()
     file.path.write_bytes(content)
-    with pytest.raises(TokenFileError, match=r"tokens\.json: ") as error:
+    with pytest.raises(AccessTokenFileError, match=r"tokens\.json: ") as error:
         AccessTokens([], file)
     assert "\n" not in str(error.value)
 
 
-def test_without_any_token_everything_is_open_until_there_is_one(file: TokenFile) -> None:
+def test_without_any_token_everything_is_open_until_there_is_one(file: AccessTokenFile) -> None:
     tokens = AccessTokens([], file)
     assert not tokens.guarded
     file.write([token()])
@@ -92,7 +92,7 @@ def test_without_any_token_everything_is_open_until_there_is_one(file: TokenFile
     assert tokens.find("secret") == token()
 
 
-def test_it_never_opens_again_by_itself(file: TokenFile) -> None:
+def test_it_never_opens_again_by_itself(file: AccessTokenFile) -> None:
     file.write([token()])
     tokens = AccessTokens([], file)
     for change in (lambda: file.write([]), file.path.unlink):
@@ -106,7 +106,7 @@ def test_it_never_opens_again_by_itself(file: TokenFile) -> None:
 
 
 def test_a_file_that_breaks_changes_nothing_and_is_reported_once(
-    file: TokenFile, caplog: pytest.LogCaptureFixture
+    file: AccessTokenFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.write([token()])
     tokens = AccessTokens([], file)
@@ -122,7 +122,7 @@ def test_a_file_that_breaks_changes_nothing_and_is_reported_once(
     assert tokens.find("new") == token("new")
 
 
-def test_the_configurations_tokens_stay(file: TokenFile) -> None:
+def test_the_configurations_tokens_stay(file: AccessTokenFile) -> None:
     tokens = AccessTokens([token("configured")], file)
     file.write([token("made")])
     tokens.refresh()
@@ -152,23 +152,23 @@ async def test_tokens_are_made_and_revoked_while_the_server_runs(config: Path, e
         assert (await client.get("/models")).status_code == 401
 
 
-def test_a_token_is_as_it_was_ordered(config: Path, file: TokenFile) -> None:
+def test_a_token_is_as_it_was_ordered(config: Path, file: AccessTokenFile) -> None:
     made("ada", "--config", config, "--expires", "2030-01-31", "--scope", "chat", "--scope", "metrics")
     made("bob", "--config", config, "--expires", "90d", "--max-requests", 3, "--tokens-per-minute", 500)
     ada, bob = file.read()
     assert (ada.expires, ada.scopes) == (
         datetime(2030, 1, 31, tzinfo=UTC),
-        (TokenScope.CHAT, TokenScope.METRICS),
+        (AccessScope.CHAT, AccessScope.METRICS),
     )
     assert bob.expires is not None
     assert timedelta(days=89) < bob.expires - datetime.now(UTC) <= timedelta(days=90)
-    assert (bob.scopes, bob.max_requests, bob.tokens_per_minute) == (tuple(TokenScope), 3, 500)
+    assert (bob.scopes, bob.max_requests, bob.tokens_per_minute) == (tuple(AccessScope), 3, 500)
     listed = run("list", "--config", config).stdout
     for shown in ("ada", "chat metrics", "2030-01-31 00:00 UTC", "bob", "500", "tokens.json"):
         assert shown in listed
 
 
-def test_what_is_printed_only_is_kept_nowhere(config: Path, file: TokenFile) -> None:
+def test_what_is_printed_only_is_kept_nowhere(config: Path, file: AccessTokenFile) -> None:
     done = run("new", "ada", "--config", config, "--print-only", "--scope", "chat")
     assert "scopes:\n" in done.stdout
     assert not file.path.parent.exists()
@@ -209,4 +209,4 @@ def test_a_made_token_lets_others_in(config: Path) -> None:
     with pytest.raises(SettingsError, match="tiller token new"):
         load_settings(config, server={"host": "0.0.0.0"})
     made("ada", "--config", config)
-    assert load_tokens(load_settings(config, server={"host": "0.0.0.0"})).guarded
+    assert load_access_tokens(load_settings(config, server={"host": "0.0.0.0"})).guarded

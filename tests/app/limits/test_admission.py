@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.errors import ApiError, EngineUnavailable, QueueFull, RateLimited
-from app.limits.admission import Admission, TokenBucket, Visit
+from app.limits.admission import AdmissionController, AdmittedRequest, TokenBucket
 from app.settings import AccessToken, LimitSettings
 
 
@@ -33,16 +33,16 @@ def engine() -> Engine:
     return Engine()
 
 
-def build(engine: Engine, clock: Clock, **limits: Any) -> Admission:
-    return Admission(engine, LimitSettings(**limits), clock)  # type: ignore[arg-type]
+def build(engine: Engine, clock: Clock, **limits: Any) -> AdmissionController:
+    return AdmissionController(engine, LimitSettings(**limits), clock)  # type: ignore[arg-type]
 
 
-def admit(admission: Admission, caller: AccessToken | None, nice: bool) -> Visit:
-    place = admission.take_place()
+def admit(admission: AdmissionController, caller: AccessToken | None, nice: bool) -> AdmittedRequest:
+    reservation = admission.reserve()
     try:
-        return admission.admit(caller, nice, place)
+        return admission.admit(caller, nice, reservation)
     except ApiError:
-        place.free()
+        reservation.release()
         raise
 
 
@@ -70,17 +70,17 @@ def test_places_are_promised_only_once(engine: Engine, clock: Clock) -> None:
 def test_an_engine_that_is_down_is_told_before_anything_else(engine: Engine, clock: Clock) -> None:
     engine.room, engine.available = 0, False
     with pytest.raises(EngineUnavailable):
-        build(engine, clock).take_place()
+        build(engine, clock).reserve()
 
 
 def test_what_the_engine_has_taken_over_is_not_counted_twice(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
-    visit = admit(admission, None, False)
-    visit.reserve(10, 1)
-    visit.hand_over()
+    admitted = admit(admission, None, False)
+    admitted.reserve(10, 1)
+    admitted.hand_over()
     admission.check_room(10)
     engine.room = 0
-    visit.end()
+    admitted.end()
     with pytest.raises(QueueFull):
         admission.check_room(1)
     engine.room = 10
@@ -103,22 +103,24 @@ def test_requests_are_counted_by_token_and_nice_ones_apart(engine: Engine, clock
 
 def test_a_tokens_own_limits_count_before_those_for_all(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock, max_requests=1, tokens_per_minute=1)
-    visit = admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
-    visit.reserve(1, 900)
+    admitted = admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
+    admitted.reserve(1, 900)
     admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
     with pytest.raises(RateLimited):
         admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
 
 
-def enter(admission: Admission, caller: AccessToken, prompt: int, answer: int | None, n: int = 1) -> Visit:
-    visit = admit(admission, caller, False)
+def enter(
+    admission: AdmissionController, caller: AccessToken, prompt: int, answer: int | None, n: int = 1
+) -> AdmittedRequest:
+    admitted = admit(admission, caller, False)
     try:
-        visit.reserve(n, answer)
-        visit.reserve_prompt(prompt)
+        admitted.reserve(n, answer)
+        admitted.reserve_prompt(prompt)
     except BaseException:
-        visit.end()
+        admitted.end()
         raise
-    return visit
+    return admitted
 
 
 def test_tokens_are_reserved_settled_and_come_again(engine: Engine, clock: Clock) -> None:

@@ -91,7 +91,7 @@ def test_each_worker_is_asked_each_time() -> None:
     metrics, workers = Metrics(), [WorkerState(up=True), WorkerState(up=False, restarts=2)]
     metrics.watch(lambda: workers)
     assert samples(metrics, worker="0")["tiller_kv_cache_usage_ratio"] == 0
-    stats = EngineStats(3, 5, 8, 6, preemptions=7, looked_up_tokens=100, found_tokens=64)
+    stats = EngineStats(3, 5, 8, 6, preemptions=7, prefix_cache_queries=100, prefix_cache_hits=64)
     workers[0] = WorkerState(up=True, restarts=1, stats=stats)
     found = samples(metrics, worker="0")
     assert found["tiller_worker_up"] == 1

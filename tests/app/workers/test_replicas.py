@@ -65,7 +65,7 @@ class One:
         self.knows.add(command.concept)
         yield TrainingUpdate(command.concept, TrainingState.READY, 1.0)
 
-    def hasten(self, concept: str) -> None:
+    def prioritize(self, concept: str) -> None:
         self.told.append(("hasten", concept))
 
     def forget(self, concept: str) -> None:
@@ -112,10 +112,9 @@ async def test_short_beginnings_are_no_reason_to_prefer_anyone() -> None:
     assert await replicas.submit(request([7] * 63)) is ones[1]
 
 
-async def test_what_was_read_long_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas_module, "_MAX_REMEMBERED", 3)
+async def test_what_was_read_long_ago_is_forgotten() -> None:
     ones = [One(load=0), One(load=1)]
-    replicas = Replicas(ones)
+    replicas = Replicas(ones, max_remembered=3)
     for name in range(10):
         await replicas.submit(request(prompt(name, 1)))
     ones[0].load = 3
@@ -167,7 +166,7 @@ async def test_a_steered_request_goes_to_one_that_knows_the_concept() -> None:
 async def test_all_hear_what_concerns_all() -> None:
     ones = [One(), One()]
     replicas = Replicas(ones)
-    replicas.hasten("kind")
+    replicas.prioritize("kind")
     replicas.forget("kind")
     replicas.drain(3.0)
     assert all(one.told == [("hasten", "kind"), ("forget", "kind")] for one in ones)

@@ -12,13 +12,15 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from app.errors import ApiError, EngineUnavailable, StartError
-from app.workers import liveness, process, supervisor, worker_engine
 from app.workers.supervisor import SupervisedEngine, next_delay, supervise
+from app.workers.timing import Timing
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import GenerationRequest, TrainConcept, TrainingState
 from tests.app.contract.support import until
@@ -57,8 +59,8 @@ while (here / "busy").exists():
 while True:
     command = decode_command(socket.recv())
     if isinstance(command, GenerationRequest):
-        admission = Admission(command.request_id)
-        socket.send(encode(StepReport(admissions=[admission])))
+        admission = SubmitResult(command.request_id)
+        socket.send(encode(StepReport(submit_results=[admission])))
         if command.max_tokens == 1:
             event = TokenEvent(command.request_id, 0, 7, FinishReason.STOP)
             socket.send(encode(StepReport(events=[event])))
@@ -70,11 +72,7 @@ while True:
 """
 
 ENDLESS = 99
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_LONGEST_DELAY", 0.05)
+QUICK = Timing(longest_delay=0.05)
 
 
 @pytest.fixture
@@ -92,7 +90,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 async def engine(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[SupervisedEngine]:
-    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory))) as engine:
+    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory)), QUICK) as engine:
         yield engine
         caplog.clear()
     assert not any(map(is_running, pids(directory)))
@@ -145,18 +143,13 @@ async def test_a_killed_worker_ends_what_is_open_and_is_replaced(
     assert is_running(second)
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence is counted in ticks of 0.1 seconds; four are enough."""
-    monkeypatch.setattr(liveness, "_TICK_SECONDS", 0.1)
-    monkeypatch.setattr(worker_engine, "_FROZEN_SECONDS", 0.4)
-    monkeypatch.setattr(worker_engine, "_SILENT_SECONDS", 1.0)
+HASTY = replace(QUICK, tick=0.1, frozen=0.4, silent=1.0)
 
 
 async def test_a_frozen_worker_is_killed_and_replaced(
-    hasty: None, directory: Path, caplog: pytest.LogCaptureFixture
+    directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory))) as engine:
+    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory)), HASTY) as engine:
         await asyncio.sleep(1.0)
         task = asyncio.create_task(answer(engine, ENDLESS))
         await asyncio.sleep(0.05)
@@ -171,11 +164,11 @@ async def test_a_frozen_worker_is_killed_and_replaced(
 
 
 async def test_a_silent_worker_that_computes_is_given_more_time(
-    hasty: None, directory: Path, caplog: pytest.LogCaptureFixture
+    directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Something may hold up its beats, but not for ever."""
     (directory / "busy").touch()
-    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory))) as engine:
+    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory)), HASTY) as engine:
         with pytest.raises(EngineUnavailable):
             await answer(engine, ENDLESS)
         assert "no sign of life for 1" in caplog.text
@@ -184,15 +177,16 @@ async def test_a_silent_worker_that_computes_is_given_more_time(
 
 
 async def test_a_stop_of_this_process_is_no_silence_of_the_workers(
-    hasty: None, engine: SupervisedEngine, directory: Path
+    directory: Path,
 ) -> None:
-    await asyncio.sleep(0.1)
-    os.kill(pids(directory)[0], signal.SIGSTOP)  # both are stopped, as in a container that is paused
-    time.sleep(1.2)  # noqa: ASYNC251 - so is this one
-    os.kill(pids(directory)[0], signal.SIGCONT)
-    await asyncio.sleep(0.5)
-    assert engine.available
-    assert len(pids(directory)) == 1
+    async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory)), HASTY) as engine:
+        await asyncio.sleep(0.1)
+        os.kill(pids(directory)[0], signal.SIGSTOP)  # both are stopped, as in a container that is paused
+        time.sleep(1.2)  # noqa: ASYNC251 - so is this one
+        os.kill(pids(directory)[0], signal.SIGCONT)
+        await asyncio.sleep(0.5)
+        assert engine.available
+        assert len(pids(directory)) == 1
 
 
 async def test_a_worker_that_is_killed_while_it_starts_is_replaced(
@@ -211,17 +205,15 @@ async def test_a_worker_that_is_killed_while_it_starts_is_replaced(
 async def test_a_worker_that_freezes_while_it_starts_is_replaced(
     engine: SupervisedEngine,
     directory: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(liveness, "_TICK_SECONDS", 0.1)
-    monkeypatch.setattr(process, "_START_SILENCE_SECONDS", 0.4)
+    engine.timing = replace(QUICK, tick=0.1, start_silence=0.4)
     (directory / "slow").touch()
     await kill_worker(engine, directory)
     await until(lambda: len(pids(directory)) >= 3)
     assert "frozen while it was starting" in caplog.text
     (directory / "slow").unlink()
-    monkeypatch.setattr(process, "_START_SILENCE_SECONDS", 30)
+    engine.timing = QUICK
     await engine.wait_available()
     assert await answer(engine) == [7]
 
@@ -278,7 +270,7 @@ async def test_a_system_that_lacks_something_does_not_end_the_trying(
 async def test_what_keeps_the_first_worker_from_starting_is_told(directory: Path) -> None:
     (directory / "broken").touch()
     with pytest.raises(StartError, match=r"^no memory$"):
-        async with supervise(EngineConfig(source=str(directory))):
+        async with supervise(EngineConfig(source=str(directory)), QUICK):
             raise AssertionError("started")
     assert os.listdir(tempfile.gettempdir()) == []
 
@@ -287,7 +279,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(directory: Path) -> None:
     (directory / "slow").touch()
 
     async def start() -> None:
-        async with supervise(EngineConfig(source=str(directory))):
+        async with supervise(EngineConfig(source=str(directory)), QUICK):
             raise AssertionError("started")
 
     starting = asyncio.create_task(start())
@@ -322,7 +314,7 @@ async def test_a_lost_worker_ends_its_trainings_and_the_next_one_trains(
         await task
     with pytest.raises(EngineUnavailable):
         await train(training())
-    engine.hasten("kind")
+    engine.prioritize("kind")
     await engine.wait_available()
     assert await train(training()) == [TrainingState.READY]
 
@@ -369,14 +361,16 @@ async def test_it_says_whether_the_worker_is_up_and_how_often_it_was_replaced(
     assert state() == (True, 1)
 
 
-def test_workers_that_do_not_last_are_replaced_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_LONGEST_DELAY", 60.0)
-    delays = list(itertools.accumulate([0.0] * 9, next_delay, initial=0.0))[1:]
+def test_workers_that_do_not_last_are_replaced_ever_later() -> None:
+    after = partial(next_delay, timing=Timing())
+    delays = list(itertools.accumulate([0.0] * 9, after, initial=0.0))[1:]
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert next_delay(60.0, served=3600.0) == 0
+    assert after(60.0, served=3600.0) == 0
 
 
-@pytest.mark.parametrize("act", [lambda engine: engine.hasten("kind"), lambda engine: engine.forget("kind")])
+@pytest.mark.parametrize(
+    "act", [lambda engine: engine.prioritize("kind"), lambda engine: engine.forget("kind")]
+)
 async def test_commands_to_no_worker_harm_nobody(
     engine: SupervisedEngine, directory: Path, act: Callable[[SupervisedEngine], None]
 ) -> None:

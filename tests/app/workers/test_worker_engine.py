@@ -18,17 +18,17 @@ from app.workers.worker_engine import WorkerEngine, WorkerGeneration
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import (
     Abort,
-    Admission,
     Command,
     EngineStats,
     Failure,
     FinishReason,
     ForgetConcept,
     GenerationRequest,
-    HastenTraining,
+    PrioritizeTraining,
     RefusalCode,
     SamplingParams,
     StepReport,
+    SubmitResult,
     TokenEvent,
     TrainConcept,
     TrainingState,
@@ -60,7 +60,7 @@ async def pair() -> AsyncIterator[tuple[WorkerEngine, Worker]]:
         near.bind("inproc://worker")
         far.connect("inproc://worker")
         near.linger = far.linger = 0
-        engine = WorkerEngine(near, model_info(Path(), 300), places=3)
+        engine = WorkerEngine(near, model_info(Path(), 300), capacity=3)
         serving = asyncio.create_task(engine.serve(process))
         yield engine, Worker(far, process)
         serving.cancel()
@@ -78,7 +78,7 @@ async def submitted(pair: tuple[WorkerEngine, Worker], request_id: str = "r", n:
     engine, worker = pair
     task = asyncio.create_task(engine.submit(request(request_id, n)))
     assert await worker.receive() == request(request_id, n)
-    await worker.report(admissions=[Admission(request_id)])
+    await worker.report(submit_results=[SubmitResult(request_id)])
     return await task
 
 
@@ -109,7 +109,7 @@ async def test_a_refusal_is_raised_with_its_code(
     engine, worker = pair
     task = asyncio.create_task(engine.submit(request()))
     await worker.receive()
-    await worker.report(admissions=[Admission("r", code, "_worker/x")])
+    await worker.report(submit_results=[SubmitResult("r", code, "_worker/x")])
     with pytest.raises(ApiError, match="_worker/x") as refused:
         await task
     assert refused.value.code == ErrorCode(code.value)
@@ -161,7 +161,7 @@ async def test_a_refused_request_takes_no_place(pair: tuple[WorkerEngine, Worker
     task = asyncio.create_task(engine.submit(request()))
     await worker.receive()
     assert engine.room == 2
-    await worker.report(admissions=[Admission("r", RefusalCode.QUEUE_FULL)])
+    await worker.report(submit_results=[SubmitResult("r", RefusalCode.QUEUE_FULL)])
     with pytest.raises(ApiError):
         await task
     assert engine.room == 3
@@ -197,7 +197,7 @@ async def test_nobody_waiting_for_admission_aborts(pair: tuple[WorkerEngine, Wor
     task.cancel()
     await asyncio.wait({task})
     assert await worker.receive() == Abort("r", None)
-    await worker.report(admissions=[Admission("r")], events=[TokenEvent("r", 0, 5)])
+    await worker.report(submit_results=[SubmitResult("r")], events=[TokenEvent("r", 0, 5)])
     assert await collected(await submitted_after(pair)) == [[7]]
 
 
@@ -244,14 +244,14 @@ async def test_a_draining_engine_finishes_in_its_time(pair: tuple[WorkerEngine, 
 
 @pytest.mark.parametrize("top_logprobs", [None, 4])
 async def test_an_answer_that_nobody_reads_does_not_grow_for_ever(
-    pair: tuple[WorkerEngine, Worker], monkeypatch: pytest.MonkeyPatch, top_logprobs: int | None
+    pair: tuple[WorkerEngine, Worker], top_logprobs: int | None
 ) -> None:
-    monkeypatch.setattr(worker_engine, "_MAX_UNREAD", 10 if top_logprobs is None else 50)
     engine, worker = pair
+    engine.max_unread = 10 if top_logprobs is None else 50
     sampling = SamplingParams(top_logprobs=top_logprobs)
     task = asyncio.create_task(engine.submit(GenerationRequest("r", [1, 2], 100, sampling=sampling)))
     await worker.receive()
-    await worker.report(admissions=[Admission("r")])
+    await worker.report(submit_results=[SubmitResult("r")])
     generation = await task
     for token_id in range(20):
         await worker.report(events=[TokenEvent("r", 0, token_id)])
@@ -269,9 +269,9 @@ async def test_an_answer_that_nobody_reads_does_not_grow_for_ever(
 
 
 async def test_an_answer_that_is_read_may_be_as_long_as_it_likes(
-    pair: tuple[WorkerEngine, Worker], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[WorkerEngine, Worker],
 ) -> None:
-    monkeypatch.setattr(worker_engine, "_MAX_UNREAD", 10)
+    pair[0].max_unread = 10
     generation = await submitted(pair)
     events = aiter(generation)
     for token_id in range(50):
@@ -309,8 +309,8 @@ async def test_a_training_ends_with_its_last_update(
 
 
 async def test_a_training_can_be_hastened(pair: tuple[WorkerEngine, Worker]) -> None:
-    pair[0].hasten("one")
-    assert await pair[1].receive() == HastenTraining("one")
+    pair[0].prioritize("one")
+    assert await pair[1].receive() == PrioritizeTraining("one")
 
 
 async def test_forgetting_a_concept_ends_its_training_and_no_later_one(

@@ -42,15 +42,15 @@ def make_sequence(output: list[int] | None = None, seed: int = 0, **sampling: ob
     return sequence
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
 
 
-def sample(sequences: list[Sequence], logits: torch.Tensor = LOGITS) -> Outcome:
+def sample(sequences: list[Sequence], logits: torch.Tensor = LOGITS) -> StepOutcome:
     drawer = Sampler(logits.shape[-1], torch.device("cpu"), _weigh)
     rows = logits.repeat(len(sequences), 1) if logits.dim() == 1 else logits.clone()
-    return Outcome(*drawer.sample(rows, drawer.prepare(sequences)).read())
+    return StepOutcome(*drawer.sample(rows, drawer.prepare(sequences)).read())
 
 
 def distribution(draws: int = 8000, logits: torch.Tensor = LOGITS, **sampling: object) -> torch.Tensor:

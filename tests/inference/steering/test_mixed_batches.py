@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import Admission, GenerationRequest, RefusalCode, SteeringSpec
+from inference.interface.protocol import GenerationRequest, RefusalCode, SteeringSpec, SubmitResult
 from inference.runner.model_runner import Step
 from inference.scheduling.sequence import Sequence
 from tests.inference.conftest import ARCHITECTURES, Result, make_model, request
@@ -87,7 +87,7 @@ def test_an_unknown_concept_is_named_and_nothing_is_kept(
 ) -> None:
     driver = steered_driver(llama)
     refused = driver.engine.add(steered(request("a", [5, 6], 5), *names, strength=strength))
-    assert refused == Admission("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, unknown)
+    assert refused == SubmitResult("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, unknown)
     assert driver.engine.is_idle
     bank = driver.engine.runner.bank
     assert bank.num_free_rows == bank.vectors.shape[1] - 1

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
-from inference.compute.attention import PagedBatch
+from inference.compute.attention import ForwardContext
 from inference.compute.batch import Batch
 from inference.interface.protocol import (
     GenerationRequest,
@@ -207,9 +207,9 @@ def fail_batches(driver: Driver, fails: Callable[[Batch], bool]) -> None:
     model = driver.engine.runner.model
     forward = model.forward
 
-    def forward_and_fail(paged: PagedBatch) -> torch.Tensor:
-        logits = forward(paged)
-        if fails(paged.batch):
+    def forward_and_fail(forward_context: ForwardContext) -> torch.Tensor:
+        logits = forward(forward_context)
+        if fails(forward_context.batch):
             raise RuntimeError("the device is on fire")
         return logits
 
@@ -302,8 +302,8 @@ def test_hastened_work_no_longer_waits_for_requests(llama: PreTrainedModel) -> N
     driver.engine.trainer.add(make_training(background=True))
     for _ in range(3):
         driver.step()
-    driver.engine.trainer.hasten("kind")
-    driver.engine.trainer.hasten("nobody")
+    driver.engine.trainer.prioritize("kind")
+    driver.engine.trainer.prioritize("nobody")
     updates = []
     while not updates or updates[-1].state is not READY:
         updates += driver.step().training

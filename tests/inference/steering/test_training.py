@@ -12,7 +12,7 @@ from inference.interface.protocol import ConceptReport, TrainConcept
 from inference.scheduling.probe import Probe
 from inference.steering import training
 from inference.steering.directions import Calibration, Direction
-from inference.steering.readings import Reader
+from inference.steering.measurements import ProbeFactory
 from inference.steering.training import (
     STRENGTHS,
     UntrainableError,
@@ -83,7 +83,7 @@ def pairs_by_text(command: TrainConcept) -> dict[tuple[int, ...], int]:
 
 def run(model: LinearModel, command: TrainConcept, cap: float = 0.6) -> tuple[Direction, ConceptReport]:
     published: list[Direction] = []
-    work = train(Reader(command), Calibration(NORMS, cap), BLOCKS, 0, published.append)
+    work = train(ProbeFactory(command), Calibration(NORMS, cap), BLOCKS, 0, published.append)
     report = model.run(work)
     [direction] = published
     return direction, report
@@ -236,11 +236,11 @@ def test_infinite_activations_are_untrainable() -> None:
 
 def test_the_direction_is_there_before_it_is_measured() -> None:
     model, published = LinearModel(), []
-    work = train(Reader(make_command()), Calibration(NORMS, 0.6), BLOCKS, 0, published.append)
+    work = train(ProbeFactory(make_command()), Calibration(NORMS, 0.6), BLOCKS, 0, published.append)
     model.run(work)
     rounds_before = len(model.asked) - 2
     again, published = LinearModel(), []
-    work = train(Reader(make_command()), Calibration(NORMS, 0.6), BLOCKS, 0, published.append)
+    work = train(ProbeFactory(make_command()), Calibration(NORMS, 0.6), BLOCKS, 0, published.append)
     for _ in range(rounds_before):
         assert published == []
         for probe in next(work):
@@ -253,7 +253,7 @@ def test_the_direction_is_there_before_it_is_measured() -> None:
 def test_the_cap_is_where_a_random_direction_costs_too_much(cost: float) -> None:
     """Costs are linear between those doses that are tried, and quadratic in the stand-in."""
     model = LinearModel(effect=0.0, cost=cost)
-    calibration = model.run(calibrate(Reader(make_command()), BLOCKS))
+    calibration = model.run(calibrate(ProbeFactory(make_command()), BLOCKS))
     assert calibration.norms == pytest.approx(NORMS)
     doses = [0.0, *training._CAP_DOSES]
     costs = [cost * dose**2 for dose in doses]

@@ -38,14 +38,14 @@ def _attend(
 
     Scores are in units of log2.
     """
-    places = tl.arange(0, KEYS)
+    inputs = tl.arange(0, KEYS)
     dims = tl.arange(0, SIZE_2)
     value_dims = tl.arange(0, VALUE_SIZE_2)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     weight_sums = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, VALUE_SIZE_2], tl.float32)
     for begin in range(first, end, KEYS):
-        positions = begin + places
+        positions = begin + inputs
         here = positions < end
         block = tl.load(blocks + positions // PAGE, mask=here, other=0).to(tl.int64)
         slots = block * PAGE + positions % PAGE
@@ -83,7 +83,7 @@ def attend_single(
     queries,
     keys,
     values,
-    blocks,
+    block_tables,
     positions,
     out,  # [sequences, heads, VALUE_SIZE], used if SPLITS is 1
     part_sums,  # [sequences, heads, SPLITS, VALUE_SIZE] float32, used else
@@ -93,7 +93,7 @@ def attend_single(
     query_token_stride,
     key_stride,
     value_stride,
-    blocks_stride,
+    block_tables_stride,
     scale,
     softcap,
     window,
@@ -133,7 +133,7 @@ def attend_single(
         tl.where(row < GROUP, position, -1),
         first,
         tl.minimum(end, first + share),
-        blocks + sequence.to(tl.int64) * blocks_stride,
+        block_tables + sequence.to(tl.int64) * block_tables_stride,
         keys + kv_head * SIZE,
         values + kv_head * VALUE_SIZE,
         key_stride,
@@ -206,8 +206,8 @@ def attend_chunks(
     queries,
     keys,
     values,
-    blocks,
-    starts,
+    block_tables,
+    cu_seqlens,
     positions,
     out,  # [tokens, heads, VALUE_SIZE]
     first_sequence,
@@ -216,7 +216,7 @@ def attend_chunks(
     query_token_stride,
     key_stride,
     value_stride,
-    blocks_stride,
+    block_tables_stride,
     scale,
     softcap,
     window,
@@ -237,20 +237,20 @@ def attend_chunks(
     """Several tokens of each sequence, from `first_sequence` on. Grid: tiles, KV_HEADS.
 
     A sequence has a tile for each TOKENS of its tokens begun, or one more that is empty: so the tiles of
-    sequence i begin at (starts[i] - starts[first_sequence]) // TOKENS + i - first_sequence.
+    sequence i begin at (cu_seqlens[i] - cu_seqlens[first_sequence]) // TOKENS + i - first_sequence.
     """
     tile, kv_head = tl.program_id(0), tl.program_id(1)
-    origin = tl.load(starts + first_sequence)
+    origin = tl.load(cu_seqlens + first_sequence)
     low, high = first_sequence, num_sequences - 1
     while low < high:
         middle = (low + high + 1) // 2
-        begins = (tl.load(starts + middle) - origin) // TOKENS + middle - first_sequence
+        begins = (tl.load(cu_seqlens + middle) - origin) // TOKENS + middle - first_sequence
         if begins <= tile:
             low = middle
         else:
             high = middle - 1
-    sequence_start = tl.load(starts + low)
-    sequence_end = tl.load(starts + low + 1)
+    sequence_start = tl.load(cu_seqlens + low)
+    sequence_end = tl.load(cu_seqlens + low + 1)
     tile_of_sequence = tile - ((sequence_start - origin) // TOKENS + low - first_sequence)
     start = sequence_start + tile_of_sequence * TOKENS
     if start < sequence_end:
@@ -278,7 +278,7 @@ def attend_chunks(
             tl.where(valid, position + row // GROUP, -1),
             first,
             end,
-            blocks + low.to(tl.int64) * blocks_stride,
+            block_tables + low.to(tl.int64) * block_tables_stride,
             keys + kv_head * SIZE,
             values + kv_head * VALUE_SIZE,
             key_stride,

@@ -25,18 +25,18 @@ def normalize(
     """
     columns = tl.arange(0, SIZE_2)
     within = columns < SIZE
-    places = tl.program_id(0).to(tl.int64) * SIZE + columns
-    row = tl.load(x + places, mask=within, other=0.0)
+    inputs = tl.program_id(0).to(tl.int64) * SIZE + columns
+    row = tl.load(x + inputs, mask=within, other=0.0)
     if ADD:
-        row = (row.to(tl.float32) + tl.load(residual + places, mask=within, other=0.0).to(tl.float32)).to(
+        row = (row.to(tl.float32) + tl.load(residual + inputs, mask=within, other=0.0).to(tl.float32)).to(
             row.dtype
         )
-        tl.store(total + places, row, mask=within)
+        tl.store(total + inputs, row, mask=within)
     numbers = row.to(tl.float32)
     factor = 1.0 / tl.sqrt(tl.sum(numbers * numbers, 0) / SIZE + epsilon)
     normal = (numbers * factor).to(row.dtype).to(tl.float32)
     scaled = normal * tl.load(weight + columns, mask=within, other=0.0).to(tl.float32)
-    tl.store(out + places, scaled.to(row.dtype), mask=within)
+    tl.store(out + inputs, scaled.to(row.dtype), mask=within)
 
 
 @triton.jit

@@ -36,9 +36,9 @@ def weigh(
     pieces = tl.program_id(1) * PIECES + tl.arange(0, PIECES)
     columns = pieces[:, None] * PIECE + tl.arange(0, PIECE)[None, :]
     within = columns < size
-    places = logits + row * size + columns
-    numbers = tl.load(places, mask=within, other=float("-inf"))
+    inputs = logits + row * size + columns
+    numbers = tl.load(inputs, mask=within, other=float("-inf"))
     weights = tl.exp((numbers - tl.load(highest + row)) / tl.load(temperatures + row))
-    tl.store(places, weights, mask=within)
+    tl.store(inputs, weights, mask=within)
     kept = tl.where(within, weights, 0.0).to(tl.float64)
     tl.store(sums + row * num_pieces + pieces, tl.sum(kept, 1), mask=pieces < num_pieces)

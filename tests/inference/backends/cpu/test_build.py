@@ -45,11 +45,11 @@ def test_float32_goes_on_without_kernels(
 def test_int8_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "load", fail)
     with pytest.raises(KernelError):
-        choice.choose(CausalLM(make_model()), EngineConfig(quantization="int8"))
+        choice.choose(CausalLM(make_model()), EngineConfig(quantization="integer"))
 
 
 def test_int8_is_for_float32() -> None:
     model = CausalLM(make_model().to(torch.bfloat16))
     assert choice.choose(model, EngineConfig()) == TORCH
     with pytest.raises(KernelError, match="float32"):
-        choice.choose(model, EngineConfig(quantization="int8"))
+        choice.choose(model, EngineConfig(quantization="integer"))

@@ -6,9 +6,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from inference.backends.cpu import fusion
-from inference.backends.cpu.int8_attention import Int8Attention
-from inference.backends.cpu.linear import Int8Linear, replace_linears
-from inference.backends.cpu.modules import Int8GatedMLP, RMSNorm
+from inference.backends.cpu.linear import QuantizedLinear, replace_linears
+from inference.backends.cpu.modules import QuantizedGatedMLP, RMSNorm
+from inference.backends.cpu.quantized_attention import QuantizedAttention
 from inference.models.causal_lm import CausalLM
 from tests.inference.backends.cpu.weights import in_four_bits
 from tests.inference.conftest import ARCHITECTURES, build_driver, make_model, plain_attention, request
@@ -79,7 +79,7 @@ def test_what_is_fused_in_an_int8_model(
     CausalLM(model)
     replace_linears(model)
     fusion.fuse(model)
-    assert (count(model, Int8Attention), count(model, Int8GatedMLP)) == (attentions, mlps)
+    assert (count(model, QuantizedAttention), count(model, QuantizedGatedMLP)) == (attentions, mlps)
     assert sum("forward" in vars(layer) for layer in model.model.layers) == layers
 
 
@@ -92,7 +92,7 @@ def test_what_no_trial_would_find_is_not_lost(architecture: str, options: dict[s
     CausalLM(model)
     replace_linears(model)
     fusion.fuse(model)
-    assert count(model, Int8Attention) == 0
+    assert count(model, QuantizedAttention) == 0
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -113,7 +113,7 @@ def test_a_fused_int8_model_says_what_an_int8_model_says(architecture: str, bits
 def test_int8_engine_says_what_the_int8_model_says(architecture: str, bits: int) -> None:
     """Token by token through the fused layers, against one plain forward pass of the unfused model."""
     model = make_rounded(architecture, bits, head_dim=16)
-    driver = build_driver(model, quantization="int8")
+    driver = build_driver(model, quantization="integer")
     prompt = PROMPT[0].tolist()
     result = driver.run(request("a", prompt, 24, top_logprobs=0))["a", 0]
     reference = make_rounded(architecture, bits, head_dim=16)
@@ -132,7 +132,7 @@ def test_an_int8_sequence_does_not_depend_on_its_neighbours(bits: int) -> None:
     prompts = [[5 + i, 9, 4 + 2 * i, 30 + i] * (1 + i) for i in range(6)]
 
     def run(indices: list[int]) -> dict[int, list[float]]:
-        driver = build_driver(make_rounded("llama", bits, head_dim=16), quantization="int8")
+        driver = build_driver(make_rounded("llama", bits, head_dim=16), quantization="integer")
         results = driver.run(*[request(f"r{i}", prompts[i], 20, top_logprobs=0) for i in indices])
         return {
             i: [event.logprobs.logprob for event in results[f"r{i}", 0].events if event.logprobs]
@@ -151,7 +151,7 @@ def test_an_int8_sequence_does_not_depend_on_how_its_prompt_is_cut(bits: int) ->
 
     def run(max_batch_tokens: int) -> list[float]:
         model = make_rounded("llama", bits, head_dim=16)
-        driver = build_driver(model, quantization="int8", max_batch_tokens=max_batch_tokens)
+        driver = build_driver(model, quantization="integer", max_batch_tokens=max_batch_tokens)
         events = driver.run(request("a", prompt, 20, top_logprobs=0))["a", 0].events
         return [event.logprobs.logprob for event in events if event.logprobs]
 
@@ -162,6 +162,6 @@ def test_an_int8_sequence_does_not_depend_on_how_its_prompt_is_cut(bits: int) ->
 
 def test_int8_layers_are_used_in_the_engine() -> None:
     model = make_model("llama", head_dim=16)
-    build_driver(model, quantization="int8")
-    assert count(model, Int8Linear) > 0
-    assert count(model, Int8Attention) == 3
+    build_driver(model, quantization="integer")
+    assert count(model, QuantizedLinear) > 0
+    assert count(model, QuantizedAttention) == 3

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that everybody uses
 
-from inference.backends.cpu.linear import Int8Linear, replace_linears
+from inference.backends.cpu.linear import QuantizedLinear, replace_linears
 from tests.inference.backends.cpu.weights import in_four_bits
 
 SHAPES = [(32, 16), (64, 1), (7, 5), (100, 30), (577, 193), (576, 1536)]
@@ -21,8 +21,8 @@ def make_linear(size: int, columns: int, bias: bool = True, bits: int = 8) -> nn
     return linear
 
 
-def make_layer(size: int, columns: int, bias: bool = True, bits: int = 8) -> Int8Linear:
-    layer = Int8Linear(make_linear(size, columns, bias, bits))
+def make_layer(size: int, columns: int, bias: bool = True, bits: int = 8) -> QuantizedLinear:
+    layer = QuantizedLinear(make_linear(size, columns, bias, bits))
     assert layer.weights.bits() == bits
     return layer
 
@@ -37,7 +37,7 @@ def grouped(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 def test_it_multiplies_with_the_rounded_weights(size: int, columns: int, rows: int, bias: bool) -> None:
     linear = make_linear(size, columns, bias)
-    layer = Int8Linear(linear)
+    layer = QuantizedLinear(linear)
     weight = layer.weights.weight().double()
     x = torch.randn(rows, size) * 3
     expected = x.double() @ weight.T + (linear.bias.double() if bias else 0.0)
@@ -55,7 +55,7 @@ def test_it_multiplies_with_the_very_weights_if_they_have_four_bits(
     size: int, columns: int, rows: int, bias: bool
 ) -> None:
     linear = make_linear(size, columns, bias, bits=4)
-    layer = Int8Linear(linear)
+    layer = QuantizedLinear(linear)
     assert layer.weights.bits() == 4
     assert torch.equal(layer.weights.weight(), linear.weight)
     x = torch.randn(rows, size) * 3 + torch.randn(size)
@@ -72,14 +72,14 @@ def test_activations_on_255_even_steps_are_not_rounded() -> None:
     x[..., 0], x[..., 1] = -127, 127
     x = ((x * 0.25) + torch.randn(9, 2, 1)).view(9, 64)
     expected = x.double() @ linear.weight.double().T + linear.bias.double()
-    assert (Int8Linear(linear)(x) - expected).abs().max() < 1e-4
+    assert (QuantizedLinear(linear)(x) - expected).abs().max() < 1e-4
 
 
 def test_weights_are_rounded_to_the_nearest_of_255() -> None:
     linear = make_linear(96, 8)
     linear.weight.copy_(torch.randn(8, 96) * torch.logspace(-3, 3, 8)[:, None])
     steps = grouped(linear.weight).abs().amax(2, keepdim=True) / 127
-    error = (grouped(Int8Linear(linear).weights.weight()) - grouped(linear.weight)).abs()
+    error = (grouped(QuantizedLinear(linear).weights.weight()) - grouped(linear.weight)).abs()
     assert (error <= steps * 0.5001).all()
 
 
@@ -87,13 +87,13 @@ def test_weights_are_rounded_to_the_nearest_of_255() -> None:
 def test_one_weight_beside_the_steps_takes_eight_bits(change: float) -> None:
     linear = make_linear(64, 16, bits=4)
     linear.weight[3, 40] *= change
-    assert Int8Linear(linear).weights.bits() == 8
+    assert QuantizedLinear(linear).weights.bits() == 8
 
 
 def test_even_weights_have_four_bits() -> None:
     linear = make_linear(64, 16)
     linear.weight.fill_(0.25)
-    layer = Int8Linear(linear)
+    layer = QuantizedLinear(linear)
     assert layer.weights.bits() == 4
     assert torch.equal(layer.weights.weight(), linear.weight)
 
@@ -130,7 +130,7 @@ def test_zeros_and_extremes(bits: int) -> None:
     assert layer(torch.tensor([1e-42, 2e-42] * 32)[None]).isfinite().all()
     zero = make_linear(64, 16, bias=False)
     zero.weight.zero_()
-    assert torch.equal(Int8Linear(zero)(torch.randn(3, 64)), torch.zeros(3, 16))
+    assert torch.equal(QuantizedLinear(zero)(torch.randn(3, 64)), torch.zeros(3, 16))
 
 
 @BOTH
@@ -150,7 +150,7 @@ def test_any_leading_shape_and_stride(bits: int) -> None:
 @BOTH
 def test_joined_layers_and_their_parts(bits: int) -> None:
     linears = [make_linear(64, columns, bits=bits) for columns in (32, 16, 48)]
-    layers = [Int8Linear(linear) for linear in linears]
+    layers = [QuantizedLinear(linear) for linear in linears]
     x = torch.randn(5, 64)
     joined = torch.ops.tiller_cpu.join([layer.weights for layer in layers])
     expected = [layer(x) for layer in layers]
@@ -162,7 +162,7 @@ def test_joined_layers_and_their_parts(bits: int) -> None:
     "other", [make_linear(64, 16, bias=False), make_linear(32, 16), make_linear(64, 16, bits=4)]
 )
 def test_unlike_layers_cannot_be_joined(other: nn.Linear) -> None:
-    layers = [make_layer(64, 16).weights, Int8Linear(other).weights]
+    layers = [make_layer(64, 16).weights, QuantizedLinear(other).weights]
     assert not layers[1].can_follow(layers[0])
     with pytest.raises(RuntimeError, match="cannot be joined"):
         torch.ops.tiller_cpu.join(layers)
@@ -176,5 +176,5 @@ def test_another_width_is_refused() -> None:
 def test_a_model_gets_int8_layers_everywhere() -> None:
     model = nn.Sequential(nn.Linear(32, 16), nn.ModuleDict({"inner": nn.Linear(16, 4)}))
     replace_linears(model)
-    assert [type(module) for module in model.modules()].count(Int8Linear) == 2
+    assert [type(module) for module in model.modules()].count(QuantizedLinear) == 2
     assert not any(type(module) is nn.Linear for module in model.modules())

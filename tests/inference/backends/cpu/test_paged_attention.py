@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inference.backends.cpu.paged_attention import attend as act
-from tests.inference.paged import BLOCK, CHUNKS, SINGLES, attend
+from tests.inference.attention_cases import BLOCK, CHUNKS, SINGLES, attend
 
 
 @pytest.mark.parametrize("size", [4, 8, 12, 64, 80, 128])
@@ -48,8 +48,8 @@ def test_a_sequence_does_not_depend_on_the_others() -> None:
     def run(rows: list[int]) -> torch.Tensor:
         at = [tensor[:, :, rows] for tensor in (query, new, new)]
         caches = keys.clone(), values.clone()
-        places = slots[rows], blocks[rows], torch.arange(len(rows) + 1), positions[rows]
-        return torch.ops.tiller_cpu.paged_attention(*at, *caches, *places, BLOCK, 0.125, 0, 0.0)
+        inputs = slots[rows], blocks[rows], torch.arange(len(rows) + 1), positions[rows]
+        return torch.ops.tiller_cpu.paged_attention(*at, *caches, *inputs, BLOCK, 0.125, 0, 0.0)
 
     together = run(list(range(count)))
     for rows in ([0], [3, 4], [11, 2, 7], list(range(5))):
@@ -73,9 +73,9 @@ def test_a_token_does_not_depend_on_how_its_prompt_is_cut(window: int, softcap: 
         for begin, end in zip([0, *cuts], [*cuts, length], strict=True):
             part = slice(begin, end)
             at = [tensor[:, :, part] for tensor in (query, new, new)]
-            places = slots[part], blocks, torch.tensor([0, end - begin]), positions[part]
+            inputs = slots[part], blocks, torch.tensor([0, end - begin]), positions[part]
             outputs.append(
-                torch.ops.tiller_cpu.paged_attention(*at, *caches, *places, BLOCK, 0.125, window, softcap)
+                torch.ops.tiller_cpu.paged_attention(*at, *caches, *inputs, BLOCK, 0.125, window, softcap)
             )
         return torch.cat(outputs)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from inference.backends.cpu.linear import Int8Linear
+from inference.backends.cpu.linear import QuantizedLinear
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +21,12 @@ def three_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def layer() -> Int8Linear:
+def layer() -> QuantizedLinear:
     torch.manual_seed(0)
-    return Int8Linear(nn.Linear(256, 2000, bias=False).requires_grad_(False))
+    return QuantizedLinear(nn.Linear(256, 2000, bias=False).requires_grad_(False))
 
 
-def test_they_give_what_others_give(layer: Int8Linear) -> None:
+def test_they_give_what_others_give(layer: QuantizedLinear) -> None:
     inputs = [torch.randn(rows, 256) for rows in (1, 2, 40, 300)]
     torch.ops.tiller_cpu.use_own_threads(False)
     expected = [layer(x) for x in inputs]
@@ -36,7 +36,7 @@ def test_they_give_what_others_give(layer: Int8Linear) -> None:
             assert torch.equal(layer(x), output)
 
 
-def test_several_callers_at_once(layer: Int8Linear) -> None:
+def test_several_callers_at_once(layer: QuantizedLinear) -> None:
     torch.ops.tiller_cpu.use_own_threads(True)
     inputs = [torch.randn(rows, 256) for rows in (1, 3, 50, 80)]
     expected = [layer(x) for x in inputs]
@@ -49,7 +49,7 @@ def test_several_callers_at_once(layer: Int8Linear) -> None:
         assert all(callers.map(call, range(4)))
 
 
-def test_they_sleep_and_wake_up(layer: Int8Linear) -> None:
+def test_they_sleep_and_wake_up(layer: QuantizedLinear) -> None:
     torch.ops.tiller_cpu.use_own_threads(True)
     x = torch.randn(20, 256)
     expected = layer(x)

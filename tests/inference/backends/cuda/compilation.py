@@ -20,7 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from inference.backends.cuda import layers, paged_attention, sampling
-from inference.compute.attention import Places
+from inference.compute.attention import PagedInputs
 
 _PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 _SPILLED = re.compile(r"(\d+) bytes spill stores")
@@ -85,7 +85,7 @@ def _attend(
     """Sequences with so many tokens each, after 50 others."""
     query = torch.zeros(sum(counts), 4 * _KV_HEADS, head_size, dtype=dtype)
     cache = query.new_zeros(1024, _KV_HEADS, head_size)
-    places = Places(
+    inputs = PagedInputs(
         cache,
         cache,
         slots=torch.arange(len(query)),
@@ -94,7 +94,7 @@ def _attend(
         positions=torch.cat([torch.arange(50, 50 + count) for count in counts]),
         block_size=16,
     )
-    paged_attention.attend_stored(query, places, counts.count(1), 0.1, window, softcap)
+    paged_attention.attend_stored(query, inputs, counts.count(1), 0.1, window, softcap)
 
 
 def _spilled_bytes(ptx: str, capability: int) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inference.backends.cuda import paged_attention
-from tests.inference.paged import CHUNKS, SINGLES, attend
+from tests.inference.attention_cases import CHUNKS, SINGLES, attend
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 MIXED = [(9, 1), (70, 1), (70, 12), (5, 5)]

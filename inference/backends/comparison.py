@@ -8,7 +8,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Relative to the largest number: beyond rounding; what is something else differs by much more."""
 
 
-def are_alike(expected: torch.Tensor, ours: torch.Tensor) -> bool:
+def are_close(expected: torch.Tensor, ours: torch.Tensor) -> bool:
     return bool((expected - ours).abs().max() <= _TOLERANCE[expected.dtype] * expected.abs().max())
 
 
@@ -17,7 +17,7 @@ def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
 
 
-def has_what_no_trial_finds(attention: Any) -> bool:
+def has_untestable_options(attention: Any) -> bool:
     """A wide window, or a cap on large scores: a trial with a few small numbers says nothing of them."""
     if getattr(attention.config, "attn_logit_softcapping", None):
         return True

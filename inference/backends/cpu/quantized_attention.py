@@ -5,19 +5,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference.backends.cpu.linear import Int8Linear
+from inference.backends.comparison import are_close, has_untestable_options
+from inference.backends.cpu.linear import QuantizedLinear
 from inference.backends.cpu.paged_attention import attend
-from inference.backends.likeness import are_alike, has_what_no_trial_finds
 from inference.backends.trial import Trial
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-class Int8Attention(nn.Module):
+class QuantizedAttention(nn.Module):
     """Stands in for an attention layer of transformers; what is not its case it leaves to that."""
 
     def __init__(self, attention: nn.Module) -> None:
-        """`attention`: its projections are Int8Linear; those of q, k and v become parts of one."""
+        """`attention`: its projections are QuantizedLinear; those of q, k and v become parts of one."""
         super().__init__()
         self._attention = attention
         self.layer: Any = attention.layer_idx
@@ -34,23 +34,23 @@ class Int8Attention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> Any:
         """As transformers': `hidden_states` [1, T, hidden_size], and a tuple with as much."""
-        paged = arguments.get("paged")
-        places = None if paged is None else paged.in_place(self.layer)
-        if places is None:
+        forward_context = arguments.get("forward_context")
+        inputs = None if forward_context is None else forward_context.paged_inputs(self.layer)
+        if inputs is None:
             return self._attention(hidden_states=hidden_states, **arguments)
-        return self.operation.forward(hidden_states, *arguments["position_embeddings"], *places), None
+        return self.operation.forward(hidden_states, *arguments["position_embeddings"], *inputs), None
 
 
-def fused_attention(module: nn.Module) -> Int8Attention | None:
+def fused_attention(module: nn.Module) -> QuantizedAttention | None:
     """None if it is no attention layer of the usual kind, or computes something else."""
     projections = [getattr(module, name, None) for name in _PROJECTIONS]
-    if not all(isinstance(projection, Int8Linear) for projection in projections):
+    if not all(isinstance(projection, QuantizedLinear) for projection in projections):
         return None
     if not all(hasattr(module, name) for name in ("layer_idx", "scaling", "head_dim", "config")):
         return None
-    if has_what_no_trial_finds(module) or not _can_be_joined(projections[:3]):
+    if has_untestable_options(module) or not _can_be_joined(projections[:3]):
         return None
-    fused = Int8Attention(module)
+    fused = QuantizedAttention(module)
     return fused if _attends_alike(module, fused) else None
 
 
@@ -58,7 +58,7 @@ def _can_be_joined(linears: list[Any]) -> bool:
     return all(linear.weights.can_follow(linears[0].weights) for linear in linears)
 
 
-def _join(linears: list[Int8Linear]) -> Any:
+def _join(linears: list[QuantizedLinear]) -> Any:
     """One after the other; the linears then hold parts of what is returned."""
     joined = torch.ops.tiller_cpu.join([linear.weights for linear in linears])
     start = 0
@@ -68,7 +68,7 @@ def _join(linears: list[Int8Linear]) -> Any:
     return joined
 
 
-def _attends_alike(module: Any, fused: Int8Attention) -> bool:
+def _attends_alike(module: Any, fused: QuantizedAttention) -> bool:
     """Tries both on a few tokens of two sequences in a small cache."""
     trial = Trial(fused.kv_heads, fused.head_dim, attend, like=torch.empty(0))
-    return are_alike(*(trial.run(layer, fused.hidden_size)[0] for layer in (module, fused)))
+    return are_close(*(trial.run(layer, fused.hidden_size)[0] for layer in (module, fused)))

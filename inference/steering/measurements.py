@@ -17,7 +17,7 @@ _MAX_FOLDS = 4
 
 
 @dataclass(frozen=True)
-class Reading:
+class Measurement:
     """Pairs of texts and the neutral texts, all read under the same steering."""
 
     pairs: list[int]
@@ -41,26 +41,28 @@ class Reading:
         return float(np.mean([probe.mean_logprob for probe in self.neutral]))
 
 
-class Reader:
+class ProbeFactory:
     """Makes the probes for a concept's texts."""
 
     def __init__(self, command: TrainConcept) -> None:
         self._command = command
         self.num_pairs = len(command.positive)
 
-    def capture(self) -> Reading:
+    def capture(self) -> Measurement:
         """All texts, without steering, their hidden states wanted."""
         command = self._command
         every = list(range(self.num_pairs))
         texts = (command.positive, command.negative, command.neutral)
-        return Reading(every, *([self._probe(text, None, captures=True) for text in side] for side in texts))
+        return Measurement(
+            every, *([self._probe(text, None, captures=True) for text in side] for side in texts)
+        )
 
     def read(
         self, pairs: list[int], vectors_for: Callable[[int], Array32], neutral: Array32 | None
-    ) -> Reading:
+    ) -> Measurement:
         """`vectors_for` a pair and for the `neutral` texts (None: these are not read)."""
         command = self._command
-        return Reading(
+        return Measurement(
             pairs,
             [self._probe(command.positive[pair], vectors_for(pair)) for pair in pairs],
             [self._probe(command.negative[pair], vectors_for(pair)) for pair in pairs],
@@ -78,7 +80,7 @@ class Examples:
     """
 
     def __init__(
-        self, reader: Reader, plain: Reading, calibration: Calibration, blocks: tuple[int, ...]
+        self, reader: ProbeFactory, plain: Measurement, calibration: Calibration, blocks: tuple[int, ...]
     ) -> None:
         """`plain`: what `reader.capture` asked for, computed."""
         self._reader = reader
@@ -98,26 +100,26 @@ class Examples:
         """[len(blocks), hidden_size], of the norms of the blocks' output."""
         return unit_vectors(difference, self._blocks, self._calibration.norms)
 
-    def steered(self, pairs: list[int], dose: float) -> Reading:
+    def steered(self, pairs: list[int], dose: float) -> Measurement:
         """Some pairs and the neutral texts, steered along the direction."""
         folds = len(self._unit_without)
         return self._reader.read(
             pairs, lambda pair: dose * self._unit_without[pair % folds], dose * self._unit
         )
 
-    def pushed(self, pairs: list[int], vectors: Array32) -> Reading:
+    def pushed(self, pairs: list[int], vectors: Array32) -> Measurement:
         """Some pairs, steered by any vectors."""
         return self._reader.read(pairs, lambda _: vectors, None)
 
-    def shift(self, reading: Reading) -> float:
+    def shift(self, reading: Measurement) -> float:
         """By how much the pairs' log odds moved, in nats per token."""
         return float((reading.log_odds - self._log_odds[reading.pairs]).mean())
 
-    def log_perplexity_ratio(self, reading: Reading) -> float:
+    def log_perplexity_ratio(self, reading: Measurement) -> float:
         """Of the neutral texts, over that without steering."""
         return self._plain.mean_logprob - reading.mean_logprob
 
-    def perplexity_ratio(self, reading: Reading) -> float:
+    def perplexity_ratio(self, reading: Measurement) -> float:
         return math.exp(self.log_perplexity_ratio(reading))
 
     def _held_out(self, fold: int) -> Array32:

@@ -2,7 +2,7 @@
 
 import torch
 
-from inference.compute.attention import Attend, Places
+from inference.compute.attention import Attend, PagedInputs
 
 BLOCK = 4
 
@@ -52,12 +52,12 @@ def attend(
     keys, values, query, key, value = (x.to(like.dtype) for x in (keys, values, query, key, value))
     caches = keys.to(like.device, copy=True), values.to(like.device, copy=True)
     slots = torch.cat(slot_rows)
-    places = Places(
+    inputs = PagedInputs(
         *caches, *(x.to(like.device) for x in (slots, blocks, starts, torch.cat(positions))), BLOCK
     )
     new = (x.to(like.device) for x in (query, key, value))
-    num_single = next((i for i, (_, count) in enumerate(sequences) if count > 1), len(sequences))
-    output = act(*new, places, num_single, 0.3, window, softcap)
+    num_decodes = next((i for i, (_, count) in enumerate(sequences) if count > 1), len(sequences))
+    output = act(*new, inputs, num_decodes, 0.3, window, softcap)
     keys[slots], values[slots] = key[0].transpose(0, 1), value[0].transpose(0, 1)
     assert torch.equal(caches[0].cpu(), keys), "the new keys are stored, and nothing else is"
     assert torch.equal(caches[1].cpu(), values)
