@@ -26,7 +26,7 @@ from app.bench.load import Plan, compare
 from app.bench.plot import check_plot
 from app.commands.bench import parse_numbers, progress
 from app.configuration import SettingsError
-from benchmarks.command import RESULTS, build_parser
+from benchmarks.command import RESULTS, build_parser, run
 from benchmarks.peers.machine import describe_machine
 from benchmarks.peers.processes import ServerError, ServerProcess
 from benchmarks.peers.results import Run, write
@@ -41,9 +41,7 @@ _CONTEXT_STEP = 256
 
 def main() -> int:
     arguments = _parse()
-    return run_command(
-        "bench", lambda: _run(arguments, _plan(arguments)), BenchError, SettingsError, SourceError
-    )
+    return run("bench", lambda: _run(arguments, _plan(arguments)), BenchError, SettingsError, SourceError)
 
 
 def _parse() -> argparse.Namespace:
