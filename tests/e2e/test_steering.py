@@ -76,6 +76,11 @@ def content(answer: dict) -> str:
     return answer["choices"][0]["message"]["content"]
 
 
+def log_probabilities(entry: dict) -> dict[str, float]:
+    """Of the token and of the most likely ones."""
+    return {top["token"]: top["logprob"] for top in [entry, *entry["top_logprobs"]]}
+
+
 def training_prompt(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return prompt_ids(tokenizer, TRAINING_PROMPT)
 
@@ -185,8 +190,14 @@ def test_strength_zero_is_no_steering(server: Server, concept: dict) -> None:
     zero = server.chat(
         PROMPT, max_tokens=16, top_logprobs=3, steering_concepts=[concept["id"]], steering_strength=0
     )
-    assert zero["choices"] == plain["choices"]
     assert zero["usage"] == plain["usage"]
+    [ours], [theirs] = zero["choices"], plain["choices"]
+    entries, expected = (choice.pop("logprobs")["content"] for choice in (ours, theirs))
+    assert ours == theirs
+    assert [entry["token"] for entry in entries] == [entry["token"] for entry in expected]
+    # Most of the second prompt is found in the cache, so that the rest is read in a batch of another size.
+    for entry, other in zip(entries, expected, strict=True):
+        assert log_probabilities(entry) == pytest.approx(log_probabilities(other), rel=0, abs=1e-4)
 
 
 def test_requests_that_run_together_are_steered_each_for_itself(server: Server, concept: dict) -> None:

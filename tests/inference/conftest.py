@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -78,6 +79,36 @@ class Result:
     token_ids: list[int] = field(default_factory=list)
     events: list[TokenEvent] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+
+LOGPROB_TOLERANCE = 1e-4
+"""Between batches of different sizes: the last bits of a float32 product of torch's depend on the number of
+its rows, on some processors more than on others."""
+
+
+def assert_results_close(results: list[Result], expected: list[Result]) -> None:
+    """They are equal, but for the last bits of log probabilities."""
+    assert [_without_numbers(result) for result in results] == [_without_numbers(one) for one in expected]
+    numbers = [number for one in expected for number in _numbers(one)]
+    assert [number for one in results for number in _numbers(one)] == pytest.approx(
+        numbers, rel=0, abs=LOGPROB_TOLERANCE
+    )
+
+
+def _without_numbers(result: Result) -> list[tuple[TokenEvent, list[int] | None]]:
+    """The events, and of each the tokens that log probabilities are given of."""
+    return [
+        (
+            msgspec.structs.replace(event, logprobs=None),
+            event.logprobs and [token_id for token_id, _ in event.logprobs.top],
+        )
+        for event in result.events
+    ]
+
+
+def _numbers(result: Result) -> list[float]:
+    given = [event.logprobs for event in result.events if event.logprobs is not None]
+    return [number for one in given for number in (one.logprob, *(value for _, value in one.top))]
 
 
 class Driver:

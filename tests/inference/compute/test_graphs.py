@@ -1,4 +1,4 @@
-"""Captured steps, and steps launched before the outcome of the one before is known, change nothing."""
+"""Captured steps, and steps launched before the previous step's result is known, do not change the output."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +14,7 @@ from tests.inference.conftest import (
     ARCHITECTURES,
     Driver,
     Result,
+    assert_results_close,
     build_driver,
     generate,
     make_model,
@@ -25,7 +26,7 @@ from tests.inference.test_exactness import random_prompt
 
 @pytest.fixture
 def launched_ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many sequences each step had that was launched ahead."""
+    """The number of sequences in each step that was launched ahead."""
     sizes = []
     launch_after = ModelRunner.launch_after
 
@@ -68,7 +69,7 @@ def test_greedy_equals_generate(architecture: str, launched_ahead: list[int]) ->
 
 
 @pytest.mark.parametrize("max_batch_tokens", [8, 64])
-def test_mixed_batches_are_what_they_are_without(
+def test_captured_steps_do_not_change_mixed_batches(
     llama: PreTrainedModel, max_batch_tokens: int, launched_ahead: list[int]
 ) -> None:
     options = {"max_batch_tokens": max_batch_tokens, "num_blocks": 64}
@@ -77,12 +78,12 @@ def test_mixed_batches_are_what_they_are_without(
     captured = run(llama, mixed_requests(), capture=recorder, **options)
     assert [result.token_ids for result in captured] == [result.token_ids for result in without]
     if llama.device.type == "cpu":  # A GPU may compute a padded batch in another order.
-        assert captured == without
+        assert_results_close(captured, without)
     assert recorder.num_replayed > 20
     assert launched_ahead
 
 
-def test_it_runs_ahead_only_while_nothing_can_be_more_urgent(
+def test_no_step_is_launched_ahead_while_a_new_prompt_waits(
     llama: PreTrainedModel, launched_ahead: list[int]
 ) -> None:
     driver = build_driver(llama, capture=Recorder())
@@ -91,14 +92,16 @@ def test_it_runs_ahead_only_while_nothing_can_be_more_urgent(
         driver.step()
     assert launched_ahead == [1, 1, 1]
     driver.engine.add(request("b", random_prompt(1, 5), 50))
-    driver.step()  # what ran already
-    driver.step()  # reads the new prompt
+    driver.step()  # the step that was launched ahead
+    driver.step()  # prefills the new prompt
     assert launched_ahead == [1, 1, 1]
     driver.step()
     assert launched_ahead == [1, 1, 1, 2]
 
 
-def test_who_leaves_takes_part_in_vain(llama: PreTrainedModel, launched_ahead: list[int]) -> None:
+def test_an_aborted_sequence_in_a_step_launched_ahead_is_discarded(
+    llama: PreTrainedModel, launched_ahead: list[int]
+) -> None:
     requests = [request(f"r{i}", random_prompt(i, 6 + i), 40) for i in range(3)]
     expected = [generate(llama, one.prompt_token_ids, 40) for one in requests]
     driver = build_driver(llama, capture=Recorder())
@@ -112,7 +115,9 @@ def test_who_leaves_takes_part_in_vain(llama: PreTrainedModel, launched_ahead: l
     assert [results[key, 0].token_ids for key in ("r0", "late", "r2")] == expected
 
 
-def test_all_can_leave_at_once(llama: PreTrainedModel, launched_ahead: list[int]) -> None:
+def test_all_sequences_of_a_step_launched_ahead_can_be_aborted(
+    llama: PreTrainedModel, launched_ahead: list[int]
+) -> None:
     driver = build_driver(llama, capture=Recorder())
     driver.engine.add(request("a", random_prompt(0, 5), 50))
     while not launched_ahead:
@@ -123,7 +128,7 @@ def test_all_can_leave_at_once(llama: PreTrainedModel, launched_ahead: list[int]
     assert driver.run(request("b", random_prompt(1, 5), 20))["b", 0].token_ids == expected
 
 
-def test_when_blocks_lack_they_are_taken_in_order(llama: PreTrainedModel) -> None:
+def test_preemption_with_captured_steps_does_not_change_the_output(llama: PreTrainedModel) -> None:
     requests = [request(f"r{i}", random_prompt(i, 10), 60, temperature=1.0) for i in range(4)]
     options = {"block_size": 4, "num_blocks": 40}
     without = run(llama, requests, **options)
@@ -133,7 +138,7 @@ def test_when_blocks_lack_they_are_taken_in_order(llama: PreTrainedModel) -> Non
     assert [results[one.request_id, 0] for one in requests] == without
 
 
-def test_a_number_of_sequences_has_a_step_that_is_hardly_larger() -> None:
+def test_batch_sizes_to_capture() -> None:
     assert _sizes(1) == [1]
     assert _sizes(3) == [1, 2, 3]
     assert _sizes(20) == [1, 2, 4, 8, 16, 20]
@@ -148,7 +153,7 @@ def test_steps_are_captured_once(llama: PreTrainedModel) -> None:
     assert recorder.num_captured == len(_sizes(20))
 
 
-def test_a_model_that_cannot_be_captured_is_served_all_the_same(
+def test_a_model_that_cannot_be_captured_is_served_without_capture(
     llama: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(act: object) -> Any:
@@ -160,7 +165,7 @@ def test_a_model_that_cannot_be_captured_is_served_all_the_same(
     assert "cannot be captured" in caplog.text
 
 
-@pytest.mark.skipif(torch.get_default_device().type == "cuda", reason="it says so in its own words")
+@pytest.mark.skipif(torch.get_default_device().type == "cuda", reason="CUDA has its own error messages")
 @pytest.mark.parametrize(
     "act",
     [
@@ -168,8 +173,8 @@ def test_a_model_that_cannot_be_captured_is_served_all_the_same(
         lambda: torch.ones(2)[torch.ones(2) > 0],
         lambda: torch.tensor([1.0]),
     ],
-    ids=["a number is read", "a size depends on numbers", "a number is copied"],
+    ids=["reads a value", "size depends on values", "copies a value"],
 )
-def test_what_a_gpu_cannot_capture_is_noticed_here(act: Callable[[], torch.Tensor]) -> None:
+def test_the_recorder_refuses_what_a_gpu_cannot_capture(act: Callable[[], torch.Tensor]) -> None:
     with pytest.raises(RuntimeError, match="is not permitted while a step is captured"):
         Recorder()(act)
