@@ -1,1 +1,1 @@
-"""Steering concepts: registry, files on disk, training state, examples as tokens. Knows no HTTP."""
+"""Steering concepts: registry, files on disk, training state, tokenized examples. Knows no HTTP."""

@@ -15,7 +15,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a text is with the concept, and what it is without or with its opposite."""
+    """A contrastive pair: a text with the concept, and a text without it or with its opposite."""
 
     positive: str
     negative: str
@@ -24,13 +24,13 @@ class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True)
 class Concept:
     id: str
-    """`_worker/` and its name."""
+    """`_worker/` followed by the concept's name."""
     description: str
     examples: tuple[Example, ...]
     created: int
     """Seconds since 1970."""
     shipped: bool = False
-    """It comes with the configuration, and cannot be removed."""
+    """The concept comes with the configuration and cannot be deleted."""
 
     @cached_property
     def digest(self) -> str:
@@ -38,9 +38,9 @@ class Concept:
 
 
 def digest_of(examples: tuple[Example, ...]) -> str:
-    """SHA-256, in hex, of a JSON array of [positive, negative]: UTF-8, no spaces, nothing escaped in vain.
+    """SHA-256, in hex, of a JSON array of [positive, negative]: UTF-8, no spaces, no unnecessary escapes.
 
-    Raises UnicodeEncodeError for what is no text.
+    Raises UnicodeEncodeError if a text holds a lone surrogate.
     """
     pairs = [[example.positive, example.negative] for example in examples]
     return hashlib.sha256(json.dumps(pairs, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
@@ -51,6 +51,6 @@ def is_id(text: str) -> bool:
 
 
 def names_other_examples(concept: Concept) -> bool:
-    """Whether the id has the form of a digest, and is not that of these examples."""
+    """Whether the id has the form of a digest but is not the digest of the concept's examples."""
     name = concept.id.removeprefix(ID_PREFIX)
     return name != concept.digest and _DIGEST.fullmatch(name) is not None

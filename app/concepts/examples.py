@@ -1,4 +1,4 @@
-"""A concept's examples -> what the engine trains it on. Knows tokens and how many there may be."""
+"""Turns a concept's examples into a TrainConcept command and checks token limits. Knows no files."""
 
 from app.concepts.concept import Concept
 from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
@@ -10,12 +10,12 @@ from inference.interface.protocol import TrainConcept
 
 
 class ExampleEncoder:
-    """Thread-safe: nothing changes after construction."""
+    """Tokenizes examples. Thread-safe: an instance never changes after construction."""
 
     def __init__(
         self, tokenizer: Tokenizer, prompts: PromptRenderer | None, context_length: int, max_tokens: int
     ) -> None:
-        """`max_tokens` of all texts of a concept together; `prompts` is None if the model cannot chat."""
+        """`max_tokens`: limit for a concept's texts together. `prompts`: None if the model cannot chat."""
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._context_length = context_length
@@ -24,24 +24,24 @@ class ExampleEncoder:
         self._control_ids = frozenset(tokenizer.control_tokens.values())
 
     def encode(self, concept: Concept) -> TrainConcept:
-        """Takes up to seconds. Raises InvalidRequest that names the text at fault, or MISSING_CAPABILITY."""
+        """Can take seconds. Raises InvalidRequest, which names the invalid text, or MISSING_CAPABILITY."""
         prompt = self._encode_prompt()
         room = self._context_length - len(prompt)
         positive: list[list[int]] = []
         negative: list[list[int]] = []
-        left = self._max_tokens
+        remaining = self._max_tokens
         for position, example in enumerate(concept.examples):
             positive.append(self._encode_text(f"examples[{position}].positive", example.positive, room))
             negative.append(self._encode_text(f"examples[{position}].negative", example.negative, room))
-            left -= len(positive[-1]) + len(negative[-1])
-            if left < 0:
-                message = f"the examples must have at most {self._max_tokens} tokens in all"
+            remaining -= len(positive[-1]) + len(negative[-1])
+            if remaining < 0:
+                message = f"the examples must have at most {self._max_tokens} tokens in total"
                 raise InvalidRequest(message, "examples")
         neutral = [token_ids[:room] for token_ids in self._neutral]
         return TrainConcept(concept.digest, prompt, positive, negative, neutral)
 
     def _encode_prompt(self) -> list[int]:
-        """What comes before the assistant's words, whatever they answer."""
+        """The tokens before each text: the chat template up to the assistant's answer."""
         if self._prompts is None:
             message = "the model cannot be steered: it has no chat template"
             raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model")
@@ -54,10 +54,11 @@ class ExampleEncoder:
     def _encode_text(self, path: str, text: str, room: int) -> list[int]:
         token_ids = self._tokenizer.encode(text)
         if not token_ids:
-            raise InvalidRequest(f"{path} has no tokens", path)
+            raise InvalidRequest(f"{path} encodes to no tokens", path)
         if len(token_ids) > room:
             message = f"{path} has {len(token_ids)} tokens; the model's context leaves room for {room}"
             raise InvalidRequest(message, path)
-        if not self._control_ids.isdisjoint(token_ids):  # Some vocabularies have no other token for its name.
-            raise InvalidRequest(f"{path} holds a control token that the model cannot read as text", path)
+        if not self._control_ids.isdisjoint(token_ids):  # some vocabularies have only this token
+            message = f"{path} contains a control token's name, which the model cannot read as plain text"
+            raise InvalidRequest(message, path)
         return token_ids

@@ -1,9 +1,9 @@
-"""Words that concepts are trained among, and texts that no steering should change much."""
+"""The prompt for training concepts, and neutral texts that steering should barely affect."""
 
 TRAINING_PROMPT = "Tell me something."
-"""What the user says before each text of a concept, which the assistant then says."""
+"""The user message before each text of a concept. The text itself is the assistant's answer."""
 
-NEUTRAL_TEXTS = (  # How fluent a steered model is, is measured on them.
+NEUTRAL_TEXTS = (  # Their perplexity shows how fluent a steered model is.
     "To boil an egg, place it in a pan and cover it with cold water. Bring the water to a boil, turn off the"
     " heat, and leave the egg in the pan for ten minutes before you peel it.",
     "A library is a place where people can read and borrow books. Visitors get a card, choose what they want"

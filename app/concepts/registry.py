@@ -1,4 +1,4 @@
-"""The steering concepts: which there are, how they come and go, and which of them requests may use now.
+"""The registry of steering concepts: creates, lists and deletes them, and makes them usable for requests.
 
 Knows the store and the trainings; knows no HTTP and no tokens.
 """
@@ -28,32 +28,32 @@ from app.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-_MAX_LOSSES = 3
-"""Of the engine while it trains one concept, which may be what ends it."""
+_MAX_ATTEMPTS = 3
+"""How often to start a concept's training if the engine is lost. The training itself may crash it."""
 
 
 class _Entry:
-    """A concept that is known."""
+    """A concept in the registry, stored or in creation."""
 
     def __init__(self, concept: Concept) -> None:
         self.concept = concept
         self.stored = SharedFuture()
-        """Until it is settled, the concept is being created."""
+        """Settled once the creation has ended. Not settled: the concept is in creation."""
 
-    def interrupt(self, error: ApiError) -> None:
-        """Whoever waits for it to be created waits no longer; its creation goes on."""
+    def fail_waiters(self, error: ApiError) -> None:
+        """Raises `error` in all callers that wait for the creation. The creation goes on."""
         if not self.stored.settled:
             interrupted, self.stored = self.stored, SharedFuture()
             interrupted.settle(error)
 
 
 class Concepts:
-    """All of it happens in one event loop, but for what waits for the disk."""
+    """Runs in one event loop. Only disk operations and tokenization run on other threads."""
 
     def __init__(
         self, store: ConceptStore, trainings: Trainings, metrics: Metrics, limits: LimitSettings
     ) -> None:
-        """Reads the store."""
+        """Loads all concepts from the store."""
         self._store = store
         self._trainings = trainings
         self._metrics = metrics
@@ -65,22 +65,23 @@ class Concepts:
             self._enter(concept).stored.settle()
 
     def overview(self) -> ConceptList:
+        """All concepts, and the concept files that cannot be used."""
         cards = [self._card(entry.concept) for entry in self._entries.values()]
         return ConceptList(data=cards, problems=self._store.problems)
 
     def describe(self, given_id: str) -> ConceptDetail:
-        """Raises UNKNOWN_STEERING_CONCEPT."""
+        """One concept with its report. Raises UNKNOWN_STEERING_CONCEPT."""
         return self._detail(self._known(given_id).concept)
 
     def find(self, given_ids: Iterable[str]) -> list[Concept]:
-        """Raises UNKNOWN_STEERING_CONCEPT."""
+        """The concepts with these ids. Raises UNKNOWN_STEERING_CONCEPT."""
         return [self._known(given_id, "steering_concepts").concept for given_id in given_ids]
 
     async def make_usable(self, concepts: Sequence[Concept]) -> None:
-        """Trains what is not trained yet, and returns when the engine can steer by all of them.
+        """Trains the untrained concepts, and returns when the engine can steer by all of these concepts.
 
-        Raises INVALID_REQUEST for one that the model cannot use, UNKNOWN_STEERING_CONCEPT for one that
-        was deleted meanwhile, or UNAVAILABLE.
+        Raises INVALID_REQUEST if the model cannot use one of them, UNKNOWN_STEERING_CONCEPT if one was
+        deleted in the meantime, or UNAVAILABLE.
         """
         for concept in concepts:
             if not self._is_current(concept):
@@ -93,36 +94,37 @@ class Concepts:
                 raise _unusable(concept, error) from None
 
     def refused(self, concepts: Sequence[Concept]) -> ApiError:
-        """What to answer when the engine does not know one of them, although all were usable."""
+        """The error for a request that the engine refuses for an unknown concept, though all were usable."""
         for concept in concepts:
             if not self._is_current(concept):
                 return _unknown(concept.id, "steering_concepts")
         for concept in concepts:
-            self._trainings.doubt(concept)
-        return EngineUnavailable("a steering concept of the request has to be trained again; try again later")
+            self._trainings.invalidate(concept)
+        return EngineUnavailable("a steering concept of this request must be trained again; try again later")
 
     async def create(self, wanted: Concept) -> ConceptDetail:
-        """Trains, measures and stores it. The same concept a second time is the first one.
+        """Trains, measures and stores a concept. Returns the existing one if it has the same id and examples.
 
-        It goes on even if nobody waits any more, and after a loss of the engine, which nobody waits for.
-        Raises INVALID_REQUEST or MISSING_CAPABILITY for what cannot be trained, CONFLICT, QUEUE_FULL, or
-        UNAVAILABLE.
+        The creation goes on if the caller stops waiting. If the engine is lost, the caller gets UNAVAILABLE
+        and the creation goes on when the engine is back. Raises INVALID_REQUEST or MISSING_CAPABILITY if the
+        concept cannot be trained, CONFLICT, QUEUE_FULL, or UNAVAILABLE.
         """
         if names_other_examples(wanted):
-            raise InvalidRequest("name has the form of an id that is made from examples, not these", "name")
+            raise InvalidRequest("name is a digest, but not the digest of these examples", "name")
         entry = self._entries.get(wanted.id)
         if entry is None:
             entry = self._begin(wanted)
         elif entry.concept.digest != wanted.digest:
-            message = f"{wanted.id} is there already, with other examples"
+            message = f"{wanted.id} already exists with other examples"
             raise ApiError(ErrorCode.CONFLICT, message, "name")
         await self._finish(entry)
         return self._detail(entry.concept)
 
     async def delete(self, given_id: str) -> None:
-        """When this returns, it does not come back. What waits for it ends; what runs with it goes on.
+        """Deletes a created concept, permanently once this returns.
 
-        Raises UNKNOWN_STEERING_CONCEPT, CONFLICT or UNAVAILABLE.
+        Requests that wait for the concept fail. Requests that already use it go on. Raises
+        UNKNOWN_STEERING_CONCEPT, CONFLICT or UNAVAILABLE.
         """
         if self._known(given_id).concept.shipped:
             message = f"{full_id(given_id)} comes with the server and cannot be deleted"
@@ -133,8 +135,8 @@ class Concepts:
             self._drop(entry, _deleted(entry.concept))
 
     def train_all(self) -> None:
-        """One after the other, and only while the engine has nothing else to do."""
-        self._go_on(self._train_all())
+        """Starts training all concepts in the background, one after the other, while the engine is idle."""
+        self._start_task(self._train_all())
 
     async def _train_all(self) -> None:
         for entry in list(self._entries.values()):
@@ -146,28 +148,28 @@ class Concepts:
                 _log.warning("%s cannot be used with this model: %s", entry.concept.id, error.message)
 
     async def _train(self, entry: _Entry, start: Callable[[Concept], Training]) -> None:
-        """Starts again when the engine was lost meanwhile. Raises why it cannot be trained."""
-        for _ in range(_MAX_LOSSES):
+        """Trains a concept, and starts again if the engine is lost. Raises the training's error."""
+        for _ in range(_MAX_ATTEMPTS):
             if not self._is_current(entry.concept):
                 return
             try:
                 await start(entry.concept).ended.wait()
                 return
             except EngineUnavailable as error:
-                entry.interrupt(error)
+                entry.fail_waiters(error)
                 await self._trainings.wait_available()
-        raise InternalError("the engine was lost whenever the concept was trained")
+        raise InternalError("the engine was lost each time the concept was trained")
 
     def _begin(self, concept: Concept) -> _Entry:
         created = [entry for entry in self._entries.values() if not entry.concept.shipped]
         if len(created) >= self._limits.max_concepts:
-            rule = f"there are {len(created)} created concepts, and there can be no more: delete one first"
+            rule = f"there are {len(created)} created concepts, which is the limit; delete one first"
             raise ApiError(ErrorCode.CONFLICT, rule)
-        coming = sum(not entry.stored.settled for entry in created)
-        if coming >= self._limits.max_trainings:
-            raise QueueFull(f"{coming} concepts are being created, and no more can be; try again later")
+        in_creation = sum(not entry.stored.settled for entry in created)
+        if in_creation >= self._limits.max_trainings:
+            raise QueueFull(f"{in_creation} concepts are being created, which is the limit; try again later")
         entry = self._enter(concept)
-        self._go_on(self._create(entry))
+        self._start_task(self._create(entry))
         return entry
 
     async def _create(self, entry: _Entry) -> None:
@@ -184,10 +186,10 @@ class Concepts:
             _log.exception("concept %s cannot be stored", entry.concept.id)
             self._drop(entry, InternalError())
         finally:
-            entry.stored.settle(EngineUnavailable())  # cancelled: the event loop ends
+            entry.stored.settle(EngineUnavailable())  # cancelled, because the event loop ends
 
     async def _finish(self, entry: _Entry) -> None:
-        """Waits until it is stored and ready. Raises why it is not."""
+        """Waits until the concept is stored and ready. Raises the error if the creation fails."""
         await entry.stored.wait()
         try:
             if self._is_current(entry.concept):
@@ -199,6 +201,7 @@ class Concepts:
             raise _deleted(entry.concept)
 
     async def _on_disk(self, act: Callable[[], None], what: str) -> None:
+        """Runs a disk operation on another thread. `what`: its past participle, for error messages."""
         try:
             await to_thread.run_sync(act)
         except OSError:
@@ -211,7 +214,7 @@ class Concepts:
         return entry
 
     def _drop(self, entry: _Entry, error: ApiError) -> None:
-        """`error` is for those who wait for it to be created."""
+        """Removes a concept from the registry. Callers that wait for its creation get `error`."""
         del self._entries[entry.concept.id]
         self._metrics.concepts.set(len(self._entries))
         entry.stored.settle(error)
@@ -226,12 +229,13 @@ class Concepts:
         return entry
 
     def _is_current(self, concept: Concept) -> bool:
+        """Whether the concept was neither deleted nor replaced."""
         entry = self._entries.get(concept.id)
         return entry is not None and entry.concept is concept
 
-    def _go_on(self, work: Coroutine[None, None, None]) -> None:
+    def _start_task(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)  # the event loop itself holds tasks only weakly
+        self._tasks.add(task)  # the event loop keeps only weak references to tasks
         task.add_done_callback(self._tasks.discard)
 
     def _card(self, concept: Concept) -> ConceptCard:
@@ -258,7 +262,7 @@ class Concepts:
 
 def _unknown(concept_id: str, param: str | None = None) -> ApiError:
     shown = concept_id if is_id(concept_id) else shorten(concept_id)
-    message = f"steering concept {shown} is unknown; GET /steering_concepts lists what there is"
+    message = f"steering concept {shown} is unknown; GET /steering_concepts lists all concepts"
     return ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, message, param)
 
 

@@ -1,4 +1,4 @@
-"""The directories that keep concepts: shipped ones and created ones. Knows no model and no tokens."""
+"""Reads and writes the files of shipped and created concepts. Knows no model and no tokens."""
 
 import logging
 import os
@@ -20,29 +20,29 @@ _LONGEST_REASON = 200
 
 
 class ConceptStore:
-    """One directory of shipped concepts, one YAML file each, and one of created ones, one JSON file each.
+    """A directory of shipped concepts, one YAML file each, and one of created concepts, one JSON file each.
 
-    Only what is written is kept here; which concepts there are is for the caller to remember.
+    The store only reads and writes files. The caller keeps the list of concepts.
     """
 
     def __init__(self, shipped: Path, created: Path) -> None:
-        """Neither directory needs to exist."""
+        """Either directory may be missing."""
         self._shipped = shipped
         self._created = created
         self.problems: list[ConceptProblem] = []
 
     def load(self) -> list[Concept]:
-        """The shipped ones first. What cannot be used becomes one of the problems, and a line in the log."""
+        """All valid concepts, shipped ones first. Adds each invalid file to `problems` and logs a warning."""
         self._clean_up()
         concepts = {concept.id: concept for concept in self._read(self._shipped, ".yaml", _read_shipped)}
         created = self._read(self._created, ".json", _read_created)
         for concept in sorted(created, key=lambda concept: (concept.created, concept.id)):
             if concepts.setdefault(concept.id, concept) is not concept:
-                self._report(self._file(concept.id).name, "a shipped concept has this name, and counts")
+                self._report(self._file(concept.id).name, "a shipped concept of this name is used instead")
         return list(concepts.values())
 
     def write(self, concept: Concept) -> None:
-        """When this returns, the file survives a loss of power. Raises OSError, and leaves no file then."""
+        """Writes a concept's file, which then survives a loss of power. On OSError it leaves no file."""
         target = self._file(concept.id)
         try:
             write_atomically(target, _encode(concept))
@@ -53,7 +53,7 @@ class ConceptStore:
         self.problems = [problem for problem in self.problems if problem.file != target.name]
 
     def remove(self, concept_id: str) -> None:
-        """A created one. When this returns, it does not come back. Raises OSError."""
+        """Deletes a created concept's file, even if power is lost right after this. Raises OSError."""
         with suppress(FileNotFoundError):
             self._file(concept_id).unlink()
         with suppress(FileNotFoundError):
@@ -63,7 +63,7 @@ class ConceptStore:
         return self._created / (concept_id.removeprefix(ID_PREFIX) + ".json")
 
     def _clean_up(self) -> None:
-        """What a process that was killed had begun to write."""
+        """Deletes temporary files that a killed process has left."""
         with suppress(OSError):
             for file in self._created.glob(TEMPORARY):
                 file.unlink()
@@ -118,8 +118,8 @@ def _read_created(path: Path) -> Concept:
 
 
 def _read_bytes(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-        raise ValueError("is no file")
+    if path.exists() and not path.is_file():  # opening a pipe would block forever
+        raise ValueError("is not a regular file")
     return path.read_bytes()
 
 
@@ -129,12 +129,15 @@ def _encode(concept: Concept) -> bytes:
 
 
 def _checked(path: Path, concept: Concept) -> Concept:
-    """Raises ValueError; also for half a surrogate pair, which YAML can spell and nothing can send."""
+    """Returns the concept. Raises ValueError if it breaks a rule.
+
+    That includes a lone surrogate in a text: YAML can express one, but UTF-8 cannot encode it.
+    """
     concept.description.encode()
     if not is_id(concept.id):
         raise ValueError(f"its name must match {NAME_PATTERN}")
     if concept.id != ID_PREFIX + path.stem:
-        raise ValueError("it names another concept than its file's name")
+        raise ValueError("its name must equal the file's name without the suffix")
     if not concept.examples:
         raise ValueError("it has no examples")
     for position, example in enumerate(concept.examples):
@@ -143,23 +146,23 @@ def _checked(path: Path, concept: Concept) -> Concept:
         if example.positive == example.negative:
             raise ValueError(f"examples[{position}] has the same text twice")
     if names_other_examples(concept):
-        raise ValueError("its examples are not those that its id was made from")
+        raise ValueError("its name is a digest, but not the digest of its examples")
     return concept
 
 
 def _explain(error: Exception) -> str:
-    """In a few words, without a path."""
+    """A short reason, without the file's path."""
     match error:
         case OSError():
             reason = f"cannot be read: {error.strerror}"
         case UnicodeError():
-            reason = "holds what is no UTF-8"
+            reason = "contains text that is not valid UTF-8"
         case RecursionError():
-            reason = "is nested too deep"
+            reason = "is nested too deeply"
         case yaml.MarkedYAMLError(problem_mark=yaml.Mark() as mark):
-            reason = f"is no YAML: line {mark.line + 1}: {error.problem}"
+            reason = f"is not valid YAML: line {mark.line + 1}: {error.problem}"
         case yaml.YAMLError():
-            reason = "is no YAML"
+            reason = "is not valid YAML"
         case _:
             reason = str(error)
     return " ".join(reason.split())[:_LONGEST_REASON]

@@ -1,4 +1,4 @@
-"""Which concepts are trained on the engine's model, and how far the others are, by their examples' digest.
+"""Starts trainings on the engine and tracks their state, by the digest of a concept's examples.
 
 Knows no names, no files and no tokens.
 """
@@ -19,18 +19,18 @@ from inference.interface.protocol import ConceptReport, TrainConcept, TrainingSt
 
 _log = logging.getLogger(__name__)
 
-_GOING_ON = (ConceptState.TRAINING, ConceptState.MEASURING)
+_IN_PROGRESS = (ConceptState.TRAINING, ConceptState.MEASURING)
 
 
 class SharedFuture:
-    """What many may wait for, and what may fail."""
+    """An event that many tasks can wait for. It can carry an error."""
 
     def __init__(self) -> None:
         self._settled = asyncio.Event()
         self._error: ApiError | None = None
 
     def settle(self, error: ApiError | None = None) -> None:
-        """The first time counts."""
+        """Wakes all waiting tasks. Later calls do nothing."""
         if not self.settled:
             self._error = error
             self._settled.set()
@@ -40,14 +40,14 @@ class SharedFuture:
         return self._settled.is_set()
 
     async def wait(self) -> None:
-        """Raises what it failed with."""
+        """Raises the error, if there is one."""
         await self._settled.wait()
         if self._error is not None:
             raise self._error
 
 
 class Training:
-    """One try to make a concept's direction."""
+    """One attempt to train a concept's steering vector."""
 
     def __init__(self, background: bool) -> None:
         self.background = background
@@ -55,14 +55,16 @@ class Training:
         self.progress = 0.0
         self.report: ConceptReport | None = None
         self.error: ApiError | None = None
-        """Why it failed."""
+        """Why the training failed."""
         self.usable = SharedFuture()
+        """Settled once the engine can steer by the concept."""
         self.ended = SharedFuture()
+        """Settled once the training is ready or has failed."""
 
     def update(self, update: TrainingUpdate) -> None:
         if update.state is TrainingState.FAILED:
-            ours = InternalError("the training failed")
-            self.fail(InvalidRequest(update.detail) if update.detail else ours)
+            fault = InternalError("the training failed")
+            self.fail(InvalidRequest(update.detail) if update.detail else fault)
             return
         self.state = ConceptState(update.state.value)
         self.progress, self.report = update.progress, update.report
@@ -76,8 +78,8 @@ class Training:
         self.state, self.error = ConceptState.FAILED, error
         self.end(error)
 
-    def lose(self) -> None:
-        """It was not decided: the engine is gone, or the server ends."""
+    def reset(self) -> None:
+        """Back to UNTRAINED: the training stopped without a result, since the engine or the server ended."""
         self.state, self.progress = ConceptState.UNTRAINED, 0.0
         self.end(EngineUnavailable())
 
@@ -88,7 +90,7 @@ class Training:
 
 class Trainings:
     def __init__(self, engine: Engine, encode: Callable[[Concept], TrainConcept], metrics: Metrics) -> None:
-        """`encode` may take its time, and raises an ApiError for what cannot be trained."""
+        """`encode` runs on another thread, and raises an ApiError if the concept cannot be trained."""
         self._engine = engine
         self._encode = encode
         self._metrics = metrics
@@ -96,35 +98,36 @@ class Trainings:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def wait_available(self) -> None:
-        """Returns once there can be trainings; raises EngineUnavailable if there never will be again."""
+        """Returns once the engine can train; raises EngineUnavailable if it never will again."""
         await self._engine.wait_available()
 
     def get(self, concept: Concept) -> Training | None:
+        """The latest training of the concept's examples."""
         return self._trainings.get(concept.digest)
 
     def start(self, concept: Concept, background: bool = False) -> Training:
-        """The one that there is, prioritized where that helps, or else a new one."""
+        """Returns the current training, or starts a new one. Prioritizes a background training if needed."""
         training = self.get(concept)
         if training is None or training.state is ConceptState.UNTRAINED:
             return self._begin(concept, background)
-        if training.background and not background and training.state in _GOING_ON:
+        if training.background and not background and training.state in _IN_PROGRESS:
             training.background = False
             self._engine.prioritize(concept.digest)
         return training
 
     def retry(self, concept: Concept) -> Training:
-        """As `start`, but what has failed is tried again."""
+        """Like `start`, but also starts a new training if the last one failed."""
         training = self.start(concept)
         return self._begin(concept) if training.state is ConceptState.FAILED else training
 
     def forget(self, concept: Concept) -> None:
-        """Whoever waits for it gets UNKNOWN_STEERING_CONCEPT."""
+        """Drops a deleted concept's training. Callers that wait for it get UNKNOWN_STEERING_CONCEPT."""
         self._engine.forget(concept.digest)
         if training := self._trainings.pop(concept.digest, None):
             training.end(ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, "the steering concept was deleted"))
 
-    def doubt(self, concept: Concept) -> None:
-        """The engine does not know a concept that was usable: whoever needs it next has it trained."""
+    def invalidate(self, concept: Concept) -> None:
+        """Drops a READY training that the engine has lost. The next `start` trains the concept again."""
         training = self.get(concept)
         if training and training.state is ConceptState.READY:
             del self._trainings[concept.digest]
@@ -132,7 +135,7 @@ class Trainings:
     def _begin(self, concept: Concept, background: bool = False) -> Training:
         training = self._trainings[concept.digest] = Training(background)
         task = asyncio.create_task(self._run(concept, training))
-        self._tasks.add(task)  # the event loop itself holds tasks only weakly
+        self._tasks.add(task)  # the event loop keeps only weak references to tasks
         task.add_done_callback(self._tasks.discard)
         return training
 
@@ -144,13 +147,13 @@ class Trainings:
                 async for update in self._engine.train(command):
                     training.update(update)
         except EngineUnavailable:
-            training.lose()
+            training.reset()
         except ApiError as error:
             training.fail(error)
         except Exception:
             _log.exception("concept %s cannot be trained", concept.id)
             training.fail(InternalError())
         finally:
-            if training.state in _GOING_ON:
-                training.lose()  # cancelled at the end of the event loop, or forgotten
+            if training.state in _IN_PROGRESS:
+                training.reset()  # cancelled at the end of the event loop, or forgotten
             self._metrics.count_training(training.state)

@@ -1,1 +1,1 @@
-"""Who may use how much: access tokens, concurrent requests, tokens per minute. Knows no HTTP."""
+"""Access control and limits: access tokens, concurrent requests, tokens per minute. Knows no HTTP."""

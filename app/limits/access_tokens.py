@@ -1,6 +1,6 @@
-"""The access tokens that are good now: the configuration's, and those of a file that changes while we serve.
+"""Valid access tokens, from the configuration and from a file that may change while the server runs.
 
-Only digests are kept. `tiller token` writes the file; the server reads it again as soon as it is another.
+Stores only SHA-256 digests. `tiller token` writes the file; the server reads it again after each change.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ _LIST = TypeAdapter(tuple[AccessToken, ...])
 
 
 class AccessTokenFileError(StartError):
-    """The file cannot be read or written."""
+    """The access token file cannot be read or written."""
 
 
 class AccessTokenFile:
-    """A JSON list of access tokens. Where there is none, nobody has made any."""
+    """A JSON list of access tokens. A missing file counts as an empty list."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> tuple[AccessToken, ...]:
-        """Raises AccessTokenFileError."""
+        """Raises AccessTokenFileError if the file exists but is unreadable or invalid."""
         try:
             return _LIST.validate_json(self.path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
@@ -43,7 +43,7 @@ class AccessTokenFile:
             raise AccessTokenFileError(f"{self.path}: {where} {first['msg']}".replace(":  ", ": ")) from None
 
     def write(self, tokens: Iterable[AccessToken]) -> None:
-        """Whole or not at all, and for this user's eyes only. Raises AccessTokenFileError."""
+        """Replaces the file atomically. Only its owner can read it. Raises AccessTokenFileError."""
         content = _LIST.dump_json(tuple(tokens), indent=2, exclude_none=True) + b"\n"
         try:
             write_atomically(self.path, content)
@@ -51,25 +51,25 @@ class AccessTokenFile:
             raise AccessTokenFileError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def stamp(self) -> tuple[int, ...] | None:
-        """Another one whenever the file was replaced; None: there is none."""
+        """A value that changes whenever the file is replaced. None if there is no file."""
         try:
             status = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError as error:  # There may be one.
+        except OSError as error:  # the file may exist
             return (error.errno or 0,)
         return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 class AccessTokens:
-    """Finds the one that a caller shows.
+    """Looks up the access token that a caller sends.
 
-    Where neither the configuration nor a file has any, the server is open to everybody. It never opens
-    again by itself: not when the last token is revoked, nor when the file is gone.
+    Without access tokens in the configuration and without a file, the server accepts everybody. A running
+    server that requires access tokens keeps requiring them, even if all are revoked or the file is deleted.
     """
 
     def __init__(self, configured: Sequence[AccessToken], file: AccessTokenFile) -> None:
-        """Raises AccessTokenFileError."""
+        """Reads the file. Raises AccessTokenFileError."""
         self._configured = configured
         self._file = file
         self._stamp = file.stamp()
@@ -77,11 +77,11 @@ class AccessTokens:
         self.guarded = bool(configured) or self._stamp is not None
 
     def find(self, token: str) -> AccessToken | None:
-        """The time that it takes tells nothing of other tokens: only digests are compared."""
+        """Compares only digests, so that the time it takes reveals nothing about the valid access tokens."""
         return self._known.get(hashlib.sha256(token.encode("latin-1")).hexdigest())
 
     def refresh(self) -> None:
-        """Sees what was made or revoked since the last time. A file that cannot be read changes nothing."""
+        """Reads the file again if it has changed. If that fails, the access tokens stay the same."""
         stamp = self._file.stamp()
         if stamp == self._stamp:
             return
@@ -90,13 +90,13 @@ class AccessTokens:
         try:
             self._known = _by_digest(self._configured, self._file.read())
         except AccessTokenFileError as error:
-            _log.error("the access tokens stay as they were: %s", error)
+            _log.error("the access tokens are unchanged: %s", error)
 
 
 def load_access_tokens(settings: Settings) -> AccessTokens:
-    """Raises AccessTokenFileError."""
+    """Raises AccessTokenFileError if the file exists but is unreadable or invalid."""
     return AccessTokens(settings.auth.tokens, AccessTokenFile(settings.token_file))
 
 
 def _by_digest(*tokens: Iterable[AccessToken]) -> dict[str, AccessToken]:
-    return {token.sha256: token for some in tokens for token in some}
+    return {token.sha256: token for group in tokens for token in group}

@@ -1,7 +1,7 @@
-"""Who gets how much of the engine: a place in its queue, requests at the same time, tokens per minute.
+"""Admission control: engine capacity, concurrent requests and tokens per minute of each caller.
 
-Decided before anything is computed for a request. Knows no HTTP and no prompts. All of it is kept in memory:
-a server that starts again begins anew.
+Runs before anything is computed for a request. Keeps its state in memory, so a restart resets it. Knows no
+HTTP and no prompts.
 """
 
 import math
@@ -14,9 +14,9 @@ from app.settings import AccessToken, LimitSettings
 from app.workers.engine import Engine
 
 _TYPICAL_ANSWER = 256
-"""Tokens that are reserved for a choice without max_tokens. What it really takes is settled in the end."""
+"""Tokens to reserve for a choice without max_tokens. `AdmittedRequest.end` corrects the number later."""
 _LONGEST_ANSWER = 10**9
-"""Whoever asks for more is refused soon after, by the model's context."""
+"""Upper bound for max_tokens here. The check against the context length refuses such requests later."""
 
 
 class AdmissionController:
@@ -27,19 +27,22 @@ class AdmissionController:
         self._limits = limits
         self._clock = clock
         self._accounts: dict[tuple[str, bool], _Account] = {}
-        self._coming = 0
-        """Choices that have been promised a reservation, of requests that the engine has not seen yet."""
+        self._reserved = 0
+        """Choices with a reservation whose request the engine does not have yet."""
 
     def reserve(self) -> "Reservation":
-        """For a request that comes in. Whoever gets one must free it. Raises UNAVAILABLE or QUEUE_FULL."""
+        """Reserves capacity for one choice of a new request. The caller must release the reservation.
+
+        Raises UNAVAILABLE or QUEUE_FULL.
+        """
         self.check_room(1)
         return Reservation(self)
 
     def admit(self, caller: AccessToken | None, nice: bool, reservation: "Reservation") -> "AdmittedRequest":
-        """Called before the request's body is read. The caller must call `end` on what this returns.
+        """Counts the request against the caller's limits, before its body is read.
 
-        All callers without a token are one. What a caller sends as `nice` has limits of its own, as high.
-        Raises RATE_LIMITED.
+        The code that calls this must call `end` on the result. All callers without an access token share one
+        account. A caller's `nice` requests count separately, with the same limits. Raises RATE_LIMITED.
         """
         account = self._account(caller, nice)
         account.check_requests()
@@ -47,7 +50,7 @@ class AdmissionController:
 
     @contextmanager
     def counting(self, caller: AccessToken | None) -> Iterator[None]:
-        """Within, a request that takes no place is one of the caller's. Raises RATE_LIMITED."""
+        """Counts a request that needs no engine capacity, while the context is open. Raises RATE_LIMITED."""
         account = self._account(caller, nice=False)
         account.check_requests()
         account.requests += 1
@@ -57,14 +60,15 @@ class AdmissionController:
             account.requests -= 1
 
     def check_room(self, choices: int) -> None:
-        """Raises UNAVAILABLE or QUEUE_FULL."""
+        """Raises UNAVAILABLE if the engine is down, QUEUE_FULL if it has no capacity for these choices."""
         if not self._engine.available:
             raise EngineUnavailable
-        if self._coming + choices > self._engine.room:
+        if self._reserved + choices > self._engine.room:
             raise QueueFull
 
-    def expect(self, choices: int) -> None:
-        self._coming += choices
+    def change_reserved(self, choices: int) -> None:
+        """Adds choices to the reserved ones. A negative number releases them."""
+        self._reserved += choices
 
     def _account(self, caller: AccessToken | None, nice: bool) -> "_Account":
         key = (caller.sha256 if caller else "", nice)
@@ -77,29 +81,29 @@ class AdmissionController:
 
 
 class Reservation:
-    """Room for a request's choices, from its arrival until the engine counts them itself."""
+    """Engine capacity for a request's choices, from its arrival until the engine itself counts them."""
 
     def __init__(self, admission: AdmissionController) -> None:
-        """For one choice, for which there must be room."""
+        """Reserves capacity for one choice. The caller has checked that there is capacity."""
         self._admission = admission
         self._choices = 1
-        admission.expect(1)
+        admission.change_reserved(1)
 
     def resize(self, choices: int) -> None:
-        """Room for so many in all. Raises UNAVAILABLE or QUEUE_FULL."""
+        """Changes the reservation to this number of choices. Raises UNAVAILABLE or QUEUE_FULL."""
         more = choices - self._choices
         self._admission.check_room(more)
-        self._admission.expect(more)
+        self._admission.change_reserved(more)
         self._choices = choices
 
     def release(self) -> None:
-        """Harmless the second time."""
-        self._admission.expect(-self._choices)
+        """Releases the capacity. A second call does nothing."""
+        self._admission.change_reserved(-self._choices)
         self._choices = 0
 
 
 class AdmittedRequest:
-    """One request, from its arrival to the end of its answer: what it holds."""
+    """What one request holds until its answer ends: a reservation, a request count and tokens."""
 
     def __init__(self, reservation: Reservation, account: "_Account") -> None:
         self._reservation = reservation
@@ -109,21 +113,24 @@ class AdmittedRequest:
         account.requests += 1
 
     def reserve(self, choices: int, max_tokens: int | None) -> None:
-        """Room for the choices and tokens for their answers. Raises QUEUE_FULL or RATE_LIMITED."""
+        """Reserves capacity for the choices and tokens for their answers.
+
+        Raises UNAVAILABLE, QUEUE_FULL or RATE_LIMITED.
+        """
         self._reservation.resize(choices)
         wanted = _TYPICAL_ANSWER if max_tokens is None else min(max_tokens, _LONGEST_ANSWER)
         self._take_tokens(choices * wanted)
 
     def reserve_prompt(self, tokens: int) -> None:
-        """Raises RATE_LIMITED."""
+        """Reserves the tokens of the prompt. Raises RATE_LIMITED."""
         self._take_tokens(tokens)
 
     def hand_over(self) -> None:
-        """From here on the engine counts the choices itself."""
+        """Releases the reservation, because the engine counts the choices from now on."""
         self._reservation.release()
 
     def end(self, tokens: int = 0) -> None:
-        """`tokens`: what its prompt and its answers really took."""
+        """Releases what the request holds. `tokens`: how many its prompt and answers really used."""
         self.hand_over()
         self._account.requests -= 1
         if self._bucket:
@@ -131,13 +138,13 @@ class AdmittedRequest:
 
     def _take_tokens(self, count: int) -> None:
         if self._bucket and (seconds := self._bucket.take(count, self._tokens)):
-            rule = f"the {self._bucket.capacity} tokens per minute of this access token are used up"
+            rule = f"this access token has used up its {self._bucket.capacity} tokens per minute"
             raise RateLimited(f"{rule}; try again in {math.ceil(seconds)} seconds", seconds)
         self._tokens += count
 
 
 class TokenBucket:
-    """Holds what may be used now: at most what comes in a minute."""
+    """The tokens that a caller may use now. Refills steadily; holds at most one minute's tokens."""
 
     def __init__(self, capacity: int, clock: Callable[[], float]) -> None:
         self.capacity = capacity
@@ -146,20 +153,20 @@ class TokenBucket:
         self._filled = clock()
 
     def take(self, count: int, held: int = 0) -> float:
-        """Takes `count` tokens, or none: then it says in how many seconds they will be there.
+        """Takes `count` tokens and returns 0, or takes none and returns the seconds until they are available.
 
-        `held` is what this taker has already. Who needs more than a minute brings waits for a full bucket,
-        and leaves it in debt.
+        `held`: tokens that this request has taken before. A request that needs more than one minute's tokens
+        must wait for a full bucket, and leaves it with a negative level.
         """
         self._fill()
-        lacking = min(held + count, self.capacity) - held - self._level
-        if lacking > 0:
-            return lacking * 60 / self.capacity
+        missing = min(held + count, self.capacity) - held - self._level
+        if missing > 0:
+            return missing * 60 / self.capacity
         self._level -= count
         return 0.0
 
     def put_back(self, count: int) -> None:
-        """Negative: more was used than was taken."""
+        """Returns unused tokens. A negative count charges for tokens that were used but not taken."""
         self._fill()
         self._level = min(self._level + count, self.capacity)
 
@@ -170,7 +177,7 @@ class TokenBucket:
 
 
 class _Account:
-    """What one caller uses of its limits."""
+    """One caller's limits, and how much of them it uses now."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -178,11 +185,12 @@ class _Account:
         self.bucket: TokenBucket | None = None
 
     def check_requests(self) -> None:
-        """Raises RATE_LIMITED."""
+        """Raises RATE_LIMITED if the caller has as many requests in progress as it may have."""
         if self.requests >= self.max_requests:
-            rule = f"{self.requests} requests with this access token are being answered, which is its limit"
+            rule = f"this access token has {self.requests} requests in progress, which is its limit"
             raise RateLimited(rule, 1)
 
     def limit_tokens(self, per_minute: int | None, clock: Callable[[], float]) -> None:
+        """Starts a new bucket if the limit has changed. None: no limit."""
         if (self.bucket.capacity if self.bucket else None) != per_minute:
             self.bucket = TokenBucket(per_minute, clock) if per_minute else None

@@ -1,1 +1,1 @@
-"""What is recorded about each request, and where it goes: metrics, access log, traces. Changes no request."""
+"""Records what happens to each request, for metrics, access log and traces. Changes no request."""

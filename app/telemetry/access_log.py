@@ -1,4 +1,4 @@
-"""One line in the log for each request that was answered. Its words are in it only on demand."""
+"""Logs one line for each answered request. Holds its texts only if the operator enables that."""
 
 import logging
 
@@ -10,7 +10,8 @@ _LINE = "%(method)s %(route)s %(status)s"
 
 
 def log_request(seen: Observation) -> None:
-    # As long as all is well, a probe is worth a line only in debugging.
+    """Logs one answered request."""
+    # Successful probes are frequent and uninteresting, so they need the level DEBUG.
     level = logging.DEBUG if seen.route in PROBED_ROUTES and seen.status == 200 else logging.INFO
     if not _log.isEnabledFor(level):
         return
@@ -25,16 +26,16 @@ def log_request(seen: Observation) -> None:
         "messages": seen.messages,
         "answers": seen.answers,
     }
-    given = {name: value for name, value in fields.items() if value is not None}
-    asked = {"method": seen.method, "route": seen.route, "status": seen.status}
-    # As _log.log does, but that also looks for its caller, which costs more than all the rest.
-    record = logging.LogRecord(_log.name, level, __file__, 0, _LINE, (asked,), None)
-    record.fields = given
+    record_fields = {name: value for name, value in fields.items() if value is not None}
+    line = {"method": seen.method, "route": seen.route, "status": seen.status}
+    # Not _log.log: it also looks up the calling frame, which costs more than everything else here.
+    record = logging.LogRecord(_log.name, level, __file__, 0, _LINE, (line,), None)
+    record.fields = record_fields
     _log.handle(record)
 
 
 def log_refusal(status: int) -> None:
-    """Of what never became a request: its connection is closed."""
+    """Logs an answer to bytes that are no complete request, such as too large headers."""
     _log.info(_LINE, {"method": "-", "route": "other", "status": status})
 
 

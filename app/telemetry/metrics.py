@@ -1,4 +1,4 @@
-"""What GET /metrics reports. Counts what it is told, and asks the workers; knows no requests."""
+"""The metrics of GET /metrics: counts observations and reads the workers' state. Knows no HTTP."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -29,34 +29,34 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self._info = Info("tiller", "What is served.", registry=registry)
+        self._info = Info("tiller", "Version, model and dtype that the server serves.", registry=registry)
         self._requests = Counter(
             "tiller_requests", "Requests answered.", ["route", "status"], registry=registry
         )
         self._prompt_tokens = Counter(
-            "tiller_prompt_tokens", "Tokens in the prompts of ended generations.", registry=registry
+            "tiller_prompt_tokens", "Prompt tokens of generations that have ended.", registry=registry
         )
         self._completion_tokens = Counter(
-            "tiller_completion_tokens", "Tokens generated, in generations that have ended.", registry=registry
+            "tiller_completion_tokens", "Completion tokens of generations that have ended.", registry=registry
         )
         self._aborts = Counter(
-            "tiller_aborts", "Generations whose client left, or which failed.", registry=registry
+            "tiller_aborts", "Generations that failed or whose client disconnected.", registry=registry
         )
         self._steered = Counter(
             "tiller_steered",
-            "Generations that were steered, by how many concepts.",
+            "Steered generations, by the number of their concepts.",
             ["concepts"],
             registry=registry,
         )
         self._queue_time = Histogram(
             "tiller_queue_time_seconds",
-            "How long a generation waited for the engine to begin with it.",
+            "Time in the engine's queue until the first choice of a generation starts.",
             buckets=_WAIT_SECONDS,
             registry=registry,
         )
         self._first_token = Histogram(
             "tiller_time_to_first_token_seconds",
-            "From a chat's arrival to its first token.",
+            "TTFT: time from a chat's arrival to its first token.",
             buckets=_WAIT_SECONDS,
             registry=registry,
         )
@@ -68,13 +68,13 @@ class Metrics:
         )
         self._whole = Histogram(
             "tiller_generation_seconds",
-            "From a chat's arrival to the end of its answer.",
+            "Time from a chat's arrival to the end of its answer.",
             buckets=_ANSWER_SECONDS,
             registry=registry,
         )
         self._trainings = Counter(
             "tiller_trainings",
-            "Trainings of steering concepts that have ended, by what the concept is then.",
+            "Trainings of steering concepts that have ended, by the concept's new state.",
             ["state"],
             registry=registry,
         )
@@ -82,11 +82,11 @@ class Metrics:
         self.running = Gauge("tiller_running", "Generations that are running.", registry=registry)
 
     def describe(self, **facts: str) -> None:
-        """Of what is served: its version, its model."""
+        """Sets the labels of tiller_info, such as the version and the model."""
         self._info.info(facts)
 
     def watch(self, workers: Callable[[], Sequence[WorkerState]]) -> None:
-        """From now on the workers are asked with every report."""
+        """Adds the workers' metrics. Each `render` reads them from `workers`."""
         self._registry.register(_WorkerCollector(workers))
 
     def count_request(self, route: str, status: int) -> None:
@@ -99,7 +99,7 @@ class Metrics:
             self._queue_time.observe(seen.queue_seconds)
 
     def count_generation(self, seen: Observation) -> None:
-        """One that has ended, whether by itself or because the client left or something failed."""
+        """Counts a generation that has ended, has failed or was aborted."""
         if seen.usage is None or seen.asked is None:
             return
         self._prompt_tokens.inc(seen.usage.prompt_tokens)
@@ -123,60 +123,64 @@ class Metrics:
 
 _Gauge = tuple[str, str, Callable[[WorkerState], float]]
 _GAUGES: tuple[_Gauge, ...] = (
-    ("tiller_worker_up", "1 while the worker serves, else 0.", lambda worker: worker.up),
+    ("tiller_worker_up", "1 if the worker serves requests, else 0.", lambda worker: worker.up),
     (
         "tiller_sequences_running",
-        "Choices and probes in the batch.",
+        "Sequences in the running batch: choices and training texts.",
         lambda worker: worker.stats.running,
     ),
     (
         "tiller_sequences_waiting",
-        "Choices and probes in the queue.",
+        "Sequences in the queue: choices and training texts.",
         lambda worker: worker.stats.waiting,
     ),
     (
         "tiller_kv_cache_usage_ratio",
-        "Of the KV cache's blocks, in use.",
+        "KV cache usage: share of the blocks that are in use, 0 to 1.",
         lambda worker: _usage(worker.stats),
     ),
 )
 _COUNTERS: tuple[_Gauge, ...] = (
-    ("tiller_worker_restarts", "Times that the worker was started again.", lambda worker: worker.restarts),
-    ("tiller_preemptions", "Sequences that lost their blocks.", lambda worker: worker.stats.preemptions),
+    ("tiller_worker_restarts", "How often the worker was restarted.", lambda worker: worker.restarts),
+    (
+        "tiller_preemptions",
+        "Preempted sequences, which are computed again.",
+        lambda worker: worker.stats.preemptions,
+    ),
     (
         "tiller_prefix_cache_queries",
-        "Tokens looked up in the KV cache.",
+        "Tokens looked up in the prefix cache.",
         lambda worker: worker.stats.prefix_cache_queries,
     ),
     (
         "tiller_prefix_cache_hits",
-        "Tokens found there, which are not computed.",
+        "Prefix cache hits: tokens found there, which are not computed again.",
         lambda worker: worker.stats.prefix_cache_hits,
     ),
 )
 
 
 class _WorkerCollector(Collector):
-    """The workers' numbers, as they were lately. Each has its own: a sum would fall when one starts again."""
+    """The latest numbers of each worker. There is no sum over workers: it would drop when one restarts."""
 
     def __init__(self, workers: Callable[[], Sequence[WorkerState]]) -> None:
         self._workers = workers
 
     def collect(self) -> Iterable[Metric]:
         workers = list(enumerate(self._workers()))
-        for name, meaning, read in _GAUGES:
-            gauge = GaugeMetricFamily(name, meaning, labels=["worker"])
+        for name, help_text, read in _GAUGES:
+            gauge = GaugeMetricFamily(name, help_text, labels=["worker"])
             for number, worker in workers:
                 gauge.add_metric([str(number)], read(worker))
             yield gauge
-        for name, meaning, read in _COUNTERS:
-            counter = CounterMetricFamily(name, meaning, labels=["worker"])
+        for name, help_text, read in _COUNTERS:
+            counter = CounterMetricFamily(name, help_text, labels=["worker"])
             for number, worker in workers:
                 counter.add_metric([str(number)], read(worker))
             yield counter
         yield from _processes(workers)
         intervals = HistogramMetricFamily(
-            "tiller_inter_token_latency_seconds", "Between two tokens of a choice.", labels=["worker"]
+            "tiller_inter_token_latency_seconds", "Time between two tokens of a choice.", labels=["worker"]
         )
         for number, worker in workers:
             intervals.add_metric([str(number)], _buckets(worker.intervals), worker.intervals.seconds)
@@ -184,13 +188,13 @@ class _WorkerCollector(Collector):
 
 
 def _processes(workers: Iterable[tuple[int, WorkerState]]) -> Iterable[Metric]:
-    """Memory, processor time and the like of the workers' processes, where the system tells."""
+    """Memory, CPU time and the like of the workers' processes, if the system reports them."""
     families: dict[str, Metric] = {}
     for number, worker in workers:
         if worker.pid is None:
             continue
-        of_one = ProcessCollector("tiller_worker", pid=partial(int, worker.pid), registry=None)
-        for metric in of_one.collect():
+        process = ProcessCollector("tiller_worker", pid=partial(int, worker.pid), registry=None)
+        for metric in process.collect():
             family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
             for sample in metric.samples:
                 family.add_sample(sample.name, {"worker": str(number)}, sample.value)

@@ -1,4 +1,4 @@
-"""What is known of a request and of a worker, for logs, metrics and traces. Tells nobody by itself."""
+"""Data about requests and workers, for logs, metrics and traces. Reports nothing itself."""
 
 import time
 from bisect import bisect_left
@@ -13,81 +13,82 @@ INTERVAL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.15, 0
 
 
 PROBED_ROUTES = frozenset({"/health", "/metrics"})
-"""Machines ask these every few seconds."""
+"""Health checks and scrapers call these routes every few seconds."""
 
 
 class Observation:
-    """Of one request, from its arrival to the end of its answer. What does not apply to it stays None."""
+    """The data about one request, up to the end of its answer. Fields that do not apply stay None."""
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.arrived = time.perf_counter()
         self.arrived_ns = time.time_ns()
-        """Since 1970."""
+        """Nanoseconds since 1970."""
         self.method = "-"
         self.route = "other"
         self.status: int | None = None
-        """None also: the answer did not even begin."""
+        """None: no answer was started."""
         self.seconds = 0.0
-        """Until all of the answer was sent."""
+        """From the arrival until the whole answer was sent."""
         self.token: str | None = None
         """The name of the caller's access token."""
         self.client_request_id: str | None = None
         self.error: str | None = None
-        """The code of what went wrong, also after the status was sent."""
+        """The error code, also of an error after the status was sent."""
         self.trace_headers: dict[str, str] = {}
         """The caller's `traceparent` and `tracestate`."""
         self.trace_id: str | None = None
 
         self.asked: GenerationRequest | None = None
-        """What the engine was to do for a chat."""
+        """The request to the engine, for a chat."""
         self.queued_seconds: float | None = None
-        """From its arrival until it went to the engine."""
+        """From the arrival until the request was submitted to the engine."""
         self.queue_seconds: float | None = None
-        """From then on until the engine began with it."""
+        """From the submission until the engine started its first choice."""
         self.first_token_seconds: float | None = None
-        """From its arrival."""
+        """From the arrival until the first token (TTFT)."""
         self.usage: Usage | None = None
         self.finish_reasons: list[FinishReason | None] | None = None
-        """None in it: a choice that was ended before its end."""
+        """One per choice. None: the choice was aborted."""
         self.messages: list[dict[str, str]] | None = None
-        """As are the answers: set only where the operator wants texts in the log."""
+        """The chat's messages. Set, like `answers`, only if the operator enables texts in the log."""
         self.answers: list[str] | None = None
 
     @property
     def concepts(self) -> int:
-        """By how many different ones a chat was steered."""
+        """The number of different steering concepts of a chat."""
         return len(self.asked.steering.concepts) if self.asked and self.asked.steering else 0
 
     @property
     def ended(self) -> bool:
-        """Whether all of a chat's choices came to an end by themselves."""
+        """Whether every choice of a chat has a finish reason."""
         return bool(self.finish_reasons) and None not in (self.finish_reasons or ())
 
     def queue(self) -> None:
-        """It goes to the engine."""
+        """Called when the request is submitted to the engine."""
         self.queued_seconds = time.perf_counter() - self.arrived
 
     def begin(self, queue_seconds: float | None) -> None:
-        """The first token is there."""
+        """Called when the first token arrives. `queue_seconds`: from Generation."""
         self.first_token_seconds = time.perf_counter() - self.arrived
         self.queue_seconds = queue_seconds
 
     def end(self) -> None:
+        """Called when the answer ends."""
         self.seconds = time.perf_counter() - self.arrived
 
 
 Observer = Callable[[Observation], None]
-"""Hears of a request when it has been answered."""
+"""Called with each request that has been answered."""
 
 
 class TokenIntervals:
-    """A histogram of the seconds between a choice's tokens. Many are the same, and added at once."""
+    """A histogram of the inter-token latency in seconds. Equal values are added together."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(INTERVAL_SECONDS) + 1)
         self.seconds = 0.0
-        """Sum of all."""
+        """The sum of all values."""
 
     def add(self, seconds: float, count: int) -> None:
         self._counts[bisect_left(INTERVAL_SECONDS, seconds)] += count
@@ -95,17 +96,17 @@ class TokenIntervals:
 
     @property
     def cumulative(self) -> list[int]:
-        """How many were at most as long as each of INTERVAL_SECONDS; and last, how many there were."""
+        """How many values are at most each of INTERVAL_SECONDS. The last item counts all values."""
         return list(accumulate(self._counts))
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """A worker as it is now. What it counts begins with zeros whenever it is started."""
+    """The state of a worker now. `stats` and `intervals` start at zero with each new process."""
 
     up: bool
     restarts: int = 0
     pid: int | None = None
-    """Of its process, while there is one."""
+    """The id of the worker's process. None if there is no process."""
     stats: EngineStats = field(default_factory=EngineStats)
     intervals: TokenIntervals = field(default_factory=TokenIntervals)

@@ -1,7 +1,7 @@
-"""Each request as a span of OpenTelemetry, where the operator wants that. Else its SDK is not even imported.
+"""Exports each request as an OpenTelemetry span. Imports the SDK only if the operator enables tracing.
 
-A span is made when its request has been answered, from what was observed of it: the way of a token knows
-nothing of it. The names are those of the semantic conventions for HTTP and for generative AI.
+Creates the span from the Observation after the answer, so tracing costs nothing per token. Attribute names
+follow OpenTelemetry's semantic conventions for HTTP and for generative AI.
 """
 
 import importlib.util
@@ -34,7 +34,7 @@ class Tracing:
         self._model = model
 
     def observe(self, seen: Observation) -> None:
-        """Makes the request's span, a child of the caller's if there is one."""
+        """Creates the request's span, as a child of the caller's span if there is one."""
         if seen.route in PROBED_ROUTES:
             return
         from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -55,13 +55,13 @@ class Tracing:
         span.end(seen.arrived_ns + int(seen.seconds * 1e9))
 
     def close(self) -> None:
-        """What is not exported after a short while is lost. The SDK itself would try for much longer."""
+        """Exports the remaining spans, for at most two seconds. The SDK itself would try much longer."""
         ending = threading.Thread(target=self._provider.shutdown, daemon=True)
         ending.start()
         ending.join(_CLOSE_SECONDS)
 
     def _attributes(self, seen: Observation) -> Attributes:
-        given: dict[str, str | int | float | bool | list[str] | None] = {
+        attributes: dict[str, str | int | float | bool | list[str] | None] = {
             "http.request.method": seen.method,
             "http.route": seen.route,
             "http.response.status_code": seen.status,
@@ -70,7 +70,7 @@ class Tracing:
             "tiller.token": seen.token,
             **self._chat_attributes(seen),
         }
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in attributes.items() if value is not None}
 
     def _chat_attributes(self, seen: Observation) -> Mapping[str, str | int | float | list[str] | None]:
         if seen.asked is None:
@@ -99,24 +99,26 @@ class Tracing:
 
 
 def start_tracing(settings: TracingSettings, model: str) -> Tracing | None:
-    """None: nobody wants it. Raises StartError if its packages are not installed."""
-    asked_by = _asked_by(settings)
-    if asked_by is None:
+    """Returns None if tracing is not enabled. Raises StartError if its packages are not installed."""
+    enabled_by = _enabled_by(settings)
+    if enabled_by is None:
         return None
     if not _is_installed("opentelemetry.exporter.otlp.proto.http"):
-        raise StartError(f"{asked_by} asks for traces, which need Tiller's extra otel: pip install '.[otel]'")
+        raise StartError(f"{enabled_by} is set, but tracing needs Tiller's extra otel: pip install '.[otel]'")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    ours = Resource({"service.name": "tiller", "service.version": __version__})
-    provider = TracerProvider(shutdown_on_exit=False, resource=ours.merge(OTELResourceDetector().detect()))
+    resource = Resource({"service.name": "tiller", "service.version": __version__})
+    resource = resource.merge(OTELResourceDetector().detect())
+    provider = TracerProvider(shutdown_on_exit=False, resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.endpoint)))
     return Tracing(provider, model)
 
 
-def _asked_by(settings: TracingSettings) -> str | None:
+def _enabled_by(settings: TracingSettings) -> str | None:
+    """The setting or environment variable that enables tracing, or None."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     if settings.endpoint:
@@ -129,12 +131,12 @@ def _asked_by(settings: TracingSettings) -> str | None:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even what it is part of
+    except ModuleNotFoundError:  # its parent package is missing, too
         return False
 
 
 def _events(seen: Observation) -> dict[str, float]:
-    """Seconds from the request's arrival."""
+    """Event names, with seconds from the request's arrival."""
     events = {
         "queued": seen.queued_seconds,
         "started": None,

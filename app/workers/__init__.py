@@ -1,1 +1,1 @@
-"""Worker processes: start, supervision, liveness, replicas, the Engine protocol. Knows no HTTP, no text."""
+"""The Engine protocol and its worker processes: start, supervision, replicas. Knows no HTTP and no text."""

@@ -1,4 +1,4 @@
-"""The Engine protocol that routes use: requests in, token events out; examples in, a trained concept."""
+"""The Engine protocol that the routes use to generate tokens and to train concepts. Knows no worker."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -15,21 +15,21 @@ from inference.interface.protocol import (
 
 
 class Generation(Protocol):
-    """An admitted request. Iterating yields, per engine step, the events that step brought it.
+    """An admitted request. Iterating yields one list of events for each engine step.
 
-    The iteration ends after the terminal event of every choice that was not aborted; it raises
-    EngineUnavailable when the engine is lost and InternalError when this request failed in it.
+    The iteration ends after the terminal event of every choice that was not aborted. It raises
+    EngineUnavailable if the engine is lost, and InternalError if this request fails in the engine.
     """
 
     begun: "asyncio.Future[None]"
-    """Done once it has brought its first events; raises what ended it before."""
+    """Done once the first events have arrived. Raises the error if the request fails before that."""
     queue_seconds: float | None
-    """How long it has waited until the engine began with it; None: the engine has not."""
+    """Seconds in the engine's queue until the first choice started. None: no choice has started."""
 
     def __aiter__(self) -> AsyncIterator[list[TokenEvent]]: ...
 
     def abort(self, index: int | None = None) -> None:
-        """Ends choice `index`, or all of them. Harmless when they have ended already."""
+        """Ends choice `index`, or all choices. Does nothing for choices that have already ended."""
 
 
 class Engine(Protocol):
@@ -38,33 +38,34 @@ class Engine(Protocol):
 
     @property
     def available(self) -> bool:
-        """Whether requests are served now."""
+        """Whether the engine accepts requests now."""
 
     @property
     def workers(self) -> Sequence[WorkerState]:
-        """As they were lately."""
+        """The latest known state of each worker."""
 
     @property
     def room(self) -> int:
-        """How many more choices may run or wait."""
+        """How many more choices the engine can take, to run or to wait."""
 
     async def wait_available(self) -> None:
-        """Returns once requests are served; raises EngineUnavailable if they never will be again."""
+        """Returns once the engine accepts requests; raises EngineUnavailable if it never will again."""
 
     async def submit(self, request: GenerationRequest) -> Generation:
-        """Returns once the engine has admitted the request, which takes room from the call on.
+        """Returns once the engine has admitted the request. The call itself already reduces `room`.
 
-        Raises an ApiError if it was refused, EngineUnavailable if the engine is down.
+        Raises an ApiError if the engine refuses the request, EngineUnavailable if the engine is down.
         """
 
     def train(self, command: TrainConcept) -> AsyncIterator[TrainingUpdate]:
-        """How the training goes, up to the update that is READY or FAILED.
+        """Trains a concept. Yields its progress; the last update is READY or FAILED.
 
-        One at a time for each concept. Raises EngineUnavailable, at once or when the engine is lost.
+        Each concept can have one training at a time. Raises EngineUnavailable if the engine is down or is
+        lost during the training.
         """
 
     def prioritize(self, concept: str) -> None:
-        """Somebody waits now for a concept whose training is in the background."""
+        """Takes a concept's training out of the background, because a request waits for it."""
 
     def forget(self, concept: str) -> None:
-        """Drops a trained concept; a training of it that goes on ends with a FAILED update."""
+        """Drops a concept. If it is still in training, the training ends with a FAILED update."""

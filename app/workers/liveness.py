@@ -1,4 +1,4 @@
-"""Whether a worker process lives, judged by the signs of life on its stdout. Ends nothing."""
+"""Detects a frozen worker process by the heartbeat on its stdout. Kills nothing."""
 
 import asyncio
 from pathlib import Path
@@ -9,33 +9,33 @@ from inference.interface.process_status import ProcessStatus
 async def wait_for_silence(
     process: asyncio.subprocess.Process, frozen_seconds: float, busy_seconds: float, tick: float
 ) -> float:
-    """Returns when the worker has been silent for too long, and for how many seconds.
+    """Waits until the worker has been silent for too long. Returns the seconds of silence.
 
-    `frozen_seconds` is the limit for a worker that neither computes nor waits for the disk; `busy_seconds`
-    for any other, since something may hold up its signs of life. `tick` seconds pass between two looks.
+    `frozen_seconds`: limit for a worker that neither computes nor waits for the disk. `busy_seconds`: limit
+    for any other worker, because the computation may delay its heartbeat. `tick`: seconds between two checks.
 
-    Silence is counted in this process's own ticks. So a stop of both processes, a stop of this process
-    alone, or a busy event loop does not count: what the worker wrote meanwhile is read first.
+    Silence is counted in this process's own ticks, and each tick reads pending heartbeats first. So time
+    does not count while both processes are stopped, this process is stopped, or the event loop is busy.
     """
     assert process.stdout is not None  # noqa: S101 - for the type checker
     silent = frozen = 0.0
     status = _status(process.pid)
     while silent < busy_seconds and frozen < frozen_seconds:
-        heard = await _hears(process.stdout, tick)
+        beating = await _receives_heartbeat(process.stdout, tick)
         before, status = status, _status(process.pid)
-        works = status.processor_time != before.processor_time or status.state == "D"
-        silent = 0.0 if heard else silent + tick
-        frozen = 0.0 if heard or works else frozen + tick
+        working = status.processor_time != before.processor_time or status.state == "D"
+        silent = 0.0 if beating else silent + tick
+        frozen = 0.0 if beating or working else frozen + tick
     return silent
 
 
-async def _hears(signs: asyncio.StreamReader, tick: float) -> bool:
-    """Whether a sign of life arrives within a tick."""
+async def _receives_heartbeat(stdout: asyncio.StreamReader, tick: float) -> bool:
+    """Whether a heartbeat arrives within a tick."""
     try:
         async with asyncio.timeout(tick):
-            if await signs.read(4096):
+            if await stdout.read(4096):
                 return True
-            await asyncio.sleep(tick)  # The worker closed its end: it is ending, or cannot even do that.
+            await asyncio.sleep(tick)  # end of file: the worker is ending, or hangs while it ends
     except TimeoutError:
         pass
     return False

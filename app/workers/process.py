@@ -1,4 +1,4 @@
-"""A worker process from its start to its end, and the socket to it. Knows nothing of requests."""
+"""Starts and stops a worker process and opens the socket to it. Knows no requests."""
 
 import asyncio
 import logging
@@ -25,16 +25,21 @@ _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-_PATIENCE_SECONDS = 2.0
-"""For a worker to end by itself: whatever it computes, nobody waits for it any more."""
-_END_SECONDS = 5.0
-_LAST_WORDS_SECONDS = 1.0
+_TERMINATE_SECONDS = 2.0
+"""Time for a worker to end after SIGTERM. Short, because nobody waits for its results any more."""
+_EXIT_SECONDS = 5.0
+"""Time for a worker to end after StartFailed or SIGKILL."""
+_LAST_MESSAGE_SECONDS = 1.0
+"""Time for the last message of a worker that has ended to arrive."""
 
 
 @asynccontextmanager
 async def run_worker(config: EngineConfig, timing: Timing = Timing()) -> AsyncIterator[WorkerEngine]:
-    """An engine that has loaded its model; its process ends with the context. Raises StartError."""
-    directory = tempfile.TemporaryDirectory(prefix="tiller-")  # only this user may enter it
+    """Starts a worker and yields its engine once the model is loaded. Stops the worker at the end.
+
+    Raises StartError if the worker cannot start.
+    """
+    directory = tempfile.TemporaryDirectory(prefix="tiller-")  # only this user can access it
     with directory, zmq.asyncio.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.set_hwm(0)
         socket.linger = 0
@@ -43,8 +48,8 @@ async def run_worker(config: EngineConfig, timing: Timing = Timing()) -> AsyncIt
         process = await _start_process(endpoint, config)
         try:
             await _configure(process, socket, config, timing)
-            directory.cleanup()  # They are connected. However this process ends, no file is left behind.
-            model = await _started(process, socket, timing)
+            directory.cleanup()  # Both ends are connected. No exit of this process leaves a file.
+            model = await _wait_for_start(process, socket, timing)
             engine = WorkerEngine(socket, model, config.max_running + config.max_queued, timing)
             serving = asyncio.create_task(engine.serve(process))
             try:
@@ -56,15 +61,15 @@ async def run_worker(config: EngineConfig, timing: Timing = Timing()) -> AsyncIt
 
 
 async def _start_process(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Process:
-    """In a session of its own: Ctrl-C in a terminal is for the gateway alone."""
-    # -P: a folder called `inference` in the working directory is not ours.
+    """Starts the worker in its own session, so that Ctrl-C in a terminal reaches only the gateway."""
+    # -P: do not import a folder called `inference` from the working directory.
     command = (sys.executable, "-P", "-m", "inference.worker", endpoint)
-    # What it reads in every step are weights and contexts: in large pages they are found faster.
+    # Every step reads all weights and KV cache blocks: large pages cause fewer TLB misses.
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
     if config.quantization == "integer":
-        # It computes in threads of its own, which OpenMP's would disturb while they wait for work.
+        # The integer back end has its own threads. OpenMP threads that spin for work would slow them down.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
-    # Where its stdin ends, so does the worker; by its stdout it says that it lives.
+    # The worker ends when its stdin is closed, and writes its heartbeat to stdout.
     return await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
@@ -77,19 +82,19 @@ async def _start_process(endpoint: str, config: EngineConfig) -> asyncio.subproc
 async def _configure(
     process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, config: EngineConfig, timing: Timing
 ) -> None:
-    """Returns once the worker is connected."""
+    """Sends the configuration. Returns once the worker is connected. Raises StartError."""
     await _while_starting(process, socket.send(msgspec.json.encode(config)), timing)
 
 
-async def _started(
+async def _wait_for_start(
     process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, timing: Timing
 ) -> ModelInfo:
-    """Loading a model may take any time, if the worker says that it lives. Raises StartError."""
+    """Returns once the model is loaded. No time limit while the heartbeat goes on. Raises StartError."""
     report = protocol.decode_report(await _while_starting(process, socket.recv(), timing))
     if isinstance(report, protocol.Started):
         return report.model
-    with suppress(TimeoutError):  # It is about to end: a signal would only disturb it.
-        async with asyncio.timeout(_END_SECONDS):
+    with suppress(TimeoutError):  # The worker ends by itself; a signal would interrupt that.
+        async with asyncio.timeout(_EXIT_SECONDS):
             await process.wait()
     assert isinstance(report, protocol.StartFailed)  # noqa: S101 - for the type checker
     raise StartError(report.message)
@@ -98,7 +103,7 @@ async def _started(
 async def _while_starting(
     process: asyncio.subprocess.Process, awaited: Awaitable[_Result], timing: Timing
 ) -> _Result:
-    """Raises StartError if the process ends or freezes first."""
+    """Awaits `awaited`. Raises StartError if the process ends or freezes first."""
     result = asyncio.ensure_future(awaited)
     ended = asyncio.create_task(process.wait())
     silence = asyncio.create_task(
@@ -106,26 +111,26 @@ async def _while_starting(
     )
     try:
         await asyncio.wait({result, ended, silence}, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({result}, timeout=_LAST_WORDS_SECONDS)
+        await asyncio.wait({result}, timeout=_LAST_MESSAGE_SECONDS)
         if result.done():
             return result.result()
         if silence.done():
-            raise StartError(f"the worker has frozen while it was starting, for {silence.result():g} seconds")
+            raise StartError(f"the starting worker sent no heartbeat for {silence.result():g} seconds")
         raise StartError(f"the worker ended while it was starting (status {process.returncode})")
     finally:
         for task in (result, ended, silence):
             task.cancel()
-        await asyncio.wait({silence})  # There must be one at most that reads.
+        await asyncio.wait({silence})  # Only one task at a time may read the worker's stdout.
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """A process that a device holds cannot even be killed."""
-    for end, seconds in (process.terminate, _PATIENCE_SECONDS), (process.kill, _END_SECONDS):
+    """Sends SIGTERM, then SIGKILL. A process that hangs in a device driver survives even SIGKILL."""
+    for send_signal, seconds in (process.terminate, _TERMINATE_SECONDS), (process.kill, _EXIT_SECONDS):
         if process.returncode is None:
-            end()
-        # Not wait_for, which may swallow a cancellation before Python 3.12.
+            send_signal()
+        # Not asyncio.wait_for: before Python 3.12 it can swallow a cancellation.
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await process.wait()
             return
-    _log.error("the worker, process %d, cannot be killed", process.pid)
+    _log.error("the worker process %d cannot be killed", process.pid)

@@ -1,4 +1,4 @@
-"""Several workers as one engine: each request goes to one of them. Knows no messages and no processes."""
+"""Combines several workers into one engine and routes requests. Knows no messages and no processes."""
 
 import asyncio
 import os
@@ -17,32 +17,32 @@ from inference.interface.config import EngineConfig
 from inference.interface.protocol import GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
 
 _CHUNK = 64
-"""Tokens. So many in common with an earlier prompt, and the worker that has read that one is preferred."""
+"""Tokens. Only prompt prefixes whose length is a multiple of this are compared."""
 _MAX_CHUNKS = 64
 _MAX_AHEAD = 4
-"""Requests that a preferred worker may have more than the one that has least."""
+"""How many more requests a worker with a prefix cache hit may have than the least loaded worker."""
 
-# What another worker may still say yes to.
-_NOT_HERE = {ErrorCode.UNAVAILABLE, ErrorCode.QUEUE_FULL, ErrorCode.UNKNOWN_STEERING_CONCEPT}
+# After these refusals another worker may still admit the request.
+_TRY_ANOTHER = {ErrorCode.UNAVAILABLE, ErrorCode.QUEUE_FULL, ErrorCode.UNKNOWN_STEERING_CONCEPT}
 
 
 class Replica(Engine, Protocol):
     @property
     def load(self) -> int:
-        """How many requests it has open."""
+        """How many requests are in progress."""
 
     def drain(self, seconds: float) -> None:
-        """Takes no more requests from now on; those that run may go on for so long."""
+        """Refuses new requests and trainings from now on. Ends the current ones after `seconds`."""
 
 
 @asynccontextmanager
 async def run_replicas(config: EngineConfig, count: int) -> AsyncIterator[Replica]:
-    """`count` workers that have loaded the same model. Raises StartError if one of them cannot start."""
+    """Starts `count` workers with the same model. Raises StartError if one of them cannot start."""
     if count > 1 and config.threads is None:
         threads = max(1, (os.cpu_count() or 1) // count)
         config = msgspec.structs.replace(config, threads=threads)
     async with AsyncExitStack() as stack:
-        # The first one alone: it may have to fetch the model.
+        # The first worker starts alone, because it may have to download the model.
         first = await stack.enter_async_context(supervise(config))
         same = msgspec.structs.replace(config, source=first.model.directory)
         others = [supervise(msgspec.structs.replace(same, replica=number)) for number in range(1, count)]
@@ -55,23 +55,24 @@ async def run_replicas(config: EngineConfig, count: int) -> AsyncIterator[Replic
 
 
 class Replicas:
-    """Implements app.engine.Engine.
+    """Implements app.workers.engine.Engine.
 
-    A request goes to the worker with the least to do, or to one that has read the beginning of its prompt if
-    that has little more. One that is down gets none. A concept is trained by one worker; the others find its
-    direction on the disk when a request names it, and until then those requests go to the one that has it.
+    A request goes to the least loaded worker, or to a worker that has computed a prefix of its prompt if that
+    worker has only a few requests more. Workers that are down get no requests. One worker trains a concept.
+    The others load its steering vector from the cache directory when a request names the concept. A worker
+    that cannot load it refuses the request, which then goes to the next worker.
     """
 
     def __init__(self, replicas: Sequence[Replica], max_remembered: int = 100_000) -> None:
-        """`max_remembered`: beginnings of prompts, of which the reader is known."""
+        """`max_remembered`: how many prompt prefixes to remember with their worker."""
         self._max_remembered = max_remembered
         self._replicas = list(replicas)
-        self._read: OrderedDict[int, int] = OrderedDict()
-        """By the hash of a prompt's beginning: the replica that has read it last."""
+        self._readers: OrderedDict[int, int] = OrderedDict()
+        """Hash of a prompt prefix -> index of the replica that has computed it most recently."""
 
     @property
     def model(self) -> ModelInfo:
-        """The context is the shortest of all, since a request may come to any."""
+        """The model, with the shortest context length of all replicas: any of them may get a request."""
         shortest = min(replica.model.context_length for replica in self._replicas)
         return msgspec.structs.replace(self._replicas[0].model, context_length=shortest)
 
@@ -81,7 +82,7 @@ class Replicas:
 
     @property
     def room(self) -> int:
-        """Of those that are there; where none is, no request fails for want of room."""
+        """The sum over available replicas. If all are down: over all, so that the error is not QUEUE_FULL."""
         available = [replica for replica in self._replicas if replica.available]
         return sum(replica.room for replica in available or self._replicas)
 
@@ -105,18 +106,18 @@ class Replicas:
                 task.cancel()
 
     async def submit(self, request: GenerationRequest) -> Generation:
-        """Nothing of a request that was not admitted has happened, so another worker may be asked."""
-        beginnings = list(_beginnings(request.prompt_token_ids))
+        """Tries the replicas in order: a refused request has had no effect, so the next one may take it."""
+        prefixes = list(_prefix_hashes(request.prompt_token_ids))
         refusal: ApiError = EngineUnavailable()
-        for number in self._in_order(beginnings):
+        for number in self._in_order(prefixes):
             try:
                 generation = await self._replicas[number].submit(request)
             except ApiError as error:
-                if error.code not in _NOT_HERE:
+                if error.code not in _TRY_ANOTHER:
                     raise
                 refusal = error
             else:
-                self._remember(beginnings, number)
+                self._remember(prefixes, number)
                 return generation
         raise refusal
 
@@ -138,28 +139,28 @@ class Replicas:
         for replica in self._replicas:
             replica.drain(seconds)
 
-    def _in_order(self, beginnings: list[int]) -> list[int]:
-        """The available replicas, the one to ask first at the front."""
+    def _in_order(self, prefixes: list[int]) -> list[int]:
+        """Indices of the available replicas, in the order in which to try them."""
         loads = {n: replica.load for n, replica in enumerate(self._replicas) if replica.available}
         ordered = sorted(loads, key=loads.__getitem__)
-        readers = (self._read[beginning] for beginning in reversed(beginnings) if beginning in self._read)
-        reader = next(readers, None)
+        known = (self._readers[prefix] for prefix in reversed(prefixes) if prefix in self._readers)
+        reader = next(known, None)
         if reader in loads and loads[reader] <= loads[ordered[0]] + _MAX_AHEAD:
             ordered.remove(reader)
             ordered.insert(0, reader)
         return ordered
 
-    def _remember(self, beginnings: list[int], number: int) -> None:
-        for beginning in beginnings:
-            self._read[beginning] = number
-            self._read.move_to_end(beginning)
-        while len(self._read) > self._max_remembered:
-            self._read.popitem(last=False)
+    def _remember(self, prefixes: list[int], number: int) -> None:
+        for prefix in prefixes:
+            self._readers[prefix] = number
+            self._readers.move_to_end(prefix)
+        while len(self._readers) > self._max_remembered:
+            self._readers.popitem(last=False)
 
 
-def _beginnings(prompt: list[int]) -> Iterator[int]:
+def _prefix_hashes(prompt: list[int]) -> Iterator[int]:
     """Hashes of the prompt's first chunk, its first two chunks, and so on."""
-    beginning = 0
+    prefix = 0
     for end in range(_CHUNK, min(len(prompt), _CHUNK * _MAX_CHUNKS) + 1, _CHUNK):
-        beginning = hash((beginning, tuple(prompt[end - _CHUNK : end])))
-        yield beginning
+        prefix = hash((prefix, tuple(prompt[end - _CHUNK : end])))
+        yield prefix

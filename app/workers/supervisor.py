@@ -1,4 +1,4 @@
-"""The engine of the server: that of a worker, and of the next one when that ends. Knows no messages."""
+"""An engine that replaces its worker process whenever that ends. Knows no protocol messages and no HTTP."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def supervise(config: EngineConfig, timing: Timing = Timing()) -> AsyncIterator["SupervisedEngine"]:
-    """An engine whose first worker has loaded its model. Raises StartError if that one cannot."""
+    """Yields an engine once its first worker has loaded the model. Raises StartError if it cannot start."""
     engine = SupervisedEngine(config, timing)
     running = asyncio.create_task(engine.run())
     serving = asyncio.create_task(engine.wait_available())
@@ -38,9 +38,10 @@ async def supervise(config: EngineConfig, timing: Timing = Timing()) -> AsyncIte
 
 
 class SupervisedEngine:
-    """Implements app.engine.Engine. What is open in a worker ends with it; the next one begins with nothing.
+    """Implements app.workers.engine.Engine with one worker at a time.
 
-    It finds what was trained on the disk.
+    When a worker ends, its requests and trainings fail. The next worker starts without any, and loads
+    finished steering vectors from the cache directory.
     """
 
     def __init__(self, config: EngineConfig, timing: Timing = Timing()) -> None:
@@ -49,14 +50,14 @@ class SupervisedEngine:
         self._model: ModelInfo | None = None
         self._worker: WorkerEngine | None = None
         self._changed = asyncio.Event()
-        """Set while there is a worker, or none will come any more."""
+        """Set while there is a worker, and for good once the engine drains."""
         self._draining = False
         self._restarts = 0
         self._to_forget: set[str] = set()
 
     @property
     def model(self) -> ModelInfo:
-        assert self._model is not None  # noqa: S101 - for the type checker: there was a worker
+        assert self._model is not None  # noqa: S101 - for the type checker: a worker has started
         return self._model
 
     @property
@@ -65,14 +66,14 @@ class SupervisedEngine:
 
     @property
     def room(self) -> int:
-        """Of a worker that is not there it says nothing."""
+        """The full capacity while there is no worker."""
         return (
             self._config.max_running + self._config.max_queued if self._worker is None else self._worker.room
         )
 
     @property
     def workers(self) -> Sequence[WorkerState]:
-        """The one that is there."""
+        """The state of the current worker, or a single entry that is down."""
         worker = self._worker
         if worker is None:
             return [WorkerState(up=False, restarts=self._restarts)]
@@ -80,7 +81,7 @@ class SupervisedEngine:
 
     @property
     def load(self) -> int:
-        """How many requests are open."""
+        """How many requests are in progress."""
         return 0 if self._worker is None else self._worker.load
 
     async def wait_available(self) -> None:
@@ -106,46 +107,49 @@ class SupervisedEngine:
             self._to_forget.add(concept)
 
     def drain(self, seconds: float) -> None:
-        """Takes no more requests from now on; those that run may go on for so long."""
+        """Refuses new requests and trainings from now on. Ends the current ones after `seconds`."""
         self._draining = True
         self._changed.set()
         if self._worker is not None:
             self._worker.drain(seconds)
 
     async def run(self) -> None:
-        """Has a worker until it is cancelled or drained. Raises what keeps the first one from starting."""
+        """Runs one worker after the other until it is cancelled or drained.
+
+        Raises the error of the first worker if that cannot start.
+        """
         delay = 0.0
         while True:
             served = await self._run_one()
             if self._draining:
                 return
             delay = next_delay(delay, served, self.timing)
-            _log.warning("the worker is started again in %g seconds", delay)
+            _log.warning("starting the worker again in %g seconds", delay)
             await asyncio.sleep(delay)
 
     async def _run_one(self) -> float:
-        """Returns for how many seconds it has served."""
+        """Runs one worker to its end. Returns the seconds for which it has served."""
         served = 0.0
         try:
             async with run_worker(self._config, self.timing) as worker:
-                self._take(worker)
-                taken = time.monotonic()
+                self._set_worker(worker)
+                started = time.monotonic()
                 await worker.lost.wait()
-                served = time.monotonic() - taken
-                self._drop()
-        except Exception as error:  # also of the system, which may lack memory or files just now
+                served = time.monotonic() - started
+                self._clear_worker()
+        except Exception as error:  # also OSError: no memory or files may be free
             if self._model is None:
                 raise
             _log.error("the worker cannot be started again: %s", error)
         return served
 
-    def _take(self, worker: WorkerEngine) -> None:
-        """Raises StartError if it has loaded other weights than those before it."""
+    def _set_worker(self, worker: WorkerEngine) -> None:
+        """Makes this the current worker. Raises StartError if its model differs from the first worker's."""
         if self._model is None:
-            # The same files from now on, wherever they came from.
+            # Later workers load the files that the first one found, even if the source was a hub id.
             self._config = msgspec.structs.replace(self._config, source=worker.model.directory)
         elif _identity(worker.model) != _identity(self._model):
-            raise StartError("the model is not the one that was served before; start the server again")
+            raise StartError("the model's files have changed; restart the server to serve the new model")
         else:
             self._restarts += 1
         self._model, self._worker = worker.model, worker
@@ -154,7 +158,7 @@ class SupervisedEngine:
         self._to_forget.clear()
         self._changed.set()
 
-    def _drop(self) -> None:
+    def _clear_worker(self) -> None:
         self._worker = None
         if not self._draining:
             self._changed.clear()
@@ -166,10 +170,13 @@ class SupervisedEngine:
 
 
 def next_delay(last: float, served: float, timing: Timing) -> float:
-    """Seconds to wait after a worker has served for so many, when it was `last` the time before."""
+    """Seconds to wait before the next worker starts.
+
+    `last`: the previous delay. `served`: how long the last worker has served.
+    """
     return 0.0 if served >= timing.good else min(max(1.0, 2 * last), timing.longest_delay)
 
 
 def _identity(model: ModelInfo) -> ModelInfo:
-    """Without the context's length, which can depend on how much memory was free."""
+    """The model without its context length, which may depend on the free memory."""
     return msgspec.structs.replace(model, context_length=0)

@@ -1,4 +1,4 @@
-"""How long the gateway waits for a worker before it acts. Knows no worker."""
+"""Time limits for the supervision of workers. Knows no worker."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ class Timing:
     """All values are seconds."""
 
     tick: float = 0.5
-    """Between two looks at a worker's signs of life. A worker gives one in each tick."""
+    """Between two checks for a worker's heartbeat. A worker sends one heartbeat per tick."""
     frozen: float = 3.5
-    """A worker that gives no sign of life and does nothing for so long is killed."""
+    """A worker that sends no heartbeat and uses no CPU or disk for this long is killed."""
     silent: float = 15.0
-    """A worker that gives no sign of life for so long is killed, even if it computes."""
+    """A worker that sends no heartbeat for this long is killed, even if it computes."""
     start_silence: float = 300.0
-    """The same while a worker starts: nothing waits for it, and loading may hold up its signs of life."""
+    """The same limit while a worker starts. Long, because loading a model may delay the heartbeat."""
     good: float = 60.0
-    """A worker that served for so long is replaced at once. One that did not is replaced after a delay."""
+    """A worker that served this long is replaced at once, any other worker after a delay."""
     longest_delay: float = 60.0
-    """The delay doubles from one second up to this."""
+    """The delay starts at one second and doubles up to this value."""

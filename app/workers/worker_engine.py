@@ -1,4 +1,4 @@
-"""The Engine over a worker process that runs. Knows the protocol's messages; knows no HTTP."""
+"""The Engine for one running worker process. Knows the protocol's messages; knows no HTTP."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _REFUSALS: dict[protocol.RefusalCode, tuple[str, str | None]] = {
     protocol.RefusalCode.CONTEXT_LENGTH_EXCEEDED: (
-        "prompt and max_tokens exceed what the engine holds",
+        "prompt and max_tokens together exceed the context length",
         None,
     ),
     protocol.RefusalCode.UNKNOWN_STEERING_CONCEPT: ("no such steering concept", "steering_concepts"),
@@ -41,7 +41,7 @@ _REFUSALS: dict[protocol.RefusalCode, tuple[str, str | None]] = {
 
 
 class WorkerEngine:
-    """Commands go out as they come; reports are dispatched to the generations and trainings they concern."""
+    """Sends commands to the worker, and dispatches its reports to the generations and trainings."""
 
     def __init__(
         self,
@@ -51,8 +51,10 @@ class WorkerEngine:
         timing: Timing = Timing(),
         max_unread: int = 2**16,
     ) -> None:
-        """`capacity`: choices that may run or wait in the worker. `max_unread`: tokens of one request, with
-        their alternatives, that may wait for a slow reader; 2**16 take about 10 MB.
+        """`capacity`: choices that may run or wait in the worker.
+
+        `max_unread`: limit for one request's unread tokens, counting their top_logprobs. 2**16 take about
+        10 MB.
         """
         self._timing = timing
         self.max_unread = max_unread
@@ -66,7 +68,7 @@ class WorkerEngine:
         self.stats = EngineStats()
         self.intervals = TokenIntervals()
         self.lost = asyncio.Event()
-        """Set once the worker has ended, or is as good as that."""
+        """Set once the worker has ended, has frozen, or has sent an invalid message."""
 
     @property
     def model(self) -> ModelInfo:
@@ -82,7 +84,7 @@ class WorkerEngine:
 
     @property
     def load(self) -> int:
-        """How many requests are open."""
+        """How many requests are in progress."""
         return len(self._generations)
 
     async def submit(self, request: GenerationRequest) -> "WorkerGeneration":
@@ -125,17 +127,17 @@ class WorkerEngine:
             arrived.put_nowait(TrainingUpdate(concept, TrainingState.FAILED, detail="it was deleted"))
 
     def send(self, command: protocol.Command) -> None:
-        """Never waits: the socket has no high-water mark."""
+        """Never blocks, because the socket has no high-water mark."""
         self._socket.send(protocol.encode(command))
 
     def release(self, request_id: str, choices: int, last: bool) -> None:
-        """Choices of a request have ended. After the last, what the worker may still say of it is ignored."""
+        """Frees the capacity of ended choices. `last`: drops the request; later reports on it are ignored."""
         self._room += choices
         if last:
             self._generations.pop(request_id, None)
 
     def drain(self, seconds: float) -> None:
-        """Takes no more requests from now on; those that run may go on for so long."""
+        """Refuses new requests and trainings from now on. Ends the current ones after `seconds`."""
         self._available = False
         asyncio.get_running_loop().call_later(seconds, self._end_all)
 
@@ -147,7 +149,10 @@ class WorkerEngine:
             arrived.put_nowait(EngineUnavailable())
 
     async def serve(self, process: asyncio.subprocess.Process) -> None:
-        """Dispatches reports until the worker ends; then all that is open does, too."""
+        """Dispatches reports until the worker ends, freezes or sends an invalid message.
+
+        Then kills the worker and fails all open requests and trainings with EngineUnavailable.
+        """
         self.pid = process.pid
         timing = self._timing
         reading = asyncio.create_task(self._read())
@@ -159,11 +164,11 @@ class WorkerEngine:
             if ending.done():
                 _log.error("the worker has ended with status %s", process.returncode)
             elif listening.done():
-                _log.error("the worker has given no sign of life for %g seconds", listening.result())
+                _log.error("the worker has sent no heartbeat for %g seconds", listening.result())
             else:
-                _log.error("the worker cannot be understood", exc_info=reading.exception())
+                _log.error("the worker's messages cannot be read", exc_info=reading.exception())
             if process.returncode is None:
-                process.kill()  # It would not listen.
+                process.kill()  # A worker in this state may ignore SIGTERM.
         finally:
             for task in tasks:
                 task.cancel()
@@ -187,7 +192,7 @@ class WorkerEngine:
         for event in report.events:
             events.setdefault(event.request_id, []).append(event)
         now = time.perf_counter()
-        since: dict[float, int] = {}  # Most of a step's tokens follow one of the same earlier step.
+        since: dict[float, int] = {}  # previous delivery -> tokens; most tokens share the same one
         for request_id, its_events in events.items():
             if generation := self._generations.get(request_id):
                 if before := generation.delivered:
@@ -206,7 +211,7 @@ class WorkerEngine:
 
 
 class WorkerGeneration:
-    """One request in the worker. Ends when each of its choices has ended or was aborted."""
+    """One request in the worker. It ends when each of its choices has ended or was aborted."""
 
     def __init__(self, engine: WorkerEngine, request: GenerationRequest) -> None:
         self._engine = engine
@@ -220,7 +225,7 @@ class WorkerGeneration:
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.queue_seconds: float | None = None
         self.delivered: float | None = None
-        """When events came lately."""
+        """When the latest events arrived, by time.perf_counter()."""
 
     async def __aiter__(self) -> AsyncGenerator[list[TokenEvent], None]:
         try:
@@ -240,7 +245,7 @@ class WorkerGeneration:
             return
         self._engine.send(Abort(self._request_id, index))
         self._end(ending)
-        self._arrived.put_nowait([])  # wakes the iteration, so that it sees that nothing runs
+        self._arrived.put_nowait([])  # wakes the iteration, which then sees that no choice runs
 
     def admit(self, result: SubmitResult) -> None:
         if result.refusal is None:
@@ -249,7 +254,7 @@ class WorkerGeneration:
             self.fail(_refusal(result))
 
     def start(self, at: float) -> None:
-        """A choice has left the worker's queue, `at` the machine's time.monotonic()."""
+        """A choice has left the worker's queue. `at`: time.monotonic(), which the processes share."""
         if self.queue_seconds is None:
             self.queue_seconds = max(0.0, at - self._submitted)
 
@@ -273,7 +278,7 @@ class WorkerGeneration:
         self._arrived.put_nowait(error)
         if not self.begun.done():
             self.begun.set_exception(error)
-            self.begun.exception()  # It may be that nobody waits for it.
+            self.begun.exception()  # marks it as retrieved: perhaps nobody waits for it
 
     def _end(self, choices: set[int]) -> None:
         ending = self._running & choices

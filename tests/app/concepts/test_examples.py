@@ -1,4 +1,4 @@
-"""Examples reach the engine as tokens of plain text, or the one at fault is named."""
+"""Examples reach the engine as tokens of plain text, or the error names the invalid text."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def prompt_length(directory: Path) -> int:
     return len(encoder(directory).encode(concept(("a", "b"))).prompt_token_ids)
 
 
-def test_texts_become_tokens_after_an_empty_question(model_directory: Path, tokenizer: Tokenizer) -> None:
+def test_texts_become_tokens_after_the_training_prompt(model_directory: Path, tokenizer: Tokenizer) -> None:
     command = encoder(model_directory).encode(concept(("Hello", "Bye"), ("日本", "x\n")))
     renderer = load_prompt_renderer(model_directory, tokenizer)
     assert renderer is not None
@@ -73,7 +73,7 @@ def test_neutral_texts_differ_and_fit_the_context(model_directory: Path) -> None
 def test_a_text_must_fit_the_context_together_with_the_prompt(
     model_directory: Path, texts: list[tuple[str, str]], path: str
 ) -> None:
-    """Every letter is a token of its own in these."""
+    """Each letter of these texts is a separate token."""
     prompt = prompt_length(model_directory)
     assert encoder(model_directory, prompt + 12).encode(concept(*texts))
     with pytest.raises(InvalidRequest) as refused:
@@ -83,7 +83,7 @@ def test_a_text_must_fit_the_context_together_with_the_prompt(
         assert word in refused.value.message
 
 
-def test_a_context_that_the_prompt_fills_leaves_no_room(model_directory: Path) -> None:
+def test_a_prompt_as_long_as_the_context_leaves_no_room(model_directory: Path) -> None:
     with pytest.raises(InvalidRequest, match="room for 0"):
         encoder(model_directory, prompt_length(model_directory)).encode(concept(("a", "b")))
 
@@ -96,8 +96,10 @@ def test_all_texts_together_have_a_limit(model_directory: Path) -> None:
     assert refused.value.param == "examples"
 
 
-def test_a_text_without_tokens_is_named(model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with tokenizers that drop control characters."""
+def test_a_text_without_tokens_is_refused_by_name(
+    model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some tokenizers drop control characters."""
     target = encoder(model_directory)
     encode = Tokenizer.encode
     monkeypatch.setattr(Tokenizer, "encode", lambda self, text: [] if text == "\x01" else encode(self, text))
@@ -113,7 +115,7 @@ def test_a_model_without_a_chat_template_cannot_be_steered(tmp_path: Path) -> No
     assert refused.value.code is ErrorCode.MISSING_CAPABILITY
 
 
-def test_a_model_whose_template_takes_no_single_message_cannot_be_steered(tmp_path: Path) -> None:
+def test_a_model_whose_template_needs_a_system_message_cannot_be_steered(tmp_path: Path) -> None:
     template = "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
     write_model_directory(tmp_path, template)
     with pytest.raises(ApiError, match="conversation of one message") as refused:

@@ -1,4 +1,4 @@
-"""Concepts are created, wanted and deleted at the same time, and nobody waits for ever."""
+"""Concepts are created, used and deleted concurrently, and no caller waits forever."""
 
 import asyncio
 import gc
@@ -55,7 +55,7 @@ def store(tmp_path: Path) -> ConceptStore:
 
 @pytest.fixture
 def open_concepts(engine: FakeEngine, store: ConceptStore) -> Open:
-    """The service as after a start, with what is in the store."""
+    """Builds the registry as after a start, with the concepts in the store."""
 
     def build(limit: int = 10, encode: Callable[[Concept], TrainConcept] = encode) -> Concepts:
         metrics = Metrics()
@@ -115,7 +115,7 @@ async def test_a_created_concept_is_ready_and_stored(concepts: Concepts, store: 
     assert store.load() == [concept()]
 
 
-async def test_the_file_is_there_before_the_answer(
+async def test_the_file_is_written_before_the_answer(
     concepts: Concepts, store: ConceptStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
@@ -139,20 +139,22 @@ async def test_a_concept_is_visible_while_it_is_created(
     assert (await creating).state is ConceptState.READY
 
 
-async def test_the_same_concept_twice_at_once_is_made_once(concepts: Concepts, engine: FakeEngine) -> None:
+async def test_concurrent_creations_of_the_same_concept_train_it_once(
+    concepts: Concepts, engine: FakeEngine
+) -> None:
     made = await asyncio.gather(*(concepts.create(concept()) for _ in range(5)))
     assert all(answer == made[0] for answer in made)
     assert len(engine.trainings) == 1
 
 
-async def test_the_same_concept_again_is_the_stored_one(open_concepts: Open, engine: FakeEngine) -> None:
+async def test_creating_a_stored_concept_again_returns_it(open_concepts: Open, engine: FakeEngine) -> None:
     first = await open_concepts().create(concept())
     later = Concept("_worker/kind", "another description", concept().examples, created=5)
     assert await open_concepts().create(later) == first
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_a_name_with_other_examples_is_taken(
+async def test_a_name_in_use_with_other_examples_is_a_conflict(
     concepts: Concepts, engine: FakeEngine, ended: bool
 ) -> None:
     engine.training = train_well if ended else pausing(HANG)
@@ -162,7 +164,7 @@ async def test_a_name_with_other_examples_is_taken(
     assert len(engine.trainings) == 1
 
 
-async def test_a_shipped_concepts_name_is_taken_and_its_examples_are_it(
+async def test_a_shipped_concepts_name_is_taken_unless_the_examples_are_the_same(
     open_concepts: Open, tmp_path: Path
 ) -> None:
     ship(tmp_path, "kind")
@@ -172,7 +174,7 @@ async def test_a_shipped_concepts_name_is_taken_and_its_examples_are_it(
     assert not (tmp_path / "created").exists()
 
 
-async def test_an_id_of_other_examples_is_refused(concepts: Concepts) -> None:
+async def test_a_digest_of_other_examples_as_the_name_is_refused(concepts: Concepts) -> None:
     digest = concept().digest
     assert (await concepts.create(concept(digest))).id == f"_worker/{digest}"
     with pytest.raises(InvalidRequest) as refused:
@@ -185,7 +187,7 @@ async def test_an_id_of_other_examples_is_refused(concepts: Concepts) -> None:
     ("text", "training", "reason"),
     [("Lovely.", train_badly, "differ in nothing"), ("too long", train_well, "too many tokens")],
 )
-async def test_what_cannot_be_trained_is_not_kept(
+async def test_a_concept_that_cannot_be_trained_is_not_kept(
     concepts: Concepts, engine: FakeEngine, store: ConceptStore, text: str, training: object, reason: str
 ) -> None:
     engine.training = training  # type: ignore[assignment]
@@ -208,7 +210,7 @@ async def test_a_fault_in_training_is_internal_and_keeps_nothing(
     assert ids(concepts) == []
 
 
-async def test_there_is_a_limit_of_created_concepts(open_concepts: Open, tmp_path: Path) -> None:
+async def test_the_number_of_created_concepts_is_limited(open_concepts: Open, tmp_path: Path) -> None:
     ship(tmp_path, "shipped")
     concepts = open_concepts(limit=2)
     await asyncio.gather(concepts.create(concept("a")), concepts.create(concept("b")))
@@ -252,7 +254,7 @@ async def test_a_concept_that_cannot_be_written_is_not_kept(
     assert (await concepts.create(concept())).state is ConceptState.READY
 
 
-async def test_a_lost_engine_ends_a_creation(concepts: Concepts, engine: FakeEngine) -> None:
+async def test_a_creation_fails_if_the_engine_is_lost(concepts: Concepts, engine: FakeEngine) -> None:
     engine.training = pausing(EngineUnavailable())
     assert await code_of(asyncio.create_task(concepts.create(concept()))) is ErrorCode.UNAVAILABLE
     engine.available = False
@@ -280,7 +282,7 @@ async def test_a_creation_goes_on_once_a_lost_engine_is_back(
     assert len(engine.trainings) == 3
 
 
-async def test_a_creation_that_ends_the_engine_each_time_is_given_up(
+async def test_a_creation_that_crashes_the_engine_each_time_is_given_up(
     concepts: Concepts, engine: FakeEngine, store: ConceptStore
 ) -> None:
     engine.restored = asyncio.Event()
@@ -294,7 +296,7 @@ async def test_a_creation_that_ends_the_engine_each_time_is_given_up(
     assert (await concepts.create(concept())).state is ConceptState.READY
 
 
-async def test_the_trainings_at_the_start_go_on_once_a_lost_engine_is_back(
+async def test_background_training_goes_on_once_a_lost_engine_is_back(
     open_concepts: Open, engine: FakeEngine, store: ConceptStore
 ) -> None:
     store.write(concept("a", "A."))
@@ -312,7 +314,9 @@ async def test_the_trainings_at_the_start_go_on_once_a_lost_engine_is_back(
     assert state_of(concepts, "a") is ConceptState.READY
 
 
-async def test_a_stored_concept_outlives_a_lost_engine(open_concepts: Open, engine: FakeEngine) -> None:
+async def test_a_stored_concept_survives_the_loss_of_the_engine(
+    open_concepts: Open, engine: FakeEngine
+) -> None:
     await open_concepts().create(concept())
     concepts = open_concepts()
     engine.available = False
@@ -332,7 +336,7 @@ async def test_a_deleted_concept_is_gone(concepts: Concepts, engine: FakeEngine,
         assert await code_of(asyncio.create_task(act)) is ErrorCode.UNKNOWN_STEERING_CONCEPT
 
 
-async def test_the_engine_keeps_what_another_concept_is_made_of(
+async def test_the_engine_keeps_a_vector_that_another_concept_shares(
     concepts: Concepts, engine: FakeEngine
 ) -> None:
     await asyncio.gather(concepts.create(concept("a")), concepts.create(concept("b")))
@@ -351,7 +355,7 @@ async def test_a_shipped_concept_cannot_be_deleted(open_concepts: Open, tmp_path
     assert ids(concepts) == ["_worker/kind"]
 
 
-async def test_a_file_that_cannot_be_removed_stays_a_concept(
+async def test_a_concept_whose_file_cannot_be_deleted_stays(
     concepts: Concepts, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object) -> None:
@@ -377,10 +381,10 @@ async def test_deleting_ends_a_creation(concepts: Concepts, engine: FakeEngine, 
     assert (await concepts.create(concept())).state is ConceptState.READY
 
 
-async def test_deleting_before_the_engine_has_heard_of_it_tells_it_nothing(
+async def test_deleting_before_the_engine_has_the_command_sends_it_none(
     open_concepts: Open, engine: FakeEngine
 ) -> None:
-    """While the texts are made into tokens."""
+    """The deletion comes while another thread tokenizes the texts."""
     reached, go_on = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -420,11 +424,11 @@ async def test_deleting_while_the_file_is_written_leaves_no_file(
     await asyncio.sleep(0.01)
     go_on.set()
     await deleting
-    assert (await creating).id == "_worker/kind"  # It was done when its deletion began.
+    assert (await creating).id == "_worker/kind"  # the creation had finished when the deletion began
     assert (ids(concepts), stored(store)) == ([], [])
 
 
-async def test_a_training_of_two_names_goes_on_without_one_of_them(
+async def test_a_training_for_two_concepts_goes_on_if_one_is_deleted(
     concepts: Concepts, engine: FakeEngine, store: ConceptStore
 ) -> None:
     go_on = asyncio.Event()
@@ -473,7 +477,7 @@ async def test_a_concept_that_the_model_cannot_use_says_why_each_time(
     assert (await concepts.create(concept())).state is ConceptState.READY
 
 
-async def test_a_fault_of_the_engines_is_not_the_concepts(
+async def test_an_engine_fault_is_not_reported_as_a_fault_of_the_concept(
     open_concepts: Open, engine: FakeEngine, store: ConceptStore
 ) -> None:
     store.write(concept())
@@ -525,7 +529,9 @@ async def test_a_concept_that_was_deleted_after_it_was_found_is_not_trained(
     assert engine.trainings == []
 
 
-async def test_what_the_engine_has_lost_is_trained_again(concepts: Concepts, engine: FakeEngine) -> None:
+async def test_a_concept_that_the_engine_has_lost_is_trained_again(
+    concepts: Concepts, engine: FakeEngine
+) -> None:
     await concepts.create(concept())
     found = concepts.find(["kind"])
     assert concepts.refused(found).code is ErrorCode.UNAVAILABLE
@@ -535,7 +541,7 @@ async def test_what_the_engine_has_lost_is_trained_again(concepts: Concepts, eng
     assert concepts.refused(found).code is ErrorCode.UNKNOWN_STEERING_CONCEPT
 
 
-async def test_all_are_trained_in_the_background_one_after_the_other(
+async def test_all_concepts_are_trained_in_the_background_one_after_the_other(
     open_concepts: Open, engine: FakeEngine, store: ConceptStore, tmp_path: Path
 ) -> None:
     ship(tmp_path, "shipped", "Shipped.")
@@ -543,24 +549,24 @@ async def test_all_are_trained_in_the_background_one_after_the_other(
     store.write(concept("a", "A."))
     store.write(concept("b", "B."))
     concepts = open_concepts()
-    most = 0
+    most_concurrent = 0
 
     def train(command: TrainConcept) -> Iterable[TrainingStep]:
-        nonlocal most
-        most = max(most, len(engine.in_training))
+        nonlocal most_concurrent
+        most_concurrent = max(most_concurrent, len(engine.in_training))
         return train_well(command)
 
     engine.training = train
     concepts.train_all()
     await until(lambda: state_of(concepts, "b") is ConceptState.READY)
-    assert most == 1
+    assert most_concurrent == 1
     assert [command.concept for command in engine.trainings] == [
         digest_of((Example(text, "Awful."),)) for text in ("Shipped.", "A.", "B.")
     ]
     assert all(command.background for command in engine.trainings)
 
 
-async def test_what_cannot_be_trained_at_the_start_does_not_stop_the_others(
+async def test_a_concept_that_cannot_be_trained_does_not_stop_the_others(
     open_concepts: Open, engine: FakeEngine, store: ConceptStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.write(concept("a", "too long"))
@@ -577,7 +583,7 @@ async def test_what_cannot_be_trained_at_the_start_does_not_stop_the_others(
     assert "_worker/a" in caplog.text
 
 
-async def test_a_background_training_is_hastened_once_somebody_waits(
+async def test_a_background_training_is_prioritized_once_when_requests_wait(
     open_concepts: Open, engine: FakeEngine, store: ConceptStore
 ) -> None:
     store.write(concept())
@@ -594,7 +600,7 @@ async def test_a_background_training_is_hastened_once_somebody_waits(
     assert len(engine.trainings) == 1
 
 
-async def test_a_concept_that_is_ready_needs_no_haste(
+async def test_a_ready_concept_is_not_prioritized(
     open_concepts: Open, engine: FakeEngine, store: ConceptStore
 ) -> None:
     store.write(concept())
@@ -606,7 +612,7 @@ async def test_a_concept_that_is_ready_needs_no_haste(
     assert (len(engine.trainings), engine.prioritized) == (1, [])
 
 
-async def test_somebody_who_waits_does_not_wait_for_the_others_at_the_start(
+async def test_a_request_does_not_wait_for_background_trainings(
     open_concepts: Open, engine: FakeEngine, store: ConceptStore
 ) -> None:
     store.write(concept("a", "A."))
@@ -621,7 +627,7 @@ async def test_somebody_who_waits_does_not_wait_for_the_others_at_the_start(
     assert [command.background for command in engine.trainings] == [True, False]
 
 
-async def test_a_lost_engine_ends_the_training_at_the_start(
+async def test_background_training_stops_if_the_engine_is_lost(
     open_concepts: Open, engine: FakeEngine, store: ConceptStore
 ) -> None:
     store.write(concept("a", "A."))
@@ -635,17 +641,17 @@ async def test_a_lost_engine_ends_the_training_at_the_start(
     assert [state_of(concepts, name) for name in "ab"] == [ConceptState.UNTRAINED] * 2
 
 
-async def test_a_training_that_ends_without_an_end_is_not_waited_for(
+async def test_a_training_without_a_final_update_is_unavailable(
     concepts: Concepts, engine: FakeEngine
 ) -> None:
     engine.training = lambda command: [TrainingUpdate(command.concept, TrainingState.TRAINING, 0.5)]
     assert await code_of(asyncio.create_task(concepts.create(concept()))) is ErrorCode.UNAVAILABLE
 
 
-async def test_many_of_everything_at_once_leave_the_store_as_they_say(
+async def test_the_store_matches_the_registry_after_concurrent_changes(
     concepts: Concepts, store: ConceptStore
 ) -> None:
-    """Creations and deletions of the same few names; then what is known is what is stored."""
+    """Tasks create and delete concepts with the same few names."""
 
     async def churn(seed: int) -> None:
         name, text = f"n{seed % 3}", f"text {seed % 2}"

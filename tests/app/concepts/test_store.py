@@ -1,4 +1,4 @@
-"""Concepts outlive the process, whole or not at all, and a broken file is reported and left out."""
+"""Concepts survive the process; files are written atomically; an invalid file is reported and left out."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def shipped(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def created(tmp_path: Path) -> Path:
-    """Not there until something is written."""
+    """This directory is missing until something is written."""
     return tmp_path / "data" / "concepts"
 
 
@@ -62,7 +62,9 @@ TEXTS = st.one_of(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(positive=TEXTS, negative=TEXTS, description=TEXTS)
-def test_any_text_comes_back(store: ConceptStore, positive: str, negative: str, description: str) -> None:
+def test_any_text_can_be_read_back(
+    store: ConceptStore, positive: str, negative: str, description: str
+) -> None:
     assume(positive.strip() and negative.strip() and positive != negative)
     written = Concept(full_id("any"), description, (Example(positive, negative),), 1)
     store.write(written)
@@ -70,7 +72,7 @@ def test_any_text_comes_back(store: ConceptStore, positive: str, negative: str, 
     assert store.problems == []
 
 
-def test_the_digest_is_that_of_the_pairs_in_their_order() -> None:
+def test_the_digest_depends_on_the_pairs_and_their_order() -> None:
     raw = '[["Thanks, fam.","I thank you."],["Jo – 日本 🙂\\n","a \\"quoted\\"\\\\ text"]]'
     assert concept().digest == hashlib.sha256(raw.encode()).hexdigest()
     assert digest_of(EXAMPLES[::-1]) != concept().digest
@@ -78,20 +80,20 @@ def test_the_digest_is_that_of_the_pairs_in_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("a", "_worker/a"), ("_worker/a", "_worker/a"), ("_worker", "_worker/_worker")]
+    ("given", "expected"), [("a", "_worker/a"), ("_worker/a", "_worker/a"), ("_worker", "_worker/_worker")]
 )
-def test_an_id_may_be_given_without_its_prefix(given: str, meant: str) -> None:
-    assert full_id(given) == meant
+def test_an_id_may_be_given_without_its_prefix(given: str, expected: str) -> None:
+    assert full_id(given) == expected
 
 
-def test_nothing_is_there_at_first_and_nothing_is_made(tmp_path: Path) -> None:
+def test_missing_directories_are_empty_and_are_not_created(tmp_path: Path) -> None:
     store = ConceptStore(tmp_path / "none", tmp_path / "neither")
     assert store.load() == []
     assert store.problems == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_written_is_there_for_the_next_process(
+def test_the_next_process_finds_the_written_concepts(
     store: ConceptStore, shipped: Path, created: Path
 ) -> None:
     later, earlier = concept("b", 2), concept("a", 3)
@@ -101,13 +103,13 @@ def test_what_was_written_is_there_for_the_next_process(
     assert sorted(os.listdir(created)) == ["a.json", "b.json"]
 
 
-def test_a_concept_that_is_named_by_its_examples_is_there_again(store: ConceptStore) -> None:
+def test_a_concept_named_by_its_digest_can_be_read_back(store: ConceptStore) -> None:
     named = concept(digest_of(EXAMPLES))
     store.write(named)
     assert store.load() == [named]
 
 
-def test_the_shipped_ones_come_first_and_say_so(store: ConceptStore, shipped: Path) -> None:
+def test_shipped_concepts_come_first_and_are_marked(store: ConceptStore, shipped: Path) -> None:
     store.write(concept("a"))
     ship(shipped, "b", description="Slang")
     first, second = store.load()
@@ -116,7 +118,7 @@ def test_the_shipped_ones_come_first_and_say_so(store: ConceptStore, shipped: Pa
     assert (second.id, second.shipped) == ("_worker/a", False)
 
 
-def test_what_was_removed_does_not_come_back(store: ConceptStore, created: Path) -> None:
+def test_a_removed_concept_does_not_come_back(store: ConceptStore, created: Path) -> None:
     store.write(concept())
     store.remove("_worker/slang")
     store.remove("_worker/slang")
@@ -134,7 +136,7 @@ class Crash(BaseException):
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_crash_before_the_new_file_has_its_name_leaves_the_old_one(
+def test_a_crash_before_the_rename_leaves_the_old_file(
     store: ConceptStore, created: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     store.write(concept(created=1))
@@ -144,7 +146,7 @@ def test_a_crash_before_the_new_file_has_its_name_leaves_the_old_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, step, crash)
-        patch.setattr(os, "unlink", crash)  # a process that is killed cleans nothing up
+        patch.setattr(os, "unlink", crash)  # a killed process cleans nothing up
         with pytest.raises(Crash):
             store.write(concept(created=2))
     assert len(os.listdir(created)) == 2
@@ -153,10 +155,10 @@ def test_a_crash_before_the_new_file_has_its_name_leaves_the_old_one(
     assert store.problems == []
 
 
-def test_everything_is_on_the_disk_in_the_right_order(
+def test_files_and_directories_are_synced_in_the_right_order(
     store: ConceptStore, monkeypatch: pytest.MonkeyPatch, created: Path
 ) -> None:
-    """The content before the name, the name before the end, and the directories before all."""
+    """New directories first, then the content, then the rename, then the directory with the new name."""
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -177,7 +179,7 @@ def test_everything_is_on_the_disk_in_the_right_order(
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_nothing(
+def test_a_failed_write_leaves_nothing(
     store: ConceptStore, created: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def fail(*arguments: object) -> None:
@@ -191,10 +193,10 @@ def test_a_write_that_fails_leaves_nothing(
     assert os.listdir(created) == []
 
 
-def test_a_write_whose_name_may_not_last_leaves_nothing(
+def test_a_write_whose_directory_cannot_be_synced_leaves_nothing(
     store: ConceptStore, created: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the disk fails after the rename: what was refused must not be there after a restart."""
+    """The disk fails after the rename: a refused concept must not appear after a restart."""
     created.mkdir(parents=True)
     fsync = os.fsync
 
@@ -214,7 +216,7 @@ SOUND = {"name": "x", "description": "", "created": 1, "examples": [PAIR]}
 BROKEN_JSON = {
     "empty": b"",
     "cut": json.dumps(SOUND).encode()[:-5],
-    "no object": b"[]",
+    "not an object": b"[]",
     "null": b"null",
     "bad utf-8": json.dumps(SOUND).encode().replace(b"fam", b"\xff\xfe"),
     "lone surrogate": json.dumps(SOUND).replace("fam", "\\ud800").encode(),
@@ -227,20 +229,20 @@ BROKEN_JSON = {
     "half a pair": json.dumps(SOUND | {"examples": [{"positive": "a"}]}).encode(),
     "a number for a text": json.dumps(SOUND | {"examples": [PAIR | {"positive": 5}]}).encode(),
     "a blank text": json.dumps(SOUND | {"examples": [PAIR | {"positive": " \n"}]}).encode(),
-    "a pair of the same": json.dumps(SOUND | {"examples": [{"positive": "a", "negative": "a"}]}).encode(),
+    "a pair of equal texts": json.dumps(SOUND | {"examples": [{"positive": "a", "negative": "a"}]}).encode(),
     "before 1970": json.dumps(SOUND | {"created": -1}).encode(),
     "deep": b"[" * 100_000,
 }
 BROKEN_YAML = {
     "empty": "",
-    "no yaml": "name: [",
+    "not yaml": "name: [",
     "a tab": "name:\tx\n\texamples: []",
     "a list": "- name: x",
     "deep": "[" * 10_000,
-    "no text for a text": "name: x\nexamples: [{positive: no, negative: a}]",
+    "a boolean for a text": "name: x\nexamples: [{positive: no, negative: a}]",
     "a typing mistake": "name: x\nexmaples: [{positive: b, negative: a}]",
     "an unknown key": "name: x\nauthor: me\nexamples: [{positive: b, negative: a}]",
-    "no date": "name: x\nexamples: [{positive: 2020-13-45, negative: a}]",
+    "an invalid date": "name: x\nexamples: [{positive: 2020-13-45, negative: a}]",
     "half a surrogate pair": 'name: x\nexamples: [{positive: "\\ud800", negative: a}]',
     "half a surrogate pair in the description": (
         'name: x\ndescription: "\\ud800"\nexamples: [{positive: b, negative: a}]'
@@ -250,7 +252,7 @@ BROKEN_YAML = {
 
 
 @pytest.mark.parametrize("raw", list(BROKEN_JSON.values()), ids=list(BROKEN_JSON))
-def test_a_broken_created_file_is_left_out_and_named(
+def test_an_invalid_created_file_is_left_out_and_reported(
     store: ConceptStore, created: Path, caplog: pytest.LogCaptureFixture, raw: bytes
 ) -> None:
     store.write(concept("sound"))
@@ -261,7 +263,7 @@ def test_a_broken_created_file_is_left_out_and_named(
 
 
 @pytest.mark.parametrize("text", list(BROKEN_YAML.values()), ids=list(BROKEN_YAML))
-def test_a_broken_shipped_file_is_left_out_and_named(
+def test_an_invalid_shipped_file_is_left_out_and_reported(
     store: ConceptStore, shipped: Path, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     ship(shipped, "sound")
@@ -284,31 +286,29 @@ def assert_reported(
     assert reason in line
 
 
-def test_an_id_that_is_not_of_these_examples_is_a_problem(store: ConceptStore, shipped: Path) -> None:
+def test_a_digest_of_other_examples_as_the_name_is_a_problem(store: ConceptStore, shipped: Path) -> None:
     store.write(concept("0f" * 32))
     ship(shipped, "f0" * 32)
     assert store.load() == []
     assert set(reasons(store)) == {"0f" * 32 + ".json", "f0" * 32 + ".yaml"}
-    assert all("not those" in reason for reason in reasons(store).values())
+    assert all("not the digest of its examples" in reason for reason in reasons(store).values())
 
 
 @pytest.mark.parametrize("name", ["a b", "a.b", "ä", "a" * 65, "a\n"])
-def test_a_file_whose_name_is_no_name_is_a_problem(store: ConceptStore, shipped: Path, name: str) -> None:
+def test_a_file_with_an_invalid_name_is_a_problem(store: ConceptStore, shipped: Path, name: str) -> None:
     ship(shipped, name)
     assert store.load() == []
     assert list(reasons(store)) == [f"{name}.yaml"]
 
 
-def test_a_file_name_that_is_no_text_is_a_problem_that_can_be_sent(
-    store: ConceptStore, shipped: Path
-) -> None:
+def test_a_file_name_that_is_not_utf_8_is_reported_as_valid_text(store: ConceptStore, shipped: Path) -> None:
     Path(os.fsdecode(os.fsencode(shipped) + b"/\xff.yaml")).write_text("name: x")
     assert store.load() == []
     [name] = reasons(store)
     assert name.encode()
 
 
-def test_what_is_no_file_is_a_problem(store: ConceptStore, shipped: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_a_problem(store: ConceptStore, shipped: Path) -> None:
     (shipped / "directory.yaml").mkdir()
     os.mkfifo(shipped / "pipe.yaml")
     (shipped / "nowhere.yaml").symlink_to(shipped / "gone")
@@ -316,7 +316,7 @@ def test_what_is_no_file_is_a_problem(store: ConceptStore, shipped: Path) -> Non
     assert set(reasons(store)) == {"directory.yaml", "pipe.yaml", "nowhere.yaml"}
 
 
-def test_what_cannot_be_read_is_a_problem(
+def test_an_unreadable_file_is_a_problem(
     store: ConceptStore, shipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path) -> bytes:
@@ -328,14 +328,14 @@ def test_what_cannot_be_read_is_a_problem(
     assert reasons(store) == {"slang.yaml": "cannot be read: Permission denied"}
 
 
-def test_a_directory_that_is_none_is_a_problem(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "concepts").write_text("")
     store = ConceptStore(tmp_path / "concepts", tmp_path / "none")
     assert store.load() == []
     assert reasons(store) == {"concepts": "cannot be read: Not a directory"}
 
 
-def test_other_files_are_none_of_ours(store: ConceptStore, shipped: Path, created: Path) -> None:
+def test_other_files_are_ignored(store: ConceptStore, shipped: Path, created: Path) -> None:
     created.mkdir(parents=True)
     for directory in (shipped, created):
         for name in ("README.md", ".hidden.yaml", ".hidden.json", "notes.tmp"):
@@ -345,7 +345,7 @@ def test_other_files_are_none_of_ours(store: ConceptStore, shipped: Path, create
     assert (created / "notes.tmp").exists()
 
 
-def test_a_created_concept_does_not_take_a_shipped_ones_place(
+def test_a_created_concept_does_not_replace_a_shipped_one(
     store: ConceptStore, shipped: Path, created: Path
 ) -> None:
     ship(shipped, "slang")
@@ -356,7 +356,7 @@ def test_a_created_concept_does_not_take_a_shipped_ones_place(
     assert (created / "slang.json").exists()
 
 
-def test_writing_a_concept_again_solves_its_problem(store: ConceptStore, created: Path) -> None:
+def test_writing_a_concept_again_removes_its_problem(store: ConceptStore, created: Path) -> None:
     created.mkdir(parents=True)
     (created / "slang.json").write_text("{")
     (created / "other.json").write_text("{")
@@ -365,12 +365,12 @@ def test_writing_a_concept_again_solves_its_problem(store: ConceptStore, created
     assert list(reasons(store)) == ["other.json"]
 
 
-def test_a_written_file_can_be_read_by_its_owner_alone(store: ConceptStore, created: Path) -> None:
+def test_only_the_owner_can_read_a_written_file(store: ConceptStore, created: Path) -> None:
     store.write(concept())
     assert (created / "slang.json").stat().st_mode & 0o077 == 0
 
 
-def test_the_shipped_concepts_can_be_used(tmp_path: Path) -> None:
+def test_the_concepts_shipped_with_tiller_are_valid(tmp_path: Path) -> None:
     directory = ROOT / "configs" / "concepts"
     store = ConceptStore(directory, tmp_path)
     found = store.load()

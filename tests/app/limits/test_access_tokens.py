@@ -1,4 +1,4 @@
-"""Access tokens in a file: made and revoked while the server runs, and never a way in by mistake."""
+"""Access tokens in a file: created and revoked while the server runs, never accepted by mistake."""
 
 import asyncio
 import hashlib
@@ -33,7 +33,7 @@ def file(tmp_path: Path) -> AccessTokenFile:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A server's configuration, with its data beside it."""
+    """A server's configuration file, with its data directory next to it."""
     monkeypatch.delenv("TILLER_DATA_DIRECTORY")
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"data_directory": str(tmp_path / "data")}))
@@ -44,8 +44,8 @@ def run(*words: object) -> Result:
     return CliRunner(env={"COLUMNS": "120"}).invoke(build_commands(), ["token", *map(str, words)])
 
 
-def made(*words: object) -> str:
-    """The token itself."""
+def create_token(*words: object) -> str:
+    """Creates an access token and returns the secret."""
     done = run("new", *words)
     assert (done.exit_code, done.stderr) == (0, "")
     return done.stdout.splitlines()[0].removeprefix("Token: ")
@@ -58,7 +58,7 @@ def assert_one_line(done: Result, *words: str) -> None:
         assert word in line
 
 
-def test_what_is_written_is_read(file: AccessTokenFile) -> None:
+def test_a_written_file_can_be_read_back(file: AccessTokenFile) -> None:
     assert file.read() == ()
     tokens = (token("a"), token("b", expires="2030-01-01", scopes=["chat"], max_requests=3))
     file.write(tokens)
@@ -66,8 +66,8 @@ def test_what_is_written_is_read(file: AccessTokenFile) -> None:
     assert file.read()[1].expires == datetime(2030, 1, 1, tzinfo=UTC)
 
 
-def test_the_file_is_for_its_user_alone_and_holds_no_secret(config: Path, file: AccessTokenFile) -> None:
-    secret = made("ada", "--config", config)
+def test_only_the_owner_can_read_the_file_and_it_holds_no_secret(config: Path, file: AccessTokenFile) -> None:
+    secret = create_token("ada", "--config", config)
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
     assert secret not in file.path.read_text()
     assert secret.removeprefix("tiller_") not in file.path.read_text()
@@ -75,7 +75,7 @@ def test_the_file_is_for_its_user_alone_and_holds_no_secret(config: Path, file: 
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"name": "a"}', b'[{"name": "a"}]', b"\xff", b"[1]"])
-def test_a_file_that_is_something_else_is_an_error_of_one_line(file: AccessTokenFile, content: bytes) -> None:
+def test_an_invalid_file_is_an_error_of_one_line(file: AccessTokenFile, content: bytes) -> None:
     file.path.parent.mkdir()
     file.path.write_bytes(content)
     with pytest.raises(AccessTokenFileError, match=r"tokens\.json: ") as error:
@@ -83,7 +83,7 @@ def test_a_file_that_is_something_else_is_an_error_of_one_line(file: AccessToken
     assert "\n" not in str(error.value)
 
 
-def test_without_any_token_everything_is_open_until_there_is_one(file: AccessTokenFile) -> None:
+def test_the_server_accepts_everybody_until_there_is_an_access_token(file: AccessTokenFile) -> None:
     tokens = AccessTokens([], file)
     assert not tokens.guarded
     file.write([token()])
@@ -92,7 +92,7 @@ def test_without_any_token_everything_is_open_until_there_is_one(file: AccessTok
     assert tokens.find("secret") == token()
 
 
-def test_it_never_opens_again_by_itself(file: AccessTokenFile) -> None:
+def test_a_running_server_never_stops_requiring_access_tokens(file: AccessTokenFile) -> None:
     file.write([token()])
     tokens = AccessTokens([], file)
     for change in (lambda: file.write([]), file.path.unlink):
@@ -105,7 +105,7 @@ def test_it_never_opens_again_by_itself(file: AccessTokenFile) -> None:
     assert AccessTokens([], file).guarded
 
 
-def test_a_file_that_breaks_changes_nothing_and_is_reported_once(
+def test_a_file_that_becomes_invalid_changes_nothing_and_is_reported_once(
     file: AccessTokenFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.write([token()])
@@ -122,12 +122,12 @@ def test_a_file_that_breaks_changes_nothing_and_is_reported_once(
     assert tokens.find("new") == token("new")
 
 
-def test_the_configurations_tokens_stay(file: AccessTokenFile) -> None:
+def test_tokens_of_the_configuration_stay_when_the_file_changes(file: AccessTokenFile) -> None:
     tokens = AccessTokens([token("configured")], file)
-    file.write([token("made")])
+    file.write([token("created")])
     tokens.refresh()
     assert tokens.find("configured")
-    assert tokens.find("made")
+    assert tokens.find("created")
     file.write([])
     tokens.refresh()
     assert tokens.find("configured")
@@ -138,12 +138,12 @@ async def status(client: httpx.AsyncClient, secret: str) -> int:
     return (await client.get("/models", headers=headers)).status_code
 
 
-async def test_tokens_are_made_and_revoked_while_the_server_runs(config: Path, engine: FakeEngine) -> None:
-    first = made("ada", "--config", config)
+async def test_tokens_are_created_and_revoked_while_the_server_runs(config: Path, engine: FakeEngine) -> None:
+    first = create_token("ada", "--config", config)
     settings = load_settings(config, model={"name": "tiny"}, server={"host": "0.0.0.0"})
     async with client_of(create_app(settings, engine)) as client:
         assert await status(client, first) == 200
-        second = await asyncio.to_thread(made, "bob", "--config", config)
+        second = await asyncio.to_thread(create_token, "bob", "--config", config)
         assert [await status(client, secret) for secret in (first, second, "x")] == [200, 200, 401]
         assert run("revoke", "ada", "--config", config).exit_code == 0
         assert [await status(client, secret) for secret in (first, second)] == [401, 200]
@@ -152,9 +152,13 @@ async def test_tokens_are_made_and_revoked_while_the_server_runs(config: Path, e
         assert (await client.get("/models")).status_code == 401
 
 
-def test_a_token_is_as_it_was_ordered(config: Path, file: AccessTokenFile) -> None:
-    made("ada", "--config", config, "--expires", "2030-01-31", "--scope", "chat", "--scope", "metrics")
-    made("bob", "--config", config, "--expires", "90d", "--max-requests", 3, "--tokens-per-minute", 500)
+def test_a_token_has_the_given_options(config: Path, file: AccessTokenFile) -> None:
+    create_token(
+        "ada", "--config", config, "--expires", "2030-01-31", "--scope", "chat", "--scope", "metrics"
+    )
+    create_token(
+        "bob", "--config", config, "--expires", "90d", "--max-requests", 3, "--tokens-per-minute", 500
+    )
     ada, bob = file.read()
     assert (ada.expires, ada.scopes) == (
         datetime(2030, 1, 31, tzinfo=UTC),
@@ -168,45 +172,45 @@ def test_a_token_is_as_it_was_ordered(config: Path, file: AccessTokenFile) -> No
         assert shown in listed
 
 
-def test_what_is_printed_only_is_kept_nowhere(config: Path, file: AccessTokenFile) -> None:
+def test_print_only_stores_nothing(config: Path, file: AccessTokenFile) -> None:
     done = run("new", "ada", "--config", config, "--print-only", "--scope", "chat")
     assert "scopes:\n" in done.stdout
     assert not file.path.parent.exists()
 
 
-def test_tokens_of_the_configuration_are_listed_and_left_to_it(config: Path, tmp_path: Path) -> None:
+def test_tokens_of_the_configuration_are_listed_and_cannot_be_changed(config: Path, tmp_path: Path) -> None:
     tokens = [{"name": "ada", "sha256": "ab" * 32}]
     config.write_text(json.dumps({"data_directory": str(tmp_path / "data"), "auth": {"tokens": tokens}}))
     assert "configuration" in run("list", "--config", config).stdout
     assert_one_line(run("revoke", "ada", "--config", config), "it is in the configuration")
-    assert_one_line(run("new", "ada", "--config", config), "a token named ada already")
+    assert_one_line(run("new", "ada", "--config", config), "an access token named ada already exists")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("new", "a", "--expires", "tomorrow"), "--expires must be a date"),
         (("new", "a", "--max-requests", "0"), "max_requests"),
         (("new", "", "--print-only"), "name"),
-        (("revoke", "nobody"), "there is no such token"),
+        (("revoke", "nobody"), "there is no such access token"),
     ],
 )
-def test_a_mistake_is_one_line(config: Path, words: tuple[str, ...], told: str) -> None:
-    assert_one_line(run(*words, "--config", config), told)
+def test_a_usage_mistake_is_reported_in_one_line(config: Path, words: tuple[str, ...], message: str) -> None:
+    assert_one_line(run(*words, "--config", config), message)
 
 
-def test_a_second_token_of_a_name_is_refused(config: Path) -> None:
-    made("ada", "--config", config)
-    assert_one_line(run("new", "ada", "--config", config), "a token named ada already")
+def test_a_second_token_with_the_same_name_is_refused(config: Path) -> None:
+    create_token("ada", "--config", config)
+    assert_one_line(run("new", "ada", "--config", config), "an access token named ada already exists")
 
 
-def test_a_directory_that_cannot_be_written_is_one_line(config: Path, tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_reported_in_one_line(config: Path, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
     assert_one_line(run("new", "ada", "--config", config), "tokens.json")
 
 
-def test_a_made_token_lets_others_in(config: Path) -> None:
+def test_a_created_token_allows_a_public_address(config: Path) -> None:
     with pytest.raises(SettingsError, match="tiller token new"):
         load_settings(config, server={"host": "0.0.0.0"})
-    made("ada", "--config", config)
+    create_token("ada", "--config", config)
     assert load_access_tokens(load_settings(config, server={"host": "0.0.0.0"})).guarded

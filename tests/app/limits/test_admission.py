@@ -1,4 +1,4 @@
-"""Places, requests at the same time, and tokens per minute: who gets how much, and what is given back."""
+"""Admission control: engine capacity, concurrent requests and tokens per minute, reserved and released."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ def seconds_until(error: pytest.ExceptionInfo[ApiError]) -> int | None:
     return error.value.retry_after
 
 
-def test_places_are_promised_only_once(engine: Engine, clock: Clock) -> None:
+def test_capacity_is_reserved_only_once(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
     first, second = admit(admission, None, False), admit(admission, None, False)
     first.reserve(7, 1)
@@ -67,13 +67,13 @@ def test_places_are_promised_only_once(engine: Engine, clock: Clock) -> None:
     admit(admission, None, False).reserve(7, 1)
 
 
-def test_an_engine_that_is_down_is_told_before_anything_else(engine: Engine, clock: Clock) -> None:
+def test_an_engine_that_is_down_takes_precedence_over_a_full_queue(engine: Engine, clock: Clock) -> None:
     engine.room, engine.available = 0, False
     with pytest.raises(EngineUnavailable):
         build(engine, clock).reserve()
 
 
-def test_what_the_engine_has_taken_over_is_not_counted_twice(engine: Engine, clock: Clock) -> None:
+def test_choices_handed_over_to_the_engine_are_not_counted_twice(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
     admitted = admit(admission, None, False)
     admitted.reserve(10, 1)
@@ -87,21 +87,21 @@ def test_what_the_engine_has_taken_over_is_not_counted_twice(engine: Engine, clo
     admission.check_room(10)
 
 
-def test_requests_are_counted_by_token_and_nice_ones_apart(engine: Engine, clock: Clock) -> None:
+def test_requests_are_counted_per_access_token_and_nice_ones_separately(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock, max_requests=2)
-    visits = [admit(admission, token("a"), False) for _ in range(2)]
+    admitted = [admit(admission, token("a"), False) for _ in range(2)]
     for caller, nice in ((token("a"), True), (token("b"), False), (None, False)):
         assert [admit(admission, caller, nice) for _ in range(2)]
         with pytest.raises(RateLimited) as error:
             admit(admission, caller, nice)
         assert seconds_until(error) == 1
-    visits[0].end()
+    admitted[0].end()
     admit(admission, token("a"), False)
     with pytest.raises(RateLimited):
         admit(admission, token("a"), False)
 
 
-def test_a_tokens_own_limits_count_before_those_for_all(engine: Engine, clock: Clock) -> None:
+def test_an_access_tokens_own_limits_override_the_general_ones(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock, max_requests=1, tokens_per_minute=1)
     admitted = admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
     admitted.reserve(1, 900)
@@ -123,7 +123,7 @@ def enter(
     return admitted
 
 
-def test_tokens_are_reserved_settled_and_come_again(engine: Engine, clock: Clock) -> None:
+def test_tokens_are_reserved_corrected_and_refilled(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=600)
     first = enter(admission, caller, prompt=100, answer=200, n=2)
     with pytest.raises(RateLimited) as error:
@@ -149,7 +149,7 @@ def test_a_refused_request_costs_nothing(engine: Engine, clock: Clock) -> None:
     enter(admission, caller, prompt=300, answer=300)
 
 
-def test_a_tokens_refusal_is_in_time_to_come_back(engine: Engine, clock: Clock) -> None:
+def test_a_refusal_says_when_the_tokens_are_available(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=60)
     enter(admission, caller, prompt=10, answer=50).end(tokens=60)
     for wanted in (1, 7, 60):
@@ -158,7 +158,7 @@ def test_a_tokens_refusal_is_in_time_to_come_back(engine: Engine, clock: Clock) 
         assert seconds_until(error) == wanted
 
 
-def test_without_max_tokens_a_usual_answer_is_reserved(engine: Engine, clock: Clock) -> None:
+def test_without_max_tokens_a_typical_answer_is_reserved(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=1000)
     enter(admission, caller, prompt=0, answer=None, n=3)
     with pytest.raises(RateLimited):
@@ -166,7 +166,7 @@ def test_without_max_tokens_a_usual_answer_is_reserved(engine: Engine, clock: Cl
     enter(admission, caller, prompt=100, answer=100)
 
 
-def test_a_request_beyond_a_minutes_tokens_takes_a_full_minute_and_more(engine: Engine, clock: Clock) -> None:
+def test_a_request_above_one_minutes_tokens_leaves_the_bucket_in_debt(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=60)
     enter(admission, caller, prompt=90, answer=30).end(tokens=120)
     with pytest.raises(RateLimited) as error:
@@ -176,7 +176,7 @@ def test_a_request_beyond_a_minutes_tokens_takes_a_full_minute_and_more(engine: 
     enter(admission, caller, prompt=0, answer=1)
 
 
-def test_a_changed_limit_counts_from_now_on(engine: Engine, clock: Clock) -> None:
+def test_a_changed_limit_applies_to_the_next_request(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
     old = enter(admission, token(tokens_per_minute=10), prompt=5, answer=5)
     new = enter(admission, token(tokens_per_minute=100), prompt=50, answer=50)

@@ -1,4 +1,4 @@
-"""What is reported, under which names, and that the dashboard and the docs know no others."""
+"""The reported metrics and their names, and that the dashboard and the docs use the same names."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def all_samples(metrics: Metrics) -> list[Sample]:
 
 
 def samples(metrics: Metrics, **labels: str) -> dict[str, float]:
-    """Those with these labels and no others."""
+    """The samples that have exactly these labels."""
     return {sample.name: sample.value for sample in all_samples(metrics) if sample.labels == labels}
 
 
@@ -56,7 +56,7 @@ def test_a_generation(clock: list[float]) -> None:
     steered.begin(queue_seconds=0.5)
     metrics.count_first_token(steered)
     begun = samples(metrics)
-    assert begun["tiller_time_to_first_token_seconds_sum"] == 2.0, "told before the end"
+    assert begun["tiller_time_to_first_token_seconds_sum"] == 2.0, "reported before the end"
     assert begun["tiller_queue_time_seconds_sum"] == 0.5
     clock[0] = 106.0
     found = end(metrics, steered, 42, "stop", "length")
@@ -68,7 +68,7 @@ def test_a_generation(clock: list[float]) -> None:
     assert found["tiller_completion_tokens_total"] == 42
 
 
-def test_a_generation_whose_client_left(clock: list[float]) -> None:
+def test_a_generation_whose_client_disconnected(clock: list[float]) -> None:
     metrics = Metrics()
     found = end(metrics, seen(choices=2), 0, "stop", None)
     assert found["tiller_time_per_output_token_seconds_count"] == 0
@@ -77,7 +77,7 @@ def test_a_generation_whose_client_left(clock: list[float]) -> None:
     assert not any(sample.name == "tiller_steered_total" for sample in all_samples(metrics))
 
 
-def test_a_single_token_has_no_time_between_tokens(clock: list[float]) -> None:
+def test_a_single_token_has_no_inter_token_latency(clock: list[float]) -> None:
     metrics, single = Metrics(), seen()
     single.begin(queue_seconds=None)
     metrics.count_first_token(single)
@@ -87,7 +87,7 @@ def test_a_single_token_has_no_time_between_tokens(clock: list[float]) -> None:
     assert found["tiller_time_per_output_token_seconds_count"] == 0
 
 
-def test_each_worker_is_asked_each_time() -> None:
+def test_each_render_reads_the_state_of_each_worker() -> None:
     metrics, workers = Metrics(), [WorkerState(up=True), WorkerState(up=False, restarts=2)]
     metrics.watch(lambda: workers)
     assert samples(metrics, worker="0")["tiller_kv_cache_usage_ratio"] == 0
@@ -122,7 +122,7 @@ def test_intervals_between_tokens_are_a_histogram() -> None:
     assert samples(metrics, worker="0")[name + "_sum"] == pytest.approx(0.075 + 0.02 + 198 + 0.03)
 
 
-def test_what_is_served_and_the_process_are_reported() -> None:
+def test_the_server_info_and_the_process_are_reported() -> None:
     metrics = Metrics()
     metrics.describe(version="1", model="tiny")
     assert samples(metrics, version="1", model="tiny") == {"tiller_info": 1}
@@ -131,7 +131,7 @@ def test_what_is_served_and_the_process_are_reported() -> None:
     assert found["process_open_fds"] > 0
 
 
-def test_processes_of_workers_are_reported_while_they_are_there() -> None:
+def test_worker_processes_are_reported_while_they_exist() -> None:
     metrics = Metrics()
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -146,7 +146,7 @@ def test_processes_of_workers_are_reported_while_they_are_there() -> None:
     assert found["0"] == pytest.approx(samples(metrics)["process_resident_memory_bytes"], rel=0.01)
 
 
-def test_docs_and_dashboard_know_what_there_is() -> None:
+def test_docs_and_dashboard_name_all_metrics() -> None:
     metrics = Metrics()
     metrics.watch(lambda: [WorkerState(up=True, pid=os.getpid())])
     names = set(re.findall(r"^# TYPE (\w+)", metrics.render().decode(), re.MULTILINE))

@@ -1,6 +1,6 @@
-"""An engine that outlives its workers.
+"""The supervised engine replaces workers that end.
 
-The workers here are processes that speak the protocol; files in their directory tell them what to do.
+The workers here are scripts that speak the protocol. Files in their directory control what they do.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ QUICK = Timing(longest_delay=0.05)
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the workers look for what to do; temporary files have a directory of their own."""
+    """The directory that controls the workers. Temporary files go to a separate directory."""
     interpreter = tmp_path / "python"
     interpreter.write_text(f"#!{sys.executable}\n" + WORKER.format(root=str(Path(__file__).parents[3])))
     interpreter.chmod(0o700)
@@ -94,7 +94,7 @@ async def engine(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIter
         yield engine
         caplog.clear()
     assert not any(map(is_running, pids(directory)))
-    assert caplog.records == [], "an end in order is nothing to log"
+    assert caplog.records == [], "a normal end logs nothing"
 
 
 def pids(directory: Path) -> list[int]:
@@ -123,14 +123,14 @@ async def kill_worker(engine: SupervisedEngine, directory: Path) -> None:
     await until(lambda: not engine.available)
 
 
-async def test_a_killed_worker_ends_what_is_open_and_is_replaced(
+async def test_a_killed_workers_requests_fail_and_it_is_replaced(
     engine: SupervisedEngine, directory: Path
 ) -> None:
     assert await answer(engine) == [7]
-    open_ones = [asyncio.create_task(answer(engine, ENDLESS)) for _ in range(3)]
+    open_requests = [asyncio.create_task(answer(engine, ENDLESS)) for _ in range(3)]
     await asyncio.sleep(0.05)
     await kill_worker(engine, directory)
-    for task in open_ones:
+    for task in open_requests:
         with pytest.raises(EngineUnavailable):
             await task
     with pytest.raises(EngineUnavailable):
@@ -156,7 +156,7 @@ async def test_a_frozen_worker_is_killed_and_replaced(
         os.kill(pids(directory)[0], signal.SIGSTOP)
         with pytest.raises(EngineUnavailable):
             await asyncio.wait_for(task, 5)
-        assert "no sign of life for 0." in caplog.text
+        assert "sent no heartbeat for 0." in caplog.text
         await engine.wait_available()
         assert await answer(engine) == [7]
         first, _ = pids(directory)
@@ -166,23 +166,23 @@ async def test_a_frozen_worker_is_killed_and_replaced(
 async def test_a_silent_worker_that_computes_is_given_more_time(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Something may hold up its beats, but not for ever."""
+    """A computation may delay the heartbeat, but not forever."""
     (directory / "busy").touch()
     async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory)), HASTY) as engine:
         with pytest.raises(EngineUnavailable):
             await answer(engine, ENDLESS)
-        assert "no sign of life for 1" in caplog.text
+        assert "sent no heartbeat for 1" in caplog.text
         (directory / "busy").unlink()
         await engine.wait_available()
 
 
-async def test_a_stop_of_this_process_is_no_silence_of_the_workers(
+async def test_time_while_this_process_is_stopped_does_not_count_as_silence(
     directory: Path,
 ) -> None:
     async with asyncio.timeout(30), supervise(EngineConfig(source=str(directory)), HASTY) as engine:
         await asyncio.sleep(0.1)
-        os.kill(pids(directory)[0], signal.SIGSTOP)  # both are stopped, as in a container that is paused
-        time.sleep(1.2)  # noqa: ASYNC251 - so is this one
+        os.kill(pids(directory)[0], signal.SIGSTOP)  # both processes stop, as in a paused container
+        time.sleep(1.2)  # noqa: ASYNC251 - stops this process
         os.kill(pids(directory)[0], signal.SIGCONT)
         await asyncio.sleep(0.5)
         assert engine.available
@@ -211,14 +211,14 @@ async def test_a_worker_that_freezes_while_it_starts_is_replaced(
     (directory / "slow").touch()
     await kill_worker(engine, directory)
     await until(lambda: len(pids(directory)) >= 3)
-    assert "frozen while it was starting" in caplog.text
+    assert "the starting worker sent no heartbeat for" in caplog.text
     (directory / "slow").unlink()
     engine.timing = QUICK
     await engine.wait_available()
     assert await answer(engine) == [7]
 
 
-async def test_a_worker_that_cannot_start_again_is_tried_until_it_can(
+async def test_a_failed_restart_is_tried_again_until_it_succeeds(
     engine: SupervisedEngine, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (directory / "broken").touch()
@@ -231,26 +231,28 @@ async def test_a_worker_that_cannot_start_again_is_tried_until_it_can(
     assert await answer(engine) == [7]
 
 
-async def test_other_weights_are_not_served(
+async def test_a_worker_with_other_weights_is_refused(
     engine: SupervisedEngine, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (directory / "other").touch()
     await kill_worker(engine, directory)
     await until(lambda: len(pids(directory)) >= 3)
     assert not engine.available
-    assert "not the one that was served before" in caplog.text
+    assert "the model's files have changed" in caplog.text
     (directory / "other").unlink()
     await engine.wait_available()
 
 
-async def test_the_context_may_be_another_after_a_restart(engine: SupervisedEngine, directory: Path) -> None:
+async def test_the_context_length_may_change_after_a_restart(
+    engine: SupervisedEngine, directory: Path
+) -> None:
     assert engine.model.context_length == 255
     await kill_worker(engine, directory)
     await engine.wait_available()
     assert engine.model.context_length == 254
 
 
-async def test_a_system_that_lacks_something_does_not_end_the_trying(
+async def test_system_errors_do_not_end_the_restart_attempts(
     engine: SupervisedEngine, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = asyncio.Event()
@@ -267,7 +269,7 @@ async def test_a_system_that_lacks_something_does_not_end_the_trying(
     assert await answer(engine) == [7]
 
 
-async def test_what_keeps_the_first_worker_from_starting_is_told(directory: Path) -> None:
+async def test_the_error_of_the_first_worker_is_raised(directory: Path) -> None:
     (directory / "broken").touch()
     with pytest.raises(StartError, match=r"^no memory$"):
         async with supervise(EngineConfig(source=str(directory)), QUICK):
@@ -275,7 +277,7 @@ async def test_what_keeps_the_first_worker_from_starting_is_told(directory: Path
     assert os.listdir(tempfile.gettempdir()) == []
 
 
-async def test_a_start_that_is_given_up_leaves_nothing(directory: Path) -> None:
+async def test_a_cancelled_start_leaves_no_process_and_no_file(directory: Path) -> None:
     (directory / "slow").touch()
 
     async def start() -> None:
@@ -290,7 +292,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(directory: Path) -> None:
     assert os.listdir(tempfile.gettempdir()) == []
 
 
-async def test_nothing_lies_about_while_it_serves(engine: SupervisedEngine, directory: Path) -> None:
+async def test_a_running_engine_leaves_no_temporary_files(engine: SupervisedEngine, directory: Path) -> None:
     assert os.listdir(tempfile.gettempdir()) == []
     await kill_worker(engine, directory)
     await engine.wait_available()
@@ -301,7 +303,7 @@ def training(background: bool = False) -> TrainConcept:
     return TrainConcept("kind", [1], [[2]], [[3]], [[4]], background)
 
 
-async def test_a_lost_worker_ends_its_trainings_and_the_next_one_trains(
+async def test_a_lost_workers_trainings_fail_and_the_next_one_trains(
     engine: SupervisedEngine, directory: Path
 ) -> None:
     async def train(command: TrainConcept) -> list[TrainingState]:
@@ -319,7 +321,7 @@ async def test_a_lost_worker_ends_its_trainings_and_the_next_one_trains(
     assert await train(training()) == [TrainingState.READY]
 
 
-async def test_the_next_worker_hears_of_what_was_forgotten_meanwhile(
+async def test_the_next_worker_gets_the_forget_commands_sent_in_between(
     engine: SupervisedEngine, directory: Path
 ) -> None:
     await kill_worker(engine, directory)
@@ -329,7 +331,7 @@ async def test_the_next_worker_hears_of_what_was_forgotten_meanwhile(
     await until(lambda: (directory / "forgotten").read_text() == "kind")
 
 
-async def test_a_draining_engine_lets_end_what_runs_and_replaces_no_worker(
+async def test_a_draining_engine_lets_requests_go_on_and_replaces_no_worker(
     engine: SupervisedEngine, directory: Path
 ) -> None:
     task = asyncio.create_task(answer(engine, ENDLESS))
@@ -347,9 +349,7 @@ async def test_a_draining_engine_lets_end_what_runs_and_replaces_no_worker(
     assert len(pids(directory)) == 1
 
 
-async def test_it_says_whether_the_worker_is_up_and_how_often_it_was_replaced(
-    engine: SupervisedEngine, directory: Path
-) -> None:
+async def test_the_worker_state_counts_restarts(engine: SupervisedEngine, directory: Path) -> None:
     def state() -> tuple[bool, int]:
         [worker] = engine.workers
         return worker.up, worker.restarts
@@ -361,7 +361,7 @@ async def test_it_says_whether_the_worker_is_up_and_how_often_it_was_replaced(
     assert state() == (True, 1)
 
 
-def test_workers_that_do_not_last_are_replaced_ever_later() -> None:
+def test_the_restart_delay_doubles_for_workers_that_end_early() -> None:
     after = partial(next_delay, timing=Timing())
     delays = list(itertools.accumulate([0.0] * 9, after, initial=0.0))[1:]
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
@@ -371,7 +371,7 @@ def test_workers_that_do_not_last_are_replaced_ever_later() -> None:
 @pytest.mark.parametrize(
     "act", [lambda engine: engine.prioritize("kind"), lambda engine: engine.forget("kind")]
 )
-async def test_commands_to_no_worker_harm_nobody(
+async def test_commands_without_a_worker_do_no_harm(
     engine: SupervisedEngine, directory: Path, act: Callable[[SupervisedEngine], None]
 ) -> None:
     await kill_worker(engine, directory)

@@ -1,4 +1,4 @@
-"""The engine over a socket, with this test as the worker at its other end."""
+"""WorkerEngine on a socket, with the test as the worker at the other end."""
 
 import asyncio
 import sys
@@ -86,7 +86,7 @@ async def collected(generation: WorkerGeneration) -> list[list[int]]:
     return [[event.token_id for event in events] async for events in generation]
 
 
-async def test_events_come_by_step_until_every_choice_has_ended(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_events_arrive_per_step_until_every_choice_has_ended(pair: tuple[WorkerEngine, Worker]) -> None:
     generation = await submitted(pair, n=2)
     _, worker = pair
     await worker.report(events=[TokenEvent("r", 0, 5), TokenEvent("r", 1, 6)])
@@ -125,7 +125,7 @@ async def test_a_failure_ends_only_its_request(pair: tuple[WorkerEngine, Worker]
         await collected(bad)
 
 
-async def test_an_aborted_choice_brings_nothing_more(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_an_aborted_choice_yields_no_more_events(pair: tuple[WorkerEngine, Worker]) -> None:
     generation = await submitted(pair, n=2)
     _, worker = pair
     generation.abort(0)
@@ -144,7 +144,7 @@ async def test_aborting_everything_ends_an_iteration_that_waits(pair: tuple[Work
     assert await pair[1].receive() == Abort("r", None)
 
 
-async def test_every_choice_takes_a_place_until_it_has_ended(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_every_choice_takes_capacity_until_it_has_ended(pair: tuple[WorkerEngine, Worker]) -> None:
     engine, worker = pair
     generation = await submitted(pair, n=2)
     assert engine.room == 1
@@ -156,7 +156,7 @@ async def test_every_choice_takes_a_place_until_it_has_ended(pair: tuple[WorkerE
     assert engine.room == 3
 
 
-async def test_a_refused_request_takes_no_place(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_a_refused_request_takes_no_capacity(pair: tuple[WorkerEngine, Worker]) -> None:
     engine, worker = pair
     task = asyncio.create_task(engine.submit(request()))
     await worker.receive()
@@ -190,7 +190,7 @@ async def test_leaving_the_iteration_aborts(pair: tuple[WorkerEngine, Worker]) -
     assert await pair[1].receive() == Abort("r", None)
 
 
-async def test_nobody_waiting_for_admission_aborts(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_cancelling_the_wait_for_admission_aborts(pair: tuple[WorkerEngine, Worker]) -> None:
     engine, worker = pair
     task = asyncio.create_task(engine.submit(request()))
     await worker.receive()
@@ -207,7 +207,7 @@ async def submitted_after(pair: tuple[WorkerEngine, Worker]) -> WorkerGeneration
     return generation
 
 
-async def test_a_dead_worker_fails_what_is_open_and_what_comes(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_a_dead_worker_fails_open_and_new_requests(pair: tuple[WorkerEngine, Worker]) -> None:
     generation = await submitted(pair)
     engine, worker = pair
     waiting = asyncio.create_task(engine.submit(request("waiting")))
@@ -222,7 +222,7 @@ async def test_a_dead_worker_fails_what_is_open_and_what_comes(pair: tuple[Worke
         await engine.submit(request("late"))
 
 
-async def test_a_worker_that_talks_nonsense_is_given_up(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_a_worker_that_sends_an_invalid_message_is_given_up(pair: tuple[WorkerEngine, Worker]) -> None:
     generation = await submitted(pair)
     await pair[1].socket.send(b"nonsense")
     with pytest.raises(EngineUnavailable):
@@ -230,7 +230,9 @@ async def test_a_worker_that_talks_nonsense_is_given_up(pair: tuple[WorkerEngine
     assert not pair[0].available
 
 
-async def test_a_draining_engine_finishes_in_its_time(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_a_draining_engine_ends_requests_after_the_time_limit(
+    pair: tuple[WorkerEngine, Worker],
+) -> None:
     quick, slow = await submitted(pair, "quick"), await submitted(pair, "slow")
     engine, worker = pair
     engine.drain(0.05)
@@ -243,7 +245,7 @@ async def test_a_draining_engine_finishes_in_its_time(pair: tuple[WorkerEngine, 
 
 
 @pytest.mark.parametrize("top_logprobs", [None, 4])
-async def test_an_answer_that_nobody_reads_does_not_grow_for_ever(
+async def test_an_unread_answer_does_not_grow_without_limit(
     pair: tuple[WorkerEngine, Worker], top_logprobs: int | None
 ) -> None:
     engine, worker = pair
@@ -268,7 +270,7 @@ async def test_an_answer_that_nobody_reads_does_not_grow_for_ever(
     assert arrived == list(range(11))
 
 
-async def test_an_answer_that_is_read_may_be_as_long_as_it_likes(
+async def test_an_answer_that_is_read_has_no_limit(
     pair: tuple[WorkerEngine, Worker],
 ) -> None:
     pair[0].max_unread = 10
@@ -285,7 +287,7 @@ def training(concept: str) -> TrainConcept:
 
 
 async def trained(pair: tuple[WorkerEngine, Worker], concept: str) -> "asyncio.Task[list[TrainingUpdate]]":
-    """A training that the worker has heard of, and what it will have brought in the end."""
+    """Starts a training, and returns a task for its updates once the worker has the command."""
     engine, worker = pair
 
     async def collect() -> list[TrainingUpdate]:
@@ -308,12 +310,12 @@ async def test_a_training_ends_with_its_last_update(
     assert await asyncio.gather(one, two) == [[first, last[0]], last[1:]]
 
 
-async def test_a_training_can_be_hastened(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_a_training_can_be_prioritized(pair: tuple[WorkerEngine, Worker]) -> None:
     pair[0].prioritize("one")
     assert await pair[1].receive() == PrioritizeTraining("one")
 
 
-async def test_forgetting_a_concept_ends_its_training_and_no_later_one(
+async def test_forgetting_a_concept_ends_its_training_but_not_a_later_one(
     pair: tuple[WorkerEngine, Worker],
 ) -> None:
     engine, worker = pair
@@ -327,14 +329,14 @@ async def test_forgetting_a_concept_ends_its_training_and_no_later_one(
     assert (await again).state is TrainingState.READY
 
 
-async def test_forgetting_a_concept_that_nobody_trains_tells_the_worker(
+async def test_forgetting_a_concept_without_a_training_reaches_the_worker(
     pair: tuple[WorkerEngine, Worker],
 ) -> None:
     pair[0].forget("one")
     assert await pair[1].receive() == ForgetConcept("one")
 
 
-async def test_a_dead_worker_ends_its_trainings_and_starts_none(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_a_dead_worker_fails_open_and_new_trainings(pair: tuple[WorkerEngine, Worker]) -> None:
     task = await trained(pair, "one")
     pair[1].process.kill()
     with pytest.raises(EngineUnavailable):
@@ -343,7 +345,9 @@ async def test_a_dead_worker_ends_its_trainings_and_starts_none(pair: tuple[Work
         await anext(aiter(pair[0].train(training("two"))))
 
 
-async def test_a_draining_engine_ends_its_trainings_in_time(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_a_draining_engine_ends_trainings_after_the_time_limit(
+    pair: tuple[WorkerEngine, Worker],
+) -> None:
     task = await trained(pair, "one")
     pair[0].drain(0.05)
     with pytest.raises(EngineUnavailable):
@@ -352,14 +356,14 @@ async def test_a_draining_engine_ends_its_trainings_in_time(pair: tuple[WorkerEn
         await task
 
 
-async def test_a_worker_that_ends_at_once_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_ends_at_once_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(StartError, match=r"ended while it was starting \(status 1\)"):
         async with run_worker(EngineConfig()):
             raise AssertionError("started")
 
 
-async def test_the_engines_numbers_are_those_that_came_last(pair: tuple[WorkerEngine, Worker]) -> None:
+async def test_the_engine_stats_are_the_latest_reported_ones(pair: tuple[WorkerEngine, Worker]) -> None:
     engine, worker = pair
     assert engine.stats == EngineStats()
     generation = await submitted(pair)
@@ -383,7 +387,7 @@ async def test_the_time_between_tokens_is_counted_for_each_of_them(
         events=[TokenEvent(name, i, 2, end) for name, i in (("one", 0), ("one", 1), ("two", 0))]
     )
     await asyncio.gather(collected(one), collected(two))
-    assert engine.intervals.cumulative[-1] == 5, "the first tokens have none before them"
+    assert engine.intervals.cumulative[-1] == 5, "a first token has no token before it"
     assert engine.intervals.seconds == 2 * 0.5 + 3 * 2.5
 
 
