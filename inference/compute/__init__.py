@@ -1,1 +1,1 @@
-"""One step's tensors: batch, attention, KV cache, sampling, captured graphs. Knows no requests."""
+"""The tensors of one step: batch, attention, KV cache, sampling, captured graphs. Knows no requests."""

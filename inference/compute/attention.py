@@ -1,7 +1,7 @@
-"""Attention of a ragged batch over the block KV cache, as transformers models call it.
+"""Attention over the block KV cache for sequences of different lengths, as transformers models call it.
 
-transformers looks attention functions up by name (`AttentionInterface`) and hands them every
-keyword argument that the model itself was called with; ours find the batch there, as `forward_context`.
+transformers looks up attention functions by name (`AttentionInterface`) and passes them every keyword
+argument of the model call. `paged_attention` finds the batch in the argument `forward_context`.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - the name that everybody uses
+from torch.nn import functional as F  # noqa: N812 - the usual name
 from transformers import AttentionInterface
 
 from inference.compute.batch import AttentionGroup, Batch
@@ -19,8 +19,8 @@ from inference.compute.kv_cache import KVCache
 NAME = "tiller_paged"
 
 _HONOURED = frozenset({"scaling", "sliding_window", "softcap"})
-# What models also pass, which means nothing here: rotary positions are applied before, there is
-# no dropout in inference, and the cache is ours. `forward_context` is what we pass ourselves.
+# Models also pass these arguments, and `paged_attention` can ignore them: rotary positions are already
+# applied, inference has no dropout, and Tiller has its own cache. Tiller itself passes `forward_context`.
 _IRRELEVANT = frozenset(
     {
         "cache_position",
@@ -38,13 +38,13 @@ _IRRELEVANT = frozenset(
 
 
 class PagedInputs(NamedTuple):
-    """Where attention that reads contexts in place finds them: of one layer and all N sequences of a step."""
+    """Inputs of attention that reads the KV cache in place: one layer, and all N sequences of a step."""
 
     key_cache: torch.Tensor  # [slots, num_kv_heads, key_size]
     value_cache: torch.Tensor  # [slots, num_kv_heads, value_size]
-    slot_mapping: torch.Tensor  # [T] of the new keys and values
-    block_tables: torch.Tensor  # int32 [N, most blocks of a sequence]
-    cu_seqlens: torch.Tensor  # [N + 1] of each sequence's tokens, and the end
+    slot_mapping: torch.Tensor  # [T] slots of the new keys and values
+    block_tables: torch.Tensor  # int32 [N, most blocks per sequence]
+    cu_seqlens: torch.Tensor  # [N + 1] index of each sequence's first token; the last entry is T
     positions: torch.Tensor  # [T]
     block_size: int
 
@@ -52,29 +52,30 @@ class PagedInputs(NamedTuple):
 Attend = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, PagedInputs, int, float, int, float], torch.Tensor
 ]
-"""Stores keys and values [1, num_kv_heads, T, size] and attends with queries [1, num_heads, T, key_size].
+"""Computes attention of queries [1, num_heads, T, key_size], and stores keys and values.
 
-Also gets the inputs, how many sequences at the beginning have one token each, the scaling, the sliding window
-and the softcap, which are 0 for none. Returns [T, num_heads, value_size].
+Arguments: queries, new keys and new values (both [1, num_kv_heads, T, size]), the inputs, num_decodes (the
+first sequences, with one token each), scaling, sliding window and softcap (0: none). Returns
+[T, num_heads, value_size].
 """
 
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What every layer's attention needs to know of the step."""
+    """What the attention of every layer needs to know about the step."""
 
     batch: Batch
     cache: KVCache
     attend: Attend | None
-    """None: SDPA over gathered contexts."""
+    """None: use SDPA over contexts gathered from the cache."""
 
     @property
     def num_decodes(self) -> int:
-        """How many sequences have one token each; they are the first."""
+        """Number of sequences with one token each. They come first in the batch."""
         return 0 if self.batch.attention_metadata is None else self.batch.attention_metadata.num_decodes
 
     def paged_inputs(self, layer: int) -> PagedInputs | None:
-        """None if the batch is made for SDPA."""
+        """The inputs for one layer. None if the batch is built for SDPA."""
         batch, cache = self.batch, self.cache
         if batch.attention_metadata is None:
             return None
@@ -90,7 +91,7 @@ class ForwardContext:
 
 
 def register() -> None:
-    """Makes `paged_attention` known to transformers under NAME."""
+    """Registers `paged_attention` with transformers as NAME."""
     AttentionInterface.register(NAME, paged_attention)
 
 
@@ -99,7 +100,7 @@ def paged_attention(
     query: torch.Tensor,  # [1, num_heads, T, key_size]
     key: torch.Tensor,  # [1, num_kv_heads, T, key_size]
     value: torch.Tensor,  # [1, num_kv_heads, T, value_size]
-    attention_mask: torch.Tensor | None,  # noqa: ARG001 - None; who sees whom follows from the batch
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - the batch defines the mask
     scaling: float | None = None,
     *,
     forward_context: ForwardContext,
@@ -107,10 +108,10 @@ def paged_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Stores the new keys and values and attends over each sequence's own context.
+    """Stores the new keys and values, and computes attention of each sequence over its own context.
 
-    Returns [1, T, num_heads, value_size]. Which arguments models may pass besides these is
-    checked once, by `unsupported_arguments`, when a model is loaded.
+    Returns [1, T, num_heads, value_size]. Models may pass other arguments; `unsupported_arguments` checks
+    these once, when a model is loaded.
     """
     layer: Any = module.layer_idx
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -149,7 +150,7 @@ def _attend(
     sliding_window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:  # [B * Q, num_heads, value_size]
-    """Folds the heads that share a key head into the query axis: one call, no repeated keys."""
+    """Folds the heads that share a key head into the query axis: one SDPA call, without repeated keys."""
     num_rows, num_queries = group.query_positions.shape
     num_heads, key_size = queries.shape[1:]
     shared = num_heads // num_kv_heads
@@ -185,7 +186,7 @@ def _softcapped_attention(
 
 
 def unsupported_arguments(module: nn.Module, arguments: dict[str, Any]) -> list[str]:
-    """Names what a model asks of attention that `paged_attention` would not honour."""
+    """Names the arguments that the model passes to its attention and `paged_attention` does not support."""
     names = [
         name for name, given in arguments.items() if given is not None and name not in _HONOURED | _IRRELEVANT
     ]

@@ -1,6 +1,6 @@
-"""One step's tensors: the scheduled tokens of all sequences, one after the other.
+"""The tensors of one step: the scheduled tokens of all sequences, one sequence after the other.
 
-Knows the layout of tokens and slots, nothing of the model or of sampling.
+Knows the layout of tokens and slots. Knows nothing about the model or sampling.
 """
 
 from collections.abc import Iterator
@@ -14,26 +14,26 @@ from inference.compute.transfer import upload
 from inference.scheduling.probe import ProbeSpan, locate
 from inference.scheduling.sequence import Sequence
 
-_MAX_GATHERED_TOKENS = 2**17  # contexts that one attention call copies out of the cache, padding included
+_MAX_GATHERED_TOKENS = 2**17  # limit for the context that one SDPA call gathers, padding included
 
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Sequences of the batch that one attention call serves, padded to its longest context.
+    """Sequences of the batch that share one SDPA call, padded to the longest context among them.
 
-    Either B sequences with one query token each (Q = 1), or one sequence (B = 1) with Q tokens.
+    Either B sequences with one query token each (Q = 1), or one sequence (B = 1) with Q query tokens.
     """
 
     tokens: slice
-    """Of the batch's tokens: the B * Q queries of this group."""
-    slots: torch.Tensor  # [B, L] of each sequence's context, padded with the cache's padding slot
+    """The group's B * Q query tokens, as a slice of the batch's tokens."""
+    slots: torch.Tensor  # [B, L] slots of each context, padded with the cache's padding slot
     query_positions: torch.Tensor  # [B, Q]
     _masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, sliding_window: int | None, repeats: int) -> torch.Tensor:
-        """[B, 1, repeats * Q, L], True where a query sees a key: not after it, within the window.
+        """[B, 1, repeats * Q, L], True where a query sees a key: not a later one, and inside the window.
 
-        The Q queries come `repeats` times, one after the other. Made once for all layers.
+        The mask repeats the rows of the Q queries `repeats` times. It is built once for all layers.
         """
         key = sliding_window, repeats
         if key not in self._masks:
@@ -49,20 +49,20 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """Where the contexts of a batch's N sequences lie, for attention that reads them out of the blocks."""
+    """Locates the contexts of a batch's N sequences, for attention that reads the KV cache in place."""
 
-    block_tables: torch.Tensor  # int32 [N, most blocks of a sequence]
-    cu_seqlens: torch.Tensor  # [N + 1] of each sequence's tokens in the batch, and the batch's end
+    block_tables: torch.Tensor  # int32 [N, most blocks per sequence]
+    cu_seqlens: torch.Tensor  # [N + 1] index of each sequence's first token; the last entry is T
     num_decodes: int
-    """How many of the sequences have one token each; they are the first."""
+    """Number of sequences with one token each. They come first in the batch."""
 
 
 @dataclass(frozen=True)
 class SteeringBatch:
-    """What is added to each token's activations: `scales` times `rows` of the steering bank.
+    """What steering adds to each token's activations: `scales` times `rows` of the steering bank.
 
-    Row 0 is zero: that of tokens that are not steered, and of every sequence's first token, whose
-    activations are tens of times larger than all others' and carry no meaning.
+    Row 0 is zero. Tokens without steering use it, and so does the first token of every sequence: its
+    activations are tens of times larger than all others and carry no meaning (Sun et al., arXiv:2402.17762).
     """
 
     rows: torch.Tensor  # [T]
@@ -71,33 +71,33 @@ class SteeringBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """T tokens of several sequences; S of these sequences sample their next token, P tokens are scored."""
+    """T tokens of several sequences. S of these sequences sample a token; P tokens are scored for probes."""
 
     token_ids: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
-    slot_mapping: torch.Tensor  # [T] where the keys and values go
+    slot_mapping: torch.Tensor  # [T] slots that the keys and values are written to
     attention_metadata: AttentionMetadata | None
-    """None where attention cannot read the contexts in place."""
+    """None if attention does not read the KV cache in place."""
     groups: list[AttentionGroup]
-    """Empty where it can."""
-    logit_tokens: torch.Tensor  # [S + P] indices into T
+    """Empty if attention reads the KV cache in place."""
+    logit_tokens: torch.Tensor  # [S + P] indices into T: tokens to sample from, then tokens to score
     sampling: list[Sequence]
     """The S sequences that sample, in the order of `logit_tokens`."""
     probes: list[ProbeSpan]
     steering: SteeringBatch | None
-    """None when no row of the batch is steered."""
+    """None if no sequence of the batch is steered."""
 
 
 class BatchBuilder:
     def __init__(self, block_size: int, padding_slot: int, device: torch.device, *, in_place: bool) -> None:
-        """`in_place`: whether attention reads the contexts out of the blocks."""
+        """`in_place`: attention reads the contexts from the KV cache blocks, without a gather."""
         self.block_size = block_size
         self.padding_slot = padding_slot
         self.device = device
         self.in_place = in_place
 
     def build(self, scheduled: list[Sequence]) -> Batch:
-        # Single queries first, of similar context length side by side, so that they share a call.
+        # Decodes come first, sorted by context length, so that similar lengths share an SDPA call.
         ordered = sorted(scheduled, key=_group_key)
         counts = [sequence.num_scheduled_tokens for sequence in ordered]
         positions = np.concatenate([_positions(sequence) for sequence in ordered])
@@ -137,7 +137,10 @@ class BatchBuilder:
         )
 
     def follow(self, batch: Batch, token_ids: torch.Tensor) -> Batch:
-        """The step after one of which each token was a sequence's last: on to what it sampled [T]."""
+        """The decode step after `batch`. Every token of `batch` sampled one token: `token_ids` [T].
+
+        Does not need the values of `token_ids` on the host.
+        """
         sequences = batch.sampling
         tensors = upload(
             {
@@ -183,8 +186,8 @@ class BatchBuilder:
         return self._context_slots(sequence)[first:]
 
     def _slot(self, sequence: Sequence, position: int) -> int:
-        block, place = divmod(position, self.block_size)
-        return sequence.block_table[block] * self.block_size + place
+        block, offset = divmod(position, self.block_size)
+        return sequence.block_table[block] * self.block_size + offset
 
     def _context_slots(self, sequence: Sequence) -> np.ndarray:
         """The slots of all tokens up to the last scheduled one."""
@@ -204,7 +207,7 @@ class BatchBuilder:
 
 
 def _split(ordered: list[Sequence]) -> Iterator[list[int]]:
-    """Indices of the sequences that one attention call serves, of bounded size when gathered."""
+    """Indices of the sequences of each SDPA call, within the limit for gathered contexts."""
     for (_, width), members in groupby(range(len(ordered)), key=lambda i: _group_key(ordered[i])):
         indices = list(members)
         size = max(1, _MAX_GATHERED_TOKENS >> width)
@@ -212,7 +215,7 @@ def _split(ordered: list[Sequence]) -> Iterator[list[int]]:
 
 
 def _group_key(sequence: Sequence) -> tuple[int, int]:
-    """Equal for single queries whose contexts differ by less than a factor of two."""
+    """Equal for decodes whose context lengths have the same number of bits; different for all others."""
     if sequence.num_scheduled_tokens == 1:
         return 0, (sequence.num_computed_tokens + 1).bit_length()
     return 1 + sequence.number, 0
@@ -235,7 +238,7 @@ def _block_tables(sequences: list[Sequence]) -> np.ndarray:
 
 
 def _steering(ordered: list[Sequence]) -> dict[str, np.ndarray]:
-    """The `rows` and `scales` of all tokens; nothing if none is steered."""
+    """The `rows` and `scales` of all tokens. Empty if no sequence is steered."""
     steered = [sequence.steering for sequence in ordered]
     if not any(steered):
         return {}

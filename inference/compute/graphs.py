@@ -1,5 +1,5 @@
-"""Steps of single tokens, captured once for some numbers of sequences and replayed: a replay costs the host
-one launch, whatever the model does. Knows how a batch is laid out for it, and not how capturing works.
+"""Decode steps, captured once for some batch sizes and then replayed. A replay costs the host one launch,
+however many operations the model has. Knows the layout of a captured batch, but not how capturing works.
 """
 
 from bisect import bisect_left
@@ -12,14 +12,16 @@ from inference.compute.batch import AttentionMetadata, Batch, SteeringBatch
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], torch.Tensor]], tuple[Replay, torch.Tensor]]
-"""Runs what it is given once, and says how to run it again and where the result then is. What it is given
-reads and writes the same memory each time, and never waits for the device."""
+"""Runs a function and captures it. Returns a replay of the function, and the tensor that holds each result.
 
-_EVERY = 8  # beyond which numbers of sequences are rounded up to multiples of it
+The function must read and write the same memory each time, and must never wait for the device.
+"""
+
+_SIZE_MULTIPLE = 8  # larger batch sizes are rounded up to a multiple of this
 
 
 class Graphs:
-    """The captured steps. A replay serves any sequences, steered or not, up to the number of its rows."""
+    """The captured steps. A replay serves any sequences, steered or not, up to its batch size."""
 
     def __init__(
         self,
@@ -31,15 +33,18 @@ class Graphs:
         spare_slot: int,
         device: torch.device,
     ) -> None:
-        """Captures `forward`. `most_blocks`: of a sequence; `spare_slot`: of the cache, belongs to nobody."""
+        """Captures `forward` for each batch size.
+
+        `most_blocks`: KV cache blocks per sequence. `spare_slot`: a cache slot that belongs to no sequence.
+        """
         self._sizes = _sizes(most_sequences)
         self._inputs = _Inputs(self._sizes[-1], most_blocks, spare_slot, device)
         self._replays: dict[int, tuple[Replay, torch.Tensor]] = {}
-        for size in reversed(self._sizes):  # the largest first: the others fit into its memory
+        for size in reversed(self._sizes):  # the largest first: the others reuse its memory
             self._replays[size] = capture(partial(forward, self._inputs.batch(size)))
 
     def can_run(self, batch: Batch) -> bool:
-        """Whether a captured step does what the batch asks for."""
+        """Whether a captured step can compute the batch."""
         return (
             batch.attention_metadata is not None
             and len(batch.sampling) == len(batch.token_ids) <= self._sizes[-1]
@@ -57,7 +62,7 @@ class Graphs:
 
 
 class _Inputs:
-    """The memory that captured steps read. Rows without a sequence write to the spare slot."""
+    """The input tensors of captured steps. Padding rows write to the spare slot."""
 
     def __init__(self, most_sequences: int, most_blocks: int, spare_slot: int, device: torch.device) -> None:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -73,7 +78,7 @@ class _Inputs:
         self._scales = zeros(most_sequences, 1, dtype=torch.float32)
 
     def batch(self, size: int) -> Batch:
-        """Of the first `size` rows."""
+        """A batch over the first `size` rows."""
         return Batch(
             token_ids=self._token_ids[:size],
             positions=self._positions[:size],
@@ -107,5 +112,5 @@ class _Inputs:
 
 
 def _sizes(most: int) -> list[int]:
-    """Few for large numbers of sequences, where one row more costs little."""
-    return [size for size in (1, 2, 4) if size < most] + [*range(_EVERY, most, _EVERY), most]
+    """Batch sizes to capture, up to `most`. Not every size: in a large batch, padding rows cost little."""
+    return [size for size in (1, 2, 4) if size < most] + [*range(_SIZE_MULTIPLE, most, _SIZE_MULTIPLE), most]

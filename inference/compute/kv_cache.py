@@ -1,8 +1,8 @@
 """The keys and values of all sequences' tokens, by layer and slot. Knows no sequences.
 
-Slot s is place s % block_size of block s // block_size. One slot beyond the last block belongs to
-nobody. What pads a gather reads zeros from there, so that it never meets another's numbers; where
-contexts are read in place nobody does, and rows that pad a batch write there.
+Slot s has offset s % block_size in block s // block_size. One slot after the last block belongs to no
+sequence: the padding slot. A gather reads zeros from it as padding, so padding never contains values of
+another sequence. If attention reads the cache in place, nothing reads the slot; padding rows write to it.
 """
 
 from typing import NamedTuple
@@ -37,6 +37,6 @@ class KVCache:
         self.values = [allocate(shape, shape.value_size) for shape in shapes]
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """`slots` [T]; `keys` and `values` [T, num_heads, size]."""
+        """Stores `keys` and `values` [T, num_heads, size] at `slots` [T]."""
         self.keys[layer].index_copy_(0, slots, keys)
         self.values[layer].index_copy_(0, slots, values)

@@ -1,7 +1,7 @@
-"""From logits to tokens, each row by its own parameters. Knows no model and no text.
+"""Samples a token from each row of logits, with the row's own parameters. Knows no model and no text.
 
-Order: penalties, logit_bias, temperature, top_k, top_p, sampling. What no row of a batch asks
-for is None in the prepared tensors and costs nothing.
+Order: penalties, logit_bias, temperature, top_k, top_p, sampling. An option that no row of the batch uses
+is None in the SamplingBatch and costs nothing.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from inference.compute.transfer import AsyncCopy, upload
 from inference.interface.protocol import SamplingParams, TokenLogprobs
 from inference.scheduling.sequence import FloatArray, IntArray, Sequence
 
-_PIECE = 256  # of the vocabulary, whose probabilities are added up one by one only where the token lies
-_SORTED_ROWS = 32  # at the same time: sorting takes ten times a row's memory
-_MIN_TEMPERATURE = 1e-5  # below it, dividing float32 logits has the same result as the maximum
+_PIECE = 256  # tokens per partial sum; sampling adds up single tokens only inside one piece of the vocabulary
+_SORTED_ROWS = 32  # rows sorted at a time, since sorting takes ten times a row's memory
+_MIN_TEMPERATURE = 1e-5  # at lower temperatures, sampling from float32 logits gives the maximum anyway
 
 NOT_A_TOKEN = -1
-"""Stands for the token of a row whose logits are not finite."""
+"""The result for a row whose logits are not finite."""
 
 
 class Sampled:
-    """What each row draws, once the device has come so far."""
+    """The sampled token of each row. `read` gives it once the device has computed it."""
 
     def __init__(self, tokens: torch.Tensor, logprobs: torch.Tensor | None, batch: "SamplingBatch") -> None:
         self.tokens = tokens
@@ -35,13 +35,13 @@ class Sampled:
         self._batch = batch
 
     def read(self) -> tuple[list[int], list[TokenLogprobs | None]]:
-        """Waits for the device, but for nothing that it was given after these."""
+        """Waits until the device has sampled these tokens, but not for work launched later."""
         return self._copy.read(), _token_logprobs(self._logprobs, self.tokens, self._batch)
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Numbers at single places of the [S, vocab_size] logits."""
+    """Values for single entries of the [S, vocab_size] logits."""
 
     rows: torch.Tensor  # [N]
     columns: torch.Tensor  # [N]
@@ -49,7 +49,7 @@ class Entries:
 
 
 class RowEntries(NamedTuple):
-    """What one row contributes to Entries."""
+    """The part of Entries that belongs to one row."""
 
     row: int
     columns: IntArray
@@ -58,13 +58,13 @@ class RowEntries(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplingBatch:
-    """The parameters of S rows."""
+    """The sampling parameters of S rows."""
 
     penalties: Entries | None
     bias: Entries | None
     allowed_tokens: Entries | None
-    """Of rows in which only these tokens can be chosen; the values are 0."""
-    drawing: torch.Tensor | None  # [R] rows that draw at random; the others take the maximum
+    """In a row that has entries here, only these tokens can be sampled. The values are 0."""
+    drawing: torch.Tensor | None  # [R] rows that sample at random; the others take the maximum
     temperature: torch.Tensor  # [R, 1]
     uniform: torch.Tensor  # [R, 1] float64 in [0, 1)
     truncated: torch.Tensor | None  # [R'] indices into R: rows with top_k or top_p
@@ -72,7 +72,7 @@ class SamplingBatch:
     top_p: torch.Tensor  # [R', 1]
     logprob_rows: torch.Tensor | None  # [P]
     num_logprobs: list[int | None]
-    """Per row of S: None, or how many of the most likely tokens are asked for."""
+    """[S] How many of the most likely tokens to report; None: no log probabilities for this row."""
 
 
 Weigh = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
@@ -80,12 +80,12 @@ Weigh = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Te
 
 
 def weigh(logits: torch.Tensor, temperature: torch.Tensor, piece: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Makes `logits` [R, N] the tokens' probabilities times any factor, at `temperature` [R, 1].
+    """Replaces `logits` [R, N] by weights: the probabilities at `temperature` [R, 1] times a factor per row.
 
-    Returns the rows' highest logits [R], not finite if one is nan or inf, and float64 the sums [R, N / piece]
-    of what they have become, the last one of what is left.
+    Returns each row's highest logit [R], and float64 sums [R, ceil(N / piece)] of every `piece` weights. The
+    highest logit is not finite if the row has a nan or inf, or if all its logits are -inf.
     """
-    # The maximum becomes 0, so that no temperature can make the others overflow.
+    # The maximum becomes 0, so that exp cannot overflow at any temperature.
     highest = logits.amax(-1)
     logits.sub_(highest[:, None]).div_(temperature).exp_()
     whole = logits.shape[-1] // piece * piece
@@ -102,13 +102,13 @@ class Sampler:
         self._weigh = weigh
 
     def prepare(self, sequences: list[Sequence], ahead: bool = False) -> SamplingBatch:
-        """For the sequences' next tokens; `ahead`: for those after them."""
+        """The parameters for each sequence's next token, or with `ahead` for the token after it."""
         params = [sequence.sampling for sequence in sequences]
         drawing = [row for row, p in enumerate(params) if not _is_greedy(p)]
         drawn = [params[row] for row in drawing]
         truncated = [i for i, p in enumerate(drawn) if p.top_k is not None or p.top_p < 1]
         num_logprobs = [p.top_logprobs for p in params]
-        asking = [row for row, k in enumerate(num_logprobs) if k is not None]
+        logprob_rows = [row for row, k in enumerate(num_logprobs) if k is not None]
         arrays = {
             **_entries("penalties", _penalties(sequences)),
             **_entries("bias", _biases(sequences)),
@@ -119,7 +119,7 @@ class Sampler:
             "truncated": np.array(truncated, np.int64),
             "top_k": _column([drawn[i].top_k or self.vocab_size for i in truncated], np.int64),
             "top_p": _column([drawn[i].top_p for i in truncated], np.float64),
-            "logprob_rows": np.array(asking, np.int64),
+            "logprob_rows": np.array(logprob_rows, np.int64),
         }
         tensors = upload(arrays, self.device)
         return SamplingBatch(
@@ -132,12 +132,12 @@ class Sampler:
             truncated=tensors["truncated"] if truncated else None,
             top_k=tensors["top_k"],
             top_p=tensors["top_p"],
-            logprob_rows=tensors["logprob_rows"] if asking else None,
+            logprob_rows=tensors["logprob_rows"] if logprob_rows else None,
             num_logprobs=num_logprobs,
         )
 
     def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
-        """`logits`: [S, vocab_size] float32; they are changed in place. Does not wait for the device."""
+        """Samples from `logits` [S, vocab_size] float32 and overwrites them. Does not wait for the device."""
         logprobs = None
         if batch.logprob_rows is not None:
             logprobs = logits[batch.logprob_rows].log_softmax(-1)
@@ -153,15 +153,15 @@ class Sampler:
         if batch.drawing is not None and len(batch.drawing) == len(logits):
             highest, tokens = self._draw(logits, batch)
         else:
-            highest, tokens = logits.max(-1)  # of equals, the first
+            highest, tokens = logits.max(-1)  # the first one of equal logits
             if batch.drawing is not None:
                 _, tokens[batch.drawing] = self._draw(logits[batch.drawing], batch)
         return torch.where(highest.isfinite(), tokens, NOT_A_TOKEN)
 
     def _draw(self, logits: torch.Tensor, batch: SamplingBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The highest of `logits` [R, vocab_size], which are overwritten, and tokens [R].
+        """Each row's highest logit [R] and a sampled token [R]. Overwrites `logits` [R, vocab_size].
 
-        They are drawn by inverting each row's cumulative distribution at its uniform number.
+        Samples by inverting each row's cumulative distribution at its uniform number.
         """
         highest, sums = self._weigh(logits, batch.temperature, _PIECE)
         tokens = _invert_in_two_steps(logits, sums, batch.uniform)
@@ -173,7 +173,7 @@ class Sampler:
 
 
 def _entries(name: str, parts: list[RowEntries]) -> dict[str, NDArray[np.generic]]:
-    """Joins what the rows contribute; no Python per entry."""
+    """Joins the entries of all rows, without a Python loop over entries."""
     if not parts:
         return {}
     return {
@@ -198,12 +198,12 @@ def _is_greedy(params: SamplingParams) -> bool:
 
 
 def _uniform(sequence: Sequence, ahead: bool) -> float:
-    """In [0, 1), and so coarse (32 bits) that times a float64 sum it stays below the sum."""
+    """In [0, 1), with only 32 bits, so that its product with a float64 sum stays below the sum."""
     return sequence.draw(ahead) / 2**32
 
 
 def _penalties(sequences: list[Sequence]) -> list[RowEntries]:
-    """frequency_penalty for each time a token occurs in the output, presence_penalty once."""
+    """Subtracts frequency_penalty for each occurrence of a token in the output, and presence_penalty once."""
     parts = []
     for row, sequence in enumerate(sequences):
         sampling = sequence.sampling
@@ -246,9 +246,9 @@ def _keep_only(logits: torch.Tensor, allowed_tokens: Entries) -> None:
 
 
 def _invert_in_two_steps(weights: torch.Tensor, sums: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first index [R] up to which the sum of `weights` [R, N] exceeds `uniform` [R, 1] of the total.
+    """The first index [R] at which the cumulative sum of `weights` [R, N] exceeds `uniform` [R, 1] * total.
 
-    Only the `sums` of pieces are added up over the row, and then the weights of one piece.
+    First adds up the `sums` of the row's pieces, and then the weights of one piece only.
     """
     size = weights.shape[-1]
     cumulative = sums.cumsum(-1)
@@ -258,7 +258,7 @@ def _invert_in_two_steps(weights: torch.Tensor, sums: torch.Tensor, uniform: tor
     ids = piece * _PIECE + torch.arange(_PIECE, device=weights.device)
     parts = weights.gather(-1, ids.clamp(max=size - 1)).double().masked_fill_(ids >= size, 0.0)
     found = torch.searchsorted(parts.cumsum(-1), target - before, right=True)
-    # Beyond the last that can be drawn only by rounding.
+    # Only rounding can give an index after the last token with a weight above 0.
     last = torch.where(parts > 0, ids, 0).amax(-1, keepdim=True)
     return torch.minimum(piece * _PIECE + found, last)[:, 0]
 
@@ -266,29 +266,29 @@ def _invert_in_two_steps(weights: torch.Tensor, sums: torch.Tensor, uniform: tor
 def _draw_truncated(
     weights: torch.Tensor, uniform: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
 ) -> torch.Tensor:
-    """Tokens [R'] by probabilities times any factor [R', vocab_size]."""
+    """Tokens [R'], sampled from `weights` [R', vocab_size] after top_k and top_p."""
     ranked, ids = weights.sort(dim=-1, descending=True, stable=True)
     chosen = _invert(_truncate(ranked.double(), top_k, top_p).cumsum(-1), uniform)
     return ids.gather(-1, chosen[:, None])[:, 0]
 
 
 def _truncate(ranked: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Zeroes all but the top_k first, then all after those whose sum first reaches top_p of the rest.
+    """Keeps the first top_k entries, and of these the fewest that reach top_p of their sum. Zeroes the rest.
 
-    `ranked`: probabilities [R', vocab_size] times any factor, falling.
+    `ranked`: probabilities [R', vocab_size] times a factor per row, in falling order.
     top_p: Holtzman et al., arXiv:1904.09751.
     """
     ranks = torch.arange(ranked.shape[-1], device=ranked.device)
     ranked = ranked * (ranks < top_k)
     before = ranked.cumsum(-1) - ranked
-    # The first stays even where top_p is so small that the product is 0.
+    # The first entry stays even if top_p is so small that the product is 0.
     return ranked * ((before < top_p * ranked.sum(-1, keepdim=True)) | (ranks == 0))
 
 
 def _invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first index [R] whose cumulative sum exceeds `uniform` of the total."""
+    """The first index [R] at which the cumulative sum exceeds `uniform` * total."""
     indices = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
-    return indices.clamp(max=cumulative.shape[-1] - 1)  # beyond it only where the sums are nan
+    return indices.clamp(max=cumulative.shape[-1] - 1)  # larger only if the sums are nan
 
 
 def _token_logprobs(
@@ -300,8 +300,8 @@ def _token_logprobs(
     chosen = logprobs.gather(-1, tokens[batch.logprob_rows, None].clamp(min=0))[:, 0].tolist()
     most = max(k for k in batch.num_logprobs if k is not None)
     values, ids = _top(logprobs, min(most, logprobs.shape[-1]))
-    asking = [row for row, k in enumerate(batch.num_logprobs) if k is not None]
-    rows = zip(asking, chosen, ids.tolist(), values.tolist(), strict=True)
+    logprob_rows = [row for row, k in enumerate(batch.num_logprobs) if k is not None]
+    rows = zip(logprob_rows, chosen, ids.tolist(), values.tolist(), strict=True)
     for row, logprob, top_ids, top_values in rows:
         k = batch.num_logprobs[row]
         results[row] = TokenLogprobs(logprob, list(zip(top_ids[:k], top_values[:k], strict=True)))
@@ -309,8 +309,8 @@ def _token_logprobs(
 
 
 def _top(logprobs: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k highest of each row and their ids; equals in the order of their ids, which topk leaves open."""
+    """Each row's k highest values and their ids. Orders equal values by id, which topk does not guarantee."""
     ids = torch.arange(logprobs.shape[-1], device=logprobs.device)
-    # Less than the distance of any two float32 log probabilities that can both be among the highest.
+    # Smaller than the distance between any two float32 log probabilities that can be among the highest.
     found = (logprobs.double() - ids * 1e-13).topk(k).indices
     return logprobs.gather(-1, found), found

@@ -1,4 +1,4 @@
-"""Between host and device: there in one copy, since each costs a launch, and back without waiting."""
+"""Copies between host and device: one copy for many arrays to the device, and back without waiting."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 
 class AsyncCopy:
-    """Integers on their way from the device to the host."""
+    """A copy of integers from device to host, which runs while the host goes on."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self._values = values
@@ -24,14 +24,17 @@ class AsyncCopy:
             self._arrived.record()
 
     def read(self) -> list[int]:
-        """Waits until they are there."""
+        """Waits until the copy has ended."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values.tolist()
 
 
 def upload(arrays: Arrays, device: torch.device) -> dict[str, torch.Tensor]:
-    """Tensors of the same shapes and types. Never waits for the device."""
+    """Tensors on the device with the arrays' shapes and types. Never waits for the device.
+
+    Copies all arrays at once, since each copy costs a launch.
+    """
     if device.type == "cpu":
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
     sizes = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays.values()]
@@ -39,12 +42,12 @@ def upload(arrays: Arrays, device: torch.device) -> dict[str, torch.Tensor]:
     tensors = _carve(host, arrays, sizes)
     for name, array in arrays.items():
         tensors[name].copy_(torch.from_numpy(array))
-    # What is pinned is kept by torch until the device has read it.
+    # torch keeps the pinned memory until the device has read it.
     return _carve(host.to(device, non_blocking=True), arrays, sizes)
 
 
 def _carve(memory: torch.Tensor, arrays: Arrays, sizes: list[int]) -> dict[str, torch.Tensor]:
-    """The arrays' parts of `memory`, one after the other."""
+    """Views of `memory` with the arrays' shapes and types, one after the other."""
     tensors = {}
     for (name, array), part in zip(arrays.items(), torch.split(memory, sizes), strict=True):
         dtype = torch.from_numpy(array[:0]).dtype

@@ -1,1 +1,1 @@
-"""Models: where weights come from, how they load, and the transformers model as the engine calls it."""
+"""Models: finds and downloads weights, loads them, and wraps the transformers model for the engine."""

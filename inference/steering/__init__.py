@@ -1,1 +1,1 @@
-"""Steering: concepts, their directions, and how they get into the activations."""
+"""Steering: trains the directions of concepts, and adds steering vectors to the activations."""

@@ -1,4 +1,4 @@
-"""The vectors that steer running sequences, on the device. Knows no concepts and no strengths."""
+"""The steering vectors of running sequences, on the device. Knows no concepts and no strengths."""
 
 import torch
 
@@ -6,16 +6,16 @@ from inference.scheduling.probe import Array32
 
 
 class SteeringBank:
-    """Rows of one vector per steered block; row 0 is zero. Equal vectors share a row while one is in use.
+    """Rows with one vector per steered decoder block. Row 0 is zero. Users of equal vectors share a row.
 
-    The tensor is made once and never moves, so that whatever was compiled or captured over it stays
-    valid as concepts come and go.
+    The tensor is allocated once and never moves, so compiled and captured code that reads it stays valid
+    when concepts are added or removed.
     """
 
     def __init__(
         self, num_rows: int, blocks: tuple[int, ...], hidden_size: int, device: torch.device
     ) -> None:
-        """`num_rows`: as many different vectors as can be in use at the same time."""
+        """`num_rows`: how many different vectors can be in use at the same time."""
         self.blocks = blocks
         """The indices of the decoder blocks whose output is steered."""
         self.vectors = torch.zeros(len(blocks), num_rows + 1, hidden_size, device=device)
@@ -29,7 +29,7 @@ class SteeringBank:
         return len(self._free)
 
     def acquire(self, vectors: Array32, num_users: int = 1) -> int | None:
-        """The row of `vectors` [len(blocks), hidden_size], until all users release it; None: none is free."""
+        """The row for `vectors` [len(blocks), hidden_size] until all users release it. None if full."""
         content = vectors.tobytes()
         row = self._rows.get(content)
         if row is None:
@@ -42,7 +42,7 @@ class SteeringBank:
         return row
 
     def release(self, row: int) -> None:
-        """One user less; nobody may be using the row any more when the last has gone."""
+        """Removes one user of the row. The row is free when it has no users left."""
         self._users[row] -= 1
         if self._users[row] == 0:
             del self._users[row], self._rows[self._contents.pop(row)]

@@ -1,4 +1,4 @@
-"""Fills probes with what a step brought of them: hidden states and log probabilities."""
+"""Stores a step's results in its probes: sums of hidden states, and log probabilities."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,17 +13,17 @@ from inference.scheduling.probe import ProbeSpan
 
 @contextmanager
 def capturing(model: CausalLM, spans: list[ProbeSpan]) -> Iterator[None]:
-    """While it lasts, block outputs are added up in the probes that want them. If it fails, nothing is."""
-    wanted = [span for span in spans if span.probe.captures]
-    for span in wanted:
+    """Inside the context, adds decoder block outputs to the probes that capture. Undoes this on an error."""
+    captured = [span for span in spans if span.probe.captures]
+    for span in captured:
         if span.starts_content:
             span.probe.clear(len(model.blocks), model.hidden_size)
-    wanted = [span for span in wanted if span.captured_tokens.start < span.captured_tokens.stop]
-    before = [(span.probe, span.probe.hidden_sum.copy(), span.probe.norm_sum.copy()) for span in wanted]
+    captured = [span for span in captured if span.captured_tokens.start < span.captured_tokens.stop]
+    before = [(span.probe, span.probe.hidden_sum.copy(), span.probe.norm_sum.copy()) for span in captured]
     with ExitStack() as stack:
-        if wanted:
+        if captured:
             for layer in range(len(model.blocks)):
-                stack.callback(model.hook_block(layer, _add_up(wanted, layer)).remove)
+                stack.callback(model.hook_block(layer, _add_up(captured, layer)).remove)
         try:
             yield
         except BaseException:
@@ -43,7 +43,10 @@ def _add_up(spans: list[ProbeSpan], layer: int) -> BlockHook:
 
 
 def score(spans: list[ProbeSpan], logits: torch.Tensor) -> None:
-    """`logits`: [P, vocab_size] float32, at the spans' scored tokens, one span after the other."""
+    """Stores the log probabilities of the scored content in the probes.
+
+    `logits`: [P, vocab_size] float32 at the spans' scored tokens, one span after the other.
+    """
     scored = [(span.probe, span.scored_content) for span in spans]
     targets = [token for probe, content in scored for token in probe.content_token_ids[content]]
     index = torch.tensor(targets, dtype=torch.long, device=logits.device)[:, None]

@@ -1,6 +1,6 @@
-"""A concept's direction in one model, how it becomes vectors, and where both are kept on disk.
+"""A concept's direction in one model, its steering vectors, and the files of directions and calibration.
 
-The directory belongs to one model's weights, and is a cache: what is lost is trained again.
+The directory of these files belongs to one model's weights and is a cache: lost directions are trained again.
 """
 
 import contextlib
@@ -22,27 +22,27 @@ _log = logging.getLogger(__name__)
 
 
 class Calibration(msgspec.Struct, frozen=True):
-    """What steering needs to know of a model's activations."""
+    """Measurements of a model's activations that steering needs."""
 
     norms: tuple[float, ...]
-    """Per decoder block: the mean norm of its output, the first position left out."""
+    """Per decoder block: the mean norm of its output, without the first position."""
     cap: float
-    """The most that may be added to a block's output, relative to its norm."""
+    """The largest norm that steering may add to a decoder block's output, relative to that mean norm."""
 
 
 @dataclass(frozen=True)
 class Direction:
-    """A concept in one model."""
+    """A concept's direction and dose in one model."""
 
     difference: Array32  # [num_layers, hidden_size]: mean block outputs, positive minus negative examples
     dose: float
-    """The norm of what strength 1 adds to a block's output, relative to the mean norm of that output."""
+    """The norm that strength 1 adds to a decoder block's output, relative to that output's mean norm."""
 
 
 def unit_vectors(difference: Array32, blocks: Iterable[int], norms: Iterable[float]) -> Array32:
-    """[len(blocks), hidden_size]: the direction at these blocks, of the same norms as their output.
+    """[len(blocks), hidden_size]: the direction at these decoder blocks, scaled to their output's mean norms.
 
-    `norms`: of all blocks. Zero where the direction is zero.
+    `norms`: of all decoder blocks. A zero direction gives a zero vector.
     """
     chosen = difference[list(blocks)].astype(np.float64)
     lengths = np.linalg.norm(chosen, axis=1, keepdims=True)
@@ -52,17 +52,17 @@ def unit_vectors(difference: Array32, blocks: Iterable[int], norms: Iterable[flo
 
 
 def _direction(difference: Array32, dose: float) -> Direction:
-    """Raises ValueError for what would break a sequence."""
+    """Raises ValueError for values that would make a sequence's output not finite."""
     if not (np.isfinite(dose) and np.isfinite(difference).all()):
-        raise ValueError("it is not finite")
+        raise ValueError("the direction or its dose is not finite")
     return Direction(difference, dose)
 
 
 class DirectionFiles:
-    """Writes are atomic. A file that cannot be used counts as none."""
+    """The files of directions and calibration. Writes are atomic. An unusable file counts as missing."""
 
     def __init__(self, directory: Path | None) -> None:
-        """None: nothing is kept."""
+        """`directory` None: nothing is stored."""
         self._directory = directory
 
     def load(self, concept: str) -> tuple[Direction, ConceptReport] | None:
@@ -107,4 +107,4 @@ class DirectionFiles:
         try:
             write_atomically(self._directory / name, content, mode=0o644)
         except OSError as error:
-            _log.warning("%s cannot be kept: %s", name, error)
+            _log.warning("%s cannot be written: %s", name, error)

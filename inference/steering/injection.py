@@ -1,4 +1,4 @@
-"""Adds what a batch asks for to the output of the steered blocks. Knows no concepts."""
+"""Adds a batch's steering vectors to the output of the steered decoder blocks. Knows no concepts."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ Steer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
 def steer(hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor) -> None:
     """hidden [T, hidden_size] += scales [T, 1] * vectors[rows], vectors [num_rows, hidden_size] float32.
 
-    A token whose row is zero keeps its values bit for bit.
+    A token with row 0 keeps its values bit for bit, since that row is zero.
     """
     hidden += (scales * vectors[rows]).to(hidden.dtype)
 
 
 def inject(model: CausalLM, bank: SteeringBank, steer: Steer = steer) -> None:
-    """From now on, the model's forward pass steers."""
+    """Adds hooks to the model, so that its forward pass steers from now on."""
     for vectors, block in zip(bank.vectors, bank.blocks, strict=True):
         model.hook_block(block, _add(vectors, steer))
 

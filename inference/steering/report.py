@@ -1,4 +1,4 @@
-"""From what was measured of a concept to a judgement in words. Knows no tensors and no model."""
+"""Judges a concept by its measurements, and says the result in words. Knows no tensors and no model."""
 
 import numpy as np
 
@@ -6,17 +6,17 @@ from inference.interface.protocol import ConceptReport, Effect
 from inference.scheduling.probe import Array64
 
 MIN_SHIFT = 0.5
-"""Nats per token, at strength 1 and at -1."""
+"""Nats per token: at least this at strength 1, and at most its negative at -1."""
 MIN_SPEARMAN = 0.95
 MIN_SPECIFICITY = 5.0
 MAX_PERPLEXITY_RATIO = 1.5
 MIN_AGREEMENT = 0.15
 MIN_EXAMPLES = 8
-"""Fewer say nothing about a concept that holds beyond them."""
+"""Fewer examples do not show whether a concept works on other texts."""
 
 
 def agreement(differences: Array64) -> float | None:
-    """Mean cosine between two rows of [N, hidden_size]; None for a single row."""
+    """Mean cosine between two different rows of [N, hidden_size]. None for a single row."""
     count = len(differences)
     if count < 2:
         return None
@@ -27,7 +27,7 @@ def agreement(differences: Array64) -> float | None:
 
 
 def spearman(values: list[float]) -> float:
-    """Rank correlation of values with their own order; ties count as disorder."""
+    """Rank correlation of the values with their order in the list. If two values are equal, at most 0."""
     ranks = np.argsort(np.argsort(values)) if len(set(values)) == len(values) else np.zeros(len(values))
     count = len(values)
     return float(1 - 6 * np.square(ranks - np.arange(count)).sum() / (count * (count**2 - 1)))
@@ -43,12 +43,12 @@ def judge(
     block: int,
     dose: float,
 ) -> ConceptReport:
-    """`effects` are ordered by strength, from -1 to 1; empty if nothing could be held out."""
+    """Judges the measurements. `effects`: by strength, from -1 to 1; empty if no pair could be held out."""
     rank_correlation = spearman([effect.shift for effect in effects]) if effects else None
     faults = _faults(effects, rank_correlation, specificity)
-    tells = num_examples >= MIN_EXAMPLES
+    has_enough_examples = num_examples >= MIN_EXAMPLES
     return ConceptReport(
-        works=not faults if tells else None,
+        works=not faults if has_enough_examples else None,
         summary=_summary(effects, faults, num_examples),
         warnings=_warnings(agreement),
         num_examples=num_examples,
@@ -63,21 +63,25 @@ def judge(
 
 
 def _faults(effects: list[Effect], rank_correlation: float | None, specificity: float | None) -> list[str]:
-    """What keeps the concept from passing, worst first."""
+    """The requirements that the concept does not meet, most important first."""
     if not effects:
         return []
     down, up = effects[0], effects[-1]
     faults = []
     if not (up.shift >= MIN_SHIFT and down.shift <= -MIN_SHIFT):
-        faults.append(f"it should move the odds by at least {MIN_SHIFT} nats per token on both sides")
+        faults.append(
+            f"strength 1 does not raise, or strength -1 does not lower, the log odds by at least {MIN_SHIFT} "
+            "nats per token"
+        )
     if rank_correlation is not None and not rank_correlation >= MIN_SPEARMAN:
-        faults.append("a greater strength does not always have a greater effect")
+        faults.append("the effect does not always grow with the strength")
     if specificity is not None and not specificity >= MIN_SPECIFICITY:
         faults.append(
-            f"its effect is {specificity:.1f} times that of random ones, not {MIN_SPECIFICITY:.0f} times"
+            f"its effect is {specificity:.1f} times the effect of random directions, "
+            f"but must be at least {MIN_SPECIFICITY:.0f} times"
         )
     if not (up.perplexity_ratio <= MAX_PERPLEXITY_RATIO and down.perplexity_ratio <= MAX_PERPLEXITY_RATIO):
-        faults.append(f"it raises the perplexity of neutral text by more than {MAX_PERPLEXITY_RATIO - 1:.0%}")
+        faults.append(f"it raises the perplexity of neutral texts by over {MAX_PERPLEXITY_RATIO - 1:.0%}")
     return faults
 
 
@@ -85,26 +89,31 @@ def _warnings(agreement: float | None) -> list[str]:
     if agreement is None or agreement >= MIN_AGREEMENT:
         return []
     return [
-        f"the examples hardly agree on what tells positive from negative (mean cosine {agreement:.2f}, "
-        f"under {MIN_AGREEMENT}): check that each pair differs in the concept, and in the same direction"
+        "steering by this concept may be unreliable, because the example pairs do not differ in the same way "
+        f"(mean cosine {agreement:.2f}, below {MIN_AGREEMENT}): check that the two texts of each pair differ "
+        "only in the concept, and that positive and negative are not swapped"
     ]
 
 
 def _summary(effects: list[Effect], faults: list[str], num_examples: int) -> str:
     if not effects:
-        return "Unmeasured: a single example leaves nothing to measure it on."
+        return "The concept was not measured: with a single example, none can be held out for measuring."
     measured = _measured(effects)
     if num_examples < MIN_EXAMPLES:
-        return f"Too few examples to tell: {num_examples}, of at least {MIN_EXAMPLES}. {measured}"
+        return (
+            f"There are too few examples to tell whether the concept works: {num_examples}, "
+            f"but at least {MIN_EXAMPLES} are needed. {measured}"
+        )
     if faults:
-        return f"It does not work as it should: {'; '.join(faults)}. {measured}"
-    return f"It works. {measured}"
+        return f"The concept does not work: {'; '.join(faults)}. {measured}"
+    return f"The concept works. {measured}"
 
 
 def _measured(effects: list[Effect]) -> str:
     down, up = effects[0], effects[-1]
     ratio = max(up.perplexity_ratio, down.perplexity_ratio)
     return (
-        f"Strength 1 moves the odds of held-out positive over negative texts by {up.shift:+.2f} nats per "
-        f"token, -1 by {down.shift:+.2f}; the perplexity of neutral text rises to {ratio:.2f} times at most."
+        f"Measured on held-out examples: strength 1 changes the log odds of positive over negative texts by "
+        f"{up.shift:+.2f} nats per token, and strength -1 by {down.shift:+.2f}. The perplexity of neutral "
+        f"texts is at most {ratio:.2f} times their perplexity without steering."
     )

@@ -1,4 +1,4 @@
-"""What a request's concepts amount to: one row of the bank and a scale. Knows nothing of training."""
+"""Turns a request's concepts and strength into a row of the bank and a scale. Knows nothing of training."""
 
 import hashlib
 import struct
@@ -13,18 +13,18 @@ from inference.steering.directions import Calibration, Direction, unit_vectors
 
 
 class BankFullError(Exception):
-    """As many different vectors are in use as the bank has rows."""
+    """All rows of the steering bank are in use."""
 
 
 class Steerer:
     def __init__(self, bank: SteeringBank) -> None:
         self.bank = bank
         self.calibration: Calibration | None = None
-        """None until the first concept is trained; there is no direction before."""
+        """None until the first concept is trained. There is no direction before that."""
         self._vectors: dict[str, Array32] = {}
 
     def add(self, concept: str, direction: Direction) -> None:
-        """From now on requests can name it. Those that run keep what they began with."""
+        """Makes the concept available to new requests. Running requests keep the vectors they began with."""
         assert self.calibration is not None  # noqa: S101 - for the type checker
         unit = unit_vectors(direction.difference, self.bank.blocks, self.calibration.norms)
         self._vectors[concept] = np.float32(direction.dose) * unit
@@ -36,18 +36,18 @@ class Steerer:
         return concept in self._vectors
 
     def steer(self, spec: SteeringSpec, num_users: int) -> Steering | None:
-        """The steering of `num_users` sequences, each of which is to `release` it; None if it is nothing.
+        """The steering for `num_users` sequences. Each must `release` it. None if nothing is to be added.
 
-        All concepts must be known. Raises BankFullError.
+        All concepts must be known. Raises BankFullError if no row is free.
         """
-        concepts = sorted(set(spec.concepts))  # so that their order does not matter, down to the last bit
+        concepts = sorted(set(spec.concepts))  # so that their order changes no bit of the sum
         if not concepts or spec.strength == 0:
             return None
         vectors: Array32 = np.stack([self._vectors[concept] for concept in concepts]).sum(0)
         return self.acquire(vectors, self._limit(vectors, spec.strength), num_users)
 
     def acquire(self, vectors: Array32, scale: float = 1.0, num_users: int = 1) -> Steering:
-        """Raises BankFullError."""
+        """Reserves a row for `vectors` [len(blocks), hidden_size]. Raises BankFullError if none is free."""
         row = self.bank.acquire(vectors, num_users)
         if row is None:
             raise BankFullError
@@ -56,12 +56,12 @@ class Steerer:
         return Steering(row, scale, content.digest())
 
     def release(self, steering: Steering | None) -> None:
-        """One of its users has ended."""
+        """Removes one user of the steering."""
         if steering is not None:
             self.bank.release(steering.row)
 
     def _limit(self, vectors: Array32, strength: float) -> float:
-        """The strength, or less of it if a block's output would get more than the model bears."""
+        """The strength, reduced if it would add more than the cap to the output of a decoder block."""
         assert self.calibration is not None  # noqa: S101 - for the type checker
         norms = np.array(self.calibration.norms)[list(self.bank.blocks)]
         dose = float((np.linalg.norm(vectors, axis=1) / norms).max())

@@ -1,6 +1,6 @@
-"""Trains concepts beside serving: hands out probes a few at a time and takes them back computed.
+"""Trains concepts while requests run: hands out a few probes at a time and takes them back computed.
 
-Knows which training is due and how far it has come; does not know how it is done, nor what runs the probes.
+Knows which training is next, and its progress. Does not know how training works or what computes the probes.
 """
 
 import itertools
@@ -38,7 +38,7 @@ class _Job:
         return min(self._done / self._total, 0.99)
 
     def advance(self) -> ConceptReport | None:
-        """Goes on if all probes have been computed; the report when that was the end."""
+        """Continues the training if all its probes are computed. Returns the report if that was the end."""
         while not self._due and not self._out:
             try:
                 self._due.extend(next(self._work))
@@ -48,7 +48,7 @@ class _Job:
         return None
 
     def take(self, max_tokens: int, at_least: int) -> list[Probe]:
-        """The next probes, within a number of tokens; beyond it only the first `at_least`."""
+        """The next probes, up to `max_tokens` in total. Takes `at_least` probes even if they are longer."""
         taken: list[Probe] = []
         while self._due and (len(taken) < at_least or len(self._due[0].content_token_ids) <= max_tokens):
             taken.append(self._due.popleft())
@@ -73,7 +73,7 @@ class Trainer:
         max_tokens: int,
         shape: tuple[int, int],
     ) -> None:
-        """`max_tokens`: of a prompt and a text together; `shape`: the model's layers and hidden size."""
+        """`max_tokens`: limit for a prompt and a text together. `shape`: number of layers, hidden size."""
         self._steerer = steerer
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
@@ -84,7 +84,7 @@ class Trainer:
         self._jobs: dict[str, _Job] = {}
         self._owners: dict[Probe, _Job] = {}
         self._updates: dict[str, TrainingUpdate] = {}
-        """The newest of each concept that is not taken yet."""
+        """The newest update of each concept, if it was not taken yet."""
 
     @property
     def is_idle(self) -> bool:
@@ -93,24 +93,24 @@ class Trainer:
     def add(self, command: TrainConcept) -> None:
         """Starts a training, unless the concept is trained or in training already."""
         if report := self._find_trained(command.concept):
-            self._tell(TrainingUpdate(command.concept, TrainingState.READY, 1.0, report))
+            self._post(TrainingUpdate(command.concept, TrainingState.READY, 1.0, report))
             return
         if fault := self._fault(command):
-            _log.error("a concept cannot be trained: %s", fault)
-            self._tell(TrainingUpdate(command.concept, TrainingState.FAILED))
+            _log.error("concept %s cannot be trained: %s", command.concept, fault)
+            self._post(TrainingUpdate(command.concept, TrainingState.FAILED))
             return
         if command.concept not in self._jobs:
             self._jobs[command.concept] = _Job(command, self._work(command))
         if not command.background:
             self.prioritize(command.concept)
-        self._report(self._jobs[command.concept])
+        self._post_progress(self._jobs[command.concept])
 
     def prioritize(self, concept: str) -> None:
         if job := self._jobs.get(concept):
             job.background = False
 
     def forget(self, concept: str) -> None:
-        """Nothing is heard of the concept any more; probes of it that are out come back to no one."""
+        """Deletes the concept. It gets no more updates; results of its probes in flight are discarded."""
         self._updates.pop(concept, None)
         self._jobs.pop(concept, None)
         self._reports.pop(concept, None)
@@ -118,7 +118,7 @@ class Trainer:
         self._files.remove(concept)
 
     def hand_out(self, serving: bool) -> list[Probe]:
-        """Probes to compute next. While the engine is `serving` requests, background work waits."""
+        """The probes to compute next. Background trainings wait while the engine is `serving` requests."""
         limit = MAX_TOKENS_BESIDE_REQUESTS if serving else MAX_TOKENS_IN_FLIGHT
         room = limit - sum(len(probe.content_token_ids) for probe in self._owners)
         job = self._next_job(serving)
@@ -129,7 +129,7 @@ class Trainer:
         return probes
 
     def take_back(self, probe: Probe) -> None:
-        """A probe that was computed."""
+        """Takes a computed probe."""
         job = self._owners.pop(probe)
         if self._jobs.get(job.concept) is not job:
             return
@@ -138,53 +138,53 @@ class Trainer:
         except UntrainableError as error:
             self._fail(job, str(error))
         else:
-            self._report(job)
+            self._post_progress(job)
 
     def give_up(self, probe: Probe) -> None:
-        """A probe that cannot be computed: its training ends."""
+        """Ends the training of a probe that cannot be computed."""
         job = self._owners.pop(probe)
         if self._jobs.get(job.concept) is job:
             self._fail(job)
 
     def knows(self, concept: str) -> bool:
-        """Whether requests can be steered by it: this process has trained it, or another one."""
+        """Whether requests can name the concept, because this process or another one has trained it."""
         return self._steerer.knows(concept) or self._find_trained(concept) is not None
 
     def take_updates(self) -> list[TrainingUpdate]:
-        """What has changed since the last time."""
+        """The updates since the last call, one per concept."""
         updates, self._updates = list(self._updates.values()), {}
         return updates
 
     def _fault(self, command: TrainConcept) -> str | None:
-        """What the gateway should have refused, and what would end every request in the batch."""
+        """Why the command is invalid, or None. An invalid command would end every request in the batch."""
         prompt = command.prompt_token_ids
         texts = [*command.positive, *command.negative, *command.neutral]
         ids = itertools.chain(prompt, *texts)
         if len(command.positive) != len(command.negative):
-            return "a text has no partner"
+            return "positive and negative must have the same number of texts"
         if not all((prompt, command.positive, command.neutral, *texts)):
-            return "there is nothing to read"
+            return "the prompt, the examples and the neutral texts must not be empty"
         if not all(0 <= token_id < self._vocab_size for token_id in ids):
             return "a token id is not in the model's vocabulary"
         if len(prompt) + max(map(len, texts)) > self._max_tokens:
-            return "a text is too long"
+            return f"the prompt and a text together must have at most {self._max_tokens} tokens"
         return None
 
     def _next_job(self, serving: bool) -> _Job | None:
-        """The oldest that somebody waits for, else the oldest."""
+        """The oldest training that a caller waits for, or else the oldest one if no request runs."""
         jobs = self._jobs.values()
         foreground = next((job for job in jobs if not job.background), None)
         return foreground or (None if serving else next(iter(jobs), None))
 
     def _advance(self, job: _Job) -> bool:
-        """Whether it goes on."""
+        """Continues the job. Returns whether it has more to compute."""
         try:
             report = job.advance()
         except UntrainableError as error:
             self._fail(job, str(error))
             return False
-        except Exception:  # a fault of ours, which should not end the requests that run
-            _log.exception("training failed")
+        except Exception:  # a bug in training must not end running requests
+            _log.exception("training of concept %s failed", job.concept)
             self._fail(job)
             return False
         if report is not None:
@@ -192,16 +192,16 @@ class Trainer:
         return report is None
 
     def _work(self, command: TrainConcept) -> Generator[list[Probe], None, ConceptReport]:
-        reader = ProbeFactory(command)
+        factory = ProbeFactory(command)
         blocks = self._steerer.bank.blocks
         if self._steerer.calibration is None:
-            calibration = yield from calibrate(reader, blocks)
-            if self._steerer.calibration is None:  # another training may have come first
+            calibration = yield from calibrate(factory, blocks)
+            if self._steerer.calibration is None:  # another training may have done it meanwhile
                 self._steerer.calibration = calibration
                 self._files.save_calibration(calibration)
         seed = int.from_bytes(command.concept.encode()[:8])
         publish = self._publisher(command.concept)
-        return (yield from train(reader, self._steerer.calibration, blocks, seed, publish))
+        return (yield from train(factory, self._steerer.calibration, blocks, seed, publish))
 
     def _publisher(self, concept: str) -> Callable[[Direction], None]:
         def publish(direction: Direction) -> None:
@@ -209,7 +209,7 @@ class Trainer:
             job.direction = direction
             job.state = TrainingState.MEASURING
             self._steerer.add(concept, direction)
-            self._report(job)
+            self._post_progress(job)
 
         return publish
 
@@ -218,21 +218,21 @@ class Trainer:
         del self._jobs[job.concept]
         self._reports[job.concept] = report
         self._files.save(job.concept, job.direction, report)
-        self._tell(TrainingUpdate(job.concept, TrainingState.READY, 1.0, report))
+        self._post(TrainingUpdate(job.concept, TrainingState.READY, 1.0, report))
 
     def _fail(self, job: _Job, detail: str = "") -> None:
         del self._jobs[job.concept]
         self._steerer.remove(job.concept)
-        self._tell(TrainingUpdate(job.concept, TrainingState.FAILED, job.progress, detail=detail))
+        self._post(TrainingUpdate(job.concept, TrainingState.FAILED, job.progress, detail=detail))
 
-    def _report(self, job: _Job) -> None:
-        self._tell(TrainingUpdate(job.concept, job.state, job.progress))
+    def _post_progress(self, job: _Job) -> None:
+        self._post(TrainingUpdate(job.concept, job.state, job.progress))
 
-    def _tell(self, update: TrainingUpdate) -> None:
+    def _post(self, update: TrainingUpdate) -> None:
         self._updates[update.concept] = update
 
     def _find_trained(self, concept: str) -> ConceptReport | None:
-        """The report on a concept that is trained, by this process or another one."""
+        """The report on a concept that this process or another one has trained. None if it is not trained."""
         if self._steerer.calibration is None:
             self._load_calibration()
         kept = self._files.load(concept) if self._steerer.calibration else None
@@ -242,7 +242,7 @@ class Trainer:
         return self._reports.get(concept)
 
     def _load_calibration(self) -> None:
-        """What another process found out, if it is of this model."""
+        """Loads the calibration that another process has saved, if it fits this model."""
         kept = self._files.load_calibration()
         if kept and len(kept.norms) == self._shape[0] and math.isfinite(sum(kept.norms) + kept.cap):
             self._steerer.calibration = kept

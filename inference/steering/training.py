@@ -1,7 +1,7 @@
-"""How a model is calibrated, and a concept's direction and dose are found and judged.
+"""Calibrates a model, finds a concept's direction and dose, and measures them. docs/steering.md says why.
 
-Generators: each yields the probes that it needs next, and goes on when they are computed. They know
-nothing of how that is done, nor of the requests that run meanwhile. docs/steering.md gives the reasons.
+The steps are generators: each yields the probes it needs next, and continues when they are computed. They do
+not know how the engine computes probes, and they know no requests.
 """
 
 import math
@@ -17,12 +17,12 @@ from inference.steering.directions import Calibration, Direction, unit_vectors
 from inference.steering.measurements import Examples, ProbeFactory
 
 TRAINING_VERSION = 1
-"""To be raised when the same examples come to give another direction, dose or report."""
+"""Increase it when a change of the code gives another direction, dose or report for the same examples."""
 
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 _TARGET_SHIFT = 0.75
-"""Nats per token; more than the report asks for, since the effect on other texts may be smaller."""
+"""Nats per token. More than the report requires, since the effect on other texts may be smaller."""
 _MAX_PERPLEXITY_RATIO = 1.35
 _MAX_TUNING_STEPS = 3
 _TUNING_TOLERANCE = 0.1
@@ -30,31 +30,32 @@ _MAX_TUNED_ON = 8
 _MAX_REPORTED_ON = 12
 _NUM_RANDOM_DIRECTIONS = 3
 _ROUNDING = 1e-4
-"""A difference that is smaller than this, relative to the activations' norm, says nothing."""
+"""A smaller difference, relative to the activations' norm, may be rounding alone."""
 
 _CAP_DOSES = (0.2, 0.3, 0.45, 0.675)
 _CAP_PERPLEXITY_RATIO = 1.5
 
 
 class UntrainableError(Exception):
-    """No direction comes out of the examples. The message is for whoever made them."""
+    """The examples give no direction. The message is for the author of the examples."""
 
 
 def calibrate(
-    reader: ProbeFactory, blocks: tuple[int, ...], seed: int = 0
+    factory: ProbeFactory, blocks: tuple[int, ...], seed: int = 0
 ) -> Generator[list[Probe], None, Calibration]:
-    """Measures the norms of the blocks' output, and how much of a random direction it bears.
+    """Measures the mean norms of the decoder blocks' output, and the cap.
 
-    Both on the neutral texts alone.
+    The cap is the dose of a random direction at which the perplexity of the neutral texts rises to
+    _CAP_PERPLEXITY_RATIO times. Uses only the neutral texts.
     """
-    plain = reader.capture().neutral
+    plain = factory.capture().neutral
     yield plain
     norms = tuple(np.mean([probe.mean_norm for probe in plain], axis=0).tolist())
     [direction] = _random_directions(1, plain[0].mean_hidden.shape, seed)
     unit = unit_vectors(direction, blocks, norms)
     costs: list[float] = []
     for dose in _CAP_DOSES:
-        steered = [reader.read([], lambda _: unit, sign * dose * unit).neutral for sign in (-1, 1)]
+        steered = [factory.read([], lambda _: unit, sign * dose * unit).neutral for sign in (-1, 1)]
         yield steered[0] + steered[1]
         costs.append(max(_mean_logprob(plain) - _mean_logprob(probes) for probes in steered))
         if costs[-1] >= math.log(_CAP_PERPLEXITY_RATIO):
@@ -63,21 +64,21 @@ def calibrate(
 
 
 def train(
-    reader: ProbeFactory,
+    factory: ProbeFactory,
     calibration: Calibration,
     blocks: tuple[int, ...],
     seed: int,
     publish: Callable[[Direction], None],
 ) -> Generator[list[Probe], None, ConceptReport]:
-    """`publish` gets the direction as soon as there is one; what is returned is the report on it.
+    """Returns the report. Calls `publish` with the direction and dose before it measures their effects.
 
-    Raises UntrainableError.
+    Raises UntrainableError if the examples give no direction.
     """
-    plain = reader.capture()
+    plain = factory.capture()
     yield plain.probes
-    examples = Examples(reader, plain, calibration, blocks)
+    examples = Examples(factory, plain, calibration, blocks)
     _check(examples.difference[list(blocks)], np.array(calibration.norms)[list(blocks)])
-    tuned_on, reported_on = _split(reader.num_pairs)
+    tuned_on, reported_on = _split(factory.num_pairs)
     dose = yield from _tune(examples, calibration.cap, tuned_on)
     publish(Direction(examples.difference, dose))
     effects: list[Effect] = []
@@ -86,7 +87,7 @@ def train(
         effects = yield from _measure_effects(examples, dose, reported_on)
         specificity = yield from _measure_specificity(examples, dose, reported_on, effects, seed)
     return report.judge(
-        num_examples=reader.num_pairs,
+        num_examples=factory.num_pairs,
         num_held_out=len(reported_on),
         agreement=report.agreement(examples.differences[:, blocks[0]]),
         effects=effects,
@@ -97,7 +98,7 @@ def train(
 
 
 def estimate_tokens(command: TrainConcept) -> int:
-    """About how many tokens `train` reads, for showing how far it has come."""
+    """About how many tokens `train` reads. The progress is relative to this number."""
     tuned_on, reported_on = _split(len(command.positive))
     neutral = sum(map(len, command.neutral))
     texts = sum(map(len, command.positive)) + sum(map(len, command.negative))
@@ -109,28 +110,33 @@ def estimate_tokens(command: TrainConcept) -> int:
 
 
 def _check(difference: Array32, norms: Array64) -> None:
-    """`difference` [len(blocks), hidden_size], and the norms of these blocks' output."""
+    """Raises UntrainableError if the difference is not finite, or zero except for rounding.
+
+    `difference`: [len(blocks), hidden_size]. `norms`: mean norms of these decoder blocks' output.
+    """
     lengths = np.linalg.norm(difference, axis=1)
     if not np.isfinite(lengths).all():
         raise UntrainableError("the model's activations for these examples are not finite")
     if not (lengths > _ROUNDING * norms).all():
-        raise UntrainableError("to the model, the positive and the negative examples are the same")
+        raise UntrainableError(
+            "the model's activations are the same for the positive and the negative examples"
+        )
 
 
 def _split(num_pairs: int) -> tuple[list[int], list[int]]:
-    """The pairs that the dose is tuned on, and others that the report is on."""
+    """The pairs for tuning the dose, and other pairs for the report."""
     if num_pairs == 1:
         return [], []
-    order = random.Random(0).sample(range(num_pairs), num_pairs)  # noqa: S311 - any order will do
+    order = random.Random(0).sample(range(num_pairs), num_pairs)  # noqa: S311 - any order is fine
     num_tuned_on = min(_MAX_TUNED_ON, num_pairs // 2)
     return order[:num_tuned_on], order[num_tuned_on : num_tuned_on + _MAX_REPORTED_ON]
 
 
 def _tune(examples: Examples, cap: float, pairs: list[int]) -> Generator[list[Probe], None, float]:
-    """The least dose with which strength 1 and -1 have the effect aimed at, as far as fluency allows.
+    """The smallest dose with which strengths 1 and -1 reach _TARGET_SHIFT, within the limits for fluency.
 
-    To first order the effect is proportional to the dose, and the cost in fluency to its square. With no
-    pair to see the effect on, the dose is half the cap, as far as fluency allows.
+    The limits are _MAX_PERPLEXITY_RATIO and the cap. To first order the effect is proportional to the dose,
+    and the cost in fluency to its square. Without pairs to measure, the dose is half the cap or less.
     """
     dose = cap / 2
     for _ in range(_MAX_TUNING_STEPS):
@@ -161,9 +167,10 @@ def _measure_effects(
 def _measure_specificity(
     examples: Examples, dose: float, pairs: list[int], effects: list[Effect], seed: int
 ) -> Generator[list[Probe], None, float | None]:
-    """How many times what random directions of the same norm do it is; None where they do nothing.
+    """The effect, relative to the mean effect of random directions of the same norm. None if theirs is 0.
 
-    Compared is what changes from -1 to 1: what both signs do alike is loss of fluency.
+    The effect is the change of the shift from strength -1 to 1. A change that both signs share is not an
+    effect of the concept but loss of fluency.
     """
     directions = _random_directions(_NUM_RANDOM_DIRECTIONS, examples.difference.shape, seed)
     units = [examples.unit_vectors(direction) for direction in directions]
@@ -174,7 +181,7 @@ def _measure_specificity(
 
 
 def _random_directions(count: int, shape: tuple[int, ...], seed: int) -> list[Array32]:
-    """Isotropic, of any norm."""
+    """Isotropic random directions, not normalized."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(shape).astype(np.float32) for _ in range(count)]
 
@@ -184,9 +191,9 @@ def _mean_logprob(probes: list[Probe]) -> float:
 
 
 def _crossing(doses: Sequence[float], values: Sequence[float], level: float) -> float:
-    """The dose at which values that begin at 0 reach a level, by linear interpolation.
+    """The dose at which `values`, which start at 0, reach `level`, by linear interpolation.
 
-    The last dose that has a value, if they never do.
+    The last dose that has a value, if the values never reach `level`.
     """
     x, y = 0.0, 0.0
     for dose, value in zip(doses, values, strict=False):

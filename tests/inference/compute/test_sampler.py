@@ -1,4 +1,4 @@
-"""From logits to tokens, against the textbook."""
+"""Sampled tokens follow the distributions that the parameters define."""
 
 import math
 import random
@@ -25,7 +25,7 @@ SIZE = len(LOGITS)
 
 @pytest.fixture(autouse=True, params=["torch", "kernels"])
 def weigh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything here holds for both."""
+    """Runs every test with the torch operation and with the kernels."""
     if request.param == "kernels":
         build.load(Path(EngineConfig().cache_directory).expanduser())
         monkeypatch.setattr("tests.inference.compute.test_sampler._weigh", cpu_sampling.weigh)
@@ -54,13 +54,13 @@ def sample(sequences: list[Sequence], logits: torch.Tensor = LOGITS) -> StepOutc
 
 
 def distribution(draws: int = 8000, logits: torch.Tensor = LOGITS, **sampling: object) -> torch.Tensor:
-    """How often each token was drawn."""
+    """How often each token was sampled."""
     sequences = [make_sequence(seed=i, **sampling) for i in range(draws)]
     return torch.bincount(torch.tensor(sample(sequences, logits).token_ids), minlength=logits.shape[-1])
 
 
 def expect(counts: torch.Tensor, probabilities: torch.Tensor) -> None:
-    """Chi-square: the counts may well come from the probabilities, and nothing impossible occurs."""
+    """Chi-square test of the counts against the probabilities. Tokens of probability 0 must not occur."""
     possible = probabilities > 0
     assert counts[~possible].sum() == 0
     expected = probabilities[possible].double() / probabilities.double().sum() * counts.sum()
@@ -95,7 +95,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float) -> None:
 
 
 def test_top_p_applies_to_what_top_k_left() -> None:
-    # Of the two most likely, 0.52 and 0.48 of their sum, the first alone reaches a half.
+    # The two most likely tokens have 0.52 and 0.48 of their sum: the first one alone reaches 0.5.
     assert distribution(draws=200, top_k=2, top_p=0.5)[1] == 200
 
 
@@ -107,7 +107,7 @@ def test_top_p_applies_after_temperature() -> None:
 @pytest.mark.parametrize(
     "sampling", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": 1}, {"temperature": 1e-9}]
 )
-def test_greedy_takes_the_lowest_of_equals(sampling: dict[str, float]) -> None:
+def test_greedy_takes_the_lowest_id_of_equal_logits(sampling: dict[str, float]) -> None:
     logits = torch.tensor([0.0, 5.0, 1.0, 5.0, 5.0])
     assert sample([make_sequence(**sampling)], logits).token_ids == [1]
 
@@ -158,7 +158,7 @@ def test_a_bias_of_minus_100_bans(bias: float) -> None:
 
 
 @pytest.mark.parametrize("bias", [100.0, 1e300])
-def test_a_bias_of_100_leaves_no_other(bias: float) -> None:
+def test_a_bias_of_100_excludes_all_other_tokens(bias: float) -> None:
     logits = torch.tensor([500.0, -500.0, 1.0, 0.0])
     assert distribution(draws=500, logits=logits, logit_bias={1: bias})[1] == 500
 
@@ -197,7 +197,7 @@ def test_a_row_draws_the_same_whatever_its_neighbours(neighbour: dict[str, objec
     assert alone == beside
 
 
-def test_logprobs_are_of_the_untouched_distribution() -> None:
+def test_logprobs_ignore_penalties_bias_and_temperature() -> None:
     sequence = make_sequence(
         [1], temperature=0.0, frequency_penalty=2.0, logit_bias={4: -100.0}, top_logprobs=3
     )
@@ -211,7 +211,7 @@ def test_logprobs_are_of_the_untouched_distribution() -> None:
     assert [value for _, value in entry.top] == pytest.approx(reference[[1, 4, 3]].tolist())
 
 
-def test_a_row_without_finite_logits_harms_no_other() -> None:
+def test_a_row_with_logits_that_are_not_finite_does_not_change_other_rows() -> None:
     rows = LOGITS.repeat(4, 1)
     rows[0] = float("nan")
     rows[2, 3] = float("inf")
@@ -234,7 +234,7 @@ def test_the_smallest_top_p_keeps_the_most_likely() -> None:
     assert distribution(draws=50, top_p=5e-324, top_k=3)[1] == 50
 
 
-def test_equals_among_the_most_likely_come_in_the_order_of_their_ids() -> None:
+def test_equal_top_logprobs_are_ordered_by_id() -> None:
     logits = torch.zeros(5000)
     logits[[4000, 70, 900, 2]] = torch.tensor([1.0, 1.0, 1.0, 2.0])
     [entry] = sample([make_sequence(temperature=0.0, top_logprobs=3)], logits).logprobs
@@ -242,7 +242,7 @@ def test_equals_among_the_most_likely_come_in_the_order_of_their_ids() -> None:
     assert [token for token, _ in entry.top] == [2, 70, 900]
 
 
-def test_more_logprobs_than_tokens_are_all_of_them() -> None:
+def test_more_top_logprobs_than_tokens_gives_all_tokens() -> None:
     [entry] = sample([make_sequence(top_logprobs=20)]).logprobs
     assert entry is not None
     assert len(entry.top) == SIZE
@@ -270,23 +270,24 @@ ROWS = st.lists(
 
 
 @given(
-    asked=st.lists(st.tuples(EXTREMES, ROWS, st.sampled_from([0, 1, 1000])), min_size=1, max_size=4),
+    cases=st.lists(st.tuples(EXTREMES, ROWS, st.sampled_from([0, 1, 1000])), min_size=1, max_size=4),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_extreme_breaks_a_row_or_its_neighbours(
-    asked: list[tuple[dict[str, Any], list[float], int]], seed: int
+def test_extreme_parameters_break_neither_their_row_nor_others(
+    cases: list[tuple[dict[str, Any], list[float], int]], seed: int
 ) -> None:
-    def built() -> list[Sequence]:
+    def make_sequences() -> list[Sequence]:
         return [
-            make_sequence([1] * said, seed + i, **extremes) for i, (extremes, _, said) in enumerate(asked)
+            make_sequence([1] * num_output, seed + i, **extremes)
+            for i, (extremes, _, num_output) in enumerate(cases)
         ]
 
-    rows = torch.tensor([row for _, row, _ in asked])
-    together = sample([*built(), make_sequence(seed=seed)], torch.cat([rows, LOGITS[None]]))
+    rows = torch.tensor([row for _, row, _ in cases])
+    together = sample([*make_sequences(), make_sequence(seed=seed)], torch.cat([rows, LOGITS[None]]))
     assert together.token_ids[-1] == sample([make_sequence(seed=seed)]).token_ids[0]
-    for i, sequence in enumerate(built()):
-        token_id, bias = together.token_ids[i], asked[i][0].get("logit_bias", {})
+    for i, sequence in enumerate(make_sequences()):
+        token_id, bias = together.token_ids[i], cases[i][0].get("logit_bias", {})
         assert sample([sequence], rows[i]).token_ids == [token_id]
         selected = {id for id, value in bias.items() if value >= 100}
         banned = {id for id, value in bias.items() if value <= -100}

@@ -1,4 +1,4 @@
-"""Weighing by kernels, against torch's operations."""
+"""The `weigh` kernels of the back ends give what the torch operation gives."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from inference.interface.config import EngineConfig
 Kernel = tuple[Weigh, torch.device]
 
 not_finite = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-"""What Triton's interpreter says of such numbers."""
+"""A warning by Triton's interpreter for values that are not finite."""
 
 
 @pytest.fixture(params=["cpu", "cuda"])
 def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """What weighs, and on which device."""
+    """A `weigh` kernel, and the device it runs on."""
     if request.param == "cpu":
         build.load(Path(EngineConfig().cache_directory).expanduser())
         return cpu.weigh, torch.device("cpu")
@@ -36,7 +36,7 @@ def random(device: torch.device, *shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 199), (1, 256), (40, 1000), (1, 49152), (2, 49152)])
-def test_it_weighs_as_torch_does(kernel: Kernel, rows: int, size: int) -> None:
+def test_the_kernel_gives_what_torch_gives(kernel: Kernel, rows: int, size: int) -> None:
     weigh, device = kernel
     logits = random(device, rows, size) * 10
     logits[:, ::7] = -torch.inf  # banned
@@ -54,7 +54,7 @@ def test_it_weighs_as_torch_does(kernel: Kernel, rows: int, size: int) -> None:
 
 @not_finite
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
-def test_a_broken_row_is_told(kernel: Kernel, broken: float) -> None:
+def test_the_highest_logit_of_a_row_with_nan_or_inf_is_not_finite(kernel: Kernel, broken: float) -> None:
     weigh, device = kernel
     logits = random(device, 3, 600)
     logits[1, 300] = broken
@@ -63,13 +63,13 @@ def test_a_broken_row_is_told(kernel: Kernel, broken: float) -> None:
 
 
 @not_finite
-def test_a_row_without_anything_to_draw_is_told(kernel: Kernel) -> None:
+def test_the_highest_logit_of_a_row_without_allowed_tokens_is_not_finite(kernel: Kernel) -> None:
     weigh, device = kernel
     highest, _ = weigh(torch.full((1, 300), -torch.inf, device=device), torch.ones(1, 1, device=device), 256)
     assert not highest.isfinite().any()
 
 
-def test_tiny_temperatures_leave_the_highest(kernel: Kernel) -> None:
+def test_a_tiny_temperature_leaves_only_the_highest_logit(kernel: Kernel) -> None:
     weigh, device = kernel
     _, sums = weigh(random(device, 2, 500), torch.full((2, 1), 1e-5, device=device), 256)
     assert torch.equal(sums.sum(-1).cpu(), torch.ones(2, dtype=torch.float64, device="cpu"))

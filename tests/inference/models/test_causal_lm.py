@@ -1,4 +1,4 @@
-"""What is learnt of a model when it is loaded, and which models are refused."""
+"""What the engine learns about a model when it loads it, and which models it refuses."""
 
 import gc
 import json
@@ -16,7 +16,7 @@ from inference.models.causal_lm import CausalLM, UnsupportedModelError, load
 from tests.inference.conftest import make_model
 
 
-def test_the_shape_of_what_each_layer_stores_is_found_out() -> None:
+def test_layer_shapes_are_detected() -> None:
     assert CausalLM(make_model("llama")).layer_shapes == [LayerShape(2, 8, 8, torch.float32)] * 3
 
 
@@ -28,7 +28,7 @@ def test_stop_tokens_come_from_the_generation_config_first() -> None:
     assert CausalLM(model).stop_token_ids == (1,)
 
 
-def test_the_digest_is_that_of_the_values(tmp_path: Path) -> None:
+def test_the_digest_is_the_same_after_save_and_load(tmp_path: Path) -> None:
     model = make_model("llama")
     digest = CausalLM(model).digest()
     model.save_pretrained(tmp_path)
@@ -44,7 +44,7 @@ def test_the_digest_changes_with_a_single_weight(name: str) -> None:
     assert CausalLM(model).digest() != digest
 
 
-def test_the_digest_changes_when_two_weights_change_places() -> None:
+def test_the_digest_changes_when_two_rows_are_swapped() -> None:
     model = make_model("llama")
     digest = CausalLM(model).digest()
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_the_digest_changes_with_the_dtype() -> None:
 
 
 class Intruder:
-    """Unpickled, it makes a file."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self._trace = trace
@@ -67,8 +67,8 @@ class Intruder:
         return Path.touch, (self._trace,)
 
 
-def bring_code(directory: Path, trace: Path, **config: object) -> None:
-    """Has the model's configuration name code that comes with it, and makes a file when it is run."""
+def add_code(directory: Path, trace: Path, **config: object) -> None:
+    """Adds code to the model directory and names it in config.json. The code makes a file if it runs."""
     names = {"AutoConfig": "intruder.Config", "AutoModelForCausalLM": "intruder.Model"}
     content = json.loads((directory / "config.json").read_text()) | {"auto_map": names} | config
     (directory / "config.json").write_text(json.dumps(content))
@@ -77,19 +77,19 @@ def bring_code(directory: Path, trace: Path, **config: object) -> None:
     )
 
 
-def test_code_that_comes_with_a_model_is_not_run_where_it_is_not_needed(tmp_path: Path) -> None:
+def test_code_in_the_model_directory_is_not_run_if_transformers_has_a_class(tmp_path: Path) -> None:
     make_model("llama").save_pretrained(tmp_path / "model")
-    bring_code(tmp_path / "model", tmp_path / "trace")
+    add_code(tmp_path / "model", tmp_path / "trace")
     loaded = load(tmp_path / "model", torch.float32, torch.device("cpu"))
     assert type(loaded._model) is LlamaForCausalLM
     assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize("model_type", ["intruder", None])
-def test_a_model_that_needs_code_of_its_own_is_refused(tmp_path: Path, model_type: str | None) -> None:
+def test_a_model_that_needs_its_own_code_is_refused(tmp_path: Path, model_type: str | None) -> None:
     make_model("llama").save_pretrained(tmp_path / "model")
-    bring_code(tmp_path / "model", tmp_path / "trace", model_type=model_type)
-    with pytest.raises(UnsupportedModelError, match="code of its own"):
+    add_code(tmp_path / "model", tmp_path / "trace", model_type=model_type)
+    with pytest.raises(UnsupportedModelError, match="needs the model's own code"):
         load(tmp_path / "model", torch.float32, torch.device("cpu"))
     assert not (tmp_path / "trace").exists()
 
@@ -112,7 +112,7 @@ def test_positions_that_depend_on_the_batch_are_refused(rope_type: str) -> None:
         CausalLM(model)
 
 
-def test_attention_that_would_not_be_honoured_is_refused() -> None:
+def test_unsupported_attention_arguments_are_refused() -> None:
     model = make_model("llama")
 
     def with_sinks(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -123,7 +123,7 @@ def test_attention_that_would_not_be_honoured_is_refused() -> None:
         CausalLM(model)
 
 
-def test_a_model_with_attention_of_its_own_is_refused() -> None:
+def test_a_model_that_does_not_use_the_attention_interface_is_refused() -> None:
     from transformers import BloomConfig, BloomForCausalLM
 
     model = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)).eval()
@@ -131,7 +131,7 @@ def test_a_model_with_attention_of_its_own_is_refused() -> None:
         CausalLM(model)
 
 
-def test_a_model_that_is_dropped_is_freed() -> None:
+def test_a_model_without_references_is_freed() -> None:
     """transformers' registry of attention functions lives as long as the process, and must hold no model."""
     model = make_model("llama")
     dropped = weakref.ref(CausalLM(model)._model)

@@ -1,4 +1,4 @@
-"""Where weights come from, and what is said when they cannot be had."""
+"""Where weights come from, and the errors if they are not available."""
 
 import subprocess
 from pathlib import Path
@@ -17,21 +17,19 @@ def make_model_directory(directory: Path) -> Path:
     return directory
 
 
-def test_a_directory_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_directory_is_used_directly(tmp_path: Path) -> None:
     directory = make_model_directory(tmp_path / "model")
     assert resolve(str(directory), tmp_path / "cache") == directory
 
 
-def test_a_relative_directory_is_taken_before_a_hub_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_directory_comes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model_directory(tmp_path / "org" / "model")
     monkeypatch.chdir(tmp_path)
     assert resolve("org/model", tmp_path / "cache") == Path("org/model")
 
 
 @pytest.mark.parametrize("source", ["/no/such/directory", "./missing", "~/missing", "missing", "a/b/c"])
-def test_a_missing_directory_is_named(source: str, tmp_path: Path) -> None:
+def test_the_error_names_a_missing_directory(source: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=f"model directory {source} does not exist"):
         resolve(source, tmp_path)
 
@@ -44,7 +42,7 @@ def test_a_directory_without_a_needed_file_is_refused(name: str, tmp_path: Path)
         resolve(str(directory), tmp_path)
 
 
-def test_a_hub_id_is_fetched_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_downloaded_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(model_id: str, cache_dir: Path, allow_patterns: list[str], **_: object) -> str:
         assert "*.safetensors" in allow_patterns
         return str(make_model_directory(cache_dir / model_id))
@@ -53,12 +51,12 @@ def test_a_hub_id_is_fetched_into_the_cache(tmp_path: Path, monkeypatch: pytest.
     assert resolve("org/model", tmp_path) == tmp_path / "hub" / "org" / "model"
 
 
-def test_an_unreachable_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_gives_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*args: object, **options: object) -> str:
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(sources, "snapshot_download", download)
-    with pytest.raises(SourceError, match=r"^org/model is neither .* from the hub: no route$"):
+    with pytest.raises(SourceError, match=r"^org/model is not a directory .* Hugging Face hub: no route$"):
         resolve("org/model", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""An engine whose requests can be steered, and plain transformers steered alike, its oracle."""
+"""An engine with steering concepts, and the reference: plain transformers with the same steering."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ HIDDEN_SIZE = int(COMMON["hidden_size"])
 NORMS = (15.0, 20.0, 25.0)
 NO_CAP = 100.0
 STEERED_BLOCKS = (0, 1)
-"""Not the last, whose output no keys and values are made of."""
+"""Not the last decoder block, since no keys and values are computed from its output."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ CONCEPTS = {"kind": make_direction(1), "rude": make_direction(2, 0.4), "terse": 
 
 
 def steered_driver(model: PreTrainedModel, cap: float = NO_CAP, **config: object) -> Driver:
-    """Knows CONCEPTS."""
+    """A driver whose engine knows CONCEPTS."""
     driver = build_driver(model, **{"steering_blocks": STEERED_BLOCKS, **config})
     driver.engine.steerer.calibration = Calibration(NORMS, cap)
     for concept, direction in CONCEPTS.items():
@@ -59,7 +59,7 @@ def steered(request: GenerationRequest, *concepts: str, strength: float = 1.0) -
 
 
 def count_computed_tokens(driver: Driver) -> list[int]:
-    """Of each step that follows, appended as it is run."""
+    """A list that gets the number of computed tokens of each later step."""
     counts: list[int] = []
     launch = driver.engine.runner.launch
 
@@ -79,7 +79,7 @@ def random_tokens(seed: int, length: int) -> list[int]:
 def added_vectors(
     blocks: Iterable[int], concepts: Iterable[str], strength: float = 1.0
 ) -> dict[int, torch.Tensor]:
-    """What the concepts add to the output of each of the blocks, where the cap does not matter."""
+    """What the concepts add to the output of each decoder block, without the cap."""
     return {
         block: strength * sum((_added(CONCEPTS[concept], block) for concept in concepts), torch.zeros(()))
         for block in blocks
@@ -93,7 +93,7 @@ def _added(direction: Direction, block: int) -> torch.Tensor:
 
 @contextmanager
 def steering_plainly(model: PreTrainedModel, vectors: dict[int, torch.Tensor]) -> Iterator[None]:
-    """For one forward pass or one generation: all positions but the first get the vectors."""
+    """Adds the vectors to all positions but the first, for one forward pass or one generation."""
 
     def add(vector: torch.Tensor) -> object:
         is_first_call = True
@@ -119,7 +119,7 @@ def steering_plainly(model: PreTrainedModel, vectors: dict[int, torch.Tensor]) -
 def plain_logprobs(
     model: PreTrainedModel, token_ids: list[int], vectors: dict[int, torch.Tensor]
 ) -> torch.Tensor:
-    """[T, vocab_size], by one forward pass of plain transformers."""
+    """[T, vocab_size], from one forward pass of plain transformers."""
     with plain_attention(model), torch.inference_mode(), steering_plainly(model, vectors):
         return model(torch.tensor([token_ids]), use_cache=False).logits[0].float().log_softmax(-1)
 
@@ -127,7 +127,7 @@ def plain_logprobs(
 def plain_hidden(
     model: PreTrainedModel, token_ids: list[int], vectors: dict[int, torch.Tensor]
 ) -> torch.Tensor:
-    """[num_layers, T, hidden_size] float64, of the blocks' output, by plain transformers."""
+    """[num_layers, T, hidden_size] float64: the decoder blocks' output in plain transformers."""
     outputs: list[torch.Tensor] = []
 
     def record(block: nn.Module, args: object, output: object) -> None:
@@ -142,7 +142,7 @@ def plain_hidden(
 
 
 class Feeder:
-    """In the trainer's place: hands out some probes at once, and keeps what comes back."""
+    """Replaces the trainer: hands out the given probes at once, and keeps the computed ones."""
 
     is_idle = True
 
@@ -162,7 +162,7 @@ class Feeder:
 
 
 def feed(driver: Driver, *probes: Probe) -> Feeder:
-    """Lets the next step begin to compute the probes."""
+    """Makes the next step start to compute the probes."""
     feeder = Feeder(list(probes))
     driver.engine.trainer = feeder
     return feeder
@@ -187,7 +187,7 @@ def make_training(
     background: bool = False,
     lengths: range = range(4, 9),
 ) -> TrainConcept:
-    """Positive and negative texts have no token in common."""
+    """A training command. Its positive and negative texts have no token in common."""
     return TrainConcept(
         concept=concept,
         prompt_token_ids=PROMPT,
@@ -199,7 +199,7 @@ def make_training(
 
 
 def train(driver: Driver, *trainings: TrainConcept) -> list[TrainingUpdate]:
-    """Trains to the end; all updates."""
+    """Trains to the end and returns all updates."""
     for training in trainings:
         driver.engine.trainer.add(training)
     updates: list[TrainingUpdate] = []
@@ -207,4 +207,4 @@ def train(driver: Driver, *trainings: TrainConcept) -> list[TrainingUpdate]:
         if driver.engine.is_idle:
             return updates
         updates += driver.step().training
-    raise AssertionError("the training does not come to an end")
+    raise AssertionError("the training does not end")

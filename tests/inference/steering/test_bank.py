@@ -1,4 +1,4 @@
-"""Rows of vectors on the device: shared while equal, free again when nobody uses them, never mixed up."""
+"""Bank rows: equal vectors share a row, a row without users is free, and no row gets wrong vectors."""
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def test_vectors_that_differ_in_one_bit_do_not_share() -> None:
     assert bank.acquire(make_vectors(1.0)) != bank.acquire(changed)
 
 
-def test_a_row_is_free_again_when_its_last_user_has_gone() -> None:
+def test_a_row_is_free_when_its_last_user_releases_it() -> None:
     bank = make_bank(4)
     row = bank.acquire(make_vectors(1.0), num_users=3)
     assert row is not None
@@ -60,7 +60,7 @@ def test_a_row_is_free_again_when_its_last_user_has_gone() -> None:
     assert bank.num_free_rows == 4
 
 
-def test_a_freed_row_takes_other_vectors() -> None:
+def test_a_freed_row_is_reused_for_other_vectors() -> None:
     bank = make_bank(1)
     row = bank.acquire(make_vectors(1.0))
     assert row is not None
@@ -69,7 +69,7 @@ def test_a_freed_row_takes_other_vectors() -> None:
     assert holds(bank, row, make_vectors(2.0))
 
 
-def test_a_full_bank_gives_none_and_still_shares() -> None:
+def test_a_full_bank_returns_none_but_still_shares_rows() -> None:
     bank = make_bank(2)
     rows = [bank.acquire(make_vectors(value)) for value in (1.0, 2.0)]
     assert bank.acquire(make_vectors(3.0)) is None
@@ -80,11 +80,11 @@ def test_a_full_bank_gives_none_and_still_shares() -> None:
 
 @given(actions=st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(1, 3)), max_size=60))
 @settings(deadline=None)
-def test_whatever_comes_and_goes_nothing_is_mixed_up(actions: list[tuple[bool, int, int]]) -> None:
+def test_random_acquires_and_releases_keep_every_row_right(actions: list[tuple[bool, int, int]]) -> None:
     num_rows = 4
     bank = make_bank(num_rows)
     address = bank.vectors.data_ptr()
-    users: dict[int, int] = {}  # of each value
+    users: dict[int, int] = {}  # number of users of each value
     rows: dict[int, int] = {}
     for acquires, value, count in actions:
         if acquires:

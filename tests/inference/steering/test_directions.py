@@ -1,4 +1,4 @@
-"""Directions outlive the process; what is not one of ours counts as none."""
+"""Directions and the calibration on disk. Files that cannot be used count as missing."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def is_same(loaded: tuple[Direction, ConceptReport] | None) -> bool:
     )
 
 
-def test_what_was_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
+def test_a_saved_direction_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     directory = tmp_path / "not" / "yet"
     DirectionFiles(directory).save("kind", DIRECTION, REPORT)
     assert is_same(DirectionFiles(directory).load("kind"))
@@ -47,21 +47,21 @@ def test_what_was_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
     assert os.listdir(directory) == ["kind.safetensors"]
 
 
-def test_a_calibration_is_loaded_to_the_bit(tmp_path: Path) -> None:
+def test_a_saved_calibration_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     calibration = Calibration((1 / 3, 1e-7, 23000.123456789), 0.1 + 0.2)
     assert DirectionFiles(tmp_path).load_calibration() is None
     DirectionFiles(tmp_path).save_calibration(calibration)
     assert DirectionFiles(tmp_path).load_calibration() == calibration
 
 
-def test_a_later_version_replaces_the_former(tmp_path: Path) -> None:
+def test_saving_again_replaces_the_direction(tmp_path: Path) -> None:
     files = DirectionFiles(tmp_path)
     files.save("kind", make_direction(2), REPORT)
     files.save("kind", DIRECTION, REPORT)
     assert is_same(files.load("kind"))
 
 
-def test_what_was_removed_is_gone(tmp_path: Path) -> None:
+def test_a_removed_direction_is_gone(tmp_path: Path) -> None:
     files = DirectionFiles(tmp_path)
     files.save("kind", DIRECTION, REPORT)
     files.remove("kind")
@@ -70,7 +70,7 @@ def test_what_was_removed_is_gone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_without_a_directory_nothing_is_kept() -> None:
+def test_without_a_directory_nothing_is_stored() -> None:
     files = DirectionFiles(None)
     files.save("kind", DIRECTION, REPORT)
     files.save_calibration(Calibration((1.0,), 0.1))
@@ -80,7 +80,7 @@ def test_without_a_directory_nothing_is_kept() -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, -1])
-def test_a_truncated_file_counts_as_none(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_file_counts_as_missing(tmp_path: Path, kept: int) -> None:
     files = DirectionFiles(tmp_path)
     files.save("kind", DIRECTION, REPORT)
     path = tmp_path / "kind.safetensors"
@@ -108,7 +108,7 @@ METADATA = {"report": json.dumps(json.loads("{}")), "dose": "0.3"}
         ({"other": DIRECTION.difference}, {"report": "REPORT", "dose": "0.3"}),
     ],
 )
-def test_a_foreign_file_counts_as_none(
+def test_a_file_with_other_content_counts_as_missing(
     tmp_path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None
 ) -> None:
     files = DirectionFiles(tmp_path)
@@ -128,7 +128,7 @@ def _report_in(path: Path) -> str:
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"noise" * 1000, b"{}"])
-def test_a_corrupt_file_counts_as_none(tmp_path: Path, content: bytes) -> None:
+def test_a_corrupt_file_counts_as_missing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "kind.safetensors").write_bytes(content)
     (tmp_path / "calibration.json").write_bytes(content)
     files = DirectionFiles(tmp_path)
@@ -139,19 +139,19 @@ def test_a_corrupt_file_counts_as_none(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     "content", [b'{"norms": [1.0, "a"], "cap": 0.5}', b'{"norms": [1.0]}', b'{"cap": 0.5}', b'"\xff"']
 )
-def test_a_foreign_calibration_counts_as_none(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_calibration_counts_as_missing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "calibration.json").write_bytes(content)
     assert DirectionFiles(tmp_path).load_calibration() is None
 
 
-def test_directories_in_the_files_places_count_as_none(tmp_path: Path) -> None:
+def test_directories_with_the_files_names_count_as_missing(tmp_path: Path) -> None:
     for name in ("kind.safetensors", "calibration.json"):
         (tmp_path / name).mkdir()
     assert DirectionFiles(tmp_path).load("kind") is None
     assert DirectionFiles(tmp_path).load_calibration() is None
 
 
-def test_what_cannot_be_written_is_not_kept_and_nothing_breaks(tmp_path: Path) -> None:
+def test_a_failed_write_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     files = DirectionFiles(tmp_path / "file" / "directory")
     files.save("kind", DIRECTION, REPORT)

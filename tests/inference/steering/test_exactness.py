@@ -1,4 +1,4 @@
-"""The oracles: directions are PyPI steering-vectors', and reports what plain transformers measure."""
+"""The references: PyPI's steering-vectors for directions, and plain transformers for reports."""
 
 import math
 from pathlib import Path
@@ -48,12 +48,14 @@ def check_directions(ours: np.ndarray, theirs: dict[int, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3_moe"])
-def test_a_direction_is_the_mean_difference_of_steering_vectors(architecture: str, tmp_path: Path) -> None:
+def test_a_direction_is_the_difference_of_means_of_steering_vectors(
+    architecture: str, tmp_path: Path
+) -> None:
     model, command = make_model(architecture), make_training(count=8)
     difference, _, _, _ = train_and_load(model, command, tmp_path, max_batch_tokens=40)
 
     def mean_activations(texts: list[list[int]]) -> list[torch.Tensor]:
-        """[texts, hidden_size] of each layer, over the texts' own tokens."""
+        """[texts, hidden_size] for each layer: means over the texts' own tokens."""
         with plain_attention(model), torch.no_grad(), record_activations(model, layer_config=LAYERS) as seen:
             for text in texts:
                 model(torch.tensor([PROMPT + text]))
@@ -70,7 +72,7 @@ def test_a_direction_is_the_mean_difference_of_steering_vectors(architecture: st
 
 
 class Tokenizer:
-    """Texts are token ids in words."""
+    """Reads a text of token ids, separated by spaces."""
 
     pad_token_id = 0
 
@@ -79,7 +81,7 @@ class Tokenizer:
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
-def test_a_direction_of_single_tokens_is_that_of_train_steering_vector(
+def test_a_direction_of_single_tokens_is_the_result_of_train_steering_vector(
     llama: PreTrainedModel, tmp_path: Path
 ) -> None:
     positive, negative = ([[token] for token in random_tokens(seed, 7)] for seed in (1, 2))
@@ -100,7 +102,7 @@ def test_a_direction_of_single_tokens_is_that_of_train_steering_vector(
 def mean_logprob(
     model: PreTrainedModel, text: list[int], vectors: np.ndarray, blocks: tuple[int, ...]
 ) -> float:
-    """Nats per token of the text, by plain transformers with the vectors added."""
+    """Nats per token of the text, from plain transformers with the vectors added."""
     added = dict(zip(blocks, torch.from_numpy(vectors), strict=True))
     rows = plain_logprobs(model, PROMPT + text, added)[len(PROMPT) - 1 : -1]
     return rows.gather(1, torch.tensor(text)[:, None]).mean().item()
@@ -110,7 +112,7 @@ def mean_logprob(
 def test_a_report_is_what_plain_transformers_measure(
     llama: PreTrainedModel, blocks: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """Each pair with the direction of the other folds, and neutral texts with that of all."""
+    """Pairs are measured with the direction from the other folds, neutral texts with the direction of all."""
     command = make_training(count=10)
     _, dose, report, driver = train_and_load(llama, command, tmp_path, steering_blocks=blocks)
     calibration = driver.engine.steerer.calibration
@@ -160,7 +162,7 @@ def test_a_report_is_what_plain_transformers_measure(
 
 
 @pytest.mark.parametrize("blocks", [(1,), (0, 2)])
-def test_the_cap_is_where_a_random_direction_makes_text_too_unlikely(
+def test_the_cap_is_the_dose_of_a_random_direction_that_makes_text_too_unlikely(
     llama: PreTrainedModel, blocks: tuple[int, ...], tmp_path: Path
 ) -> None:
     written = [[token, *generate(llama, [*PROMPT, token], 9)] for token in random_tokens(0, 6)]

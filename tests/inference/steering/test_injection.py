@@ -1,4 +1,4 @@
-"""The oracle: steered output is that of plain transformers with a hook that adds the same vectors."""
+"""Steered output equals the reference: plain transformers with a hook that adds the same vectors."""
 
 import msgspec
 import pytest
@@ -42,7 +42,7 @@ def test_greedy_equals_generate_with_a_hook(architecture: str, blocks: tuple[int
         generate_steered(model, prompt, 12, added_vectors(blocks, ["kind"], strength))
         for prompt, strength in zip(prompts, STRENGTHS, strict=True)
     ]
-    assert expected[3] != generate(model, prompts[3], 12), "too weak to tell anything"
+    assert expected[3] != generate(model, prompts[3], 12), "the steering is too weak for this test"
     driver = steered_driver(model, steering_blocks=blocks, max_batch_tokens=32)
     results = driver.run(
         *(
@@ -54,7 +54,7 @@ def test_greedy_equals_generate_with_a_hook(architecture: str, blocks: tuple[int
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_logprobs_are_those_of_a_forward_pass_with_a_hook(architecture: str) -> None:
+def test_logprobs_equal_a_forward_pass_with_a_hook(architecture: str) -> None:
     model = make_model(architecture)
     prompt = random_tokens(5, 25)
     driver = steered_driver(model, steering_blocks=(0, 2), max_batch_tokens=8)
@@ -84,9 +84,9 @@ def test_the_first_position_is_never_steered(llama: PreTrainedModel) -> None:
 
 
 def test_all_generated_positions_are_steered(llama: PreTrainedModel) -> None:
-    """Each is told from one that is not: leaving a single position out changes the log probabilities."""
+    """Each log probability equals the steered one, and differs from the one without steering."""
     prompt = random_tokens(8, 3)
-    driver = steered_driver(llama, steering_blocks=(2,))  # the last block: other positions do not matter
+    driver = steered_driver(llama, steering_blocks=(2,))  # the last one: other positions do not matter
     result = driver.run(steered(request("a", prompt, 6, top_logprobs=0), "kind"))["a", 0]
     tokens = prompt + result.token_ids
     with_all = plain_logprobs(llama, tokens, added_vectors((2,), ["kind"]))
@@ -98,19 +98,21 @@ def test_all_generated_positions_are_steered(llama: PreTrainedModel) -> None:
         assert ours != pytest.approx(with_none[position, event.token_id].item(), abs=1e-2)
 
 
-def test_the_steered_block_is_where_the_depth_is_six_tenths() -> None:
+def test_the_default_steered_block_is_at_six_tenths_of_the_depth() -> None:
     for num_layers, block in [(1, 0), (2, 1), (3, 2), (5, 3), (10, 6)]:
         driver = build_driver(make_model("llama", num_hidden_layers=num_layers))
         assert driver.engine.runner.bank.blocks == (block,)
 
 
 @pytest.mark.parametrize("blocks", [(3,), (-1,), (0, 7)])
-def test_a_block_that_the_model_has_not_is_refused(llama: PreTrainedModel, blocks: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="the model's blocks are 0 to 2"):
+def test_a_block_that_the_model_does_not_have_is_refused(
+    llama: PreTrainedModel, blocks: tuple[int, ...]
+) -> None:
+    with pytest.raises(ConfigError, match="the model has decoder blocks 0 to 2"):
         build_driver(llama, steering_blocks=blocks)
 
 
-def test_a_model_run_by_its_own_attention_is_not_steered(llama: PreTrainedModel) -> None:
+def test_a_model_run_with_its_own_attention_is_not_steered(llama: PreTrainedModel) -> None:
     tokens = random_tokens(4, 12)
     driver = steered_driver(llama)
     before = plain_logprobs(llama, tokens, {})
@@ -118,7 +120,7 @@ def test_a_model_run_by_its_own_attention_is_not_steered(llama: PreTrainedModel)
     assert torch.equal(plain_logprobs(llama, tokens, {}), before)
 
 
-def test_bfloat16_is_as_near_to_the_truth_as_transformers() -> None:
+def test_bfloat16_is_as_accurate_as_transformers() -> None:
     prompt = random_tokens(0, 50)
     driver = steered_driver(make_model("llama").bfloat16())
     sampled = steered(request("a", prompt, 60, temperature=1.0, top_logprobs=0), "kind", strength=2.0)

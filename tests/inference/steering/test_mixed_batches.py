@@ -1,4 +1,4 @@
-"""Each sequence is steered by what it asked for, and by nothing that its neighbours asked for."""
+"""In a mixed batch, each sequence gets its own steering and nothing of its neighbours' steering."""
 
 from itertools import permutations
 
@@ -19,7 +19,7 @@ def run_alone(model: PreTrainedModel, one: GenerationRequest, **config: object) 
 
 
 def many_configurations() -> list[GenerationRequest]:
-    """Every set of concepts with several strengths, and some requests without any; all from one prompt."""
+    """Several sets of concepts with several strengths, and requests without concepts, all with one prompt."""
     prompt = random_tokens(1, 20)
     sets = [("kind",), ("rude",), ("terse",), ("kind", "rude"), ("kind", "rude", "terse")]
     specs = [SteeringSpec(names, strength) for names in sets for strength in (-1.5, -0.3, 0.4, 1.0)]
@@ -29,17 +29,17 @@ def many_configurations() -> list[GenerationRequest]:
     ]
 
 
-def test_in_a_mixed_batch_each_is_steered_as_alone(llama: PreTrainedModel) -> None:
+def test_a_mixed_batch_steers_each_request_as_if_it_ran_alone(llama: PreTrainedModel) -> None:
     requests = many_configurations()
     expected = [run_alone(llama, one) for one in requests]
-    assert len(set(map(tuple, expected))) > 15, "too alike to tell anything"
+    assert len(set(map(tuple, expected))) > 15, "the outputs are too similar for this test"
     results = steered_driver(llama).run(*requests)
     assert [results[one.request_id, 0].token_ids for one in requests] == expected
 
 
-# The experts' tensors have as many rows as tokens chose each, so that the last bits follow the neighbours.
+# The number of rows of an expert's tensor depends on the whole batch, and so do the last bits of its output.
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES.keys() - {"qwen3_moe"}))
-def test_unsteered_neighbours_are_bit_for_bit_what_they_are_without_steering(architecture: str) -> None:
+def test_steered_neighbours_change_no_bit_of_unsteered_requests(architecture: str) -> None:
     model = make_model(architecture)
     plain = [request(f"r{i}", random_tokens(i, 5 + 7 * i), 12, top_logprobs=3) for i in range(6)]
     mixed = [
@@ -65,7 +65,7 @@ def test_neither_order_nor_repetition_of_concepts_changes_a_bit(llama: PreTraine
 
 
 @pytest.mark.parametrize("strength", [0.0, -0.0])
-def test_strength_zero_is_exactly_nothing(llama: PreTrainedModel, strength: float) -> None:
+def test_strength_zero_changes_nothing(llama: PreTrainedModel, strength: float) -> None:
     plain = request("a", random_tokens(2, 40), 12, top_logprobs=3)
     zero = steered(plain, "kind", "rude", strength=strength)
     drivers = [steered_driver(make_model("llama")) for _ in range(2)]
@@ -75,14 +75,14 @@ def test_strength_zero_is_exactly_nothing(llama: PreTrainedModel, strength: floa
     assert not bank.vectors.any()
 
 
-def test_no_concepts_with_a_strength_are_nothing(llama: PreTrainedModel) -> None:
+def test_a_strength_without_concepts_gives_no_steering(llama: PreTrainedModel) -> None:
     steerer = steered_driver(llama).engine.steerer
     assert steerer.steer(SteeringSpec((), 1.0), 1) is None
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 @pytest.mark.parametrize(("names", "unknown"), [(("kind", "x", "y"), "x"), (("y",), "y")])
-def test_an_unknown_concept_is_named_and_nothing_is_kept(
+def test_a_request_with_an_unknown_concept_is_refused_and_takes_no_row(
     llama: PreTrainedModel, strength: float, names: tuple[str, ...], unknown: str
 ) -> None:
     driver = steered_driver(llama)
@@ -114,7 +114,7 @@ def test_a_row_is_held_until_the_last_choice_has_ended(llama: PreTrainedModel) -
     assert bank.num_free_rows == before
 
 
-def test_there_is_a_row_for_everyone_who_can_wait_or_run(llama: PreTrainedModel) -> None:
+def test_there_is_a_row_for_every_sequence_that_can_wait_or_run(llama: PreTrainedModel) -> None:
     driver = steered_driver(llama, max_running=3, max_queued=4)
     bank = driver.engine.runner.bank
     before = bank.num_free_rows
@@ -127,7 +127,7 @@ def test_there_is_a_row_for_everyone_who_can_wait_or_run(llama: PreTrainedModel)
     assert bank.num_free_rows == before
 
 
-def test_what_a_refused_request_asked_for_takes_no_row(llama: PreTrainedModel) -> None:
+def test_a_refused_request_takes_no_row(llama: PreTrainedModel) -> None:
     driver = steered_driver(llama, context_length=10)
     bank = driver.engine.runner.bank
     before = bank.num_free_rows
@@ -138,7 +138,7 @@ def test_what_a_refused_request_asked_for_takes_no_row(llama: PreTrainedModel) -
     assert bank.num_free_rows == before
 
 
-def test_a_fault_gives_all_rows_back(llama: PreTrainedModel) -> None:
+def test_a_failed_step_releases_its_rows(llama: PreTrainedModel) -> None:
     driver = steered_driver(llama, max_running=1)
     bank = driver.engine.runner.bank
     before = bank.num_free_rows
@@ -158,7 +158,7 @@ def test_a_fault_gives_all_rows_back(llama: PreTrainedModel) -> None:
     assert bank.num_free_rows == before
 
 
-def test_captured_steps_steer_each_as_alone(llama: PreTrainedModel) -> None:
+def test_captured_steps_steer_each_request_as_if_it_ran_alone(llama: PreTrainedModel) -> None:
     requests = many_configurations()
     expected = [run_alone(llama, one) for one in requests]
     recorder = Recorder()

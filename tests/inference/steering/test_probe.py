@@ -1,4 +1,4 @@
-"""What is measured of a text is what plain transformers make of it, however the text is read."""
+"""A probe's measurements equal plain transformers, however the engine splits and schedules the text."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def make_vectors(seed: int, norm: float = 6.0) -> Array32:
 
 
 def make_probes() -> list[Probe]:
-    """Of several lengths, steered and not; some share a prompt."""
+    """Probes of several lengths, with and without steering. Some share a prompt."""
     shared = random_tokens(0, 20)
     return [
         Probe(shared, random_tokens(1, 13), captures=True),
@@ -42,7 +42,7 @@ def make_probes() -> list[Probe]:
 
 
 def check(model: PreTrainedModel, probe: Probe) -> None:
-    """Against plain transformers, steered alike."""
+    """Compares the probe with plain transformers with the same steering."""
     vectors = {}
     if probe.vectors is not None:
         vectors = dict(zip(STEERED_BLOCKS, torch.from_numpy(probe.vectors), strict=True))
@@ -69,7 +69,7 @@ def compute(driver: Driver, probes: list[Probe]) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_it_is_what_plain_transformers_make_of_the_content(architecture: str) -> None:
+def test_measurements_equal_plain_transformers(architecture: str) -> None:
     model = make_model(architecture)
     probes = make_probes()
     compute(steered_driver(model, max_batch_tokens=64), probes)
@@ -79,7 +79,9 @@ def test_it_is_what_plain_transformers_make_of_the_content(architecture: str) ->
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 5, 19, 21, 512])
 @pytest.mark.parametrize("block_size", [1, 4])
-def test_chunks_change_nothing(llama: PreTrainedModel, max_batch_tokens: int, block_size: int) -> None:
+def test_chunked_prefill_does_not_change_measurements(
+    llama: PreTrainedModel, max_batch_tokens: int, block_size: int
+) -> None:
     probes = make_probes()
     compute(steered_driver(llama, max_batch_tokens=max_batch_tokens, block_size=block_size), probes)
     for probe in probes:
@@ -88,7 +90,7 @@ def test_chunks_change_nothing(llama: PreTrainedModel, max_batch_tokens: int, bl
 
 @pytest.mark.parametrize(("prompt_length", "cached"), [(1, 0), (16, 12), (17, 16), (18, 16)])
 @pytest.mark.parametrize("captures", [False, True])
-def test_a_prompt_from_the_cache_changes_nothing(
+def test_a_prefix_cache_hit_does_not_change_measurements(
     llama: PreTrainedModel, prompt_length: int, cached: int, captures: bool
 ) -> None:
     prompt, content = random_tokens(0, prompt_length), random_tokens(1, 15)
@@ -101,7 +103,7 @@ def test_a_prompt_from_the_cache_changes_nothing(
     check(llama, probe)
 
 
-def test_steered_texts_share_no_block_with_others(llama: PreTrainedModel) -> None:
+def test_steered_probes_share_no_blocks_with_other_sequences(llama: PreTrainedModel) -> None:
     prompt, content = random_tokens(0, 20), random_tokens(1, 5)
     driver = steered_driver(llama, block_size=4)
     driver.run(request("plain", prompt + content, 1), steered(request("kind", prompt + content, 1), "kind"))
@@ -115,7 +117,7 @@ def test_steered_texts_share_no_block_with_others(llama: PreTrainedModel) -> Non
 
 
 @pytest.mark.parametrize("steps_before", [1, 2, 3, 4, 6])
-def test_a_preemption_in_the_middle_changes_nothing(llama: PreTrainedModel, steps_before: int) -> None:
+def test_preemption_does_not_change_measurements(llama: PreTrainedModel, steps_before: int) -> None:
     driver = steered_driver(llama, num_blocks=10, block_size=8, max_batch_tokens=8)
     probe = Probe(random_tokens(0, 12), random_tokens(1, 40), make_vectors(1), captures=True)
     feeder = feed(driver, probe)
@@ -132,7 +134,9 @@ def test_a_preemption_in_the_middle_changes_nothing(llama: PreTrainedModel, step
 
 
 @pytest.mark.parametrize("max_batch_tokens", [9, 64])
-def test_beside_running_requests_neither_changes(llama: PreTrainedModel, max_batch_tokens: int) -> None:
+def test_probes_and_running_requests_do_not_change_each_other(
+    llama: PreTrainedModel, max_batch_tokens: int
+) -> None:
     prompts = [random_tokens(10 + i, 5 + 9 * i) for i in range(4)]
     expected = [generate(llama, prompt, 25) for prompt in prompts]
     driver = steered_driver(llama, max_batch_tokens=max_batch_tokens)
@@ -147,7 +151,7 @@ def test_beside_running_requests_neither_changes(llama: PreTrainedModel, max_bat
         check(llama, probe)
 
 
-def test_nothing_is_left_of_a_probe(llama: PreTrainedModel) -> None:
+def test_a_computed_probe_leaves_no_row_block_or_hook(llama: PreTrainedModel) -> None:
     driver = steered_driver(llama)
     bank, blocks = driver.engine.runner.bank, driver.engine.blocks
     free = bank.num_free_rows
@@ -158,7 +162,7 @@ def test_nothing_is_left_of_a_probe(llama: PreTrainedModel) -> None:
     assert not any(block._forward_hooks for block in llama.model.layers[max(STEERED_BLOCKS) + 1 :])
 
 
-def test_what_was_computed_of_a_broken_text_is_not_found_again(llama: PreTrainedModel) -> None:
+def test_blocks_of_a_probe_with_nan_are_not_reused(llama: PreTrainedModel) -> None:
     with torch.no_grad():
         llama.model.embed_tokens.weight[13] = float("nan")
     driver = steered_driver(llama, block_size=4)
@@ -172,9 +176,7 @@ def test_what_was_computed_of_a_broken_text_is_not_found_again(llama: PreTrained
 @pytest.mark.parametrize("num_prompt", [1, 2, 4])
 @pytest.mark.parametrize("num_content", [1, 2, 5])
 @pytest.mark.parametrize("offset", [0, 7])
-def test_where_a_part_of_the_text_lies_is_right_for_every_part(
-    num_prompt: int, num_content: int, offset: int
-) -> None:
+def test_locate_is_right_for_every_part_of_a_text(num_prompt: int, num_content: int, offset: int) -> None:
     prompt, content = list(range(num_prompt)), list(range(100, 100 + num_content))
     probe = Probe(prompt, content)
     text = prompt + content

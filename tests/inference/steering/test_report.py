@@ -1,4 +1,4 @@
-"""Measurements become a verdict, and the verdict names what is wrong."""
+"""The report judges the measurements, and names each requirement that a concept does not meet."""
 
 import math
 from itertools import combinations
@@ -29,7 +29,7 @@ def make_report(
     agreement: float | None = 0.5,
     specificity: float | None = 20.0,
 ) -> ConceptReport:
-    """One that passes, but for what is given. `ratios`: the perplexity at -1 and 1."""
+    """A report of a concept that works, except for the given values. `ratios`: perplexity at -1 and 1."""
     changed = list(GOOD)
     for i, shift in enumerate(shifts):
         changed[i] = Effect(GOOD[i].strength, shift, GOOD[i].perplexity_ratio)
@@ -67,24 +67,24 @@ def test_agreement_is_the_mean_cosine_of_all_pairs(count: int) -> None:
         ([[1.0, 0.0]], None),
     ],
 )
-def test_agreement_of_a_few(rows: list[list[float]], expected: float | None) -> None:
+def test_agreement_of_a_few_rows(rows: list[list[float]], expected: float | None) -> None:
     assert agreement(np.array(rows)) == pytest.approx(expected)
 
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=9, unique=True))
-def test_spearman_is_scipys(values: list[float]) -> None:
+def test_spearman_equals_scipy(values: list[float]) -> None:
     assert spearman(values) == pytest.approx(spearmanr(range(len(values)), values).statistic)
 
 
 @pytest.mark.parametrize("values", [[0.0] * 5, [0.0, 0.0, 0.1, 0.2, 0.3]])
-def test_ties_are_no_order(values: list[float]) -> None:
+def test_equal_values_give_a_low_rank_correlation(values: list[float]) -> None:
     assert spearman(values) < 0.95
 
 
 def test_a_good_concept_works() -> None:
     report = make_report()
     assert report.works is True
-    assert report.summary.startswith("It works.")
+    assert report.summary.startswith("The concept works.")
     assert report.warnings == []
     assert report.spearman == 1.0
     assert report.effects == list(GOOD)
@@ -100,9 +100,9 @@ def test_the_summary_has_the_measured_figures() -> None:
 
 
 SMALL = "at least 0.5 nats per token"
-UNORDERED = "a greater strength does not always have a greater effect"
-UNSPECIFIC = "times that of random ones"
-INFLUENT = "raises the perplexity of neutral text by more than 50%"
+UNORDERED = "the effect does not always grow with the strength"
+UNSPECIFIC = "times the effect of random directions"
+NOT_FLUENT = "raises the perplexity of neutral texts by over 50%"
 
 
 @pytest.mark.parametrize(
@@ -115,19 +115,22 @@ INFLUENT = "raises the perplexity of neutral text by more than 50%"
         (make_report((-0.8, -0.8)), {UNORDERED}),
         (make_report(specificity=4.99), {UNSPECIFIC}),
         (make_report(specificity=-20.0), {UNSPECIFIC}),
-        (make_report(ratios=(1.51, 1.0)), {INFLUENT}),
-        (make_report(ratios=(1.0, 1.51)), {INFLUENT}),
-        (make_report((-0.1,), ratios=(2.0, 2.0), specificity=0.5), {SMALL, UNSPECIFIC, INFLUENT, UNORDERED}),
+        (make_report(ratios=(1.51, 1.0)), {NOT_FLUENT}),
+        (make_report(ratios=(1.0, 1.51)), {NOT_FLUENT}),
+        (
+            make_report((-0.1,), ratios=(2.0, 2.0), specificity=0.5),
+            {SMALL, UNSPECIFIC, NOT_FLUENT, UNORDERED},
+        ),
         (make_report((math.nan,)), {SMALL, UNORDERED}),
         (make_report(specificity=math.nan), {UNSPECIFIC}),
-        (make_report(ratios=(math.nan, 1.0)), {INFLUENT}),
-        (make_report(ratios=(1.0, math.nan)), {INFLUENT}),
+        (make_report(ratios=(math.nan, 1.0)), {NOT_FLUENT}),
+        (make_report(ratios=(1.0, math.nan)), {NOT_FLUENT}),
     ],
 )
 def test_each_fault_is_named(report: ConceptReport, faults: set[str]) -> None:
     assert report.works is False
-    assert {f for f in (SMALL, UNORDERED, UNSPECIFIC, INFLUENT) if f in report.summary} == faults
-    assert report.summary.startswith("It does not work as it should")
+    assert {f for f in (SMALL, UNORDERED, UNSPECIFIC, NOT_FLUENT) if f in report.summary} == faults
+    assert report.summary.startswith("The concept does not work: ")
 
 
 @pytest.mark.parametrize(
@@ -141,13 +144,13 @@ def test_each_fault_is_named(report: ConceptReport, faults: set[str]) -> None:
         make_report(agreement=0.15),
     ],
 )
-def test_at_the_bar_it_passes(report: ConceptReport) -> None:
+def test_a_concept_exactly_at_a_limit_works(report: ConceptReport) -> None:
     assert report.works is True
     assert report.warnings == []
 
 
 @pytest.mark.parametrize("agreement", [0.149, 0.0, -0.2])
-def test_examples_that_do_not_agree_are_a_warning_and_no_fault(agreement: float) -> None:
+def test_low_agreement_is_a_warning_and_no_fault(agreement: float) -> None:
     report = make_report(agreement=agreement)
     assert report.works is True
     [warning] = report.warnings
@@ -155,13 +158,15 @@ def test_examples_that_do_not_agree_are_a_warning_and_no_fault(agreement: float)
 
 
 @pytest.mark.parametrize("shifts", [(), (0.5,)])
-def test_a_few_examples_do_not_tell(shifts: tuple[float, ...]) -> None:
+def test_too_few_examples_give_no_judgement(shifts: tuple[float, ...]) -> None:
     report = make_report(shifts, num_examples=7)
     assert report.works is None
-    assert report.summary.startswith("Too few examples to tell: 7, of at least 8.")
+    assert report.summary.startswith(
+        "There are too few examples to tell whether the concept works: 7, but at least 8 are needed."
+    )
 
 
-def test_a_single_example_leaves_nothing_to_measure() -> None:
+def test_a_concept_with_a_single_example_is_not_measured() -> None:
     report = judge(
         num_examples=1,
         num_held_out=0,

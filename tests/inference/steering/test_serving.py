@@ -1,4 +1,4 @@
-"""Steered output stays what it is alone, whatever the engine does with chunks, the cache and preemption."""
+"""Chunked prefill, the prefix cache and preemption do not change steered output."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -24,7 +24,7 @@ from tests.inference.steering.conftest import (
 
 
 def expect(model: PreTrainedModel, one: GenerationRequest) -> list[int]:
-    """What plain transformers make of a request."""
+    """The tokens that plain transformers generate for a request."""
     if one.steering is None:
         return generate(model, one.prompt_token_ids, one.max_tokens)
     with steering_plainly(model, added_vectors(STEERED_BLOCKS, one.steering.concepts, one.steering.strength)):
@@ -39,7 +39,7 @@ def check(driver: Driver, requests: Iterable[GenerationRequest], expected: list[
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 3, 7, 64])
 @pytest.mark.parametrize("block_size", [1, 16])
-def test_chunks_and_block_sizes_change_nothing(
+def test_chunk_and_block_sizes_do_not_change_the_output(
     llama: PreTrainedModel, max_batch_tokens: int, block_size: int
 ) -> None:
     requests = [
@@ -60,10 +60,10 @@ def same_prompt_under_every_steering(max_tokens: int) -> list[GenerationRequest]
 
 
 @pytest.mark.parametrize("block_size", [1, 16])
-def test_a_prefix_is_reused_under_the_same_steering_only(llama: PreTrainedModel, block_size: int) -> None:
+def test_a_prefix_is_reused_only_with_the_same_steering(llama: PreTrainedModel, block_size: int) -> None:
     requests = same_prompt_under_every_steering(max_tokens=10)
     expected = [expect(llama, one) for one in requests]
-    assert len(set(map(tuple, expected))) == len(expected), "too alike to tell anything"
+    assert len(set(map(tuple, expected))) == len(expected), "the outputs are too similar for this test"
     driver = steered_driver(llama, block_size=block_size)
     computed = count_computed_tokens(driver)
     for name, cached in [("cold", 0), ("warm", 48 if block_size == 16 else 49)]:
@@ -73,7 +73,7 @@ def test_a_prefix_is_reused_under_the_same_steering_only(llama: PreTrainedModel,
             assert sum(computed) == 50 - cached + 9
 
 
-def test_running_beside_each_other_they_share_no_block(llama: PreTrainedModel) -> None:
+def test_concurrent_requests_with_different_steering_share_no_block(llama: PreTrainedModel) -> None:
     requests = same_prompt_under_every_steering(max_tokens=20)
     driver = steered_driver(llama)
     driver.run(*(msgspec.structs.replace(one, request_id=f"cold{i}") for i, one in enumerate(requests)))
@@ -84,12 +84,12 @@ def test_running_beside_each_other_they_share_no_block(llama: PreTrainedModel) -
     tables = [sequence.block_table for sequence in driver.engine.scheduler.running]
     assert len(tables) == 2 * len(requests)
     assert all(len(table) == 4 for table in tables)
-    # Both choices share the three full blocks of the prompt, and have one of their own.
+    # Both choices share the three full blocks of the prompt, and each has one more block.
     assert len({block for table in tables for block in table}) == len(requests) * (3 + 2)
     driver.run()
 
 
-def test_strength_zero_finds_the_blocks_of_a_request_without_steering(llama: PreTrainedModel) -> None:
+def test_strength_zero_reuses_the_blocks_of_a_request_without_steering(llama: PreTrainedModel) -> None:
     plain = request("plain", random_tokens(0, 50), 10)
     driver = steered_driver(llama)
     computed = count_computed_tokens(driver)
@@ -100,7 +100,7 @@ def test_strength_zero_finds_the_blocks_of_a_request_without_steering(llama: Pre
     assert sum(computed) == 50 - 48 + 9
 
 
-def test_a_steered_answer_becomes_the_next_prompts_cached_prefix(llama: PreTrainedModel) -> None:
+def test_a_steered_answer_is_a_cached_prefix_for_the_next_prompt(llama: PreTrainedModel) -> None:
     first = steered(request("first", random_tokens(0, 40), 40), "kind")
     driver = steered_driver(llama)
     answer = driver.run(first)["first", 0].token_ids
@@ -115,7 +115,7 @@ def test_a_steered_answer_becomes_the_next_prompts_cached_prefix(llama: PreTrain
 
 
 @pytest.mark.parametrize("num_blocks", [9, 14])
-def test_preemption_changes_nothing(llama: PreTrainedModel, num_blocks: int) -> None:
+def test_preemption_does_not_change_the_output(llama: PreTrainedModel, num_blocks: int) -> None:
     steerings = [("kind", 1.0), ("rude", -1.0), None, ("kind", 1.0), ("terse", 2.0), None]
     requests = [request(f"r{i}", random_tokens(i, 10 + 3 * i), 30) for i in range(6)]
     requests = [
@@ -143,7 +143,7 @@ MAX_TOKENS = 14
 
 
 def pool_request(prompt: int, steering: int) -> GenerationRequest:
-    """Prompt 1 begins with prompt 0; prompt 2 is another, and prompt 3 a single token."""
+    """Prompt 1 begins with prompt 0, prompt 2 differs from both, and prompt 3 is a single token."""
     prompts = [random_tokens(0, 21), random_tokens(0, 21) + random_tokens(1, 9), random_tokens(2, 12), [9]]
     plain = request("", prompts[prompt], MAX_TOKENS)
     chosen = STEERINGS[steering]
@@ -157,7 +157,7 @@ def shared_model() -> PreTrainedModel:
 
 @cache
 def expect_from_pool(prompt: int, steering: int) -> list[int]:
-    """Also makes sure that rounding cannot decide between two tokens anywhere."""
+    """The expected tokens. Also checks that rounding cannot change the choice of any token."""
     one, model = pool_request(prompt, steering), make_model("llama")
     tokens = expect(model, one)
     vectors = (
@@ -193,7 +193,7 @@ ACTIONS = st.lists(
     max_running=st.sampled_from([2, 8]),
 )
 @settings(max_examples=25, deadline=None)
-def test_whatever_comes_and_goes_each_is_steered_as_alone(
+def test_random_requests_and_aborts_get_the_output_of_a_request_alone(
     actions: list[tuple], num_blocks: int, max_batch_tokens: int, max_running: int
 ) -> None:
     driver = steered_driver(

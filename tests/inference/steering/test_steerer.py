@@ -1,4 +1,4 @@
-"""A request's concepts become one row and a scale, never more than the model bears, while it runs."""
+"""A request's concepts give one bank row and a scale, at most the cap, until the request ends."""
 
 import msgspec
 import numpy as np
@@ -38,7 +38,7 @@ def make_steerer(cap: float, num_rows: int = 8, blocks: tuple[int, ...] = BLOCKS
 
 
 def added(steerer: Steerer, *concepts: str, strength: float = 1.0) -> Array32:
-    """[blocks, hidden_size], what a request adds to each of its tokens."""
+    """[blocks, hidden_size]: what the steering adds to each token of a request."""
     steering = steerer.steer(SteeringSpec(concepts, strength), 1)
     assert steering is not None
     vectors: Array32 = np.float32(steering.scale) * steerer.bank.vectors[:, steering.row].numpy()
@@ -50,7 +50,7 @@ def relative_norms(vectors: Array32, blocks: tuple[int, ...] = BLOCKS) -> np.nda
     return np.linalg.norm(vectors.astype(np.float64), axis=1) / np.array(NORMS)[list(blocks)]
 
 
-def test_unit_vectors_have_the_directions_and_the_norms_of_the_blocks() -> None:
+def test_unit_vectors_have_the_norms_of_the_blocks_output() -> None:
     difference = make_direction(5).difference
     unit = unit_vectors(difference, (2, 0), NORMS)
     assert unit.dtype == np.float32
@@ -67,7 +67,7 @@ def test_a_zero_direction_gives_zero_vectors() -> None:
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
-def test_strength_one_adds_a_concepts_dose(concept: str) -> None:
+def test_strength_one_adds_the_dose_of_the_concept(concept: str) -> None:
     relative = relative_norms(added(make_steerer(cap=10.0), concept))
     assert relative == pytest.approx([CONCEPTS[concept].dose] * 2, rel=1e-6)
 
@@ -95,7 +95,7 @@ def test_no_block_gets_more_than_the_cap(names: list[str], strength: float, cap:
     strength=st.floats(-20.0, 20.0).filter(lambda strength: abs(strength) > 1e-3),
 )
 @settings(deadline=None)
-def test_the_cap_shortens_and_never_turns(names: list[str], strength: float) -> None:
+def test_the_cap_changes_the_length_but_not_the_direction(names: list[str], strength: float) -> None:
     cap = 0.5
     free, capped = (
         added(make_steerer(1e9), *names, strength=strength),
@@ -106,7 +106,7 @@ def test_the_cap_shortens_and_never_turns(names: list[str], strength: float) -> 
 
 
 @pytest.mark.parametrize("strength", [-1.999999, -0.1, 1e-9, 1.0, 1.999999])
-def test_below_the_cap_a_strength_is_honoured_to_the_bit(strength: float) -> None:
+def test_below_the_cap_the_scale_is_exactly_the_strength(strength: float) -> None:
     steering = make_steerer(cap=2 * CONCEPTS["kind"].dose).steer(SteeringSpec(("kind",), strength), 1)
     assert steering is not None
     assert steering.scale == strength
@@ -119,11 +119,13 @@ def test_above_the_cap_all_strengths_of_a_sign_are_the_same(strength: float) -> 
     assert steerer.steer(SteeringSpec(("kind",), strength), 1) == highest
 
 
-def test_the_block_that_bears_least_decides() -> None:
+def test_the_block_with_the_largest_dose_decides_about_the_cap() -> None:
     direction = make_direction(1)
     steerer = make_steerer(cap=0.5)
     weak, strong = (Direction(np.copy(direction.difference), 1.0) for _ in range(2))
-    weak.difference[0] = -strong.difference[0]  # they cancel out in block 0, and add up in block 2
+    weak.difference[0] = -strong.difference[
+        0
+    ]  # they cancel out in decoder block 0, and add up in decoder block 2
     steerer.add("weak", weak)
     steerer.add("strong", strong)
     assert relative_norms(added(steerer, "weak", "strong")) == pytest.approx([0.0, 0.5], rel=1e-6)
@@ -137,7 +139,7 @@ def test_concepts_that_cancel_out_add_nothing() -> None:
     assert not added(steerer, "same", "opposite", strength=20.0).any()
 
 
-def test_what_differs_in_anything_has_another_digest() -> None:
+def test_different_steerings_have_different_digests() -> None:
     steerer = make_steerer(cap=10.0)
     specs = [(("kind",), 1.0), (("kind",), -1.0), (("kind",), 1.0000001), (("rude",), 1.0)]
     specs.append((("kind", "rude"), 1.0))
@@ -151,7 +153,7 @@ def test_one_concept_at_many_strengths_takes_one_row() -> None:
     assert len(rows) == 1
 
 
-def test_a_full_bank_is_said() -> None:
+def test_a_full_bank_raises_an_error() -> None:
     steerer = make_steerer(cap=10.0, num_rows=1)
     steerer.steer(SteeringSpec(("kind",), 1.0), 1)
     with pytest.raises(BankFullError):
@@ -159,7 +161,7 @@ def test_a_full_bank_is_said() -> None:
 
 
 @pytest.mark.parametrize("strength", [-50.0, 50.0])
-def test_what_the_engine_adds_is_capped(llama: PreTrainedModel, strength: float) -> None:
+def test_the_engine_adds_at_most_the_cap(llama: PreTrainedModel, strength: float) -> None:
     cap = 0.35
     driver = steered_driver(llama, cap=cap)
     prompt = random_tokens(0, 20)
@@ -178,7 +180,7 @@ def test_what_the_engine_adds_is_capped(llama: PreTrainedModel, strength: float)
 def test_a_running_request_keeps_a_concept_that_is_removed(
     llama: PreTrainedModel, num_blocks: int | None
 ) -> None:
-    """Also when its tokens are computed once more, or continue a prompt that was half read."""
+    """Even if its tokens are computed again after a preemption, or its prefill is not finished."""
     one, other = (
         steered(request(name, random_tokens(i, 24), 24), "kind") for i, name in enumerate(["a", "b"])
     )
@@ -203,7 +205,7 @@ def test_a_running_request_keeps_a_concept_that_is_removed(
     assert bank.num_free_rows == free
 
 
-def test_a_running_request_keeps_the_direction_that_it_began_with(llama: PreTrainedModel) -> None:
+def test_a_running_request_keeps_the_direction_it_started_with(llama: PreTrainedModel) -> None:
     one = steered(request("old", random_tokens(0, 24), 20), "kind")
     new = msgspec.structs.replace(one, request_id="new")
     old_tokens = steered_driver(llama).run(one)["old", 0].token_ids

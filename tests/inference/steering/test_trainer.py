@@ -1,4 +1,4 @@
-"""Trainings run beside requests, one after the other, to an end that is told, and leave nothing behind."""
+"""Trainings run one after the other, beside requests. Each ends with an update and leaves nothing behind."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def steps(driver: Driver) -> Iterator[StepReport]:
 
 
 def states(updates: list[TrainingUpdate], concept: str = "kind") -> list[TrainingState]:
-    """Without what comes twice in a row."""
+    """The concept's states, without repetitions in a row."""
     of_one = [update.state for update in updates if update.concept == concept]
     return [state for i, state in enumerate(of_one) if i == 0 or state is not of_one[i - 1]]
 
@@ -65,7 +65,7 @@ def running_requests() -> list[GenerationRequest]:
 
 @cache
 def expected_tokens() -> list[list[int]]:
-    """What plain transformers make of the running requests."""
+    """The tokens that plain transformers generate for the running requests."""
     model = make_model("llama")
     return [generate(model, one.prompt_token_ids, 30) for one in running_requests()]
 
@@ -89,7 +89,7 @@ def test_updates_come_in_order_and_progress_rises(llama: PreTrainedModel) -> Non
     check_nothing_is_left(driver)
 
 
-def test_it_can_be_named_as_soon_as_it_is_measured_and_not_before(llama: PreTrainedModel) -> None:
+def test_requests_can_name_a_concept_from_the_measuring_state_on(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, max_batch_tokens=64)
     driver.engine.trainer.add(make_training())
     seen = set()
@@ -104,7 +104,7 @@ def test_it_can_be_named_as_soon_as_it_is_measured_and_not_before(llama: PreTrai
 
 
 def make_expressive_model() -> PreTrainedModel:
-    """Its blocks change little and its head is its embedding: what is added speaks for tokens like it."""
+    """Its layers change little and its head is its embedding, so steering favours tokens like the vector."""
     model = make_model("llama", tie_word_embeddings=True)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "embed" not in name:
@@ -112,8 +112,8 @@ def make_expressive_model() -> PreTrainedModel:
     return model
 
 
-def test_a_concept_that_works_is_told_from_shuffled_labels() -> None:
-    """Four shuffles: on half of the pairs, positive and negative change places."""
+def test_a_concept_works_and_the_same_texts_with_shuffled_labels_do_not() -> None:
+    """Four shuffles: each swaps positive and negative in half of the pairs."""
     driver = build_driver(make_expressive_model())
     right = make_training(count=16, seed=2)
     shuffles = []
@@ -135,7 +135,7 @@ def test_a_concept_that_works_is_told_from_shuffled_labels() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_a_few_examples_make_a_concept_that_nothing_is_claimed_of(llama: PreTrainedModel, count: int) -> None:
+def test_too_few_examples_make_a_concept_that_is_not_judged(llama: PreTrainedModel, count: int) -> None:
     driver = build_driver(llama)
     updates = train(driver, make_training(count=count))
     assert states(updates) == [TRAINING, *([MEASURING] if count > 1 else []), READY]
@@ -148,12 +148,14 @@ def test_a_few_examples_make_a_concept_that_nothing_is_claimed_of(llama: PreTrai
 
 @pytest.mark.parametrize("max_batch_tokens", [512, 37])
 def test_positive_equal_to_negative_fails(llama: PreTrainedModel, max_batch_tokens: int) -> None:
-    """Whatever else is computed beside the one and the other."""
+    """Even if the two texts of a pair are computed in different batches."""
     driver = build_driver(llama, max_batch_tokens=max_batch_tokens)
     texts = make_texts(1, 12, range(10, 40), range(3, 40))
     updates = train(driver, TrainConcept("kind", PROMPT, texts, texts, NEUTRAL))
     assert states(updates) == [TRAINING, FAILED]
-    assert updates[-1].detail == "to the model, the positive and the negative examples are the same"
+    assert updates[-1].detail == (
+        "the model's activations are the same for the positive and the negative examples"
+    )
     check_nothing_is_left(driver)
 
 
@@ -165,7 +167,7 @@ def test_the_same_texts_on_both_sides_never_work(llama: PreTrainedModel) -> None
     assert updates[-1].state is FAILED or (report is not None and report.works is False)
 
 
-def test_output_that_is_not_finite_fails_and_harms_nobody(llama: PreTrainedModel) -> None:
+def test_output_that_is_not_finite_fails_only_its_own_training(llama: PreTrainedModel) -> None:
     with torch.no_grad():
         llama.model.embed_tokens.weight[15] = float("nan")
     driver = build_driver(llama)
@@ -182,9 +184,7 @@ def test_output_that_is_not_finite_fails_and_harms_nobody(llama: PreTrainedModel
     check_nothing_is_left(driver)
 
 
-def test_a_fault_of_ours_in_training_ends_no_request(
-    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_training_ends_no_request(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
         raise RuntimeError("a bug")
 
@@ -203,7 +203,7 @@ def test_a_fault_of_ours_in_training_ends_no_request(
 
 
 def fail_batches(driver: Driver, fails: Callable[[Batch], bool]) -> None:
-    """From now on some forward passes fail at their end."""
+    """Makes some forward passes fail at their end."""
     model = driver.engine.runner.model
     forward = model.forward
 
@@ -217,7 +217,7 @@ def fail_batches(driver: Driver, fails: Callable[[Batch], bool]) -> None:
 
 
 @pytest.mark.parametrize("steps_before", [0, 1, 9])
-def test_a_text_that_cannot_be_computed_ends_its_training_and_nothing_else(
+def test_a_probe_that_cannot_be_computed_ends_only_its_training(
     llama: PreTrainedModel, steps_before: int
 ) -> None:
     driver = build_driver(llama, max_batch_tokens=64)
@@ -237,7 +237,7 @@ def test_a_text_that_cannot_be_computed_ends_its_training_and_nothing_else(
 
 
 @pytest.mark.parametrize("max_batch_tokens", [16, 64])
-def test_steps_that_fail_for_a_while_change_no_direction(
+def test_failed_steps_that_are_repeated_do_not_change_the_direction(
     llama: PreTrainedModel, max_batch_tokens: int
 ) -> None:
     vectors = []
@@ -250,7 +250,7 @@ def test_steps_that_fail_for_a_while_change_no_direction(
     np.testing.assert_allclose(*vectors, rtol=1e-4, atol=1e-5)
 
 
-def test_what_another_process_has_trained_is_known_here(llama: PreTrainedModel, tmp_path: Path) -> None:
+def test_a_concept_trained_by_another_process_can_be_used(llama: PreTrainedModel, tmp_path: Path) -> None:
     here, there = (build_driver(make_model("llama"), DirectionFiles(tmp_path)) for _ in range(2))
     one = steered(request("a", [5, 6, 7], 12), "kind")
     assert here.engine.add(one).refusal is RefusalCode.UNKNOWN_STEERING_CONCEPT
@@ -296,7 +296,7 @@ def test_background_work_that_a_request_interrupts_goes_on_afterwards(llama: Pre
     assert driver.results["a", 0].token_ids == generate(llama, random_tokens(0, 10), 40)
 
 
-def test_hastened_work_no_longer_waits_for_requests(llama: PreTrainedModel) -> None:
+def test_a_prioritized_training_does_not_wait_for_requests(llama: PreTrainedModel) -> None:
     driver = build_driver(llama)
     driver.engine.add(request("a", [5, 6], 400))
     driver.engine.trainer.add(make_training(background=True))
@@ -310,14 +310,14 @@ def test_hastened_work_no_longer_waits_for_requests(llama: PreTrainedModel) -> N
     assert driver.results["a", 0].finish_reason is None
 
 
-def test_what_somebody_waits_for_comes_before_background_work(llama: PreTrainedModel) -> None:
+def test_a_foreground_training_comes_before_a_background_training(llama: PreTrainedModel) -> None:
     driver = build_driver(llama)
     updates = train(driver, make_training("later", background=True), make_training("now"))
     ready = [update.concept for update in updates if update.state is READY]
     assert ready == ["now", "later"]
 
 
-def test_two_trainings_come_to_the_same_as_one_after_the_other(tmp_path: Path) -> None:
+def test_two_trainings_at_once_give_the_results_of_two_in_a_row(tmp_path: Path) -> None:
     commands = [make_training("kind", seed=1), make_training("rude", seed=2)]
     together = build_driver(make_model("llama"), DirectionFiles(tmp_path / "together"))
     updates = train(together, *commands)
@@ -338,9 +338,9 @@ def test_two_trainings_come_to_the_same_as_one_after_the_other(tmp_path: Path) -
 
 
 def test_a_model_is_calibrated_once(llama: PreTrainedModel, tmp_path: Path) -> None:
-    """Also when a second training begins before the first has calibrated it."""
+    """Even if a second training starts before the first one has calibrated the model."""
     driver = build_driver(llama, DirectionFiles(tmp_path), max_batch_tokens=40)
-    # Other neutral texts, so that a second calibration would show.
+    # The other neutral texts would give a different calibration.
     other = msgspec.structs.replace(make_training("now"), neutral=make_texts(9, 5, range(70, 199)))
     driver.engine.trainer.add(make_training("later", background=True))
     driver.step()
@@ -352,7 +352,7 @@ def test_a_model_is_calibrated_once(llama: PreTrainedModel, tmp_path: Path) -> N
     assert DirectionFiles(tmp_path).load_calibration() in calibrations
 
 
-def test_a_concept_that_is_trained_is_ready_at_once(llama: PreTrainedModel) -> None:
+def test_a_trained_concept_is_ready_at_once(llama: PreTrainedModel) -> None:
     driver = build_driver(llama)
     first = train(driver, make_training())
     computed = count_computed_tokens(driver)
@@ -360,7 +360,7 @@ def test_a_concept_that_is_trained_is_ready_at_once(llama: PreTrainedModel) -> N
     assert computed == []
 
 
-def test_a_concept_that_is_in_training_is_not_begun_again(llama: PreTrainedModel) -> None:
+def test_a_running_training_is_not_started_again(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, max_batch_tokens=64)
     driver.engine.trainer.add(make_training())
     updates = [update for _ in range(5) for update in driver.step().training]
@@ -371,7 +371,7 @@ def test_a_concept_that_is_in_training_is_not_begun_again(llama: PreTrainedModel
 
 
 @pytest.mark.parametrize("steps_before", [0, 1, 5, 13])
-def test_a_training_that_is_forgotten_is_not_heard_of_again(
+def test_a_forgotten_training_gives_no_more_updates(
     llama: PreTrainedModel, tmp_path: Path, steps_before: int
 ) -> None:
     driver = build_driver(llama, DirectionFiles(tmp_path), max_batch_tokens=64)
@@ -388,8 +388,10 @@ def test_a_training_that_is_forgotten_is_not_heard_of_again(
 
 
 @pytest.mark.parametrize("steps_before", [1, 5, 9])
-def test_what_is_forgotten_and_made_anew_is_trained_anew(llama: PreTrainedModel, steps_before: int) -> None:
-    """The former one's texts come back meanwhile."""
+def test_a_concept_added_again_after_forget_is_trained_from_scratch(
+    llama: PreTrainedModel, steps_before: int
+) -> None:
+    """Probes of the first training come back while the second one runs."""
     driver = build_driver(llama, max_batch_tokens=64)
     driver.engine.trainer.add(make_training(seed=1))
     for _ in range(steps_before):
@@ -406,7 +408,7 @@ def test_what_is_forgotten_and_made_anew_is_trained_anew(llama: PreTrainedModel,
     assert report.agreement == pytest.approx(expected.agreement, abs=1e-4)
 
 
-def test_a_ready_concept_that_is_forgotten_is_gone_for_good(llama: PreTrainedModel, tmp_path: Path) -> None:
+def test_a_forgotten_concept_is_deleted(llama: PreTrainedModel, tmp_path: Path) -> None:
     driver = build_driver(llama, DirectionFiles(tmp_path))
     train(driver, make_training())
     driver.engine.add(steered(request("a", [5, 6], 20), "kind"))
@@ -419,7 +421,7 @@ def test_a_ready_concept_that_is_forgotten_is_gone_for_good(llama: PreTrainedMod
     check_nothing_is_left(driver)
 
 
-def test_after_a_restart_it_is_ready_at_once_and_steers_to_the_bit(tmp_path: Path) -> None:
+def test_after_a_restart_a_concept_is_ready_at_once_and_steers_bit_for_bit(tmp_path: Path) -> None:
     one = steered(request("a", random_tokens(0, 20), 16, top_logprobs=3), "kind", "rude", strength=0.7)
     before = build_driver(make_model("llama"), DirectionFiles(tmp_path), max_batch_tokens=40)
     commands = [make_training("kind", seed=1), make_training("rude", seed=2)]
@@ -433,7 +435,7 @@ def test_after_a_restart_it_is_ready_at_once_and_steers_to_the_bit(tmp_path: Pat
     assert after.run(one)["a", 0].events == expected
 
 
-def test_other_concepts_after_a_restart_are_not_calibrated_for_again(tmp_path: Path) -> None:
+def test_a_restart_does_not_calibrate_the_model_again(tmp_path: Path) -> None:
     totals = []
     for concept in ("kind", "rude"):
         driver = build_driver(make_model("llama"), DirectionFiles(tmp_path))
@@ -479,9 +481,7 @@ def change_tensor(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> Non
     "spoil",
     [of_other_layers, of_other_width, flat, not_finite, truncated, without_metadata],
 )
-def test_a_direction_that_does_not_fit_is_trained_again(
-    tmp_path: Path, spoil: Callable[[Path], None]
-) -> None:
+def test_an_unusable_direction_is_trained_again(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     first = build_driver(make_model("llama"), DirectionFiles(tmp_path))
     expected = train(first, make_training(count=2))[-1].report
     spoil(tmp_path / "kind.safetensors")
@@ -501,7 +501,7 @@ def test_a_direction_that_does_not_fit_is_trained_again(
         b"noise",
     ],
 )
-def test_a_calibration_that_does_not_fit_is_made_again(tmp_path: Path, content: bytes) -> None:
+def test_an_unusable_calibration_is_measured_again(tmp_path: Path, content: bytes) -> None:
     first = build_driver(make_model("llama"), DirectionFiles(tmp_path))
     train(first, make_training(count=2))
     expected = first.engine.steerer.calibration
@@ -513,9 +513,7 @@ def test_a_calibration_that_does_not_fit_is_made_again(tmp_path: Path, content: 
 
 
 @pytest.mark.parametrize("max_batch_tokens", [16, 512])
-def test_running_requests_are_what_they_are_without_training(
-    llama: PreTrainedModel, max_batch_tokens: int
-) -> None:
+def test_training_does_not_change_running_requests(llama: PreTrainedModel, max_batch_tokens: int) -> None:
     driver = build_driver(llama, max_batch_tokens=max_batch_tokens)
     for one in running_requests():
         driver.engine.add(one)
@@ -524,8 +522,8 @@ def test_running_requests_are_what_they_are_without_training(
     check_running_requests(driver)
 
 
-def test_training_is_what_it_is_without_requests(llama: PreTrainedModel, tmp_path: Path) -> None:
-    """Also where requests take the blocks that texts are being read into."""
+def test_running_requests_do_not_change_training(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """Even if requests preempt the probes and take their blocks."""
     command = make_training(lengths=range(20, 40))
     alone = build_driver(llama, DirectionFiles(tmp_path / "alone"))
     train(alone, command)
@@ -547,8 +545,8 @@ def test_training_is_what_it_is_without_requests(llama: PreTrainedModel, tmp_pat
 @pytest.mark.parametrize(
     ("serving", "limit"), [(False, MAX_TOKENS_IN_FLIGHT), (True, MAX_TOKENS_BESIDE_REQUESTS)]
 )
-def test_only_so_many_tokens_are_in_flight_at_once(llama: PreTrainedModel, serving: bool, limit: int) -> None:
-    """Unless a single text is longer than that. Each takes several steps here."""
+def test_the_number_of_tokens_in_flight_is_limited(llama: PreTrainedModel, serving: bool, limit: int) -> None:
+    """A single text may be longer than the limit. Each text takes several steps here."""
     driver = build_driver(llama, max_batch_tokens=50)
     texts = make_texts(1, 6, range(10, 40), range(1, 150))
     texts[4] = random_tokens(0, 300)
@@ -577,10 +575,10 @@ def test_only_so_many_tokens_are_in_flight_at_once(llama: PreTrainedModel, servi
         driver.step()
     assert all(sum(lengths) <= limit or len(lengths) == 1 for lengths in most)
     assert max(map(sum, most)) == 300
-    assert sum(sum(lengths) > limit / 2 for lengths in most) > 5, "it could go faster"
+    assert sum(sum(lengths) > limit / 2 for lengths in most) > 5, "the limit is rarely used"
 
 
-def test_training_takes_no_place_of_a_request(llama: PreTrainedModel) -> None:
+def test_training_takes_no_slot_of_a_request(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, max_running=2, max_queued=0, max_batch_tokens=16)
     driver.engine.trainer.add(make_training())
     for _ in range(3):
@@ -614,7 +612,9 @@ def with_text(text: list[int]) -> TrainConcept:
         msgspec.structs.replace(make_training(), positive=[], negative=[]),
     ],
 )
-def test_what_cannot_be_trained_fails_and_harms_nobody(llama: PreTrainedModel, command: TrainConcept) -> None:
+def test_an_invalid_command_fails_and_does_not_change_running_requests(
+    llama: PreTrainedModel, command: TrainConcept
+) -> None:
     driver = build_driver(llama, num_blocks=30, block_size=8)
     for one in running_requests():
         driver.engine.add(one)
@@ -624,8 +624,8 @@ def test_what_cannot_be_trained_fails_and_harms_nobody(llama: PreTrainedModel, c
 
 
 @pytest.mark.parametrize("spare", [0, 1])
-def test_a_text_as_long_as_the_context_comes_to_an_end(llama: PreTrainedModel, spare: int) -> None:
-    """The context may have one token more than the cache: that which is only sampled."""
+def test_a_training_with_a_text_as_long_as_the_context_ends(llama: PreTrainedModel, spare: int) -> None:
+    """The context can be one token longer than the cache, since the last sampled token is not stored."""
     driver = build_driver(llama, num_blocks=10, block_size=8)
     room = driver.engine.context_length - len(PROMPT)
     assert room + len(PROMPT) == 10 * 8 + 1

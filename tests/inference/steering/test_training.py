@@ -1,4 +1,4 @@
-"""What training asks for and makes of the answers, on a linear stand-in for a model: no engine, no torch."""
+"""The probes that training yields and the results it computes, with a linear model: no engine, no torch."""
 
 import math
 from collections.abc import Generator
@@ -30,15 +30,15 @@ T = TypeVar("T")
 
 
 class LinearModel:
-    """A token's hidden states are its embedding; vectors raise the tokens whose embeddings they point to.
+    """A token's hidden states are its embedding. Vectors make tokens with similar embeddings more likely.
 
-    `cost`: by how much the log probability of every token sinks with the square of what is added.
+    `cost`: every token's log probability falls by this, times the square of the norm that steering adds.
     """
 
     def __init__(self, effect: float = 4.0, cost: float = 0.0) -> None:
         self.embeddings = np.random.default_rng(0).standard_normal((200, HIDDEN_SIZE))
         self._effect, self._cost = effect, cost
-        self.asked: list[list[Probe]] = []
+        self.rounds: list[list[Probe]] = []
 
     def embed(self, text: list[int]) -> np.ndarray:
         return self.embeddings[text]
@@ -58,15 +58,15 @@ class LinearModel:
     def run(self, work: Generator[list[Probe], None, T]) -> T:
         while True:
             try:
-                self.asked.append(next(work))
+                self.rounds.append(next(work))
             except StopIteration as end:
                 return end.value
-            for probe in self.asked[-1]:
+            for probe in self.rounds[-1]:
                 self.compute(probe)
 
 
 def make_command(count: int = 12, *, mixes: bool = False) -> TrainConcept:
-    """Positive and negative texts use other tokens; where it `mixes`, each pair's sides are as if drawn."""
+    """Positive and negative texts use different tokens. `mixes`: every second pair is swapped."""
     positive, negative = make_texts(1, count, range(10, 14)), make_texts(2, count, range(40, 44))
     if mixes:
         for i in range(0, count, 2):
@@ -75,7 +75,7 @@ def make_command(count: int = 12, *, mixes: bool = False) -> TrainConcept:
 
 
 def pairs_by_text(command: TrainConcept) -> dict[tuple[int, ...], int]:
-    """The pair that each text is of."""
+    """The pair that each text belongs to."""
     return {
         tuple(text): pair for side in (command.positive, command.negative) for pair, text in enumerate(side)
     }
@@ -97,8 +97,8 @@ def test_the_direction_is_the_mean_difference_in_every_layer() -> None:
     np.testing.assert_allclose(direction.difference, np.tile(expected, (NUM_LAYERS, 1)), rtol=1e-5, atol=1e-6)
 
 
-def test_strength_one_has_the_effect_that_is_aimed_at() -> None:
-    """All pairs differ alike here, so that what was tuned on some holds for the others."""
+def test_strength_one_has_the_target_effect() -> None:
+    """All pairs have the same difference, so the dose tuned on some pairs is right for the others."""
     orders = list(permutations(range(4)))
     positive, negative = ([[start + i for i in order] for order in orders] for start in (10, 40))
     model, command = LinearModel(), TrainConcept("kind", PROMPT, positive, negative, [[100, 101]])
@@ -119,7 +119,7 @@ def test_the_dose_stays_under_the_cap() -> None:
 
 
 @pytest.mark.parametrize("cost", [5.0, 50.0])
-def test_the_dose_leaves_text_fluent(cost: float) -> None:
+def test_the_dose_is_limited_by_perplexity(cost: float) -> None:
     direction, report = run(LinearModel(cost=cost), make_command(), cap=10.0)
     ratio = max(effect.perplexity_ratio for effect in report.effects)
     assert ratio == pytest.approx(training._MAX_PERPLEXITY_RATIO, rel=0.1)
@@ -136,7 +136,7 @@ def test_a_concept_whose_pairs_disagree_does_not_work() -> None:
     assert len(report.warnings) == 1
 
 
-def test_a_model_that_takes_no_notice_does_not_work() -> None:
+def test_a_model_without_any_effect_does_not_work() -> None:
     _, report = run(LinearModel(effect=0.0), make_command())
     assert report.works is False
     assert report.specificity is None
@@ -149,15 +149,15 @@ def test_effects_are_in_the_order_of_strength() -> None:
 
 
 def test_a_random_direction_has_far_less_effect() -> None:
-    """In 64 dimensions its share in any other is about an eighth."""
+    """In 64 dimensions, the cosine of two random directions is about an eighth."""
     _, report = run(LinearModel(), make_command())
     assert report.specificity is not None
     assert report.specificity > 3
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 8, 18])
-def test_no_pair_is_measured_with_a_direction_made_of_it(count: int) -> None:
-    """Each pair has a token of its own here, and each token a dimension of its own."""
+def test_no_pair_is_measured_with_a_direction_made_from_it(count: int) -> None:
+    """Each pair has one token that no other pair has, and each token has its own dimension."""
     command = make_command(count)
     for pair in range(count):
         command.positive[pair].append(20 + pair)
@@ -167,7 +167,7 @@ def test_no_pair_is_measured_with_a_direction_made_of_it(count: int) -> None:
     pairs = pairs_by_text(command)
     measured = set()
     for probe in (
-        probe for probes in model.asked[1:-1] for probe in probes
+        probe for probes in model.rounds[1:-1] for probe in probes
     ):  # the last are random directions
         assert probe.vectors is not None
         own = probe.vectors[:, 20 : 20 + count] != 0
@@ -181,13 +181,13 @@ def test_no_pair_is_measured_with_a_direction_made_of_it(count: int) -> None:
     assert len(measured) > report.num_held_out > 0
 
 
-def test_the_dose_is_not_tuned_on_pairs_that_the_report_is_on() -> None:
+def test_the_dose_is_not_tuned_on_pairs_of_the_report() -> None:
     model, command = LinearModel(), make_command(12)
     run(model, command)
     pairs = pairs_by_text(command)
     rounds = [
         {pairs[tuple(probe.content_token_ids)] for probe in probes if tuple(probe.content_token_ids) in pairs}
-        for probes in model.asked[1:]
+        for probes in model.rounds[1:]
     ]
     *tuned_on, effects, specificity = rounds
     assert effects == specificity
@@ -195,7 +195,7 @@ def test_the_dose_is_not_tuned_on_pairs_that_the_report_is_on() -> None:
     assert all(some and not some & effects for some in tuned_on)
 
 
-def test_two_pairs_are_measured_one_with_the_other() -> None:
+def test_with_two_pairs_one_is_held_out() -> None:
     _, report = run(LinearModel(), make_command(2))
     assert report.num_held_out == 1
     assert report.works is None
@@ -219,7 +219,7 @@ def test_a_single_pair_without_cost_gets_half_the_cap() -> None:
 def test_positive_equal_to_negative_is_untrainable() -> None:
     command = make_command()
     same = TrainConcept("kind", PROMPT, command.positive, command.positive, command.neutral)
-    with pytest.raises(UntrainableError, match="positive and the negative examples are the same"):
+    with pytest.raises(UntrainableError, match="are the same for the positive and the negative examples"):
         run(LinearModel(), same)
 
 
@@ -234,11 +234,11 @@ def test_infinite_activations_are_untrainable() -> None:
         run(Broken(), make_command())
 
 
-def test_the_direction_is_there_before_it_is_measured() -> None:
+def test_the_direction_is_published_before_its_effects_are_measured() -> None:
     model, published = LinearModel(), []
     work = train(ProbeFactory(make_command()), Calibration(NORMS, 0.6), BLOCKS, 0, published.append)
     model.run(work)
-    rounds_before = len(model.asked) - 2
+    rounds_before = len(model.rounds) - 2
     again, published = LinearModel(), []
     work = train(ProbeFactory(make_command()), Calibration(NORMS, 0.6), BLOCKS, 0, published.append)
     for _ in range(rounds_before):
@@ -250,8 +250,8 @@ def test_the_direction_is_there_before_it_is_measured() -> None:
 
 
 @pytest.mark.parametrize("cost", [1.0, 8.0, 200.0])
-def test_the_cap_is_where_a_random_direction_costs_too_much(cost: float) -> None:
-    """Costs are linear between those doses that are tried, and quadratic in the stand-in."""
+def test_the_cap_is_the_dose_at_which_a_random_direction_costs_too_much(cost: float) -> None:
+    """The cap is interpolated linearly between the tried doses, although the model's cost is quadratic."""
     model = LinearModel(effect=0.0, cost=cost)
     calibration = model.run(calibrate(ProbeFactory(make_command()), BLOCKS))
     assert calibration.norms == pytest.approx(NORMS)
@@ -262,8 +262,8 @@ def test_the_cap_is_where_a_random_direction_costs_too_much(cost: float) -> None
 
 
 @pytest.mark.parametrize("count", [2, 12, 40])
-def test_the_estimate_is_about_what_is_read(count: int) -> None:
+def test_the_estimate_is_close_to_the_number_of_tokens_read(count: int) -> None:
     model, command = LinearModel(), make_command(count)
     run(model, command, cap=10.0)
-    read = sum(len(probe.content_token_ids) for probes in model.asked for probe in probes)
+    read = sum(len(probe.content_token_ids) for probes in model.rounds for probe in probes)
     assert 0.6 * read < estimate_tokens(command) < 2.5 * read
