@@ -88,9 +88,9 @@ def _attend(
     inputs = PagedInputs(
         cache,
         cache,
-        slots=torch.arange(len(query)),
-        blocks=torch.zeros(len(counts), 100, dtype=torch.int32),
-        starts=torch.tensor([0, *counts]).cumsum(0),
+        slot_mapping=torch.arange(len(query)),
+        block_tables=torch.zeros(len(counts), 100, dtype=torch.int32),
+        cu_seqlens=torch.tensor([0, *counts]).cumsum(0),
         positions=torch.cat([torch.arange(50, 50 + count) for count in counts]),
         block_size=16,
     )
