@@ -1,4 +1,4 @@
-"""The `tiller` command: puts the subcommands together."""
+"""The `tiller` command and its subcommands."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Settings from a YAML file and TILLER_* variables, and a mistake in them as one line for the operator."""
+"""Loads the settings from a YAML file and TILLER_* variables. Reports an error in one line."""
 
 import ipaddress
 import itertools
@@ -19,13 +19,13 @@ from app.errors import shorten
 from app.settings import ENVIRONMENT_PREFIX, Settings
 from inference.interface.directories import SourceError, find_directory
 
-# `tiller concept` reads it, which is a client. Whoever sets it for a whole shell can start servers there.
+# For the clients `tiller concept` and `tiller bench`. A shell that starts a server may have it set as well.
 _CLIENTS_VARIABLE = "TILLER_TOKEN"
-# Kubernetes sets these in every container where a service is called "tiller".
+# Kubernetes sets these variables in every container if there is a service named "tiller".
 _SERVICE_LINK = re.compile(r"TILLER_(SERVICE|PORT)(_(?!_)|$)")
 
-# pydantic's own, as we say it.
-_WORDS = {
+# Replacements in pydantic's messages.
+_REPLACEMENTS = {
     "Value error, ": "",
     "Input should be": "must be",
     "String should": "must",
@@ -39,16 +39,16 @@ _DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
 
 class SettingsError(Exception):
-    """The settings cannot be used; the message is one line for the operator."""
+    """The settings are not valid. The message is one line for the operator."""
 
 
 def default_config(given: Path | None) -> Path | None:
-    """The file that a command reads."""
+    """The configuration file for a command: the given one, else the default one if it exists."""
     return _DEFAULT_CONFIG if given is None and _DEFAULT_CONFIG.is_file() else given
 
 
 def load_settings(path: Path | None, **overrides: Mapping[str, object]) -> Settings:
-    """As `read_settings`, for a server. Raises SettingsError also for what only a server may not have."""
+    """Like `read_settings`, with additional checks for a server. Raises SettingsError."""
     settings = read_settings(path, **overrides)
     _refuse_other_files(settings)
     _refuse_open_network(settings)
@@ -58,7 +58,7 @@ def load_settings(path: Path | None, **overrides: Mapping[str, object]) -> Setti
 
 
 def read_settings(path: Path | None, **overrides: Mapping[str, object]) -> Settings:
-    """The defaults, overridden by the file, then by the environment, then by `overrides`.
+    """Reads the settings. `overrides` take precedence over the environment, the file and the defaults.
 
     Raises SettingsError.
     """
@@ -71,12 +71,12 @@ def read_settings(path: Path | None, **overrides: Mapping[str, object]) -> Setti
         raise SettingsError(f"{_origin_of(first, path, overrides)}: {_explain(first)}") from None
     except VariableError as error:
         names = ", ".join(filter(_is_broken_json, os.environ)) or str(error)
-        raise SettingsError(f"environment: {names}: no JSON") from None
+        raise SettingsError(f"environment: {names} is not valid JSON") from None
     return settings
 
 
 def _settings_over(file: dict[str, Any]) -> type[Settings]:
-    """Settings that take from `file` what neither the caller nor the environment gives."""
+    """A Settings class that reads `file` as well, with a lower precedence than arguments and environment."""
 
     class FileSettings(Settings):
         @classmethod
@@ -94,7 +94,7 @@ def _settings_over(file: dict[str, Any]) -> type[Settings]:
 
 
 class _Loader(yaml.SafeLoader):
-    """A key that is there twice is a mistake. YAML's own rule; the library takes the last one."""
+    """Refuses duplicate keys, as YAML requires. PyYAML itself uses the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: list[Any] = []
@@ -104,7 +104,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} is there twice", key_node.start_mark
+                    None, None, f"duplicate key {key}", key_node.start_mark
                 )
             keys.append(key)
         return super().construct_mapping(node, deep)
@@ -112,12 +112,12 @@ class _Loader(yaml.SafeLoader):
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a safe one
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        told = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
-        raise SettingsError(f"{path}: no YAML: {told}") from None
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise SettingsError(f"{path}: is not valid YAML: {reason}") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -126,17 +126,17 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown_variables() -> None:
-    """pydantic-settings looks only for the variables that it knows, so a typing mistake would pass."""
+    """pydantic-settings ignores variables that it does not know, so it would not notice a misspelt name."""
     for name in os.environ:
         if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.match(name) or name == _CLIENTS_VARIABLE:
             continue
         section = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")[0].lower()
         if section not in Settings.model_fields:
-            raise SettingsError(f"environment: {name} is no setting")
+            raise SettingsError(f"environment: {name} is not a setting")
 
 
 def _origin_of(error: ErrorDetails, path: Path | None, overrides: Mapping[str, Mapping[str, object]]) -> str:
-    """Where the operator wrote it: what overrides the others is looked for first."""
+    """The source of the value at fault: an option, a variable or the file, in this order of precedence."""
     section, *rest = map(str, error["loc"])
     if rest and rest[0] in overrides.get(section, {}):
         return f"--{rest[0]}"
@@ -161,14 +161,14 @@ def _is_broken_json(variable: str) -> bool:
 def _explain(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{key} is no setting"
+        return f"{key} is not a setting"
     if error["type"] == "missing":
         return f"{key} is required"
     if error["type"] == "model_type":
         return f"{key} must be a mapping, got {shorten(error['input'])}"
     rule = error["msg"]
-    for told, better in _WORDS.items():
-        rule = rule.replace(told, better)
+    for words, replacement in _REPLACEMENTS.items():
+        rule = rule.replace(words, replacement)
     return f"{key} {rule}, got {shorten(error['input'])}"
 
 
@@ -176,8 +176,8 @@ def _refuse_open_network(settings: Settings) -> None:
     if settings.has_tokens or _is_loopback(settings.server.host):
         return
     raise SettingsError(
-        f"server.host {settings.server.host} can be reached by others, and there are no access tokens: "
-        "make one with `tiller token new NAME`, or use 127.0.0.1"
+        f"server.host {settings.server.host} is not a loopback address, but there are no access tokens: "
+        "create one with `tiller token new NAME`, or use 127.0.0.1"
     )
 
 
@@ -189,24 +189,24 @@ def _refuse_missing_model(settings: Settings) -> None:
 
 
 def _refuse_other_files(settings: Settings) -> None:
-    """Directories may be missing, and made later; but nothing else may be in their place."""
+    """The directories may be missing, because they are created later. But their paths must not name files."""
     for key in ("cache_directory", "data_directory"):
         given = getattr(settings, key)
         try:
             directory = Path(given).expanduser()
-            there = next(path for path in (directory, *directory.parents) if path.exists())
+            existing = next(path for path in (directory, *directory.parents) if path.exists())
         except (OSError, RuntimeError) as error:
             raise SettingsError(f"{key} {given} cannot be found: {error}") from None
-        if not there.is_dir():
-            raise SettingsError(f"{key} {given} is no directory: {there} is a file")
-        if not os.access(there, os.R_OK | os.X_OK):
+        if not existing.is_dir():
+            raise SettingsError(f"{key} {given} is not a directory: {existing} is a file")
+        if not os.access(existing, os.R_OK | os.X_OK):
             raise SettingsError(f"{key} {given} cannot be read")
 
 
 def _refuse_missing_concepts(settings: Settings) -> None:
-    """The default may be missing: not everybody has our configs/ in the working directory."""
+    """Only a configured directory must exist. The default is relative, so it may be missing."""
     if "concepts" in settings.steering.model_fields_set and not settings.shipped_concepts.is_dir():
-        raise SettingsError(f"steering.concepts {settings.steering.concepts} is no directory")
+        raise SettingsError(f"steering.concepts {settings.steering.concepts} is not a directory")
 
 
 def _is_loopback(host: str) -> bool:

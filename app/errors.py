@@ -1,6 +1,6 @@
-"""The exceptions that the gateway raises, each with a code of the contract. Plain Python: no HTTP.
+"""The exceptions that the gateway raises, each with an error code of the API. Knows no HTTP.
 
-`app.http.errors` maps a code to a status and to the bytes that the client gets.
+`app.http.errors` maps each code to an HTTP status and a response body.
 """
 
 import math
@@ -30,20 +30,20 @@ class ErrorCode(StrEnum):
 
 
 SERVER_FAULTS = frozenset({ErrorCode.INTERNAL, ErrorCode.QUEUE_FULL, ErrorCode.UNAVAILABLE})
-"""The server could not serve the request. All other codes are faults in the request."""
+"""Codes for a failure of the server. All other codes mean that the request is at fault."""
 
 _RETRY_WITHIN_SECONDS = 4
 
-# A character takes at most six bytes in JSON, so these keep every body under 4 KB.
+# In characters. JSON needs at most six bytes for a character, so every error body is smaller than 4 KB.
 MAX_MESSAGE = 400
 MAX_PARAM = 80
 
 
 class ApiError(Exception):
-    """A request that cannot be served, and why. The message is for the caller: no internals."""
+    """The server cannot serve a request. The caller reads the message, so it must not reveal internals."""
 
     retry_after: int | None = None
-    """Seconds after which another try may succeed, if more is known than the status says."""
+    """Seconds after which a retry may succeed. None: unknown."""
 
     def __init__(self, code: ErrorCode, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -53,25 +53,25 @@ class ApiError(Exception):
 
 
 class StartError(Exception):
-    """The server cannot start; the message is one line for the operator."""
+    """The server cannot start. The message is one line for the operator."""
 
 
 class InvalidRequest(ApiError):  # noqa: N818
-    """The request breaks a rule; `param` is the field's path."""
+    """The request breaks a rule. `param` is the path of the field at fault."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(ErrorCode.INVALID_REQUEST, message, param)
 
 
 class Unauthorized(ApiError):  # noqa: N818
-    """Nobody that the server knows, or not for this."""
+    """The caller has no valid access token, or one without the required scope."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.UNAUTHORIZED, message)
 
 
 class RateLimited(ApiError):  # noqa: N818
-    """The caller's share is used up; `seconds` from now there is some again."""
+    """The caller has reached one of its limits. A retry may succeed after `seconds`."""
 
     def __init__(self, message: str, seconds: float) -> None:
         super().__init__(ErrorCode.RATE_LIMITED, message)
@@ -79,9 +79,9 @@ class RateLimited(ApiError):  # noqa: N818
 
 
 class QueueFull(ApiError):  # noqa: N818
-    """More are waiting than the server serves in time; another try may succeed later.
+    """The server has no capacity for the request. A retry may succeed later.
 
-    Not all are told the same time, or they would all come back in the same moment.
+    `retry_after` is random, so that refused clients do not all retry at the same moment.
     """
 
     def __init__(self, message: str = "too many requests are waiting; try again later") -> None:
@@ -90,25 +90,26 @@ class QueueFull(ApiError):  # noqa: N818
 
 
 class EngineUnavailable(ApiError):  # noqa: N818
-    """The engine is down or going down; another try may succeed later."""
+    """The engine is down or is stopping. A retry may succeed later."""
 
     def __init__(self, message: str = "the engine is not available") -> None:
         super().__init__(ErrorCode.UNAVAILABLE, message)
 
 
 class InternalError(ApiError):
-    """A fault of ours. What happened is in the log, under the request id."""
+    """The server has failed. The log has the details, under the request id."""
 
     def __init__(self, message: str = "internal error") -> None:
         super().__init__(ErrorCode.INTERNAL, message)
 
 
 def clip(text: str, limit: int) -> str:
+    """The text, cut to `limit` characters. A cut text ends with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def shorten(value: object) -> str:
-    """A short representation of what was given, whatever its size and depth."""
+    """A representation of a value for messages: at most 100 characters, for a value of any size or depth."""
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = 60
     brief.maxlist = brief.maxdict = brief.maxlevel = 3

@@ -1,4 +1,4 @@
-"""The gateway's configuration: what there is to configure, its defaults and its rules. Frozen."""
+"""The gateway's settings: names, types, defaults and rules. Frozen. Does not read files or variables."""
 
 import os
 import re
@@ -20,6 +20,8 @@ ENVIRONMENT_PREFIX = "TILLER_"
 
 
 class Section(BaseModel):
+    """A section of the settings. Frozen; refuses unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
@@ -41,7 +43,7 @@ def _check_url(url: str) -> str:
 
 def _check_distinct(blocks: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(blocks)) < len(blocks):
-        raise ValueError("must name each block once")
+        raise ValueError("must name each decoder block once")
     return blocks
 
 
@@ -55,53 +57,62 @@ Origin = Annotated[str, AfterValidator(_check_origin)]
 
 
 class TlsSettings(Section):
-    """Files in PEM format. The key must not be encrypted."""
+    """Two files in PEM format. The key must not be encrypted."""
 
     certificate: str
-    """With the intermediate ones after it."""
+    """Path of the server's certificate, followed by the intermediate certificates."""
     key: str
+    """Path of the certificate's private key."""
 
 
 class ServerSettings(Section):
+    """The HTTP server and its connections."""
+
     host: str = "127.0.0.1"
+    """Address or host name to listen on. Without access tokens, it must be a loopback address."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """0 takes any free port."""
+    """TCP port. 0: any free port."""
     max_body_bytes: PositiveInt = 8 * 2**20
+    """Maximum size of a request's body, in bytes."""
     max_header_bytes: PositiveInt = 32 * 2**10
-    """Of a request's target and headers together."""
+    """Maximum size of a request's target and headers together, in bytes."""
     max_headers: PositiveInt = 100
+    """Maximum number of headers of a request."""
     header_seconds: PositiveFloat = 10.0
-    """How long a new connection, and then a request's headers, may take to arrive whole."""
+    """Seconds for a request's headers to arrive, and seconds that a new connection may send nothing."""
     body_seconds: PositiveFloat = 60.0
-    """How long a request's body may take, after its headers."""
+    """Seconds for a request's body to arrive, after its headers."""
     keepalive_seconds: PositiveInt = 75
-    """How long a connection may be idle between requests. Longer than clients keep theirs: one that is closed
-    just when the next request is on its way loses it."""
+    """Seconds that a connection may be idle between requests. Clients and proxies should close idle ones
+    earlier: a request is lost if the server closes its connection while the request is on its way."""
     max_connections: PositiveInt = 2048
-    """At the same time. Each request that runs or waits has one."""
+    """Maximum number of concurrent connections. Each running or waiting request needs one."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
-    """How long running requests may go on after the server was told to stop."""
+    """Seconds that running requests may go on after the server gets a signal to stop."""
     stall_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
-    """A connection whose client takes nothing of what is sent to it for so long is cut."""
+    """Seconds after which the server cuts a connection whose client accepts no data. Needs Linux."""
     cors_origins: tuple[Origin, ...] = ()
-    """Whose pages may call from a browser, such as `https://example.org`; `*`: everybody's."""
+    """Origins whose pages may call from a browser, such as `https://example.org`. `*`: all origins."""
     tls: TlsSettings | None = None
-    """None: plain HTTP."""
+    """Certificate and key for HTTPS. None: plain HTTP."""
 
 
 class ModelSettings(Section):
+    """The served model."""
+
     name: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "smollm2-135m-instruct"
-    """What requests call the model."""
+    """The name of the model in requests and answers."""
     source: Annotated[str, StringConstraints(min_length=1)] = "embedded"
     """ "embedded", a directory, or a Hugging Face hub id."""
     description: str = ""
+    """Text for the lists of models."""
 
 
 class EngineSettings(Section):
-    """How many workers, and the fields of EngineConfig; see there for what they mean."""
+    """The number of workers, and the fields of EngineConfig. EngineConfig documents these fields."""
 
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    """Workers, each with all that is configured here to itself."""
+    """Number of workers. Each has its own model, its own KV cache, and all limits below for itself."""
     device: Device = _DEFAULTS.device
     dtype: DType = _DEFAULTS.dtype
     quantization: Annotated[Quantization, BeforeValidator(_accept_former_name)] = _DEFAULTS.quantization
@@ -124,60 +135,69 @@ class EngineSettings(Section):
 
 
 class LimitSettings(Section):
-    """What requests may ask for."""
+    """Limits for requests. EngineSettings has the capacity of the engine."""
 
     max_n: PositiveInt = 16
+    """Maximum `n` of a chat request."""
     max_messages: PositiveInt = 4096
+    """Maximum number of messages in a chat request."""
     max_logit_bias: PositiveInt = 1024
-    """Tokens that one request may bias."""
+    """Maximum number of entries in the logit_bias of a chat request."""
     max_wait_seconds: PositiveFloat = 300.0
-    """How long a request may wait for its first token."""
+    """Seconds that a chat request may wait in the engine for its first token."""
     max_requests: PositiveInt | None = None
-    """Of one access token, at the same time: chats, and concepts that it creates. None: any number."""
+    """Maximum number of concurrent chats and concept creations of one access token. None: no limit."""
     tokens_per_minute: PositiveInt | None = None
-    """Of one access token, in prompts and answers."""
+    """Maximum number of prompt and answer tokens of one access token per minute. None: no limit."""
     max_examples: PositiveInt = 1000
-    """Pairs of one steering concept."""
+    """Maximum number of contrastive pairs in a steering concept."""
     max_example_characters: PositiveInt = 4000
+    """Maximum length of each text in a pair, in characters."""
     max_concept_tokens: PositiveInt = 131_072
-    """In all texts of a concept together."""
+    """Maximum number of tokens in all texts of a concept together."""
     max_trainings: PositiveInt = 64
-    """Concepts that are being created, of all callers together."""
+    """Maximum number of concepts in creation at the same time, of all callers together."""
     max_concepts: PositiveInt = 1000
-    """Created ones, of all callers together."""
+    """Maximum number of created concepts, of all callers together. Shipped concepts do not count."""
 
 
 class SteeringSettings(Section):
+    """The shipped steering concepts, and when to train concepts."""
+
     concepts: str = "configs/concepts"
-    """Directory of the shipped concepts."""
+    """Directory of the shipped concepts, one YAML file each. The default directory may be missing."""
     train_at_start: bool = True
-    """Train all concepts while there is nothing else to do; else each when it is first asked for."""
+    """True: train all concepts while the engine is idle. False: train each when a request first names it."""
 
 
 class LogSettings(Section):
-    """What goes to stderr, of the gateway and of its workers."""
+    """The log of the gateway and its workers, which goes to stderr."""
 
     format: LogFormat = "text"
-    """ "json": one object a line."""
+    """ "text": lines for people. "json": one JSON object per line."""
     level: LogLevel = "info"
+    """The lowest level that is logged."""
     texts: bool = False
-    """Whether chats are logged with all that was said in them. Access tokens never are."""
+    """True: log the messages and answers of chats. Access tokens are never logged."""
 
 
 class TracingSettings(Section):
-    """Traces of OpenTelemetry; its own variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, ask for them, too."""
+    """OpenTelemetry traces. Its own variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, turn them on as well."""
 
     endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
-    """Where spans go, by OTLP over HTTP, such as `http://localhost:4318/v1/traces`. None: nowhere."""
+    """URL that receives the spans, in OTLP over HTTP, such as `http://localhost:4318/v1/traces`. None: only
+    OpenTelemetry's variables decide."""
 
 
 class AccessScope(StrEnum):
-    """What an access token lets its bearer do, besides looking at models and concepts."""
+    """What an access token permits. Every access token permits the routes of models."""
 
     CHAT = "chat"
+    """Permits chats and the tokenizer, and reading steering concepts."""
     CONCEPTS = "concepts"
-    """Making and deleting steering concepts."""
+    """Permits creating and deleting steering concepts, and reading them."""
     METRICS = "metrics"
+    """Permits reading the metrics."""
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -185,16 +205,20 @@ def _in_utc(time: datetime) -> datetime:
 
 
 class AccessToken(Section):
-    """`tiller token new` makes one. The token itself is kept nowhere."""
+    """An access token that `tiller token new` creates. Only its digest is stored, never the secret."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    """Who uses the access token. Appears in the log."""
     sha256: Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
+    """Digest of the secret, in hex."""
     expires: Annotated[datetime, AfterValidator(_in_utc)] | None = None
-    """It is good until then. Without a time zone: UTC."""
+    """End of its validity. A time without a time zone is in UTC. None: it does not expire."""
     scopes: Annotated[tuple[AccessScope, ...], Field(min_length=1)] = tuple(AccessScope)
+    """What it permits. Default: everything."""
     max_requests: PositiveInt | None = None
-    """As in LimitSettings, which it overrides; so does the next."""
+    """Overrides LimitSettings.max_requests. None: that limit applies."""
     tokens_per_minute: PositiveInt | None = None
+    """Overrides LimitSettings.tokens_per_minute. None: that limit applies."""
 
 
 def _check_tokens(tokens: tuple[AccessToken, ...]) -> tuple[AccessToken, ...]:
@@ -206,12 +230,17 @@ def _check_tokens(tokens: tuple[AccessToken, ...]) -> tuple[AccessToken, ...]:
 
 
 class AuthSettings(Section):
+    """Access tokens in the configuration. `tiller token new` stores others in Settings.token_file."""
+
     tokens: Annotated[tuple[AccessToken, ...], AfterValidator(_check_tokens)] = ()
-    """None configured: everything is open, which is allowed on a loopback address only."""
+    """Empty, and no token file: the server accepts every caller, and must listen on a loopback address."""
     open_metrics: bool = False
+    """True: /metrics needs no access token."""
 
 
 class Settings(BaseSettings):
+    """All settings of a server. Frozen."""
+
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
@@ -229,9 +258,9 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     tracing: TracingSettings = TracingSettings()
     cache_directory: str = "~/.cache/tiller"
-    """What can be downloaded or computed again."""
+    """For files that can be downloaded or computed again, such as converted models."""
     data_directory: str = "~/.local/share/tiller"
-    """What cannot: the concepts that callers created, and the access tokens of `tiller token`."""
+    """For files that cannot be restored: created concepts, and the access tokens of `tiller token`."""
 
     @property
     def shipped_concepts(self) -> Path:
@@ -247,7 +276,7 @@ class Settings(BaseSettings):
 
     @property
     def has_tokens(self) -> bool:
-        """Whether callers need one. Of those in the file, the last may be revoked."""
+        """Whether callers need an access token. They still do if the last one in the file was revoked."""
         return bool(self.auth.tokens) or os.path.exists(self.token_file)
 
     @property

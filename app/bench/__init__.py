@@ -1,4 +1,4 @@
-"""`tiller bench`: a closed loop of streaming clients against chat servers, ours or a peer's.
+"""Load test for `tiller bench`: a closed loop of streaming clients, for any OpenAI-compatible chat server.
 
-Knows HTTP and OpenAI's chat completions; nothing of our server behind them.
+Knows only HTTP and OpenAI's chat completions. Must not know Tiller's own server.
 """

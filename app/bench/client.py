@@ -1,4 +1,4 @@
-"""One chat server over HTTP: its model, how it counts prompts, and streams as they come."""
+"""HTTP client for one chat server: asks for its model and its token counts, and times its streams."""
 
 import json
 import re
@@ -14,11 +14,11 @@ _MODELS = "/v1/models"
 _CHAT = "/v1/chat/completions"
 _NAMED = re.compile(r"(?P<name>[^=/:]+)=(?P<url>.+)")
 _SILENCE_SECONDS = 600.0
-"""A server that says nothing for so long is taken for dead."""
+"""How long a server may send nothing before the request fails."""
 
 
 class BenchError(Exception):
-    """The benchmark cannot go on. The message is one line for whoever started it."""
+    """The benchmark cannot go on. The user of the command reads the message."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,16 @@ class Target:
 
     name: str
     url: str
-    """Without the /v1 of its routes."""
+    """The base URL, without /v1."""
     token: str | None = None
+    """The access token to send. None: no Authorization header."""
     model: str | None = None
-    """None: the first one that it lists."""
+    """The model to request. None: the first one that the server lists."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request that is over, its stream not yet read; `error` if it was not answered to the end."""
+    """A finished request, whose stream is not parsed yet. `error` says why the answer is not complete."""
 
     pieces: Pieces = ()
     error: str | None = None
@@ -45,7 +46,7 @@ class Exchange:
 
 
 def parse_target(text: str, token: str | None, model: str | None) -> Target:
-    """A target from `NAME=URL` or `URL`, whose name is then its host and port. Raises BenchError."""
+    """Parses `NAME=URL` or `URL`. The default name is the host and the port. Raises BenchError."""
     named = _NAMED.fullmatch(text)
     url = (named["url"] if named else text).rstrip("/").removesuffix("/v1")
     try:
@@ -53,12 +54,12 @@ def parse_target(text: str, token: str | None, model: str | None) -> Target:
     except httpx.InvalidURL:
         parsed = httpx.URL()
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise BenchError(f"{text!r} is no [NAME=]URL of a server")
+        raise BenchError(f"{text!r} is not of the form [NAME=]URL, with an http or https URL")
     return Target(named["name"] if named else parsed.netloc.decode(), url, token, model)
 
 
 def connect(target: Target) -> httpx.AsyncClient:
-    """A client whose requests have a connection each, any number at a time, and ask for no compression."""
+    """A client that opens a connection for each request, without a limit, and refuses compression."""
     headers = {b"Accept-Encoding": b"identity", b"Content-Type": b"application/json"}
     if target.token is not None:
         headers[b"Authorization"] = b"Bearer " + target.token.encode()
@@ -66,43 +67,43 @@ def connect(target: Target) -> httpx.AsyncClient:
         base_url=target.url,
         headers=headers,
         timeout=_SILENCE_SECONDS,
-        # llama.cpp's server says that it keeps connections, and closes them.
+        # llama.cpp's server promises to keep connections open, but closes them.
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        verify=target.url.startswith("https:"),  # reading the certificates takes time
-        trust_env=False,  # a proxy is for other servers than those whose latency one wants to know
+        verify=target.url.startswith("https:"),  # loading the certificates takes time
+        trust_env=False,  # a proxy would change the latency
     )
 
 
 async def first_model(client: httpx.AsyncClient) -> str:
-    """The first model that the server lists. Raises BenchError."""
+    """Returns the id of the first model that the server lists. Raises BenchError."""
     answer = await _ask(client, "GET", _MODELS)
     try:
         return str(answer["data"][0]["id"])
     except (KeyError, IndexError, TypeError):
-        raise BenchError("its list of models cannot be understood") from None
+        raise BenchError(f"does not answer GET {_MODELS} with a list of models") from None
 
 
 async def count_prompt_tokens(client: httpx.AsyncClient, model: str, prompt: str) -> int:
-    """How long the server says this prompt is, with its template. Raises BenchError."""
+    """The server's token count for this prompt, including the chat template. Raises BenchError."""
     answer = await _ask(client, "POST", _CHAT, _request(model, prompt) | {"max_tokens": 1})
     try:
         return int(answer["usage"]["prompt_tokens"])
     except (KeyError, ValueError, TypeError):
-        raise BenchError("its answer does not say usage.prompt_tokens") from None
+        raise BenchError("returns no usage.prompt_tokens") from None
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is the same in all requests."""
+    """The parameters that all requests share."""
 
     tokens: int = 64
-    """Of each answer."""
+    """Length of each answer, in tokens."""
     temperature: float = 0.7
     banned: tuple[int, ...] = ()
-    """Ids of the tokens that end an answer: their logit bias is -100."""
+    """Ids of the end-of-turn tokens. A logit_bias of -100 bans them, so that no answer ends early."""
 
     def encode(self, model: str, prompt: str) -> bytes:
-        """The body of a streaming request."""
+        """Encodes the body of a streaming request."""
         body = _request(model, prompt) | {
             "max_tokens": self.tokens,
             "temperature": self.temperature,
@@ -115,7 +116,7 @@ class Workload:
 
 
 async def exchange(client: httpx.AsyncClient, body: bytes) -> Exchange:
-    """Sends a streaming request and stamps what comes."""
+    """Sends a streaming request, and records when each piece of the answer arrives."""
     sent = time.perf_counter()
     try:
         async with client.stream("POST", _CHAT, content=body) as response:
@@ -141,13 +142,13 @@ async def _ask(client: httpx.AsyncClient, method: str, path: str, body: object =
     try:
         return response.json()
     except ValueError:
-        raise BenchError(f"{method} {path} is not answered with JSON") from None
+        raise BenchError(f"does not answer {method} {path} with JSON") from None
 
 
 def _explain(response: httpx.Response) -> str:
-    """With the server's own words if there are any."""
+    """The status and the error message of an answer. Falls back to the body."""
     try:
-        words = str(response.json()["error"]["message"])
+        message = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        words = response.text
-    return " ".join(f"answers {response.status_code}: {words}".split())[:300]
+        message = response.text
+    return " ".join(f"answers {response.status_code}: {message}".split())[:300]

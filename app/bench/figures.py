@@ -1,4 +1,4 @@
-"""Figures from records. Pure: no clock, no I/O."""
+"""Computes figures from the records of requests. Pure: no clock, no I/O."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,28 +8,29 @@ from app.bench.records import Record
 
 @dataclass(frozen=True)
 class Point:
-    """What is asked of every server."""
+    """A combination of prompt length and concurrency. Every server is measured at each point."""
 
     prompt_tokens: int
-    """Of a whole prompt with its template, as near as it can be met."""
+    """Target length of the whole prompt, including the chat template."""
     concurrency: int
+    """Number of concurrent streams."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """All requests of one server at one point in one round."""
+    """All requests to one server at one point in one round."""
 
     server: str
     point: Point
     records: tuple[Record, ...]
     seconds: float
-    """From the first request sent to the last one answered."""
+    """Time from the first request to the end of the last answer."""
     client_seconds: float
-    """Processor time that the load client itself took meanwhile."""
+    """CPU time that the load client itself used in this time."""
 
     @property
     def output_tokens(self) -> int:
-        """Of requests that were answered."""
+        """Completion tokens of all requests that did not fail."""
         return sum(record.completion_tokens for record in self.records if record.error is None)
 
     @property
@@ -39,18 +40,21 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Figures:
-    """One server at one point, all rounds together. Times are in seconds; None where nothing was answered."""
+    """The figures of one server at one point, over all rounds. Times are in seconds.
+
+    A field is None if all requests failed.
+    """
 
     server: str
     point: Point
     requests: int
     failed: int
     error: str | None
-    """Of the first request that failed."""
+    """The error of the first request that failed."""
     wrong_lengths: int
-    """Answers that did not have as many tokens as were asked for: they make figures incomparable."""
+    """Answers with another number of tokens than requested. They make the figures incomparable."""
     prompt_tokens_p50: float | None
-    """As the server counts."""
+    """Median prompt length, as the server counts it."""
     output_tokens: int
     output_tokens_per_second: float
     output_tokens_per_second_by_round: tuple[float, ...]
@@ -59,15 +63,15 @@ class Figures:
     inter_token_latency_p50: float | None
     inter_token_latency_p99: float | None
     tokens_per_chunk: float | None
-    """Above 1 where the server sends several tokens at once: then latencies are between such groups."""
+    """Above 1 if the server sends several tokens in a chunk. Latencies are then those between chunks."""
     client_cores: float
-    """How many cores the load client itself kept busy."""
+    """Average number of cores that the load client itself kept busy."""
 
 
 def summarize(measurements: Iterable[Measurement], tokens: int) -> list[Figures]:
-    """One line for each server and point, in the order of their first measurements.
+    """Returns the figures for each server and point, in the order of their first measurements.
 
-    `tokens` is how many each answer should have.
+    `tokens`: the requested length of each answer.
     """
     groups: dict[tuple[str, Point], list[Measurement]] = {}
     for measurement in measurements:
@@ -76,7 +80,7 @@ def summarize(measurements: Iterable[Measurement], tokens: int) -> list[Figures]
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Interpolated between the nearest values; None of no values."""
+    """The percentile, linearly interpolated between the two nearest values. None if there are no values."""
     if not values:
         return None
     ordered = sorted(values)

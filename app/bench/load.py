@@ -1,6 +1,6 @@
-"""The closed loop: so many clients, each with its next request as soon as the last one is answered.
+"""The closed loop: each client sends its next request as soon as its last one is answered.
 
-Several servers take turns at every point, so that they are compared in the same minutes.
+Several servers take turns at each point, so that they are compared under the same conditions.
 """
 
 import asyncio
@@ -26,20 +26,22 @@ from app.bench.figures import Measurement, Point
 from app.bench.prompts import FEWEST_WORDS, Prompts
 
 _PROBES = (4, 36)
-"""Words of the two prompts that tell how a server counts."""
+"""Lengths, in words, of the two prompts that show how a server counts tokens."""
 _WARM_UP_TOKENS = 8
 
 Turn = Callable[[Target], AbstractContextManager[object]]
-"""Held while a target is asked anything; makes the others stand still, say."""
+"""Returns a context that is open while requests go to this target. It may pause the other servers."""
 
 
 @dataclass(frozen=True)
 class Plan:
+    """What to measure."""
+
     concurrencies: Sequence[int] = (1, 8, 32, 64)
     prompt_tokens: Sequence[int] = (16, 135, 1000)
     rounds: int = 2
     requests: int = 2
-    """Of each client in each round, on average: the next request is for whoever is free."""
+    """Average number of requests per client in each round. The next free client sends the next request."""
     workload: Workload = field(default_factory=Workload)
     seed: int = 0
 
@@ -51,10 +53,10 @@ class Plan:
 async def compare(
     targets: Sequence[Target], plan: Plan, turn: Turn = lambda _: nullcontext()
 ) -> AsyncIterator[tuple[int, Measurement]]:
-    """Measurements as they are made, with their rounds, which count from 0.
+    """Yields each measurement with the number of its round, from 0.
 
-    Targets take turns within each point, forwards in one round and backwards in the next. Raises BenchError
-    when one cannot be asked at all, before anything is measured.
+    Targets take turns within each point: forwards in one round, backwards in the next. Raises BenchError
+    before the first measurement if a target cannot be used.
     """
     contenders = []
     for target in targets:
@@ -70,7 +72,7 @@ async def compare(
 
 
 async def _prepare(target: Target, plan: Plan) -> "Contender":
-    """Raises BenchError."""
+    """Finds out the target's model and how it counts tokens, and warms it up. Raises BenchError."""
     prompts = Prompts(plan.seed)
     try:
         async with connect(target) as client:
@@ -90,7 +92,7 @@ async def _prepare(target: Target, plan: Plan) -> "Contender":
 
 @dataclass
 class Contender:
-    """A target that was found to answer, and what its requests are made from."""
+    """A target that answers, and what is needed to make its requests."""
 
     target: Target
     model: str
@@ -110,13 +112,16 @@ class Contender:
         return Measurement(self.target.name, point, records, seconds, client_seconds)
 
     async def warm_up(self, concurrency: int) -> None:
-        """Some first requests are slow, for they have something compiled. What goes wrong is seen later."""
+        """Sends short requests, because a server that compiles code answers the first ones slowly.
+
+        Ignores errors: the measurement shows them.
+        """
         few = Workload(min(_WARM_UP_TOKENS, self.workload.tokens), banned=self.workload.banned)
         async with connect(self.target) as client:
             await _loop(client, self._bodies(few, FEWEST_WORDS, concurrency), concurrency)
 
     async def send_one(self) -> None:
-        """Wakes a server that stood still."""
+        """Sends one request, so that a paused server is warm again. Ignores errors."""
         await self.warm_up(1)
 
     def _bodies(self, workload: Workload, words: int, number: int) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""The figures as a picture. Only this knows matplotlib, and imports it when it is asked."""
+"""Draws the figures. Only this module knows matplotlib, and imports it only if a plot is requested."""
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -9,10 +9,10 @@ from app.bench.client import BenchError
 from app.bench.figures import Figures
 
 _HINT = "a plot needs matplotlib, which the extra `eval` installs: pip install 'tiller[eval]'"
-_WIDTH, _HEIGHT = 4.6, 3.4  # inches, of one panel
+_WIDTH, _HEIGHT = 4.6, 3.4  # inches; size of one panel
 
 Curve = Callable[[Figures], float | None]
-# Title, and what is drawn solid and dashed.
+# Title, solid curve, dashed curve.
 _PANELS: tuple[tuple[str, Curve, Curve | None], ...] = (
     ("output tokens per second", attrgetter("output_tokens_per_second"), None),
     (
@@ -29,14 +29,14 @@ _PANELS: tuple[tuple[str, Curve, Curve | None], ...] = (
 
 
 def check_plot(file: Path) -> None:
-    """Raises BenchError if nothing can be drawn into such a file: best known before an hour of measuring."""
+    """Raises BenchError if the file's format is not supported, or without matplotlib."""
     formats = _new_figure().canvas.get_supported_filetypes()
     if file.suffix.removeprefix(".") not in formats:
-        raise BenchError(f"{file}: a plot's name must end with one of " + ", ".join(sorted(formats)))
+        raise BenchError(f"{file}: the name of a plot must end with one of " + ", ".join(sorted(formats)))
 
 
 def draw(figures: Sequence[Figures], file: Path) -> None:
-    """A row of panels for each prompt length, a line for each server; p50 is solid, p99 dashed.
+    """Draws a row of panels for each prompt length, with a curve for each server: p50 solid, p99 dashed.
 
     Raises BenchError without matplotlib.
     """
@@ -70,13 +70,13 @@ def _draw_panel(panel: Any, rows: list[Figures], solid: Curve, dashed: Curve | N
 
 
 def _value(value: float | None) -> float:
-    """A gap in the line where nothing was answered."""
+    """NaN makes a gap in the curve where all requests failed."""
     return float("nan") if value is None else value
 
 
-def _length(rows: list[Figures], asked: int) -> str:
+def _length(rows: list[Figures], target: int) -> str:
     measured = [row.prompt_tokens_p50 for row in rows if row.prompt_tokens_p50 is not None]
-    return f"{measured[0] if measured else asked:.0f} tokens"
+    return f"{measured[0] if measured else target:.0f} tokens"
 
 
 def _new_figure(width: float = 1, height: float = 1) -> Any:
@@ -90,7 +90,7 @@ def _new_figure(width: float = 1, height: float = 1) -> Any:
 def _save(canvas: Any, file: Path) -> None:
     import matplotlib
 
-    # The same figures give the same file.
+    # No date and a fixed salt, so that the same figures give the same file.
     metadata = {"Date": None} if file.suffix == ".svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "tiller"}):
         canvas.savefig(file, metadata=metadata)

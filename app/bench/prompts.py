@@ -1,11 +1,11 @@
-"""Prompts of random common words: seeded, so that all servers get the same, and no two in a run alike."""
+"""Makes prompts of random common words: the same for all servers, and each only once in a run."""
 
 import random
 
 FEWEST_WORDS = 4
-"""Enough for prompts to differ."""
+"""Minimum length of a prompt, in words. Enough for all prompts of a run to differ."""
 
-# Most tokenizers have one token for each.
+# Most tokenizers encode each of these words as one token.
 _WORDS = """
     action activity age air area arm art bank base bird blood board boat body book boy bread bridge
     brother building business car case cell center century chair child church city class college color
@@ -26,11 +26,11 @@ _WORDS = """
     surface system table task teacher team technology term test theory thing thought time town trade
     training treatment tree trial trip truth type unit value version view voice wall war watch water way
     weather week weight west wife wind window winter woman wood word work worker world writer year
-""".split()  # noqa: SIM905 - three hundred quotes would not make it clearer
+""".split()  # noqa: SIM905 - a list of quoted words is harder to read
 
 
 class Prompts:
-    """A sequence of prompts, no two alike; with the same seed, the same words in the same places."""
+    """A sequence of distinct prompts. The same seed gives the same words at the same positions."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -38,11 +38,12 @@ class Prompts:
         self._drawn: set[str] = set()
 
     def draw(self, words: int) -> str:
-        """The next prompt, of at least FEWEST_WORDS words."""
+        """Returns the next prompt. It has at least FEWEST_WORDS words."""
         while True:
-            # Seeded one by one: servers whose templates differ by a token get prompts that differ by a word.
-            words_of_this = random.Random(f"{self._seed} {self._tried}")  # noqa: S311 - not for secrets
-            prompt = " ".join(words_of_this.choices(_WORDS, k=max(words, FEWEST_WORDS)))
+            # Each prompt has its own seed. Servers with different templates need prompts of slightly
+            # different lengths, and still get the same words, up to that difference.
+            generator = random.Random(f"{self._seed} {self._tried}")  # noqa: S311 - not for secrets
+            prompt = " ".join(generator.choices(_WORDS, k=max(words, FEWEST_WORDS)))
             self._tried += 1
             if prompt not in self._drawn:
                 self._drawn.add(prompt)

@@ -1,6 +1,6 @@
-"""What one request's client saw: read from the bytes of its stream, after they were all stamped.
+"""Parses the recorded bytes of a stream into arrival times, token counts or an error.
 
-While servers are measured nothing is decoded: their clients share the machine with them.
+This happens after the measurement, because the load client may share the machine with the server.
 """
 
 import json
@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 Pieces = Iterable[tuple[float, bytes]]
-"""A response's body as it came: seconds after the request was sent, and bytes."""
+"""A response's body as it arrived: seconds since the request was sent, and bytes."""
 
 _DATA = "data:"
 _DONE = "[DONE]"
@@ -18,13 +18,14 @@ _DONE = "[DONE]"
 
 @dataclass(frozen=True)
 class Record:
-    """One request that was answered well, or an `error` that says why it was not."""
+    """What one request's stream contained."""
 
     arrivals: tuple[float, ...] = ()
-    """When each chunk with text came, in seconds after the request was sent."""
+    """Arrival time of each chunk with text, in seconds since the request was sent."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str | None = None
+    """Why there is no complete answer. None: the answer is complete."""
 
     @property
     def time_to_first_token(self) -> float:
@@ -32,32 +33,32 @@ class Record:
 
     @property
     def inter_token_latencies(self) -> list[float]:
-        """Between chunks with text, which is between tokens where each has a chunk of its own."""
+        """Seconds between chunks with text. These are times between tokens if each has its own chunk."""
         return [later - earlier for earlier, later in pairwise(self.arrivals)]
 
 
 def read_stream(pieces: Pieces) -> Record:
-    """The record of a stream of chat completion chunks.
+    """Parses a stream of chat completion chunks.
 
-    Servers differ: the first chunk may hold a role and no text; `usage` may be null, missing, in a chunk of
-    its own without choices, or in the last one with a choice.
+    Servers differ: the first chunk may contain a role and no text. `usage` may be null, missing, in a
+    separate chunk without choices, or in the last chunk with a choice.
     """
     arrivals: list[float] = []
     usage: dict[str, Any] | None = None
     try:
         for arrival, chunk in _chunks(pieces):
             if "error" in chunk:
-                return Record(error=_shorten(f"an error in the stream: {json.dumps(chunk['error'])}"))
+                return Record(error=_shorten(f"the stream contains an error: {json.dumps(chunk['error'])}"))
             if _has_text(chunk):
                 arrivals.append(arrival)
             usage = chunk.get("usage") or usage
         if usage is None:
-            return Record(error="the stream says no usage")
+            return Record(error="the stream contains no usage")
         if not arrivals:
-            return Record(error="the stream holds no text")
+            return Record(error="the stream contains no text")
         return Record(tuple(arrivals), int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Record(error=_shorten(f"the stream cannot be understood: {type(error).__name__}: {error}"))
+        return Record(error=_shorten(f"the stream is malformed: {type(error).__name__}: {error}"))
 
 
 def _chunks(pieces: Pieces) -> Iterator[tuple[float, dict[str, Any]]]:
@@ -68,7 +69,7 @@ def _chunks(pieces: Pieces) -> Iterator[tuple[float, dict[str, Any]]]:
 
 
 def _lines(pieces: Pieces) -> Iterator[tuple[float, str]]:
-    """A line comes when its end does."""
+    """Yields each line with the arrival time of its end."""
     rest = b""
     for arrival, piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")

@@ -1,4 +1,4 @@
-"""What is shown and kept of figures: a table, JSON, and lines about what went wrong."""
+"""Formats figures as a table and as JSON, and describes problems in lines of text."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,9 +28,9 @@ _LATENCIES: dict[str, Column] = {
 
 
 def table(figures: Iterable[Figures], more: Mapping[str, Column] | None = None) -> str:
-    """A Markdown table: TTFT is the time to the first token, ITL the inter-token latency.
+    """A Markdown table. TTFT is the time to first token, ITL the inter-token latency.
 
-    `more` are columns beside the throughput.
+    `more`: additional columns, after the throughput.
     """
     columns = {**_COLUMNS, **(more or {}), **_LATENCIES}
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -39,20 +39,20 @@ def table(figures: Iterable[Figures], more: Mapping[str, Column] | None = None) 
 
 
 def by_point(figures: Iterable[Figures]) -> list[Figures]:
-    """Servers side by side, points in the order in which they were first measured."""
+    """Sorts by point, in the order of the first measurements, so that servers stand side by side."""
     rows = list(figures)
-    order = {point: place for place, point in enumerate(dict.fromkeys(row.point for row in rows))}
+    order = {point: position for position, point in enumerate(dict.fromkeys(row.point for row in rows))}
     return sorted(rows, key=lambda row: order[row.point])
 
 
 def to_json(figures: Iterable[Figures], **conditions: Any) -> str:
-    """All figures, and `conditions` beside them. Times are in seconds."""
+    """A JSON object with the conditions and all figures. Times are in seconds."""
     content = {**conditions, "figures": [_flat(row) for row in figures]}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def problems(figures: Iterable[Figures], tokens: int) -> list[str]:
-    """One line for each server and kind of problem; none where all answers were as long as asked for."""
+    """One line per server and kind of problem. Empty if all answers are complete and have `tokens` tokens."""
     lines = []
     by_server = sorted(figures, key=lambda row: row.server)
     for server, group in groupby(by_server, key=lambda row: row.server):
@@ -69,7 +69,7 @@ def _problems(server: str, rows: Sequence[Figures], tokens: int) -> list[str]:
     if wrong := sum(row.wrong_lengths for row in rows):
         lines.append(
             f"{server}: {wrong} of {requests} answers do not have {tokens} tokens, so its figures cannot be "
-            "compared: are all its end tokens banned?"
+            "compared: are all its end-of-turn tokens banned?"
         )
     return lines
 

@@ -1,1 +1,1 @@
-"""The subcommands of `tiller`, one module each. They know the command line; `app.server` knows the server."""
+"""The subcommands of `tiller`, one module each. They know the command line; `app.server` must not."""

@@ -1,4 +1,4 @@
-"""The command `tiller bench`."""
+"""`tiller bench`: measures chat servers under load, and prints, stores and draws the figures."""
 
 import asyncio
 from pathlib import Path
@@ -20,26 +20,38 @@ _LOCAL = "http://127.0.0.1:8000"
 def bench(
     url: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]URL", help=f"A server; give several to compare them. Default: {_LOCAL}"),
+        typer.Option(
+            metavar="[NAME=]URL", help=f"A server. Repeat the option to compare several. Default: {_LOCAL}"
+        ),
     ] = None,
-    token: Annotated[str | None, typer.Option(envvar="TILLER_TOKEN", help="Sent to every server.")] = None,
-    model: Annotated[str | None, typer.Option(help="Default: the first one that each server lists.")] = None,
-    concurrency: Annotated[str, typer.Option(help="Streams at the same time.")] = "1,8,32,64",
+    token: Annotated[
+        str | None, typer.Option(envvar="TILLER_TOKEN", help="Access token to send to every server.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to request. Default: the first one that each server lists.")
+    ] = None,
+    concurrency: Annotated[str, typer.Option(help="Numbers of concurrent streams to measure.")] = "1,8,32,64",
     prompt_tokens: Annotated[
         str,
-        typer.Option(help="Lengths of whole prompts; the shortest possible where the template is longer."),
+        typer.Option(help="Prompt lengths to measure, in tokens. The chat template counts."),
     ] = "16,135,1000",
-    tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 2,
-    requests: Annotated[int, typer.Option(min=1, help="Of each stream in a round.")] = 2,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of each answer, in tokens.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="How often to measure each combination.")] = 2,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of each stream in a round.")] = 2,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
     ban: Annotated[
         str,
-        typer.Option(help="Ids of the tokens that end an answer; the embedded model's. May be empty."),
+        typer.Option(
+            help="Ids of end-of-turn tokens, which are banned. Default: the embedded model's. May be empty."
+        ),
     ] = "0,2",
-    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw them into this .svg, .png or .pdf file.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random prompts.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this JSON file.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the figures into this .svg, .png or .pdf file.")
+    ] = None,
 ) -> None:
     """Measure chat servers under load: throughput, time to first token, inter-token latency."""
     with reporting(BenchError, OSError):
@@ -66,11 +78,11 @@ def bench(
 
 
 def parse_numbers(text: str, least: int = 0) -> tuple[int, ...]:
-    """`1,8,32`. Raises BenchError."""
+    """Parses numbers such as `1,8,32`, without duplicates. Raises BenchError."""
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise BenchError(f"{text!r} must be whole numbers with commas between them") from None
+        raise BenchError(f"{text!r} must be whole numbers separated by commas") from None
     if any(number < least for number in numbers):
         raise BenchError(f"{text!r} must be whole numbers of at least {least}")
     return numbers
@@ -79,15 +91,15 @@ def parse_numbers(text: str, least: int = 0) -> tuple[int, ...]:
 def _targets(urls: list[str], token: str | None, model: str | None) -> list[Target]:
     targets = [parse_target(url, token, model) for url in urls]
     if len({target.name for target in targets}) < len(targets):
-        raise BenchError("two servers have the same name: give them others with --url NAME=URL")
+        raise BenchError("two servers have the same name: name them with --url NAME=URL")
     return targets
 
 
 def _check_files(json_file: Path | None, plot: Path | None) -> None:
-    """Before an hour of measuring rather than after it."""
+    """Raises BenchError if a result file cannot be written. Runs before the measurements, which take long."""
     for file in (json_file, plot):
         if file is not None and not file.parent.is_dir():
-            raise BenchError(f"{file}: {file.parent} is no directory")
+            raise BenchError(f"{file}: {file.parent} is not a directory")
     if plot is not None:
         check_plot(plot)
 
@@ -101,7 +113,7 @@ async def _measure(targets: list[Target], plan: Plan) -> list[Measurement]:
 
 
 def progress(number: int, plan: Plan, measurement: Measurement) -> str:
-    """A line about a measurement of this round."""
+    """A line about a measurement. `number`: its round, from 0."""
     point, speed = measurement.point, measurement.output_tokens_per_second
     return (
         f"round {number + 1}/{plan.rounds}, {measurement.server}: streams {point.concurrency}, "

@@ -1,4 +1,4 @@
-"""`tiller concept`: the steering concepts of a running server. Knows its HTTP API and nothing behind it."""
+"""`tiller concept`: manages the steering concepts of a running server. Knows only its HTTP API."""
 
 import asyncio
 import json
@@ -26,17 +26,24 @@ _KEYS = {"name", "description", "examples"}
 _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 30.0
 
-Url = Annotated[str, typer.Option(help="The server.")]
-Token = Annotated[str | None, typer.Option(envvar="TILLER_TOKEN", help="One of the server's access tokens.")]
-ConceptId = Annotated[str, typer.Argument(metavar="ID", help="With or without `_worker/`.")]
+Url = Annotated[str, typer.Option(help="URL of the server.")]
+Token = Annotated[str | None, typer.Option(envvar="TILLER_TOKEN", help="Access token for the server.")]
+ConceptId = Annotated[
+    str, typer.Argument(metavar="ID", help="Id of the concept, with or without `_worker/`.")
+]
 ConceptFile = Annotated[
-    Path, typer.Argument(metavar="FILE", help="YAML or JSON with examples, and perhaps name and description.")
+    Path,
+    typer.Argument(
+        metavar="FILE", help="YAML or JSON file with examples, and optionally name and description."
+    ),
 ]
 Json = dict[str, Any]
 
 
 def concept_commands() -> typer.Typer:
-    commands = typer.Typer(no_args_is_help=True, help="Steering concepts of a running server.")
+    commands = typer.Typer(
+        no_args_is_help=True, help="Create, list, show and delete the steering concepts of a running server."
+    )
     commands.command("train")(train)
     commands.command("list")(list_concepts)
     commands.command("show")(show)
@@ -45,26 +52,26 @@ def concept_commands() -> typer.Typer:
 
 
 def train(file: ConceptFile, url: Url = _LOCAL, token: Token = None) -> None:
-    """Make a concept from a file of examples, and print what it was measured to do."""
+    """Create a concept from a file with examples, and print its report."""
     with _reporting_errors():
         concept = _read_concept(file)
         _print_concept(asyncio.run(_train(_client(url, token), concept)))
 
 
 def list_concepts(url: Url = _LOCAL, token: Token = None) -> None:
-    """List all concepts."""
+    """List all concepts, and the concept files that cannot be used."""
     with _reporting_errors():
         _print_overview(asyncio.run(_ask(_client(url, token), "GET", _ROUTE)))
 
 
 def show(concept: ConceptId, url: Url = _LOCAL, token: Token = None) -> None:
-    """Print what a concept was measured to do."""
+    """Print the state and the report of a concept."""
     with _reporting_errors():
         _print_concept(asyncio.run(_ask(_client(url, token), "GET", _path(concept))))
 
 
 def delete(concept: ConceptId, url: Url = _LOCAL, token: Token = None) -> None:
-    """Delete a created concept."""
+    """Delete a created concept. Shipped concepts cannot be deleted."""
     with _reporting_errors():
         asyncio.run(_ask(_client(url, token), "DELETE", _path(concept)))
 
@@ -75,22 +82,22 @@ def _reporting_errors() -> Iterator[None]:
         try:
             yield
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            told = " ".join(str(error).split()) or type(error).__name__
-            raise CommandError(f"the server cannot be reached: {told}") from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CommandError(f"the server cannot be reached: {reason}") from None
 
 
 def _read_concept(file: Path) -> Json:
-    """What can be sent. Whether it is right is for the server to say."""
+    """Reads a concept that can be sent as JSON. The server checks the rest. Raises CommandError."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # YAML holds JSON
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # reads JSON as well
         if not isinstance(content, dict) or not content.keys() <= _KEYS or "examples" not in content:
-            raise CommandError(f"{file}: must have examples, and may have name and description, nothing else")
+            raise CommandError(f"{file}: must have examples, may have name and description, and no other key")
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except OSError as error:
         raise CommandError(f"{file}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        told = " ".join(str(error).split())
-        raise CommandError(f"{file}: cannot be understood: {told}") from None
+        reason = " ".join(str(error).split())
+        raise CommandError(f"{file}: is not valid YAML or JSON: {reason}") from None
     return content
 
 
@@ -101,7 +108,7 @@ def _client(url: str, token: str | None) -> httpx.AsyncClient:
 
 async def _train(client: httpx.AsyncClient, concept: Json) -> Json:
     async with client:
-        # It takes as long as it takes: httpx must not give up.
+        # The training may take any time, so httpx must not time out.
         creating = asyncio.create_task(client.post(_ROUTE, json=concept, timeout=None))
         with _progress_bar() as show:
             while not creating.done():
@@ -114,7 +121,7 @@ async def _train(client: httpx.AsyncClient, concept: Json) -> Json:
 
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[Json], None]]:
-    """Shown on a terminal only, and gone when the context is left."""
+    """Shows a progress bar on a terminal, and removes it at the end. Yields a function that updates it."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -123,7 +130,7 @@ def _progress_bar() -> Iterator[Callable[[Json], None]]:
 
 
 def _name_of(concept: Json) -> str:
-    """What its id will be, if it is one."""
+    """The name in the concept's future id. Any text if the concept is not valid."""
     if concept.get("name") is not None:
         return str(concept["name"])
     try:
@@ -142,12 +149,12 @@ def _path(concept: str) -> str:
 
 
 def _content(response: httpx.Response) -> Json:
-    """Raises CommandError, with the server's own words if there are any."""
+    """The content of an answer. Raises CommandError, with the server's error message if there is one."""
     try:
         content: Json = response.json() if response.content else {}
         message = None if response.is_success else str(content["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        message = f"what answers there with {response.status_code} is not this server"
+        message = f"the answer with status {response.status_code} is not from a Tiller server"
     if message is not None:
         raise CommandError(message)
     return content
@@ -160,7 +167,7 @@ def _print_overview(overview: Json) -> None:
         table.add_row(*map(Text, (card["id"], state, str(card["num_examples"]), card["description"])))
     Console().print(table)
     for problem in overview["problems"]:
-        typer.echo(f"tiller: {problem['file']} is left out: {problem['reason']}", err=True)
+        typer.echo(f"tiller: concept file {problem['file']} is left out: {problem['reason']}", err=True)
 
 
 def _print_concept(concept: Json) -> None:

@@ -1,4 +1,4 @@
-"""How a command tells of an error: lines on stderr and an exit status, never a traceback."""
+"""Reports the errors of commands: as lines on stderr and an exit status, never as a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,15 +7,17 @@ from typing import NoReturn
 import typer
 
 FAILED = 1
+"""Exit status: the command is correct, but it failed."""
 MISUSED = 2
+"""Exit status: the command or its configuration is not correct."""
 
 
 class CommandError(Exception):
-    """The message is for the person who gave the command."""
+    """A command cannot go on. The user of the command reads the message."""
 
 
 def fail(message: str, status: int = FAILED) -> NoReturn:
-    """Prints each line of the message and ends the command."""
+    """Prints the message to stderr and ends the command with this exit status."""
     for line in message.splitlines() or [""]:
         typer.echo(f"tiller: {line}", err=True)
     raise typer.Exit(status)
@@ -23,9 +25,9 @@ def fail(message: str, status: int = FAILED) -> NoReturn:
 
 @contextmanager
 def reporting(*kinds: type[Exception], status: int = FAILED) -> Iterator[None]:
-    """Inside the block, an error of these kinds, or a CommandError, ends the command with its message."""
-    told: tuple[type[Exception], ...] = (CommandError, *kinds)
+    """Ends the command with the error's message if the block raises one of these errors or CommandError."""
+    reported: tuple[type[Exception], ...] = (CommandError, *kinds)
     try:
         yield
-    except told as error:
+    except reported as error:
         fail(str(error), status)

@@ -1,4 +1,4 @@
-"""`tiller health`: asks the server that this configuration starts on this machine whether it serves."""
+"""`tiller health`: checks whether the server with this configuration serves requests on this machine."""
 
 import http.client
 import ipaddress
@@ -17,11 +17,11 @@ from app.settings import ServerSettings
 
 def health(
     config: Annotated[
-        Path | None, typer.Option(help="The server's YAML file, as for `tiller serve`.")
+        Path | None, typer.Option(help="Configuration file (YAML), the same as for `tiller serve`.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 4.0,
 ) -> None:
-    """Exit status 0 if the server answers that it serves, else 1."""
+    """Check whether the server on this machine serves requests. Exit status: 0 if it does, else 1."""
     with reporting(SettingsError, status=MISUSED):
         server = read_settings(default_config(config)).server
     if fault := _fault(server, timeout):
@@ -30,11 +30,12 @@ def health(
 
 
 def _fault(server: ServerSettings, timeout: float) -> str | None:
-    """Why it does not serve."""
+    """Why the server does not serve requests. None: it does."""
     if server.port == 0:
-        return "server.port is 0: nobody knows which port that became"
+        return "server.port is 0, so the actual port is unknown"
     url = _url(server)
-    # No proxy, and no look at the certificate: it is for other names than this one, and no secret is sent.
+    # No proxy: the server is on this machine. The certificate is for another host name than the one used
+    # here, so it is not verified. That is safe, because the request contains no secret.
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
     if server.tls:
         handlers.append(urllib.request.HTTPSHandler(context=_unverified()))

@@ -10,13 +10,16 @@ from app.commands.errors import MISUSED, reporting
 
 def serve(
     config: Annotated[
-        Path | None, typer.Option(help="YAML file. Default: configs/quickstart.yaml, if it exists here.")
+        Path | None,
+        typer.Option(help="Configuration file (YAML). Default: configs/quickstart.yaml, if it exists."),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Overrides server.host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Overrides server.port.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Overrides server.host.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on. 0: any free port. Overrides server.port.")
+    ] = None,
 ) -> None:
     """Serve a chat model over HTTP."""
-    # Imported here, where Ctrl-C is already handled: it takes about a second.
+    # The imports take about a second. Here, Ctrl-C is already handled.
     from app import server
     from app.configuration import SettingsError, default_config, load_settings
     from app.errors import StartError

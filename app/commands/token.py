@@ -1,4 +1,4 @@
-"""`tiller token`: access tokens, made and revoked in the server's data directory. Needs no running server."""
+"""`tiller token`: creates, lists and revokes access tokens. Works on files, and needs no running server."""
 
 import hashlib
 import re
@@ -23,12 +23,14 @@ from app.settings import AccessScope, AccessToken
 
 _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
 
-Name = Annotated[str, typer.Argument(help="Who uses it.")]
-Config = Annotated[Path | None, typer.Option(help="The server's YAML file, as for `tiller serve`.")]
+Name = Annotated[str, typer.Argument(help="Name of the access token, for example its user.")]
+Config = Annotated[
+    Path | None, typer.Option(help="Configuration file (YAML), the same as for `tiller serve`.")
+]
 
 
 def token_commands() -> typer.Typer:
-    commands = typer.Typer(no_args_is_help=True, help="Access tokens.")
+    commands = typer.Typer(no_args_is_help=True, help="Create, list and revoke access tokens.")
     commands.command("new")(new)
     commands.command("list")(list_tokens)
     commands.command("revoke")(revoke)
@@ -38,13 +40,28 @@ def token_commands() -> typer.Typer:
 def new(
     name: Name,
     config: Config = None,
-    expires: Annotated[str | None, typer.Option(help="A date such as 2027-01-31 (UTC), or 90d.")] = None,
-    scope: Annotated[list[AccessScope] | None, typer.Option(help="May be repeated; default: all.")] = None,
-    max_requests: Annotated[int | None, typer.Option(help="At the same time.")] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(help="In prompts and answers.")] = None,
-    print_only: Annotated[bool, typer.Option(help="Keep nothing; print what to configure.")] = False,
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            help="A date, such as 2027-01-31 (UTC), or a number of days, such as 90d. Default: never."
+        ),
+    ] = None,
+    scope: Annotated[
+        list[AccessScope] | None,
+        typer.Option(help="What it permits. May be repeated. Default: everything."),
+    ] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(help="Limit for its concurrent requests. Default: as configured.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(help="Limit for its prompt and answer tokens per minute. Default: as configured."),
+    ] = None,
+    print_only: Annotated[
+        bool, typer.Option(help="Print an entry for the configuration, and store nothing.")
+    ] = False,
 ) -> None:
-    """Make an access token. It is shown once; the server keeps only its digest."""
+    """Create an access token. The command shows it once, and stores only its digest."""
     secret = "tiller_" + secrets.token_urlsafe(32)
     with _reporting_errors():
         token = AccessToken(
@@ -55,33 +72,33 @@ def new(
             max_requests=max_requests,
             tokens_per_minute=tokens_per_minute,
         )
-        where = _show_configuration(token) if print_only else _keep(token, config)
+        where = _show_configuration(token) if print_only else _store(token, config)
     typer.echo(f"Token: {secret}\n\n{where}")
 
 
 def list_tokens(config: Config = None) -> None:
-    """List the access tokens of a server, those in its configuration among them."""
+    """List all access tokens of a server, including those in its configuration."""
     with _reporting_errors():
         settings = read_settings(default_config(config))
-        made = AccessTokenFile(settings.token_file).read()
-    table = Table("name", "scopes", "expires", "requests", "tokens a minute", "kept in")
-    for tokens, place in ((settings.auth.tokens, "configuration"), (made, settings.token_file.name)):
+        stored = AccessTokenFile(settings.token_file).read()
+    table = Table("name", "scopes", "expires", "requests", "tokens per minute", "stored in")
+    for tokens, origin in ((settings.auth.tokens, "configuration"), (stored, settings.token_file.name)):
         for token in tokens:
-            table.add_row(*_describe(token), place)
+            table.add_row(*_describe(token), origin)
     Console().print(table)
 
 
 def revoke(name: Name, config: Config = None) -> None:
-    """Make an access token worthless, at once. Requests that are in progress go on."""
+    """Revoke an access token. A running server refuses it from now on; requests in progress go on."""
     with _reporting_errors():
         settings = read_settings(default_config(config))
-        with _changing(AccessTokenFile(settings.token_file)) as tokens:
-            left = [token for token in tokens if token.name != name]
-            if len(left) == len(tokens):
+        with _editing(AccessTokenFile(settings.token_file)) as tokens:
+            remaining = [token for token in tokens if token.name != name]
+            if len(remaining) == len(tokens):
                 in_configuration = any(token.name == name for token in settings.auth.tokens)
-                reason = "it is in the configuration" if in_configuration else "there is no such token"
+                reason = "it is in the configuration" if in_configuration else "there is no such access token"
                 raise CommandError(f"{name} cannot be revoked: {reason}")
-            tokens[:] = left
+            tokens[:] = remaining
     typer.echo(f"{name} is revoked.")
 
 
@@ -101,7 +118,9 @@ def _parse_expiry(text: str) -> datetime:
     try:
         expires = datetime.fromisoformat(text)
     except ValueError:
-        raise CommandError(f"--expires must be a date such as 2027-01-31, or 90d, got {text!r}") from None
+        raise CommandError(
+            f"--expires must be a date such as 2027-01-31, or days such as 90d, got {text!r}"
+        ) from None
     return expires if expires.tzinfo else expires.replace(tzinfo=UTC)
 
 
@@ -111,19 +130,19 @@ def _show_configuration(token: AccessToken) -> str:
     return f"Add to the configuration:\n\n{content}".rstrip()
 
 
-def _keep(token: AccessToken, config: Path | None) -> str:
+def _store(token: AccessToken, config: Path | None) -> str:
     settings = read_settings(default_config(config))
     file = AccessTokenFile(settings.token_file)
-    with _changing(file) as tokens:
+    with _editing(file) as tokens:
         if any(other.name == token.name for other in (*settings.auth.tokens, *tokens)):
-            raise CommandError(f"there is a token named {token.name} already")
+            raise CommandError(f"an access token named {token.name} already exists")
         tokens.append(token)
-    return f"Its digest is in {file.path}. A server that runs there takes it from now on."
+    return f"Its digest is stored in {file.path}. A running server accepts it from now on."
 
 
 @contextmanager
-def _changing(file: AccessTokenFile) -> Iterator[list[AccessToken]]:
-    """What the list is changed to in the block is written."""
+def _editing(file: AccessTokenFile) -> Iterator[list[AccessToken]]:
+    """Yields the stored access tokens. Writes the list, as the block has changed it. Raises CommandError."""
     try:
         file.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file.path}.lock"):

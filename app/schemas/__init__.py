@@ -1,1 +1,1 @@
-"""What goes over the wire: requests as pydantic models, answers as msgspec structs. No behaviour."""
+"""The API's data types: requests as pydantic models, answers as msgspec structs. No behaviour."""

@@ -1,4 +1,4 @@
-"""What all request models share: strict types, `null` counts as absent, other fields are ignored."""
+"""The base class of request models: types are strict, `null` counts as absent, unknown fields are ignored."""
 
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ class RequestModel(BaseModel):
         extra="ignore",
         frozen=True,
         allow_inf_nan=False,
-        hide_input_in_errors=True,  # An error that nobody has thought of ends in the log.
+        hide_input_in_errors=True,  # an unexpected error is logged
         use_attribute_docstrings=True,
         json_schema_extra=_allow_null,
     )
@@ -44,10 +44,13 @@ class RequestModel(BaseModel):
 
 
 def broken(rule: str, given: object, *at: str | int) -> PydanticCustomError:
-    """For validators to raise: `rule` says what "must be", `at` is the way from the field to the fault."""
+    """The error that a validator raises. The message is the field's path, `rule` and the value `given`.
+
+    `at`: the path from the validated field to the value at fault.
+    """
     return PydanticCustomError("broken", "{rule}", {"rule": rule, "given": given, "at": at})
 
 
 def limits_of(info: ValidationInfo) -> LimitSettings:
-    """The operator's, which are the context of a validation that needs them."""
+    """The operator's limits. The code that validates a request must pass them as the context."""
     return cast(LimitSettings, info.context)

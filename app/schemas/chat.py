@@ -1,6 +1,6 @@
-"""The chat request: every field's type and range, as in the contract. Knows no model.
+"""The chat request: the type and the range of each field. Knows no model.
 
-A ChatRequest is validated with the operator's LimitSettings as the context.
+Validate a ChatRequest with the operator's LimitSettings as the context.
 """
 
 import math
@@ -28,6 +28,8 @@ _DECIMAL = r"^(0|[1-9][0-9]{0,9})$"
 
 
 class TextPart(RequestModel):
+    """A part of a message's content. The server joins all parts of a message."""
+
     type: Literal["text"]
     text: str
 
@@ -39,26 +41,32 @@ def _join_parts(content: Any) -> Any:
         if not isinstance(part, dict):
             raise broken("must be an object", part, position)
         if part.get("type") != "text":
-            raise broken("must be 'text', the only supported part", part.get("type"), position, "type")
+            raise broken("must be 'text', the only supported type", part.get("type"), position, "type")
         if not isinstance(part.get("text"), str):
             raise broken("must be a string", part.get("text"), position, "text")
     return "".join(part["text"] for part in content)
 
 
 class Message(RequestModel):
-    """Other fields, `name` among them, are ignored."""
+    """A message of the conversation. Other fields, such as `name`, are ignored."""
 
     role: Literal["system", "user", "assistant"]
+    """The author of the message."""
     content: Annotated[str, BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart])]
+    """A string, or an array of text parts, which the server joins. The name of a control token, such as
+    `<|im_end|>`, is read as text."""
 
 
 class StreamOptions(RequestModel):
+    """Options of a streamed answer. They have no effect if `stream` is false."""
+
     include_usage: bool = False
+    """Sends one more chunk at the end, with the `usage` of the whole answer."""
 
 
 def _parse_bias(given: Any) -> Any:
     if not isinstance(given, dict):
-        raise broken("must be an object of token ids and numbers", given)
+        raise broken("must be an object that maps token ids to numbers", given)
     for key, value in given.items():
         if not re.fullmatch(_DECIMAL[1:-1], key):
             raise broken("is not a token id", key, key)
@@ -74,7 +82,7 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _listed(stop: Any) -> Any:
+def _as_tuple(stop: Any) -> Any:
     if isinstance(stop, str):
         return (stop,)
     return tuple(stop) if isinstance(stop, list) else stop
@@ -85,7 +93,7 @@ def _reject(given: Any) -> Any:
 
 
 def _name_concepts(given: Any) -> Any:
-    """`_worker/` ids, each once, in the order given."""
+    """Returns the full ids, which begin with `_worker/`. Keeps the order and removes duplicates."""
     if not isinstance(given, list):
         raise broken("must be an array of strings", given)
     for position, concept in enumerate(given):
@@ -103,51 +111,76 @@ StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopList = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 TokenIdKey = Annotated[str, StringConstraints(pattern=_DECIMAL)]
 Biases = Annotated[dict[TokenIdKey, float], Field(json_schema_extra={"additionalProperties": False})]
-ConceptList = Annotated[list[ConceptId], Field(description=f"At most {MAX_STEERING_CONCEPTS} distinct ones.")]
+ConceptList = Annotated[list[ConceptId], Field(description=f"At most {MAX_STEERING_CONCEPTS} distinct ids.")]
 
 Rejected = Annotated[
     None,
     BeforeValidator(_reject),
-    WithJsonSchema({"type": "null", "description": "Unsupported: any value but null is rejected with 400."}),
+    WithJsonSchema({"type": "null", "description": "Unsupported. Any value except null is a 400."}),
 ]
-Ignored = Annotated[Any, WithJsonSchema({"description": "Ignored, whatever its value and type."})]
+Ignored = Annotated[Any, WithJsonSchema({"description": "Ignored. It may have any value and type."})]
 
 
 class ChatRequest(RequestModel):
-    """The body of POST /chat/completions. Fields that are not listed are ignored."""
+    """The body of POST /chat/completions. Fields that are not listed here are ignored."""
 
     messages: Annotated[list[Message], FailFast(), Field(json_schema_extra={"minItems": 1})]
-    """At most one `system` message, first; then `user` and `assistant` in turn, from `user` to `user`."""
+    """The conversation. It may begin with one `system` message. Then `user` and `assistant` messages
+    alternate; the first and the last of these are `user` messages."""
     model: str
+    """The name of the served model, as `GET /models` lists it."""
     frequency_penalty: Penalty = 0.0
+    """Subtracted from a token's logit once for each occurrence of the token in the completion so far. The
+    prompt does not count."""
     presence_penalty: Penalty = 0.0
+    """Subtracted from a token's logit once if the token occurs in the completion so far. The prompt does not
+    count."""
     logit_bias: Annotated[
         dict[int, float],
         Field(default_factory=dict),
         BeforeValidator(_parse_bias, json_schema_input_type=Biases),
     ]
+    """Maps token ids, as strings, to numbers that are added to the tokens' logits. A value of -100 or less
+    bans the token. If any value is 100 or more, only tokens with such a value can be sampled."""
     logprobs: bool = False
+    """Returns the log probability of each sampled token."""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    """Returns the log probabilities of this many most likely tokens at each position. A value above 0 implies
+    `logprobs`."""
     max_tokens: PositiveInt | None = None
+    """Maximum number of tokens in each choice. Default: as many as the model's context leaves after the
+    prompt. A request whose prompt and `max_tokens` together exceed the context is refused."""
     max_completion_tokens: PositiveInt | None = None
+    """Another name for `max_tokens`. If several of these names are given, their values must be equal."""
     maximum_tokens: Annotated[PositiveInt | None, Field(json_schema_extra={"deprecated": True})] = None
-    """Aleph Alpha's Python client sends this one. The same as max_tokens, as is max_completion_tokens."""
+    """Another name for `max_tokens`, which Aleph Alpha's Python client sends."""
     n: PositiveInt = 1
+    """Number of choices. Each choice continues the same prompt."""
     stop: Annotated[
         tuple[StopString, ...],
         Field(max_length=MAX_STOPS),
         FailFast(),
-        BeforeValidator(_listed, json_schema_input_type=StopString | StopList),
+        BeforeValidator(_as_tuple, json_schema_input_type=StopString | StopList),
     ] = ()
+    """One stop sequence, or an array of at most 16. A choice ends when its text contains one of them. The
+    stop sequence itself is not returned."""
     stream: bool = False
+    """Sends the answer as server-sent events, chunk by chunk."""
     stream_options: StreamOptions = StreamOptions()
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Divides the logits before sampling. 0 always takes the most likely token."""
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Nucleus sampling: samples from the fewest most likely tokens whose probabilities add up to at least
+    `top_p`. 0 always takes the most likely token."""
     top_k: PositiveInt | None = None
+    """Samples from the `top_k` most likely tokens only. Default: from all tokens."""
     steering_concepts: Annotated[
         tuple[str, ...], BeforeValidator(_name_concepts, json_schema_input_type=ConceptList)
     ] = ()
+    """Ids of the steering concepts for this request, with or without `_worker/`. Their directions are added
+    together. Concepts with the same examples count once."""
     steering_strength: Annotated[float, Field(ge=-2, le=2)] = 1.0
+    """Scales all steering concepts of the request. A negative value steers away from them. 0: no steering."""
 
     response_format: Rejected = None
     tools: Rejected = None
@@ -161,7 +194,7 @@ class ChatRequest(RequestModel):
     @field_validator("messages", "logit_bias", mode="before")
     @classmethod
     def _check_count(cls, given: Any, info: ValidationInfo) -> Any:
-        """Before what they hold: there may be very many."""
+        """Runs before the entries are validated, because a request may contain very many of them."""
         limits = limits_of(info)
         if info.field_name == "messages":
             limit, what = limits.max_messages, "items"
@@ -196,7 +229,7 @@ class ChatRequest(RequestModel):
     def _check_token_limits(self) -> "ChatRequest":
         if len(self._token_limits) > 1:
             raise broken(
-                "must be the same as its aliases max_completion_tokens and maximum_tokens",
+                "must be equal to its aliases max_completion_tokens and maximum_tokens",
                 sorted(self._token_limits),
                 "max_tokens",
             )
@@ -209,10 +242,10 @@ class ChatRequest(RequestModel):
 
     @property
     def token_limit(self) -> int | None:
-        """max_tokens, by whichever of its names it was given."""
+        """The value of max_tokens or of one of its aliases. None: not given."""
         return next(iter(self._token_limits), None)
 
     @property
     def logprobs_wanted(self) -> int | None:
-        """How many of the most likely tokens to report; None: no log probabilities at all."""
+        """The number of most likely tokens to report at each position. None: no log probabilities at all."""
         return self.top_logprobs if self.logprobs or self.top_logprobs else None

@@ -1,4 +1,4 @@
-"""What the chat route answers: a completion, or the chunks of one."""
+"""The answers of the chat route: a completion, or the chunks of a stream."""
 
 from typing import Literal
 
@@ -7,19 +7,25 @@ from msgspec import UNSET, UnsetType
 
 
 class Usage(msgspec.Struct, frozen=True):
+    """Token counts of a request: its prompt, counted once, and the tokens generated for all its choices."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
+    """One of the most likely tokens at a position."""
+
     token: str
     logprob: float
     bytes: list[int]
-    """The token's own raw bytes; they may be only a part of a character."""
+    """The token's bytes, which may be only a part of a character."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
+    """The sampled token at a position, and the most likely tokens there, best first."""
+
     token: str
     logprob: float
     bytes: list[int]
@@ -27,6 +33,8 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 
 class Logprobs(msgspec.Struct, frozen=True):
+    """Log probabilities of a choice's tokens, before penalties, `logit_bias`, temperature and truncation."""
+
     content: list[TokenLogprob]
 
 
@@ -34,11 +42,15 @@ FinishReason = Literal["stop", "length", "content_filter"]
 
 
 class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The text of a choice."""
+
     role: Literal["assistant"] = "assistant"
     content: str
 
 
 class Choice(msgspec.Struct, frozen=True):
+    """One of the n completions of a request."""
+
     index: int
     message: AssistantMessage
     logprobs: Logprobs | None
@@ -46,6 +58,8 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer to a chat request."""
+
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
@@ -57,11 +71,15 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds to a choice's message."""
+
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
+    """The part of a choice that a chunk contains."""
+
     index: int
     delta: Delta
     logprobs: Logprobs | None = None
@@ -69,6 +87,8 @@ class ChunkChoice(msgspec.Struct, frozen=True):
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a streamed answer. `usage` is set only in the last chunk, if the request asks for it."""
+
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int

@@ -1,6 +1,6 @@
-"""Requests and answers of the steering concepts' routes.
+"""Requests and answers of the routes for steering concepts.
 
-A ConceptRequest is validated with the operator's LimitSettings as the context.
+Validate a ConceptRequest with the operator's LimitSettings as the context.
 """
 
 from enum import StrEnum
@@ -22,12 +22,12 @@ from inference.interface.protocol import ConceptReport
 
 ID_PREFIX = "_worker/"
 NAME_PATTERN = "[a-zA-Z0-9-_]{1,64}"
-"""Matches a whole name: use it with fullmatch."""
+"""For a whole name: use it with re.fullmatch."""
 ID_PATTERN = f"^({ID_PREFIX})?{NAME_PATTERN}$"
 
 
 def full_id(given: str) -> str:
-    """The id of a concept that is named with or without `_worker/`."""
+    """Returns the id of a concept, which begins with `_worker/`. The given id may lack this prefix."""
     return ID_PREFIX + given.removeprefix(ID_PREFIX)
 
 
@@ -40,7 +40,7 @@ def _check_text(text: str, info: ValidationInfo) -> str:
     return text
 
 
-# What str.strip() leaves; other languages' \s lacks some of it.
+# Matches a text that str.strip() does not empty. In other languages, \s lacks some of these characters.
 _NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
 
 ExampleText = Annotated[str, AfterValidator(_check_text), Field(json_schema_extra={"pattern": _NOT_BLANK})]
@@ -48,10 +48,12 @@ ConceptId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 
 class PairedExample(RequestModel):
+    """A contrastive pair. The model reads both texts as answers of the assistant. They must differ."""
+
     positive: ExampleText
-    """Shows the concept."""
+    """A text that shows the concept."""
     negative: ExampleText
-    """The same without the concept, or with its opposite."""
+    """A similar text that lacks the concept or shows its opposite."""
 
     @model_validator(mode="after")
     def _check_difference(self) -> "PairedExample":
@@ -61,18 +63,22 @@ class PairedExample(RequestModel):
 
 
 class ConceptRequest(RequestModel):
-    """The body of POST /steering_concepts. Fields that are not listed are ignored."""
+    """The body of POST /steering_concepts. Fields that are not listed here are ignored."""
 
     examples: Annotated[list[PairedExample], Field(min_length=1), FailFast()]
+    """The contrastive pairs that the concept is trained on and measured with."""
     name: ConceptId | None = None
-    """With or without `_worker/`. Without a name, the concept's id is made from its examples."""
+    """The concept's name, with or without `_worker/`. Default: the SHA-256 digest of the examples, in hex.
+    The concept's id is `_worker/` followed by the name."""
     description: Annotated[str, StringConstraints(max_length=1000)] = ""
+    """A text for people. The server only stores and returns it."""
     model: str | None = None
+    """The name of the served model, as `GET /models` lists it. May be left out."""
 
     @field_validator("examples", mode="before")
     @classmethod
     def _check_count(cls, examples: Any, info: ValidationInfo) -> Any:
-        """Before the examples themselves: there may be very many."""
+        """Runs before the examples are validated, because a request may contain very many of them."""
         limit = limits_of(info).max_examples
         if isinstance(examples, list) and not 1 <= len(examples) <= limit:
             raise broken(f"must have 1 to {limit} items", len(examples))
@@ -80,6 +86,8 @@ class ConceptRequest(RequestModel):
 
 
 class ConceptState(StrEnum):
+    """The state of a concept on the served model. Requests can be steered by it from `measuring` on."""
+
     UNTRAINED = "untrained"
     TRAINING = "training"
     MEASURING = "measuring"
@@ -88,6 +96,8 @@ class ConceptState(StrEnum):
 
 
 class ConceptCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A steering concept without its report."""
+
     id: str
     object: Literal["steering_concept"] = "steering_concept"
     created: int
@@ -95,30 +105,34 @@ class ConceptCard(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     num_examples: int
     shipped: bool
-    """It came with the server, and cannot be deleted."""
+    """Whether the concept came with the server, so that it cannot be deleted."""
     state: ConceptState
-    """On the served model. It can be used from `measuring` on; a request that uses it earlier waits."""
+    """The state on the served model. A request that names the concept before `measuring` waits."""
     progress: float
-    """Of the training, 0 to 1."""
+    """Completed share of training and measuring, 0 to 1."""
 
 
 class ConceptDetail(ConceptCard, frozen=True, kw_only=True):
+    """A steering concept with its report."""
+
     report: ConceptReport | None
-    """Set when it is ready."""
+    """How well the concept works. None unless the state is `ready`."""
     error: str | None
-    """Why it failed."""
+    """Why the training failed. None unless the state is `failed`."""
 
 
 class ConceptProblem(msgspec.Struct, frozen=True):
-    """A file that holds no concept which can be used."""
+    """A concept file that cannot be used."""
 
     file: str
-    """Its name, without the directory."""
+    """The file's name, without its directory."""
     reason: str
 
 
 class ConceptList(msgspec.Struct, frozen=True, kw_only=True):
+    """All steering concepts, including those in creation."""
+
     object: Literal["list"] = "list"
     data: list[ConceptCard]
     problems: list[ConceptProblem]
-    """Files of concepts that cannot be used."""
+    """The concept files that cannot be used."""

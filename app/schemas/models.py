@@ -1,4 +1,4 @@
-"""What the routes that list models answer."""
+"""The answers of the routes that list models."""
 
 from typing import Literal
 
@@ -6,6 +6,8 @@ import msgspec
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A model in OpenAI's format."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -13,11 +15,15 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """The list of models in OpenAI's format."""
+
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class AvailableModel(msgspec.Struct, frozen=True):
+    """A model in the format of Aleph Alpha's `GET /models_available`."""
+
     name: str
     description: str
     max_context_size: int
@@ -31,6 +37,8 @@ class AvailableModel(msgspec.Struct, frozen=True):
 
 
 class ModelSetting(msgspec.Struct, frozen=True):
+    """A model in the format of Aleph Alpha's `GET /model-settings`."""
+
     name: str
     status: Literal["available", "unavailable"]
     description: str

@@ -1,4 +1,4 @@
-"""What the operators' routes answer."""
+"""The answers of the routes for operators."""
 
 from typing import Literal
 
@@ -6,4 +6,6 @@ import msgspec
 
 
 class Health(msgspec.Struct, frozen=True):
+    """The answer of `GET /health` while the server can serve requests."""
+
     status: Literal["ok"] = "ok"

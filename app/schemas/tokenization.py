@@ -1,4 +1,4 @@
-"""Requests and answers of the tokenizer's routes."""
+"""Requests and answers of the routes for the tokenizer."""
 
 from typing import Annotated
 
@@ -10,23 +10,35 @@ from app.schemas.base import RequestModel
 
 
 class TokenizeRequest(RequestModel):
+    """The body of POST /tokenize."""
+
     model: str
+    """The name of the served model, as `GET /models` lists it."""
     prompt: str
+    """The text to tokenize. The names of control tokens are read as text."""
     tokens: bool = False
+    """Returns the tokens as strings."""
     token_ids: bool = False
+    """Returns the token ids."""
 
 
 class Tokenized(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Each only if it was asked for."""
+    """The tokens of a text. A field is present only if the request asks for it."""
 
     tokens: list[str] | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 
 class DetokenizeRequest(RequestModel):
+    """The body of POST /detokenize."""
+
     model: str
+    """The name of the served model, as `GET /models` lists it."""
     token_ids: Annotated[list[Annotated[int, Field(ge=0)]], FailFast()]
+    """The token ids to decode."""
 
 
 class Detokenized(msgspec.Struct, frozen=True):
+    """The text of token ids."""
+
     result: str

@@ -1,1 +1,1 @@
-"""Text and tokens: tokenizer, chat template, detokenizer, answers. Imports no web framework and no torch."""
+"""Tokenizer, chat template, detokenizer and transcripts. Must not import a web framework or torch."""

@@ -1,20 +1,20 @@
-"""Tokens' bytes -> text as it becomes certain. Knows stop sequences; knows no tokens' ids and no requests."""
+"""Converts the bytes of tokens to text, and finds stop sequences. Knows no token ids and no requests."""
 
 import codecs
 from collections.abc import Iterable
 
 
 class StopString:
-    """How much of a stop sequence the text so far ends with (Knuth, Morris and Pratt's automaton)."""
+    """Searches a growing text for one stop sequence, with the algorithm of Knuth, Morris and Pratt."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._fallbacks = _fallbacks(text)
         self.matched = 0
-        """Characters of the sequence, from its first, that the text ends with."""
+        """Length of the longest prefix of the stop sequence that the text so far ends with."""
 
     def find(self, text: str) -> int | None:
-        """Goes on through `text`; how far into it the sequence is first complete, if it is."""
+        """Reads the next part of the text. Returns the end of the first match in `text`, or None."""
         for position, character in enumerate(text):
             self.matched = _advance(self._text, self._fallbacks, self.matched, character)
             if self.matched == len(self._text):
@@ -29,7 +29,7 @@ def _advance(text: str, fallbacks: list[int], matched: int, character: str) -> i
 
 
 def _fallbacks(text: str) -> list[int]:
-    """For each length of matched text: the longest shorter one that the text then ends with as well."""
+    """For each matched length: the length of the next shorter prefix that the matched text ends with."""
     fallbacks = [0, 0]
     for character in text[1:]:
         fallbacks.append(_advance(text, fallbacks, fallbacks[-1], character))
@@ -37,10 +37,10 @@ def _fallbacks(text: str) -> list[int]:
 
 
 class Detokenizer:
-    """The text of one choice.
+    """Produces the text of one choice.
 
-    A character is held back until it is whole, and what may become a stop sequence until that is
-    decided. Time is linear in the text.
+    It holds back an incomplete character, and text that may become a stop sequence, until the next tokens
+    decide. The total time is linear in the length of the text.
     """
 
     def __init__(self, stop: Iterable[str] = (), strips_leading_space: bool = False) -> None:
@@ -49,18 +49,18 @@ class Detokenizer:
         self._strip = strips_leading_space
         self._held = ""
         self.decoded = 0
-        """Characters so far, those held back included."""
+        """Number of characters decoded so far, including those held back."""
         self.released = 0
-        """Characters given out."""
+        """Number of characters returned so far."""
         self.stopped = False
-        """Whether a stop sequence has ended the text."""
+        """Whether the text has ended at a stop sequence."""
 
     def push(self, data: bytes) -> str:
-        """One token's bytes; returns the text that is now certain."""
+        """Adds the bytes of one token. Returns the text that no later token can change."""
         return self._take(self._characters.decode(data))
 
     def finish(self) -> str:
-        """No token follows: returns what was held back. Incomplete characters become U+FFFD."""
+        """Ends the text. Returns what was held back, with U+FFFD for an incomplete character."""
         if self.stopped:
             return ""
         text = self._take(self._characters.decode(b"", final=True))
@@ -82,7 +82,7 @@ class Detokenizer:
         return self._release(len(self._held) - max(stop.matched for stop in self._stops))
 
     def _find_stop(self, text: str) -> int | None:
-        """Where in the held text the first stop sequence begins, once `text` was added to it."""
+        """Start of the first stop sequence in the held text, which ends with the new `text`; or None."""
         before = len(self._held) - len(text)
         ends = [(stop.find(text), stop.matched) for stop in self._stops]
         return min((before + end - length for end, length in ends if end is not None), default=None)

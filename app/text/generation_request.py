@@ -1,4 +1,4 @@
-"""ChatRequest + what the model allows -> GenerationRequest. Renders and counts nothing."""
+"""Converts a ChatRequest to a GenerationRequest within the model's limits. Does not render the prompt."""
 
 from collections.abc import Iterable
 
@@ -8,9 +8,9 @@ from inference.interface.protocol import GenerationRequest, ModelInfo, SamplingP
 
 
 def check_model(given: str, served: str) -> None:
-    """Raises UNKNOWN_MODEL."""
+    """Raises UNKNOWN_MODEL if the given model is not the served one."""
     if given != served:
-        message = f"model {shorten(given)} is unknown; GET /models lists what is served"
+        message = f"model {shorten(given)} is unknown; GET /models lists the served model"
         raise ApiError(ErrorCode.UNKNOWN_MODEL, message, "model")
 
 
@@ -22,9 +22,10 @@ def generation_request(
     request_id: str,
     nice: bool,
 ) -> GenerationRequest:
-    """`concept_digests`: one for each concept that the request names.
+    """`concept_digests`: the digest of each concept that the request names.
 
-    Raises CONTEXT_LENGTH_EXCEEDED, or INVALID_REQUEST if logit_bias names an id outside the vocabulary.
+    Raises CONTEXT_LENGTH_EXCEEDED, or INVALID_REQUEST if logit_bias names an id outside the vocabulary or
+    bans all of it.
     """
     return GenerationRequest(
         request_id=request_id,
@@ -42,8 +43,8 @@ def _max_tokens(wanted: int | None, prompt: int, context: int) -> int:
     least = 1 if wanted is None else wanted
     if prompt + least > context:
         message = (
-            f"the prompt has {prompt} tokens; with max_tokens {shorten(least)} "
-            f"that is more than the {context} tokens of the model's context"
+            f"the prompt has {prompt} tokens; together with max_tokens {shorten(least)}, "
+            f"this exceeds the model's context length of {context} tokens"
         )
         raise ApiError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, "max_tokens" if wanted else "messages")
     return context - prompt if wanted is None else wanted
@@ -65,7 +66,7 @@ def _sampling(chat: ChatRequest, vocab_size: int) -> SamplingParams:
 def _check_bias(logit_bias: dict[int, float], vocab_size: int) -> None:
     for token_id in logit_bias:
         if token_id >= vocab_size:
-            rule = f"logit_bias['{token_id}'] is not a token id: the vocabulary ends at {vocab_size - 1}"
+            rule = f"logit_bias['{token_id}'] is not a token id: the largest one is {vocab_size - 1}"
             raise InvalidRequest(rule, f"logit_bias['{token_id}']")
     banned = sum(bias <= -100 for bias in logit_bias.values())
     if banned == vocab_size:
@@ -73,6 +74,6 @@ def _check_bias(logit_bias: dict[int, float], vocab_size: int) -> None:
 
 
 def _steering(concept_digests: Iterable[str], strength: float) -> SteeringSpec | None:
-    """Concepts with the same examples have the same digest and count once."""
+    """Removes duplicate digests: concepts with the same examples share one digest and count once."""
     digests = tuple(sorted(set(concept_digests)))
     return SteeringSpec(digests, strength) if digests and strength else None

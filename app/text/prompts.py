@@ -1,8 +1,7 @@
-"""Messages -> token ids: the only file that renders a chat template. Knows no limits and no HTTP.
+"""Renders messages with the model's chat template and encodes them. Knows no limits and no HTTP.
 
-A template is written for text in which control tokens are names such as `<|im_end|>`. A message that
-holds such a name must not smuggle the token in, so what callers wrote is never encoded as anything
-but text.
+A chat template writes control tokens by name, such as `<|im_end|>`. A message may contain such a name, too.
+This module encodes the text of messages only as text, so callers cannot inject control tokens.
 """
 
 import itertools
@@ -26,99 +25,103 @@ from app.errors import InternalError, InvalidRequest, StartError, clip
 from app.schemas.chat import Message
 from app.text.tokenizer import Tokenizer
 
-# Shorter prompts take about a millisecond, less than handing them to a thread is worth.
+# Characters. A shorter prompt takes about a millisecond, so a thread is not worth its cost.
 _LONG_PROMPT = 8_192
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
 class PromptRenderer:
-    """The model's chat template over its tokenizer."""
+    """The model's chat template and tokenizer."""
 
     def __init__(self, template: jinja2.Template, variables: dict[str, str], tokenizer: Tokenizer) -> None:
-        """`variables` are what the template knows besides the messages, such as `eos_token`."""
+        """`variables`: what the template can use besides the messages, such as `eos_token`."""
         self._template = template
         self._variables = variables
         self._tokenizer = tokenizer
         names = sorted(tokenizer.control_tokens, key=len, reverse=True)
         self._control_token = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._control_ids = frozenset(tokenizer.control_tokens.values())
-        self._telltales = {name[0] for name in names} | {name[-1] for name in names}
+        self._edge_characters = {name[0] for name in names} | {name[-1] for name in names}
 
     async def render(self, messages: Sequence[Message]) -> list[int]:
-        """Raises ApiError: INVALID_REQUEST if the template refuses, INTERNAL if it fails."""
+        """Returns the token ids of the prompt. Encodes a long prompt on another thread.
+
+        Raises INVALID_REQUEST if the template refuses the messages, INTERNAL if the template fails.
+        """
         if sum(len(message.content) for message in messages) < _LONG_PROMPT:
             return self.encode(messages)
         return await to_thread.run_sync(self.encode, messages)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """As `render`, in this thread."""
+        """Like `render`, but on the calling thread."""
         rendered = self._apply(messages, {})
         token_ids = self._tokenizer.encode_marked(rendered)
-        disguise = self._disguise(messages)
-        disguised = self._apply(messages, disguise) if disguise else rendered
+        stand_ins = self._choose_stand_ins(messages)
+        masked = self._apply(messages, stand_ins) if stand_ins else rendered
         control_tokens = self._tokenizer.control_tokens
-        expected = [control_tokens[name] for name in self._control_token.findall(disguised)]
+        expected = [control_tokens[name] for name in self._control_token.findall(masked)]
         if [token_id for token_id in token_ids if token_id in self._control_ids] == expected:
             return token_ids
-        return self._encode_pieces(disguised, disguise)
+        return self._encode_pieces(masked, stand_ins)
 
-    def _disguise(self, messages: Sequence[Message]) -> dict[int, str]:
-        """Code points that can begin or end a control token, to stand-ins that no message holds.
+    def _choose_stand_ins(self, messages: Sequence[Message]) -> dict[int, str]:
+        """Maps characters that can begin or end a control token to characters that no message contains.
 
-        Empty when the messages hold none of them. With stand-ins in the messages, the control tokens
-        in the rendered text are the template's own.
+        Empty if the messages contain no such character. After the replacement, every control token in the
+        rendered text comes from the template.
         """
         used = set().union(*(message.content for message in messages))
-        stand_ins = (chr(code) for code in itertools.chain(*_PRIVATE_USE) if chr(code) not in used)
-        return dict(zip(map(ord, sorted(self._telltales & used)), stand_ins, strict=False))
+        unused = (chr(code) for code in itertools.chain(*_PRIVATE_USE) if chr(code) not in used)
+        return dict(zip(map(ord, sorted(self._edge_characters & used)), unused, strict=False))
 
-    def _encode_pieces(self, disguised: str, disguise: dict[int, str]) -> list[int]:
-        """What lies between the template's control tokens is encoded as text, each piece on its own."""
-        original = {ord(stand_in): chr(code) for code, stand_in in disguise.items()}
+    def _encode_pieces(self, masked: str, stand_ins: dict[int, str]) -> list[int]:
+        """Encodes each piece of text between the template's control tokens separately."""
+        original = {ord(stand_in): chr(code) for code, stand_in in stand_ins.items()}
         token_ids: list[int] = []
         end = 0
-        for match in self._control_token.finditer(disguised):
-            token_ids += self._encode_text(disguised[end : match.start()].translate(original))
+        for match in self._control_token.finditer(masked):
+            token_ids += self._encode_text(masked[end : match.start()].translate(original))
             token_ids.append(self._tokenizer.control_tokens[match[0]])
             end = match.end()
-        return token_ids + self._encode_text(disguised[end:].translate(original))
+        return token_ids + self._encode_text(masked[end:].translate(original))
 
     def _encode_text(self, text: str) -> list[int]:
         token_ids = self._tokenizer.encode(text)
         for name in self._control_token.findall(text):
-            # Some vocabularies have no other token for it.
+            # Some vocabularies have no other tokens for this text.
             if self._tokenizer.control_tokens[name] in token_ids:
-                raise InvalidRequest(f"messages hold {name}, which the model cannot read as text", "messages")
+                rule = f"messages contain {name}, which the model's tokenizer cannot encode as text"
+                raise InvalidRequest(rule, "messages")
         return token_ids
 
-    def _apply(self, messages: Sequence[Message], disguise: dict[int, str]) -> str:
-        turns = [{"role": turn.role, "content": turn.content.translate(disguise)} for turn in messages]
+    def _apply(self, messages: Sequence[Message], stand_ins: dict[int, str]) -> str:
+        turns = [{"role": turn.role, "content": turn.content.translate(stand_ins)} for turn in messages]
         try:
             return self._template.render(self._variables, messages=turns, add_generation_prompt=True)
         except _Refusal as refusal:
             message = f"messages are refused by the model's chat template: {clip(str(refusal), 200)}"
             raise InvalidRequest(message, "messages") from None
-        except Exception as error:  # whatever a template's code runs into
-            # What it says may quote the messages.
+        except Exception as error:  # a template's code can raise anything
+            # The error's own message may quote the chat, so only its type is reported.
             raise InternalError(
                 f"the model's chat template failed{_line(error)}: {type(error).__name__}"
             ) from None
 
 
 def load_prompt_renderer(directory: Path, tokenizer: Tokenizer) -> PromptRenderer | None:
-    """None when the model has no chat template; raises StartError when it has one that cannot be used."""
+    """Returns None if the model has no chat template. Raises StartError if the template cannot be used."""
     config = _read_config(directory)
     source = _read_template(directory, config)
     return None if source is None else PromptRenderer(_compile(source), _special_names(config), tokenizer)
 
 
 class _Refusal(jinja2.TemplateError):
-    """The template called raise_exception."""
+    """The template called raise_exception, to refuse the messages."""
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training; here it only passes them on."""
+    """`{% generation %}` marks the assistant's text for training. Here it renders its content unchanged."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -128,7 +131,7 @@ class _GenerationTag(jinja2.ext.Extension):
 
 
 def _compile(source: str) -> jinja2.Template:
-    """The environment that chat templates are written for: that of transformers."""
+    """Compiles a template in the same environment as transformers. Raises StartError."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
@@ -138,11 +141,11 @@ def _compile(source: str) -> jinja2.Template:
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise StartError(f"the model's chat template is broken: {error}") from None
+        raise StartError(f"the model's chat template is not valid Jinja: {error}") from None
 
 
 def _line(error: Exception) -> str:
-    """Of the template, which is called so in tracebacks."""
+    """Names the template's line. Tracebacks call the template's file `<template>`."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
     return f" in line {lines[-1]}" if lines else ""
@@ -176,7 +179,7 @@ def _read_template(directory: Path, config: dict[str, Any]) -> str | None:
 
 
 def _special_names(config: dict[str, Any]) -> dict[str, str]:
-    """`bos_token`, `eos_token` …: each is a string, or an object that holds one."""
+    """The texts of `bos_token`, `eos_token` …: each is a string, or an object with a string as `content`."""
     values = [(name, value) for name, value in config.items() if name.endswith("_token")]
     texts = [(name, value.get("content") if isinstance(value, dict) else value) for name, value in values]
     return {name: text for name, text in texts if isinstance(text, str)}

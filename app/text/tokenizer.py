@@ -1,4 +1,4 @@
-"""The model's tokenizer: text to token ids, and each token's own bytes. Knows no chat and no requests."""
+"""The model's tokenizer: text to token ids, and the bytes of each token. Knows no chats and no requests."""
 
 import json
 import re
@@ -15,28 +15,28 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 @dataclass(frozen=True)
 class TokenText:
-    """What one token of the vocabulary stands for."""
+    """The name and the bytes of one token of the vocabulary."""
 
     name: str
-    """How the token is shown: its text, or a control token's name such as `<|im_end|>`."""
+    """How answers show the token: its text, or a control token's name, such as `<|im_end|>`."""
     raw: bytes
-    """Its own bytes, perhaps only a part of a character; a control token's are its name's."""
+    """The token's bytes, perhaps only a part of a character. For a control token, the bytes of its name."""
     is_control: bool = False
 
     @property
     def data(self) -> bytes:
-        """What it adds to a text: nothing, for a control token."""
+        """The bytes that the token adds to a text. A control token adds none."""
         return b"" if self.is_control else self.raw
 
 
 class Tokenizer:
-    """Loads `tokenizer.json`. Thread-safe: nothing changes after construction."""
+    """The tokenizer in `tokenizer.json`. Thread-safe, because nothing changes after construction."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises StartError."""
+        """Raises StartError if tokenizer.json cannot be loaded."""
         self.file = directory / "tokenizer.json"
         try:
-            # Whether control tokens are recognised in a text is a setting of the object: hence two.
+            # Two objects, because each either recognises control tokens in a text or does not.
             self._marked = tokenizers.Tokenizer.from_file(str(self.file))
             self._plain = tokenizers.Tokenizer.from_file(str(self.file))
         except Exception as error:  # tokenizers raises nothing more precise
@@ -47,7 +47,7 @@ class Tokenizer:
             tokenizer.no_padding()
         added = self._marked.get_added_tokens_decoder()
         self.control_tokens = {token.content: token_id for token_id, token in added.items() if token.special}
-        """The special tokens' names and ids."""
+        """The id of each special token, by name."""
         decoders = _decoders(self.file)
         self.strips_leading_space = any(map(_strips_leading_space, decoders))
         """Whether decoding drops one space at the start of a text."""
@@ -55,28 +55,28 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Highest id + 1."""
+        """The highest token id, plus 1."""
         return len(self._texts)
 
     def encode(self, text: str) -> list[int]:
-        """Control tokens that are written in the text stay text; none are added."""
+        """Encodes the names of control tokens as text. Adds no control tokens."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode_marked(self, text: str) -> list[int]:
-        """A control token's name becomes the control token."""
+        """Encodes the name of a control token as that control token."""
         return self._marked.encode(text, add_special_tokens=False).ids
 
     def encode_strings(self, text: str) -> tuple[list[str], list[int]]:
-        """As `encode`, with the vocabulary's own strings."""
+        """Like `encode`, but returns the vocabulary's string for each token as well."""
         encoding = self._plain.encode(text, add_special_tokens=False)
         return encoding.tokens, encoding.ids
 
     def decode(self, token_ids: list[int]) -> str:
-        """Control tokens are shown by name."""
+        """Decodes token ids to text. Writes control tokens by name."""
         return self._marked.decode(token_ids, skip_special_tokens=False)
 
     def text_of(self, token_id: int) -> TokenText:
-        """An id that the vocabulary leaves out stands for nothing."""
+        """The token with this id. An id that is not in the vocabulary has an empty name and no bytes."""
         return self._texts[token_id] if token_id < len(self._texts) else TokenText("", b"")
 
     def _read_vocabulary(self, decoders: set[str]) -> list[TokenText]:
@@ -114,7 +114,7 @@ def _strips_leading_space(decoder: dict[str, Any]) -> bool:
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's way to write bytes as visible characters: the unprintable ones move up to U+0100."""
+    """GPT-2's mapping of bytes to visible characters: unprintable bytes get characters from U+0100 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(moved)}

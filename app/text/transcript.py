@@ -1,6 +1,6 @@
-"""Token events -> a completion, or the chunks of one. Pure: no I/O, no clock.
+"""Converts token events to a completion, or to the chunks of a stream. Pure: no I/O, no clock.
 
-Streamed or not, the text and the log probabilities come out of the same `Transcript.feed`.
+Both use `Transcript.feed`, so a streamed answer has the same text and log probabilities as a whole one.
 """
 
 import math
@@ -27,13 +27,13 @@ from app.text.detokenizer import Detokenizer
 from app.text.tokenizer import Tokenizer
 from inference.interface import protocol
 
-# What the API sends for a log probability that is not finite.
+# JSON has no infinity, so the API sends this for a log probability that is not finite.
 _LOGPROB_FLOOR = -9999.0
 
 
 @dataclass(frozen=True)
 class Heading:
-    """What all chunks of an answer, or the whole of it, have in common."""
+    """The fields that a completion, or all chunks of one stream, share."""
 
     id: str
     created: int
@@ -43,18 +43,18 @@ class Heading:
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What one engine step added to a choice's answer. `text` is empty only in the choice's last one."""
+    """What one engine step adds to a choice. `text` can be empty only in the last one of a choice."""
 
     index: int
     text: str
     logprobs: list[TokenLogprob]
     finish_reason: FinishReason | None = None
     running: bool = False
-    """The engine does not know that the choice has ended, and should be told."""
+    """The choice has ended at a stop sequence but still runs in the engine, so the caller must abort it."""
 
 
 class Transcript:
-    """The answer to one request, in the making."""
+    """The answer to one request, as it grows."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Transcript:
         self._choices = [_Choice(tokenizer, stop) for _ in range(request.n)]
 
     def feed(self, events: list[protocol.TokenEvent]) -> list[Progress]:
-        """The events of one engine step; events of a choice that has ended are ignored."""
+        """Adds the events of one engine step. Ignores events of choices that have ended."""
         running: dict[int, bool] = {}
         for event in events:
             choice = self._choices[event.index]
@@ -90,7 +90,7 @@ class Transcript:
 
     @property
     def finish_reasons(self) -> list[FinishReason | None]:
-        """None: the choice has not ended."""
+        """The finish reason of each choice. None: the choice has not ended."""
         return [choice.finish_reason for choice in self._choices]
 
     @property
@@ -99,7 +99,7 @@ class Transcript:
         return Usage(self._prompt_tokens, completion, self._prompt_tokens + completion)
 
     def completion(self, steps: Iterable[Progress]) -> ChatCompletion:
-        """All steps of an answer that has ended, as one."""
+        """Joins all steps of a finished answer into one completion."""
         texts: list[list[str]] = [[] for _ in self._choices]
         logprobs: list[list[TokenLogprob]] = [[] for _ in self._choices]
         for step in steps:
@@ -124,7 +124,7 @@ class Transcript:
         )
 
     def opening(self) -> list[ChatChunk]:
-        """One chunk for every choice, before anything else."""
+        """The first chunks of a stream: one for each choice, with its role."""
         first = Delta(role="assistant", content="")
         return [self._chunk(ChunkChoice(index, first)) for index in range(len(self._choices))]
 
@@ -158,10 +158,10 @@ class Transcript:
 
 
 class _Choice:
-    """One of a request's answers: its text, and the log probabilities that go with it.
+    """The text of one choice, and its log probabilities.
 
-    A token's log probabilities leave with the first text at or after the place where the token
-    began. So those of a token that lies wholly in a removed stop sequence never leave.
+    `take` returns a token's log probabilities once it has returned text beyond the token's start. So it never
+    returns those of a token that lies wholly in a removed stop sequence.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
@@ -170,7 +170,7 @@ class _Choice:
         self._text = ""
         self._waiting: deque[tuple[int, TokenLogprob]] = deque()
         self.tokens = 0
-        """Generated, the end-of-turn token left out."""
+        """Number of generated tokens, without the end-of-turn token."""
         self.finish_reason: FinishReason | None = None
 
     def push(self, event: protocol.TokenEvent) -> None:
@@ -190,7 +190,7 @@ class _Choice:
             self.finish_reason = "stop"
 
     def take(self) -> tuple[str, list[TokenLogprob]]:
-        """What has become certain since the last time."""
+        """The text that has become final since the last call, with its log probabilities."""
         text, self._text = self._text, ""
         entries = []
         while self._waiting and self._waiting[0][0] < self._detokenizer.released:

@@ -1,4 +1,4 @@
-"""The command line: mistakes are one line, a token works as configured, and concepts are made from files."""
+"""The command line: errors are one line, access tokens are created, and concepts are created from files."""
 
 import asyncio
 import hashlib
@@ -36,7 +36,7 @@ def tiller(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_a_new_token_is_shown_with_what_to_configure() -> None:
+def test_a_new_access_token_is_printed_with_its_configuration() -> None:
     lines = tiller("token", "new", "--print-only", 'Ada "x": y').stdout.splitlines()
     token = lines[0].removeprefix("Token: ")
     auth = AuthSettings.model_validate(yaml.safe_load("\n".join(lines[3:]))["auth"])
@@ -60,7 +60,7 @@ def test_a_port_in_use_is_one_line() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_file_of_tokens_that_cannot_be_read_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+def test_an_invalid_access_token_file_is_reported_before_the_model_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "tokens.json").write_text("[")
     done = tiller("serve", "--port", "0", TILLER_DATA_DIRECTORY=str(tmp_path))
     assert done.returncode == 1
@@ -82,7 +82,7 @@ CONCEPT = {"name": "kind", "description": "Kind", "examples": [{"positive": "Tha
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """The server's: with a token, and a file that holds no concept."""
+    """The server's settings, with an access token, and a concept file that is not valid."""
     settings.created_concepts.mkdir(parents=True)
     (settings.created_concepts / "broken.json").write_text("{")
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
@@ -98,7 +98,7 @@ def file(tmp_path: Path) -> Path:
 
 
 async def concept(*arguments: object, url: str, token: str | None = TOKEN) -> Result:
-    """`tiller concept …`, beside the server in this process."""
+    """Runs `tiller concept …` on another thread, because the server runs in this one."""
     words = ["concept", *map(str, arguments), "--url", url]
     runner = CliRunner(env={"TILLER_TOKEN": token, "COLUMNS": "100"})
     return await asyncio.to_thread(runner.invoke, build_commands(), words)
@@ -113,7 +113,7 @@ def assert_one_line(result: Result, *words: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/", "/v1"])
-async def test_a_concept_is_made_from_a_file(live_url: str, file: Path, prefix: str) -> None:
+async def test_a_concept_is_created_from_a_file(live_url: str, file: Path, prefix: str) -> None:
     done = await concept("train", file, url=live_url + prefix)
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.startswith("_worker/kind: ready, examples: 1\n")
@@ -121,7 +121,7 @@ async def test_a_concept_is_made_from_a_file(live_url: str, file: Path, prefix: 
         assert shown in done.stdout
 
 
-async def test_a_file_may_be_json_and_name_nothing(live_url: str, tmp_path: Path) -> None:
+async def test_a_file_may_be_json_without_a_name(live_url: str, tmp_path: Path) -> None:
     file = tmp_path / "concept.json"
     file.write_text(json.dumps({"examples": CONCEPT["examples"]}))
     assert (await concept("train", file, url=live_url)).exit_code == 0
@@ -140,7 +140,7 @@ async def test_concepts_are_listed_shown_and_deleted(live_url: str, file: Path) 
     assert_one_line(await concept("show", "kind", url=live_url), "_worker/kind is unknown")
 
 
-async def test_files_that_hold_no_concept_are_listed(live_url: str) -> None:
+async def test_concept_files_that_cannot_be_used_are_listed(live_url: str) -> None:
     listed = await concept("list", url=live_url)
     assert (listed.exit_code, len(listed.stderr.splitlines())) == (0, 1)
     assert "broken.json" in listed.stderr
@@ -170,16 +170,16 @@ async def test_a_concept_that_fails_is_one_line(live_url: str, file: Path, engin
         ("", "must have examples"),
         ("name: kind", "must have examples"),
         ("exmaples: []", "must have examples"),
-        ("examples: [", "cannot be understood"),
-        ("examples: [2020-01-01]", "cannot be understood"),
-        ("examples: [.nan]", "cannot be understood"),
-        ('examples: ["\\ud800"]', "cannot be understood"),
+        ("examples: [", "not valid YAML or JSON"),
+        ("examples: [2020-01-01]", "not valid YAML or JSON"),
+        ("examples: [.nan]", "not valid YAML or JSON"),
+        ('examples: ["\\ud800"]', "not valid YAML or JSON"),
         ("examples: []", "1 to 1000 items"),
         ("examples: [{positive: a}]", "examples[0].negative is required"),
         ("examples: [{positive: a, negative: b}]\nname: ../x", "name must match"),
     ],
 )
-async def test_a_file_that_holds_no_concept_is_one_line(
+async def test_a_file_without_a_valid_concept_is_one_line(
     live_url: str, tmp_path: Path, text: str, word: str
 ) -> None:
     (tmp_path / "x.yaml").write_text(text)
@@ -191,7 +191,7 @@ async def test_a_missing_file_is_one_line(live_url: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:9", "http://[", "ftp://127.0.0.1"])
-async def test_a_server_that_is_not_there_is_one_line(file: Path, url: str) -> None:
+async def test_an_unreachable_server_is_one_line(file: Path, url: str) -> None:
     assert_one_line(await concept("train", file, url=url), "cannot be reached")
 
 
@@ -207,13 +207,13 @@ async def test_another_server_is_one_line(file: Path) -> None:
         assert_one_line(await concept("list", url=url), "502")
 
 
-async def test_the_token_comes_from_the_environment_or_an_option(live_url: str) -> None:
+async def test_the_access_token_comes_from_the_environment_or_an_option(live_url: str) -> None:
     for token in (None, "wrong"):
         assert_one_line(await concept("list", url=live_url, token=token), "token")
         assert (await concept("list", "--token", TOKEN, url=live_url, token=token)).exit_code == 0
 
 
-async def test_ctrl_c_ends_the_wait_and_not_the_creation(
+async def test_ctrl_c_ends_the_command_but_not_the_creation(
     live_url: str, file: Path, engine: FakeEngine
 ) -> None:
     go_on = asyncio.Event()

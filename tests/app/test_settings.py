@@ -1,4 +1,4 @@
-"""Settings come from file, environment and command line, and a mistake is one clear line."""
+"""Settings come from the file, the environment and the command line. An error in them is one line."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def two_tokens(**same: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_variables_of_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_tiller_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("TILLER_"):
             monkeypatch.delenv(name)
@@ -31,7 +31,7 @@ def write(directory: Path, text: str) -> Path:
     return file
 
 
-def test_the_defaults_are_those_of_the_worker() -> None:
+def test_the_defaults_equal_those_of_the_worker() -> None:
     config = EngineConfig()
     assert Settings().engine_config == config
     not_settings = {"source", "cache_directory", "replica", "log"}
@@ -56,8 +56,8 @@ def test_an_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sever: {}", "sever is no setting"),
-        ("server: {prt: 1}", "server.prt is no setting"),
+        ("sever: {}", "sever is not a setting"),
+        ("server: {prt: 1}", "server.prt is not a setting"),
         ("server: {port: many}", "server.port must be a valid integer"),
         ("server: {port: 70000}", "server.port must be less than or equal to 65535, got 70000"),
         ("server: 5", "server must be a mapping, got 5"),
@@ -66,8 +66,8 @@ def test_an_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> 
         ("auth: {tokens: [{name: a, sha256: secret}]}", "auth.tokens.0.sha256 must match"),
         ("- 1", "must be a mapping of sections"),
         ("1: 2", "must be a mapping of sections"),
-        ("a: [", "no YAML"),
-        ("server: {port: 1}\nserver: {port: 2}", "no YAML: server is there twice in"),
+        ("a: [", "is not valid YAML"),
+        ("server: {port: 1}\nserver: {port: 2}", "is not valid YAML: duplicate key server in"),
         ("server:\n\tport: 1", "cannot start any token in line 2"),
         ("server: {port: -1}", "server.port must be greater than or equal to 0, got -1"),
         ("server: {tls: {certificate: a.pem}}", "server.tls.key is required"),
@@ -79,7 +79,10 @@ def test_an_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> 
         ("engine: {kv_cache_gib: 0}", "engine.kv_cache_gib must be greater than 0, got 0"),
         ("engine: {context_length: -5}", "engine.context_length must be greater than or equal to 1, got -5"),
         ("engine: {device: tpu}", "engine.device must be 'auto', 'cpu' or 'cuda', got 'tpu'"),
-        ("engine: {steering_blocks: [3, 3]}", "engine.steering_blocks must name each block once, got [3, 3]"),
+        (
+            "engine: {steering_blocks: [3, 3]}",
+            "engine.steering_blocks must name each decoder block once, got [3, 3]",
+        ),
         ("engine: {steering_blocks: []}", "engine.steering_blocks must have at least 1 item"),
         ("limits: {max_wait_seconds: 0}", "limits.max_wait_seconds must be greater than 0, got 0"),
         ("log: {format: xml}", "log.format must be 'text' or 'json', got 'xml'"),
@@ -89,7 +92,9 @@ def test_an_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> 
         (two_tokens(sha256=TOKEN["sha256"]), "auth.tokens must not have the same sha256 twice"),
     ],
 )
-def test_a_mistake_in_the_file_names_file_key_and_rule(tmp_path: Path, text: str, message: str) -> None:
+def test_an_error_in_the_file_names_the_file_the_key_and_the_rule(
+    tmp_path: Path, text: str, message: str
+) -> None:
     file = write(tmp_path, text)
     with pytest.raises(SettingsError) as error:
         load_settings(file)
@@ -98,7 +103,7 @@ def test_a_mistake_in_the_file_names_file_key_and_rule(tmp_path: Path, text: str
     assert "\n" not in str(error.value)
 
 
-def test_a_file_may_repeat_itself_in_the_way_of_yaml(tmp_path: Path) -> None:
+def test_a_file_may_use_anchors_and_merge_keys(tmp_path: Path) -> None:
     tokens = (
         f"[&one {{name: a, sha256: {'a' * 64}, max_requests: 3}}, {{<<: *one, name: b, sha256: {'b' * 64}}}]"
     )
@@ -112,13 +117,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["TILLER_HOST", "TILLER_SERVER__PRT", "TILLER_SERVR__PORT"])
-def test_an_unknown_variable_is_a_mistake(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_unknown_variable_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "1")
-    with pytest.raises(SettingsError, match="is no setting"):
+    with pytest.raises(SettingsError, match="is not a setting"):
         load_settings(None)
 
 
-def test_the_variables_of_kubernetes_for_a_service_of_our_name_are_none_of_ours(
+def test_variables_that_kubernetes_sets_for_a_service_named_tiller_are_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("TILLER_PORT", "TILLER_SERVICE_HOST", "TILLER_PORT_8000_TCP_ADDR"):
@@ -126,9 +131,9 @@ def test_the_variables_of_kubernetes_for_a_service_of_our_name_are_none_of_ours(
     assert load_settings(None).server.port == 8000
 
 
-def test_a_variable_that_is_no_json_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_with_invalid_json_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILLER_AUTH__TOKENS", "[{")
-    with pytest.raises(SettingsError, match=r"^environment: TILLER_AUTH__TOKENS: no JSON$"):
+    with pytest.raises(SettingsError, match=r"^environment: TILLER_AUTH__TOKENS is not valid JSON$"):
         load_settings(None)
 
 
@@ -136,7 +141,7 @@ def test_a_variable_that_is_no_json_is_a_mistake(monkeypatch: pytest.MonkeyPatch
     ("name", "value"),
     [("TILLER_SERVER__PORT", "many"), ("tiller_server__port", "-1"), ("TILLER_SERVER", '{"port": "x"}')],
 )
-def test_a_mistake_in_a_variable_names_the_variable(
+def test_an_error_in_a_variable_names_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -144,7 +149,7 @@ def test_a_mistake_in_a_variable_names_the_variable(
         load_settings(write(tmp_path, "server: {port: 1}"))
 
 
-def test_a_mistake_on_the_command_line_names_the_option(tmp_path: Path) -> None:
+def test_an_error_on_the_command_line_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"^--port: server\.port must be less than or equal to 65535"):
         load_settings(write(tmp_path, "server: {port: 1}"), server={"port": 99999})
 
@@ -156,7 +161,7 @@ def model(directory: Path, config: str | None, tokenizer: str | None = "{}") -> 
     return directory
 
 
-def test_a_model_that_is_not_there_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_a_missing_or_incomplete_model_is_reported_before_anything_is_loaded(tmp_path: Path) -> None:
     def refusal(source: Path | str) -> str:
         with pytest.raises(SettingsError, match=r"^model\.source: ") as error:
             load_settings(None, model={"source": str(source)})
@@ -167,22 +172,22 @@ def test_a_model_that_is_not_there_is_told_before_anything_is_loaded(tmp_path: P
     assert "does not exist" in refusal("~nobody-of-this-name/model")
     assert "has no config.json" in refusal(tmp_path / "a")
     assert "config.json cannot be read: Expecting" in refusal(model(tmp_path / "a", "{"))
-    assert "config.json must hold an object" in refusal(model(tmp_path / "a", "[]"))
+    assert "config.json must contain a JSON object" in refusal(model(tmp_path / "a", "[]"))
     (tmp_path / "a" / "tokenizer.json").unlink()
     assert "has no tokenizer.json" in refusal(model(tmp_path / "a", "{}", None))
-    assert "is no directory" in refusal(tmp_path / "a" / "config.json")
+    assert "is not a directory" in refusal(tmp_path / "a" / "config.json")
     source = str(model(tmp_path / "a", "{}"))
     assert load_settings(None, model={"source": source}).model.source == source
 
 
 @pytest.mark.parametrize("key", ["cache_directory", "data_directory"])
-def test_a_file_in_a_directorys_place_is_a_mistake(
+def test_a_file_instead_of_a_directory_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     (tmp_path / "file").touch()
     for name in ("file", "file/deeper/still"):
         with pytest.raises(
-            SettingsError, match=rf"^{key} {tmp_path}/{name} is no directory: \S+file is a file"
+            SettingsError, match=rf"^{key} {tmp_path}/{name} is not a directory: \S+file is a file"
         ):
             load_settings(write(tmp_path, f"{key}: {tmp_path / name}"))
     with pytest.raises(SettingsError, match=rf"^{key} ~nobody-of-this-name/x cannot be found"):
@@ -194,14 +199,14 @@ def test_a_file_in_a_directorys_place_is_a_mistake(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
-def test_others_are_let_in_only_with_tokens(host: str) -> None:
+def test_other_addresses_than_loopback_need_access_tokens(host: str) -> None:
     with pytest.raises(SettingsError, match="tiller token new"):
         load_settings(None, server={"host": host})
     assert load_settings(None, server={"host": host}, auth={"tokens": [TOKEN]}).server.host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_this_machine_needs_no_tokens(host: str) -> None:
+def test_loopback_addresses_need_no_access_tokens(host: str) -> None:
     assert load_settings(None, server={"host": host}).auth == AuthSettings()
 
 
@@ -213,28 +218,28 @@ def test_settings_are_frozen() -> None:
 
 
 @pytest.mark.parametrize("name", ["quickstart.yaml", "gpu.yaml"])
-def test_the_shipped_files_can_be_used(name: str) -> None:
+def test_the_shipped_configurations_are_valid(name: str) -> None:
     assert load_settings(ROOT / "configs" / name).model.name
 
 
-def test_the_directory_of_shipped_concepts_is_missed_only_where_it_was_named(
+def test_the_directory_of_shipped_concepts_must_exist_only_if_it_is_configured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert not load_settings(None).shipped_concepts.exists()
-    with pytest.raises(SettingsError, match=r"steering\.concepts configs/concepts is no directory"):
+    with pytest.raises(SettingsError, match=r"steering\.concepts configs/concepts is not a directory"):
         load_settings(None, steering={"concepts": "configs/concepts"})
     monkeypatch.setenv("TILLER_STEERING__CONCEPTS", str(tmp_path))
     assert load_settings(None).shipped_concepts == tmp_path
 
 
-def test_created_concepts_are_kept_in_the_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_created_concepts_are_stored_in_the_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert load_settings(None).created_concepts == Path("/home/ada/.local/share/tiller/concepts")
     monkeypatch.setenv("TILLER_DATA_DIRECTORY", "/var/lib/tiller")
     assert load_settings(None).created_concepts == Path("/var/lib/tiller/concepts")
 
 
-def test_the_token_of_the_command_line_client_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_access_token_for_the_clients_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILLER_TOKEN", "secret")
     assert "secret" not in repr(load_settings(None))

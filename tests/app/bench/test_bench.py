@@ -1,4 +1,4 @@
-"""`tiller bench`: against our own gateway, and against peers that are made up."""
+"""`tiller bench`, against Tiller's own gateway and against fake servers."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ SHORT = ("--concurrency", "1,2", "--prompt-tokens", "16,50", "--tokens", "3", "-
 
 
 async def bench(*arguments: object, token: str | None = None) -> Result:
-    """`tiller bench …`, beside the server in this process."""
+    """Runs `tiller bench …` on another thread, because the server runs in this one."""
     runner = CliRunner(env={"TILLER_TOKEN": token})
     return await asyncio.to_thread(runner.invoke, build_commands(), ["bench", *map(str, arguments)])
 
@@ -38,10 +38,10 @@ def assert_one_line(result: Result, *words: str) -> None:
         assert word in line
 
 
-# Our own gateway, over a socket.
+# Tiller's own gateway, over a socket.
 
 
-async def test_our_server_is_measured(live_url: str, engine: FakeEngine, tmp_path: Path) -> None:
+async def test_the_gateway_is_measured(live_url: str, engine: FakeEngine, tmp_path: Path) -> None:
     engine.script = reply([40, 41, 42], FinishReason.LENGTH)
     file = tmp_path / "figures.json"
     done = await bench("--url", f"ours={live_url}/v1", *SHORT, "--requests", 3, "--json", file)
@@ -60,7 +60,7 @@ async def test_our_server_is_measured(live_url: str, engine: FakeEngine, tmp_pat
     assert len(done.stderr.splitlines()) == 4
 
 
-async def test_our_server_is_asked_for_a_fixed_length(live_url: str, engine: FakeEngine) -> None:
+async def test_requests_ask_for_a_fixed_length(live_url: str, engine: FakeEngine) -> None:
     engine.script = reply([40, 41, 42], FinishReason.LENGTH)
     await bench("--url", live_url, *SHORT, "--ban", "0,2", "--temperature", 0.5)
     request = engine.requests[-1]
@@ -69,21 +69,21 @@ async def test_our_server_is_asked_for_a_fixed_length(live_url: str, engine: Fak
     assert dict(request.sampling.logit_bias) == {0: -100, 2: -100}
 
 
-async def test_our_servers_refusal_is_one_line(live_url: str, engine: FakeEngine) -> None:
+async def test_a_refusal_by_the_gateway_is_one_line(live_url: str, engine: FakeEngine) -> None:
     assert_one_line(await bench("--url", live_url, "--model", "nobody"), "answers 404", "nobody")
     assert engine.requests == []
 
 
-# Peers, without a socket.
+# Fake servers, without a socket.
 
 
 @dataclass
 class Peer:
-    """A server with one token for each word, and what it was sent."""
+    """A fake server that counts each word as one token, and records the requests."""
 
     bodies: list[dict] = field(default_factory=list)
     tokens: int | None = None
-    """Of each answer; None: as many as are asked for."""
+    """Length of each answer. None: the requested one."""
     refuses: Callable[[dict], bool] = lambda _: False
     authorizations: set[str | None] = field(default_factory=set)
 
@@ -118,22 +118,22 @@ def prompt_of(body: dict) -> str:
 
 @pytest.fixture
 def peers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Peer]:
-    """By their hosts, a and b."""
+    """The fake servers by host: a and b."""
     servers = {"a": Peer(), "b": Peer()}
 
-    def connect_to_them(target: Target) -> httpx.AsyncClient:
+    def connect_to_peers(target: Target) -> httpx.AsyncClient:
         client = connect(target)
         transport = httpx.MockTransport(lambda request: servers[request.url.host](request))
         return httpx.AsyncClient(base_url=client.base_url, headers=client.headers, transport=transport)
 
-    monkeypatch.setattr(load, "connect", connect_to_them)
+    monkeypatch.setattr(load, "connect", connect_to_peers)
     return servers
 
 
 BOTH = ("--url", "http://a", "--url", "bee=http://b/v1/")
 
 
-async def test_servers_get_the_same_prompts_and_each_prompt_once(peers: dict[str, Peer]) -> None:
+async def test_all_servers_get_the_same_distinct_prompts(peers: dict[str, Peer]) -> None:
     done = await bench(*BOTH, *SHORT, "--rounds", 3, "--requests", 2)
     assert done.exit_code == 0, done.output
     drawn = [prompt_of(body) for body in peers["a"].bodies]
@@ -142,26 +142,26 @@ async def test_servers_get_the_same_prompts_and_each_prompt_once(peers: dict[str
     assert {body["model"] for body in peers["a"].bodies} == {"first"}
 
 
-async def test_prompts_are_as_long_as_asked_for_with_their_template(peers: dict[str, Peer]) -> None:
+async def test_prompts_have_the_requested_length_including_the_template(peers: dict[str, Peer]) -> None:
     await bench("--url", "http://a", *SHORT, "--requests", 2)
     measured = [len(prompt_of(body).split()) for body in peers["a"].streamed if body["temperature"] == 0.7]
     assert measured.count(50 - TEMPLATE_TOKENS) == 2 + 4
-    assert min(measured) == 4  # 16 is less than the template takes
+    assert min(measured) == 4  # 16 is less than the length of the template
 
 
-async def test_nothing_is_banned_where_nothing_is_named(peers: dict[str, Peer]) -> None:
+async def test_without_ban_there_is_no_logit_bias(peers: dict[str, Peer]) -> None:
     await bench("--url", "http://a", *SHORT, "--ban", "")
     assert all("logit_bias" not in body for body in peers["a"].bodies)
 
 
-async def test_the_token_is_sent(peers: dict[str, Peer]) -> None:
+async def test_the_access_token_is_sent(peers: dict[str, Peer]) -> None:
     await bench("--url", "http://a", *SHORT, token="secret")
     assert peers["a"].authorizations == {"Bearer secret"}
     await bench("--url", "http://b", *SHORT)
     assert peers["b"].authorizations == {None}
 
 
-async def test_servers_take_turns_and_are_asked_nothing_outside(peers: dict[str, Peer]) -> None:
+async def test_servers_take_turns_and_get_no_requests_outside_their_turn(peers: dict[str, Peer]) -> None:
     turns: list[tuple[str, int]] = []
 
     @contextmanager
@@ -181,12 +181,12 @@ async def test_servers_take_turns_and_are_asked_nothing_outside(peers: dict[str,
         (0, "a", 1), (0, "b", 1), (0, "a", 4), (0, "b", 4),
         (1, "b", 1), (1, "a", 1), (1, "b", 4), (1, "a", 4),
     ]  # fmt: skip
-    # Two probes and a warm-up for each concurrency; then one request to wake up, and the load.
+    # First: two probes, and a warm-up for each concurrency. Then: one request to wake up, and the load.
     assert turns[:2] == [("a", 2 + 5), ("b", 2 + 5)]
     assert turns[2:] == [(server, 1 + 2 * concurrency) for _, server, concurrency in measured]
 
 
-async def test_failures_are_counted_and_said(peers: dict[str, Peer]) -> None:
+async def test_failures_are_counted_and_reported(peers: dict[str, Peer]) -> None:
     peers["b"].refuses = lambda body: "stream" in body and len(peers["b"].streamed) % 2 == 0
     done = await bench(*BOTH, *SHORT, "--requests", 4)
     assert done.exit_code == 1
@@ -197,19 +197,19 @@ async def test_failures_are_counted_and_said(peers: dict[str, Peer]) -> None:
     assert failed == ["0 |", "2 |", "0 |", "4 |"] * 2
 
 
-async def test_answers_of_another_length_are_said(peers: dict[str, Peer]) -> None:
+async def test_answers_of_another_length_are_reported(peers: dict[str, Peer]) -> None:
     peers["a"].tokens = 2
     done = await bench("--url", "http://a", *SHORT)
     assert done.exit_code == 1
     assert "12 of 12 answers do not have 3 tokens" in done.stderr
 
 
-async def test_a_server_that_refuses_at_once_is_one_line(peers: dict[str, Peer]) -> None:
+async def test_a_server_that_refuses_the_first_request_is_one_line(peers: dict[str, Peer]) -> None:
     peers["b"].refuses = lambda body: True
     assert_one_line(await bench(*BOTH, *SHORT), "bee answers 503: too busy")
 
 
-async def test_a_server_that_is_not_there_is_one_line() -> None:
+async def test_an_unreachable_server_is_one_line() -> None:
     assert_one_line(await bench("--url", "http://127.0.0.1:1"), "127.0.0.1:1 cannot be reached")
 
 
@@ -255,7 +255,7 @@ async def test_figures_are_drawn(peers: dict[str, Peer], tmp_path: Path) -> None
     assert "bee" in drawn
 
 
-def test_a_target_is_named_or_named_after_its_host() -> None:
+def test_a_targets_default_name_is_its_host_and_port() -> None:
     assert parse_target("http://host:81/v1/", "t", "m") == Target("host:81", "http://host:81", "t", "m")
     assert parse_target("peer=https://host/x=y/v1", None, None) == Target("peer", "https://host/x=y")
     with pytest.raises(BenchError):

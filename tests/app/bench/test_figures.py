@@ -1,4 +1,4 @@
-"""What is read from servers' streams, and the figures, tables and prompts made from it: nothing is sent."""
+"""Records, figures, tables and prompts of the load test, without any requests."""
 
 import json
 
@@ -19,7 +19,7 @@ USAGE = {"prompt_tokens": 35, "completion_tokens": 2, "total_tokens": 37}
 ROLE = {"id": "1", "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
 NULL_ROLE = {"id": "1", "choices": [{"index": 0, "delta": {"role": "assistant", "content": None}}]}
 
-# Servers' chunks; text comes in those at 1 and 2.
+# The chunks of different servers. Those at the positions 1 and 2 contain text.
 TILLER = [
     ROLE | {"usage": None},
     chunk("a", usage=None),
@@ -42,20 +42,20 @@ DONE = b"data: [DONE]\n\n"
 @pytest.mark.parametrize("chunks", [TILLER, VLLM, LLAMA, USAGE_WITH_A_CHOICE])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_the_first_token_is_the_first_chunk_with_text(chunks: list[dict], end: str) -> None:
-    pieces = [(float(place), event(payload, end)) for place, payload in enumerate(chunks)]
+    pieces = [(float(position), event(payload, end)) for position, payload in enumerate(chunks)]
     record = read_stream([*pieces, (9.0, DONE)])
     assert record == Record((1.0, 2.0), prompt_tokens=35, completion_tokens=2)
     assert record.time_to_first_token == 1.0
     assert record.inter_token_latencies == [1.0]
 
 
-def test_an_event_comes_when_its_last_byte_does() -> None:
+def test_an_event_arrives_with_its_last_byte() -> None:
     stream = event(chunk("ä")) + event(chunk("b", usage=USAGE))
     cut = stream.index(b"\\u00e4") + 3
     assert read_stream([(1.0, stream[:cut]), (2.0, stream[cut:])]).arrivals == (2.0, 2.0)
 
 
-def test_comments_are_no_events() -> None:
+def test_comments_are_not_events() -> None:
     assert read_stream([(1.0, b": ping\n\n"), (2.0, event(chunk("a", usage=USAGE)))]).arrivals == (2.0,)
 
 
@@ -65,20 +65,20 @@ def test_comments_are_no_events() -> None:
         (event(chunk("a")) + event({"error": {"message": "the engine failed"}}), "the engine failed"),
         (event(chunk("a")) + DONE, "no usage"),
         (event({"choices": [], "usage": USAGE}), "no text"),
-        (b"data: {\n\n", "cannot be understood"),
-        (event(["a"]), "cannot be understood"),
-        (event({"choices": [{}]}), "cannot be understood"),
-        (b"data: \xff\n\n", "cannot be understood"),
+        (b"data: {\n\n", "malformed"),
+        (event(["a"]), "malformed"),
+        (event({"choices": [{}]}), "malformed"),
+        (b"data: \xff\n\n", "malformed"),
         (b"", "no usage"),
     ],
 )
-def test_a_stream_that_is_no_answer_is_an_error(stream: bytes, reason: str) -> None:
+def test_a_stream_without_a_complete_answer_is_an_error(stream: bytes, reason: str) -> None:
     record = read_stream([(1.0, stream)])
     assert record.error is not None
     assert reason in record.error
 
 
-def test_percentiles_lie_between_values() -> None:
+def test_percentiles_are_interpolated() -> None:
     assert percentile([], 50) is None
     assert percentile([3.0], 99) == 3.0
     assert percentile([4.0, 1.0, 2.0, 3.0], 50) == 2.5
@@ -94,7 +94,7 @@ def measurement(
     return Measurement(server, point, records, seconds, client_seconds=seconds / 4)
 
 
-def test_figures_of_one_server_at_one_point_are_of_all_rounds() -> None:
+def test_figures_combine_all_rounds_of_a_server_at_a_point() -> None:
     first = measurement(Record((1.0, 1.5, 2.0), 35, 3), Record((3.0, 3.1, 3.2), 37, 3))
     second = measurement(Record((1.0, 2.0, 4.0), 35, 3), Record(error="broken"), seconds=3.0)
     [row] = summarize([first, second], tokens=3)
@@ -109,7 +109,7 @@ def test_figures_of_one_server_at_one_point_are_of_all_rounds() -> None:
     assert (row.tokens_per_chunk, row.client_cores) == (1.0, 0.25)
 
 
-def test_servers_and_points_are_told_apart() -> None:
+def test_servers_and_points_have_separate_figures() -> None:
     answered = Record((1.0,), 35, 1)
     other = Point(16, 8)
     rows = summarize(
@@ -141,7 +141,7 @@ def test_a_server_that_only_fails_has_no_latencies() -> None:
     assert json.loads(to_json([row]))["figures"][0]["inter_token_latency_p99"] is None
 
 
-def test_chunks_of_several_tokens_are_seen() -> None:
+def test_chunks_of_several_tokens_are_detected() -> None:
     [row] = summarize([measurement(Record((1.0, 2.0), 35, 6))], tokens=6)
     assert row.tokens_per_chunk == 3.0
 
@@ -160,7 +160,7 @@ def test_the_table_is_in_milliseconds(figures: list[Figures]) -> None:
     assert rows[0] == "| 35 | 2 | a | 2.0 | A | 250 | 250 | 100 | 100 | 2 | 0 |"
 
 
-def test_the_file_has_points_and_conditions(figures: list[Figures]) -> None:
+def test_the_json_has_points_and_conditions(figures: list[Figures]) -> None:
     content = json.loads(to_json(figures, machine="slow"))
     assert content["machine"] == "slow"
     assert [row["server"] for row in content["figures"]] == ["a", "b"]
@@ -180,21 +180,21 @@ def test_failures_are_a_problem_with_the_first_reason() -> None:
     assert problems(rows, tokens=2) == ["b: 2 of 2 requests failed, the first one: answers 500: oh"]
 
 
-def test_no_two_prompts_are_alike() -> None:
+def test_no_prompt_occurs_twice() -> None:
     prompts = Prompts(seed=0)
     drawn = [prompts.draw(1) for _ in range(3000)] + [prompts.draw(100) for _ in range(100)]
     assert len(set(drawn)) == len(drawn)
     assert {len(prompt.split()) for prompt in drawn} == {FEWEST_WORDS, 100}
 
 
-def test_prompts_that_were_drawn_before_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_duplicate_prompt_is_replaced_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.bench.prompts._WORDS", ["one", "two"])
     prompts = Prompts(seed=0)
     drawn = {prompts.draw(1) for _ in range(2**FEWEST_WORDS)}
     assert len(drawn) == 2**FEWEST_WORDS
 
 
-def test_the_seed_decides_the_prompts() -> None:
+def test_the_seed_determines_the_prompts() -> None:
     def drawn(seed: int, words: int) -> list[str]:
         prompts = Prompts(seed)
         return [prompts.draw(words) for _ in range(10)]

@@ -1,4 +1,4 @@
-"""`tiller health` finds the server by its configuration, and its exit status says how that is."""
+"""`tiller health` finds the server by its configuration. Its exit status says whether the server serves."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ async def test_a_server_that_serves(live_url: str, monkeypatch: pytest.MonkeyPat
     assert (done.exit_code, done.stdout) == (0, "ok\n")
 
 
-async def test_a_server_for_all_addresses_is_asked_at_the_loopback_one(live_url: str, tmp_path: Path) -> None:
+async def test_a_server_on_all_addresses_is_asked_on_loopback(live_url: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"server: {{host: 0.0.0.0, port: {port_of(live_url)}}}")
     assert (await health("--config", str(file))).exit_code == 0
@@ -48,7 +48,7 @@ async def test_no_server(host: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-async def test_a_server_that_says_nothing_or_something_else() -> None:
+async def test_a_server_that_does_not_answer_or_does_not_speak_http() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         done = await health("--timeout", "0.2", port=str(silent.getsockname()[1]))
     assert (done.exit_code, "timed out" in done.stderr) == (1, True)
@@ -62,7 +62,7 @@ async def test_a_server_that_says_nothing_or_something_else() -> None:
     assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
 
 
-async def test_a_configuration_that_names_no_server(tmp_path: Path) -> None:
+async def test_a_configuration_without_a_known_port_or_without_a_file(tmp_path: Path) -> None:
     assert "port is 0" in (await health(port="0")).stderr
     done = await health("--config", str(tmp_path / "none.yaml"))
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)

@@ -1,4 +1,4 @@
-"""The text comes out whole, once, and as early as it can; a stop sequence never does."""
+"""The detokenizer returns the whole text, each part once and as early as possible, but no stop sequence."""
 
 import itertools
 import time
@@ -21,7 +21,7 @@ def run(pieces: list[bytes], stop: list[str], strips: bool = False) -> tuple[lis
 
 
 def expected(pieces: list[bytes], stop: list[str]) -> str:
-    """Whole texts, searched anew after every token."""
+    """The expected text, found by a search of the whole text after every token."""
     for count in range(1, len(pieces) + 1):
         text = b"".join(pieces[:count]).decode()
         cuts = [text.find(sequence) for sequence in stop if sequence in text]
@@ -40,7 +40,9 @@ def test_the_text_ends_before_the_first_stop_sequence(pieces: list[str], stop: l
 
 
 @given(st.lists(small_texts, max_size=12), st.lists(small_texts, max_size=4))
-def test_only_what_may_become_a_stop_sequence_is_held_back(pieces: list[str], stop: list[str]) -> None:
+def test_only_a_possible_beginning_of_a_stop_sequence_is_held_back(
+    pieces: list[str], stop: list[str]
+) -> None:
     detokenizer = Detokenizer(stop)
     text = ""
     for piece in pieces:
@@ -63,7 +65,7 @@ def test_a_character_is_never_split(text: str, size: int) -> None:
 
 
 def split(data: bytes, sizes: list[int]) -> list[bytes]:
-    """Pieces of these sizes, again and again."""
+    """Splits the data into pieces of these sizes, which repeat."""
     cuts = [
         0,
         *itertools.takewhile(lambda end: end < len(data), itertools.accumulate(itertools.cycle(sizes))),
@@ -76,7 +78,7 @@ sizes = st.lists(st.integers(1, 6), min_size=1, max_size=6)
 
 
 @given(st.binary(max_size=24), sizes)
-def test_any_bytes_in_any_pieces_are_decoded_as_if_whole(data: bytes, sizes: list[int]) -> None:
+def test_bytes_in_any_pieces_are_decoded_like_the_whole(data: bytes, sizes: list[int]) -> None:
     texts, detokenizer = run(split(data, sizes), [])
     assert "".join(texts) == data.decode(errors="replace")
     assert detokenizer.decoded == detokenizer.released == len(data.decode(errors="replace"))
@@ -90,32 +92,32 @@ def test_a_stop_sequence_is_found_however_it_is_split(text: str, stop: str, size
 
 
 @given(mixed_texts, st.lists(mixed_texts.filter(bool), max_size=4), sizes)
-def test_what_is_given_out_is_never_taken_back(text: str, stop: list[str], sizes: list[int]) -> None:
-    """Nor does it ever hold a stop sequence, or a part of a character."""
+def test_returned_text_is_final(text: str, stop: list[str], sizes: list[int]) -> None:
+    """It contains no stop sequence, and no part of a character."""
     texts, _ = run(split(text.encode(), sizes), stop)
-    given_out = "".join(texts)
-    assert text.startswith(given_out)
-    assert not any(sequence in given_out for sequence in stop)
+    returned = "".join(texts)
+    assert text.startswith(returned)
+    assert not any(sequence in returned for sequence in stop)
 
 
 def test_an_incomplete_character_at_the_end_is_replaced() -> None:
     assert run(["€".encode()[:2]], [])[0] == ["", "\ufffd"]
 
 
-def test_bytes_that_are_no_text_are_replaced_as_python_does() -> None:
+def test_invalid_bytes_are_replaced_like_in_python() -> None:
     data = b"a\xffb\xe2\x82c\xf0\x9f"
     assert "".join(run([bytes([byte]) for byte in data], [])[0]) == data.decode(errors="replace")
 
 
-def test_what_was_held_back_comes_out_at_the_end() -> None:
+def test_held_back_text_is_returned_at_the_end() -> None:
     assert run([b"some EN"], ["END"])[0] == ["some ", "EN"]
 
 
-def test_a_stop_sequence_may_overlap_its_own_beginning() -> None:
+def test_a_failed_match_may_overlap_the_next_one() -> None:
     assert "".join(run([bytes([byte]) for byte in b"xaaabz"], ["aab"])[0]) == "xa"
 
 
-def test_nothing_comes_after_a_stop_sequence() -> None:
+def test_no_text_is_returned_after_a_stop_sequence() -> None:
     _, detokenizer = run([b"aXb"], ["X"])
     assert detokenizer.stopped
     assert detokenizer.finish() == ""
@@ -124,7 +126,7 @@ def test_nothing_comes_after_a_stop_sequence() -> None:
 @pytest.mark.parametrize(
     ("pieces", "text"), [([b" a", b" b"], "a b"), ([b"", b" ", b" a"], " a"), ([b"a"], "a")]
 )
-def test_one_leading_space_is_stripped_where_the_tokenizer_does_so(pieces: list[bytes], text: str) -> None:
+def test_one_leading_space_is_stripped_if_the_tokenizer_strips_it(pieces: list[bytes], text: str) -> None:
     assert "".join(run(pieces, [], strips=True)[0]) == text
 
 

@@ -1,4 +1,4 @@
-"""What reaches the engine is what was asked for, within what the model holds."""
+"""The engine gets what the chat request asks for, within the limits of the model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,13 +25,13 @@ def built(prompt: int = 4, digests: Sequence[str] = (), **fields: Any) -> Genera
     return generation_request(chat(**fields), [1] * prompt, digests, MODEL, "r", nice=False)
 
 
-def test_the_defaults_change_nothing() -> None:
+def test_the_defaults_are_those_of_the_engine() -> None:
     assert built().sampling == SamplingParams()
     assert built() == GenerationRequest("r", [1] * 4, 6, stop_token_ids=(2,))
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "maximum_tokens"])
-def test_max_tokens_by_any_of_its_names(name: str) -> None:
+def test_max_tokens_may_have_any_of_its_names(name: str) -> None:
     assert built(**{name: 3}).max_tokens == 3
 
 
@@ -41,13 +41,13 @@ def test_prompt_and_completion_may_fill_the_context(prompt: int, max_tokens: int
 
 
 @pytest.mark.parametrize(("prompt", "max_tokens"), [(4, 7), (10, None), (11, None), (4, 10**30)])
-def test_more_than_the_context_is_refused(prompt: int, max_tokens: int | None) -> None:
+def test_a_request_beyond_the_context_length_is_refused(prompt: int, max_tokens: int | None) -> None:
     with pytest.raises(ApiError, match=f"{prompt} tokens.* 10 tokens") as refused:
         built(prompt, max_tokens=max_tokens)
     assert refused.value.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
 
 
-def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it() -> None:
+def test_a_top_k_above_the_vocabulary_size_is_reduced_to_it() -> None:
     assert built(top_k=10**30).sampling.top_k == 4
 
 
@@ -61,11 +61,11 @@ def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it() -> None:
         ({"logprobs": False, "top_logprobs": 3}, 3),
     ],
 )
-def test_log_probabilities_that_are_wanted(fields: dict[str, Any], wanted: int | None) -> None:
+def test_the_number_of_reported_log_probabilities(fields: dict[str, Any], wanted: int | None) -> None:
     assert built(**fields).sampling.top_logprobs == wanted
 
 
-def test_a_bias_is_for_tokens_of_the_vocabulary() -> None:
+def test_logit_bias_accepts_only_tokens_of_the_vocabulary() -> None:
     assert built(logit_bias={"0": 1, "3": -2.5}).sampling.logit_bias == {0: 1.0, 3: -2.5}
     with pytest.raises(InvalidRequest, match=r"logit_bias\['4'\]"):
         built(logit_bias={"4": 1})
@@ -78,27 +78,27 @@ def test_not_every_token_can_be_banned() -> None:
         built(logit_bias={**bans, "3": -100})
 
 
-def test_concepts_are_named_in_full_and_once() -> None:
+def test_concept_ids_are_completed_and_duplicates_removed() -> None:
     named = chat(steering_concepts=["b", "_worker/a", "_worker/b"]).steering_concepts
     assert named == ("_worker/b", "_worker/a")
 
 
-def test_the_engine_is_told_each_concepts_digest_once_and_in_order() -> None:
+def test_the_engine_gets_each_digest_once_and_in_order() -> None:
     given = ["b2", "a1", "c3", "b2"]
     digests = ("a1", "b2", "c3")
     assert built(digests=given, steering_strength=-0.5).steering == SteeringSpec(digests, -0.5)
     assert built(digests=given[::-1]).steering == SteeringSpec(digests, 1.0)
 
 
-def test_strength_zero_is_no_steering() -> None:
+def test_strength_zero_means_no_steering() -> None:
     assert built(digests=["a1"], steering_strength=0).steering is None
 
 
-def test_a_strength_without_concepts_is_no_steering() -> None:
+def test_a_strength_without_concepts_means_no_steering() -> None:
     assert built(steering_strength=2).steering is None
 
 
-def test_only_the_served_model_is_known() -> None:
+def test_any_other_model_is_unknown() -> None:
     check_model("org/tiny", "org/tiny")
     with pytest.raises(ApiError, match="'org/other' is unknown"):
         check_model("org/other", "org/tiny")

@@ -1,4 +1,4 @@
-"""The text layer can be used alone: no web framework and no torch is imported with it."""
+"""app.text can be imported without a web framework and without torch."""
 
 import pkgutil
 import subprocess
@@ -16,7 +16,7 @@ for name in sys.argv[1:]:
 """
 
 
-def test_it_is_imported_without_a_web_framework_and_without_torch() -> None:
+def test_app_text_imports_no_web_framework_and_no_torch() -> None:
     names = [f"app.text.{module.name}" for module in pkgutil.iter_modules(app.text.__path__)]
     assert len(names) >= 5
     done = subprocess.run([sys.executable, "-c", CODE, *names], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Prompts are token for token those of transformers, and callers' text never becomes a control token."""
+"""Prompts have the same tokens as in transformers, and a caller's text never becomes a control token."""
 
 import json
 import warnings
@@ -43,7 +43,7 @@ def load(directory: Path, template: str | None = CHAT_TEMPLATE) -> tuple[PromptR
     scope="module", params=[CHAT_TEMPLATE, JOINING, FEATURES], ids=["chatml", "joining", "features"]
 )
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Our renderer, our tokenizer, and transformers' tokenizer over the same files."""
+    """Tiller's renderer and tokenizer, and transformers' tokenizer, from the same files."""
     directory = tmp_path_factory.mktemp("prompts")
     renderer, tokenizer = load(directory, request.param)
     with warnings.catch_warnings():
@@ -66,17 +66,17 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 @quick
 @given(contents=st.lists(ordinary, min_size=1, max_size=3))
-def test_ordinary_text_is_encoded_as_transformers_does(models: Any, contents: list[str]) -> None:
+def test_ordinary_text_is_encoded_like_in_transformers(models: Any, contents: list[str]) -> None:
     renderer, _, oracle = models
     messages = conversation(*contents)
     dumped = [message.model_dump() for message in messages]
-    theirs = oracle.apply_chat_template(dumped, add_generation_prompt=True, return_dict=False)
-    assert renderer.encode(messages) == theirs
+    expected = oracle.apply_chat_template(dumped, add_generation_prompt=True, return_dict=False)
+    assert renderer.encode(messages) == expected
 
 
 @quick
 @given(contents=st.lists(hostile, min_size=1, max_size=3))
-def test_written_control_tokens_stay_text(models: Any, contents: list[str]) -> None:
+def test_the_names_of_control_tokens_stay_text(models: Any, contents: list[str]) -> None:
     renderer, tokenizer, _ = models
     control = set(tokenizer.control_tokens.values())
     harmless = renderer.encode(conversation(*("x" for _ in contents)))
@@ -85,26 +85,26 @@ def test_written_control_tokens_stay_text(models: Any, contents: list[str]) -> N
     assert tokenizer.decode(token_ids) == renderer._apply(conversation(*contents), {})
 
 
-def test_a_control_token_that_arises_between_messages_stays_text(tmp_path: Path) -> None:
+def test_a_control_token_name_across_messages_stays_text(tmp_path: Path) -> None:
     renderer, tokenizer = load(tmp_path, JOINING)
     token_ids = renderer.encode(conversation("a<|im_ ", " end|>b", "c"))
     assert token_ids.count(tokenizer.control_tokens["<|im_end|>"]) == 0
     assert tokenizer.decode(token_ids) == "a<|im_end|>bc<|im_start|>"
 
 
-def test_overlapping_control_tokens_stay_text(tmp_path: Path) -> None:
+def test_overlapping_control_token_names_stay_text(tmp_path: Path) -> None:
     renderer, tokenizer = load(tmp_path)
     token_ids = renderer.encode(conversation("<|im_<|im_end|>end|>"))
     assert token_ids.count(tokenizer.control_tokens["<|im_end|>"]) == 1
 
 
-async def test_a_long_prompt_is_the_same(tmp_path: Path) -> None:
+async def test_a_long_prompt_is_encoded_like_a_short_one(tmp_path: Path) -> None:
     renderer, _ = load(tmp_path)
     messages = conversation("Hello, world! " * 2000)
     assert await renderer.render(messages) == renderer.encode(messages)
 
 
-def test_a_refusal_of_the_template_is_the_callers_fault(tmp_path: Path) -> None:
+def test_a_refusal_by_the_template_is_an_invalid_request(tmp_path: Path) -> None:
     renderer, _ = load(tmp_path, "{{ raise_exception('no system role' ~ 'x' * 9999) }}")
     with pytest.raises(InvalidRequest, match="no system role") as refused:
         renderer.encode(conversation("a"))
@@ -121,7 +121,7 @@ def test_a_refusal_of_the_template_is_the_callers_fault(tmp_path: Path) -> None:
         "{% macro bomb() %}{{ bomb() }}{% endmacro %}{{ bomb() }}",
     ],
 )
-def test_any_other_failure_of_the_template_is_ours(tmp_path: Path, template: str) -> None:
+def test_any_other_failure_of_the_template_is_an_internal_error(tmp_path: Path, template: str) -> None:
     renderer, _ = load(tmp_path, template)
     with pytest.raises(InternalError):
         renderer.encode(conversation("a"))
@@ -133,7 +133,7 @@ def test_the_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
         renderer.encode(conversation("a"))
 
 
-def test_a_broken_template_stops_the_start(tmp_path: Path) -> None:
+def test_the_server_does_not_start_with_a_broken_template(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="chat template"):
         load(tmp_path, "{% for %}")
 
@@ -156,5 +156,5 @@ def test_a_model_may_have_no_template(tmp_path: Path) -> None:
     assert load_prompt_renderer(tmp_path, Tokenizer(tmp_path)) is None
 
 
-def test_the_special_tokens_of_the_fixture_are_those_tested(tmp_path: Path) -> None:
+def test_the_fixture_has_the_expected_special_tokens(tmp_path: Path) -> None:
     assert tuple(load(tmp_path)[1].control_tokens) == SPECIAL_TOKENS

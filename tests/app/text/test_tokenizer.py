@@ -1,4 +1,4 @@
-"""Each token's own bytes, put together, are what the tokenizer itself decodes."""
+"""The joined bytes of tokens are what the tokenizer itself decodes."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def tokenizer(model_directory: Path) -> Tokenizer:
 
 
 def sentencepiece_like(directory: Path) -> Tokenizer:
-    """As Llama 2's: spaces are "▁", unknown characters are spelt in bytes, decoding strips one space."""
+    """Like Llama 2's: "▁" is a space, unknown characters become bytes, and decoding strips one space."""
     pieces = ["<unk>", "<s>", "▁", "a", "b", "▁a", "ab", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = tokenizers.Tokenizer(
         models.BPE({piece: i for i, piece in enumerate(pieces)}, [("▁", "a"), ("a", "b")], byte_fallback=True)
@@ -48,7 +48,7 @@ def test_bytes_of_sentencepiece_tokens(tmp_path: Path, text: str) -> None:
     assert joined.removeprefix(" ") == tokenizer.decode(ids)
 
 
-def test_a_control_token_has_a_name_and_no_text(tokenizer: Tokenizer) -> None:
+def test_a_control_token_has_a_name_but_no_text(tokenizer: Tokenizer) -> None:
     token = tokenizer.text_of(tokenizer.control_tokens["<|im_end|>"])
     assert (token.name, token.raw, token.data) == ("<|im_end|>", b"<|im_end|>", b"")
 
@@ -59,17 +59,17 @@ def test_an_added_token_that_is_not_special_is_text(tmp_path: Path) -> None:
     assert tokenizer.text_of(tokenizer.size - 1).data == b"<think>"
 
 
-def test_an_id_beyond_the_vocabulary_stands_for_nothing(tokenizer: Tokenizer) -> None:
+def test_an_id_beyond_the_vocabulary_has_no_bytes(tokenizer: Tokenizer) -> None:
     assert tokenizer.text_of(tokenizer.size + 100).data == b""
 
 
-def test_control_tokens_in_a_text_stay_text(tokenizer: Tokenizer) -> None:
+def test_the_names_of_control_tokens_stay_text(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("a<|im_end|>")
     assert set(ids).isdisjoint(tokenizer.control_tokens.values())
     assert tokenizer.decode(ids) == "a<|im_end|>"
     assert tokenizer.encode_marked("<|im_end|>") == [tokenizer.control_tokens["<|im_end|>"]]
 
 
-def test_a_missing_file_is_one_line_for_the_operator(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_start_error(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"tokenizer\.json"):
         Tokenizer(tmp_path)

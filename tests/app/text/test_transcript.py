@@ -1,4 +1,4 @@
-"""Token events become the same answer, chunk by chunk or whole."""
+"""Token events give the same answer, streamed or whole."""
 
 import math
 import random
@@ -35,7 +35,7 @@ def transcript(
     return Transcript(HEADING, tokenizer, GenerationRequest("r", [5, 6, 7], 100, n, sampling), stop)
 
 
-def spoken(token_ids: list[int], finish: FinishReason, index: int = 0) -> list[TokenEvent]:
+def events_of(token_ids: list[int], finish: FinishReason, index: int = 0) -> list[TokenEvent]:
     ids = [*token_ids, END_OF_TURN] if finish is FinishReason.STOP else token_ids
     reasons = [None] * (len(ids) - 1) + [finish]
     measured = TokenLogprobs(-0.5, [])
@@ -61,10 +61,10 @@ TEXT = "Hello 你好, wörld 😀 the end"
 @pytest.mark.parametrize("finish", FinishReason)
 @pytest.mark.parametrize("stop", [(), ("wör",), ("😀 the", "好"), ("nowhere",), ("end",), ("H",)])
 @pytest.mark.parametrize("per_step", [1, 3, 100])
-def test_streamed_and_whole_are_the_same(
+def test_streamed_and_whole_answers_are_the_same(
     tokenizer: Tokenizer, finish: FinishReason, stop: tuple[str, ...], per_step: int
 ) -> None:
-    events = spoken(tokenizer.encode(TEXT), finish)
+    events = events_of(tokenizer.encode(TEXT), finish)
     answer = transcript(tokenizer, stop)
     progress = feed(answer, [events[start : start + per_step] for start in range(0, len(events), per_step)])
     text, entries = streamed(answer, progress)
@@ -82,7 +82,7 @@ def test_streamed_and_whole_are_the_same(
 )
 def test_log_probabilities_cover_the_text(tokenizer: Tokenizer, text: str, stop: list[str]) -> None:
     answer = transcript(tokenizer, tuple(stop))
-    progress = feed(answer, [[event] for event in spoken(tokenizer.encode(text), FinishReason.STOP)])
+    progress = feed(answer, [[event] for event in events_of(tokenizer.encode(text), FinishReason.STOP)])
     content, entries = streamed(answer, progress)
     covered = b"".join(bytes(entry.bytes) for entry in entries)
     assert covered.startswith(content.encode())
@@ -91,7 +91,7 @@ def test_log_probabilities_cover_the_text(tokenizer: Tokenizer, text: str, stop:
 
 
 @given(
-    spoken_by=st.lists(
+    generated=st.lists(
         st.tuples(st.lists(st.integers(3, 299), max_size=10), st.sampled_from(FinishReason)),
         min_size=1,
         max_size=4,
@@ -100,16 +100,16 @@ def test_log_probabilities_cover_the_text(tokenizer: Tokenizer, text: str, stop:
     logprobs=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
-def test_any_choices_in_any_order_are_each_what_they_are_alone(
+def test_interleaved_choices_are_the_same_as_separate_ones(
     tokenizer: Tokenizer,
-    spoken_by: list[tuple[list[int], FinishReason]],
+    generated: list[tuple[list[int], FinishReason]],
     stop: list[str],
     logprobs: bool,
     order: random.Random,
 ) -> None:
     queues = [
-        spoken(ids, finish if ids else FinishReason.STOP, index)
-        for index, (ids, finish) in enumerate(spoken_by)
+        events_of(ids, finish if ids else FinishReason.STOP, index)
+        for index, (ids, finish) in enumerate(generated)
     ]
     answer = transcript(tokenizer, tuple(stop), len(queues), logprobs)
     alone = [transcript(tokenizer, tuple(stop), len(queues), logprobs) for _ in queues]
@@ -128,19 +128,19 @@ def test_any_choices_in_any_order_are_each_what_they_are_alone(
 
 
 def shuffled(queues: list[list[TokenEvent]], order: random.Random) -> list[list[TokenEvent]]:
-    """Steps of one event of some of the choices, as an engine brings them."""
-    left, steps = [list(queue) for queue in queues], []
-    while any(left):
-        drawn = [queue for queue in left if queue and order.random() < 0.6]
+    """Engine steps. Each has one event of some of the choices."""
+    remaining, steps = [list(queue) for queue in queues], []
+    while any(remaining):
+        drawn = [queue for queue in remaining if queue and order.random() < 0.6]
         steps.append([queue.pop(0) for queue in drawn])
     return steps
 
 
-def test_tokens_of_one_character_travel_together(tokenizer: Tokenizer) -> None:
+def test_tokens_of_one_character_are_in_the_same_step(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("😀")
     assert len(ids) == 4
     answer = transcript(tokenizer)
-    (step, last) = feed(answer, [[event] for event in spoken(ids, FinishReason.STOP)])
+    (step, last) = feed(answer, [[event] for event in events_of(ids, FinishReason.STOP)])
     assert step.text == "😀"
     assert [entry.bytes for entry in step.logprobs] == [[0xF0], [0x9F], [0x98], [0x80]]
     assert (last.text, last.logprobs, last.finish_reason) == ("", [], "stop")
@@ -149,20 +149,20 @@ def test_tokens_of_one_character_travel_together(tokenizer: Tokenizer) -> None:
 def test_a_control_token_has_no_text(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("a"), tokenizer.control_tokens["<|endoftext|>"], *tokenizer.encode("b")]
     answer = transcript(tokenizer)
-    text, entries = streamed(answer, feed(answer, [[e] for e in spoken(ids, FinishReason.STOP)]))
+    text, entries = streamed(answer, feed(answer, [[e] for e in events_of(ids, FinishReason.STOP)]))
     assert text == "ab"
     assert [entry.token for entry in entries] == ["a", "<|endoftext|>", "b"]
 
 
 def test_usage_counts_up_to_the_token_that_completed_the_stop_sequence(tokenizer: Tokenizer) -> None:
     answer = transcript(tokenizer, ("c",))
-    (step,) = answer.feed(spoken(tokenizer.encode("abcdef"), FinishReason.STOP))
+    (step,) = answer.feed(events_of(tokenizer.encode("abcdef"), FinishReason.STOP))
     assert (step.text, step.finish_reason) == ("ab", "stop")
     assert answer.usage.completion_tokens == 3
     assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (3, 6)
 
 
-def test_the_engine_is_told_of_a_stop_sequence_only_if_it_goes_on(tokenizer: Tokenizer) -> None:
+def test_a_choice_at_a_stop_sequence_is_running_only_if_the_engine_goes_on(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("ab")
     going_on = transcript(tokenizer, ("b",)).feed([TokenEvent("r", 0, ids[-1])])
     assert [step.running for step in going_on] == [True]
@@ -179,11 +179,11 @@ def test_events_after_the_end_are_ignored(tokenizer: Tokenizer) -> None:
     assert answer.usage.completion_tokens == 2
 
 
-def test_choices_end_by_themselves_and_usage_is_their_sum(tokenizer: Tokenizer) -> None:
+def test_choices_end_separately_and_usage_is_their_sum(tokenizer: Tokenizer) -> None:
     answer = transcript(tokenizer, n=2)
-    answer.feed(spoken(tokenizer.encode("ab"), FinishReason.STOP, index=1))
+    answer.feed(events_of(tokenizer.encode("ab"), FinishReason.STOP, index=1))
     assert not answer.ended
-    answer.feed(spoken(tokenizer.encode("xyz"), FinishReason.LENGTH, index=0))
+    answer.feed(events_of(tokenizer.encode("xyz"), FinishReason.LENGTH, index=0))
     assert answer.ended
     assert answer.usage.completion_tokens == 5
 
@@ -195,14 +195,14 @@ def test_a_log_probability_that_is_not_finite_is_minus_9999(tokenizer: Tokenizer
     assert (step.logprobs[0].logprob, step.logprobs[0].top_logprobs[0].logprob) == (-9999.0, -9999.0)
 
 
-def test_without_log_probabilities_there_are_none(tokenizer: Tokenizer) -> None:
+def test_log_probabilities_are_left_out_unless_requested(tokenizer: Tokenizer) -> None:
     answer = transcript(tokenizer, logprobs=False)
     progress = answer.feed([TokenEvent("r", 0, 40), TokenEvent("r", 0, 41, FinishReason.LENGTH)])
     assert answer.completion(progress).choices[0].logprobs is None
     assert [chunk.choices[0].logprobs for chunk in answer.chunks(progress[0])] == [None, None]
 
 
-def test_the_opening_names_the_role_of_every_choice(tokenizer: Tokenizer) -> None:
+def test_the_opening_has_the_role_of_every_choice(tokenizer: Tokenizer) -> None:
     opening = transcript(tokenizer, n=3).opening()
     assert [chunk.choices[0].index for chunk in opening] == [0, 1, 2]
     assert all((c.choices[0].delta.role, c.choices[0].delta.content) == ("assistant", "") for c in opening)
