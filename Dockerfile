@@ -3,7 +3,7 @@
 #   docker build -t tiller .                              for the CPU
 #   docker build -t tiller --build-arg VARIANT=cuda .     for NVIDIA GPUs
 #
-# PyPI's torch serves both; for a much smaller CPU image, name PyTorch's CPU wheel index:
+# PyPI's torch works for both. For a much smaller CPU image, name PyTorch's index of CPU wheels:
 #   docker build -t tiller --build-arg TORCH_INDEX=URL .
 ARG VARIANT=cpu
 ARG PYTHON=3.12
@@ -11,7 +11,7 @@ ARG PYTHON=3.12
 FROM python:${PYTHON}-slim AS cpu
 
 FROM python:${PYTHON}-slim AS cuda
-# The driver comes from the host, through NVIDIA's container toolkit; CUDA's libraries come with torch.
+# The host provides the driver, through NVIDIA's container toolkit. torch brings the CUDA libraries.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     TILLER_ENGINE__DEVICE=cuda
@@ -19,7 +19,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 FROM ${VARIANT}
 ARG TORCH_INDEX=""
 
-# torch compiles kernels for the machine that it finds.
+# At the first start, Tiller compiles its CPU kernels for the processor of the machine. Triton needs a compiler too.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
@@ -37,16 +37,17 @@ RUN useradd --uid 10001 --create-home tiller \
     && chown tiller /var/cache/tiller /var/lib/tiller
 USER tiller
 
-# Downloaded and converted models, and the concepts that callers created; mount volumes to keep them.
+# The cache (models, kernels, steering directions), and the data (concepts that callers created, access tokens).
+# Mount volumes to keep them.
 ENV TILLER_CACHE_DIRECTORY=/var/cache/tiller \
     TILLER_DATA_DIRECTORY=/var/lib/tiller
 VOLUME /var/cache/tiller /var/lib/tiller
 
 EXPOSE 8000
-# Long enough for a large model to be downloaded and loaded.
+# The start period allows for downloading and loading a large model.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=30m \
     CMD ["tiller", "health", "--config", "/etc/tiller/config.yaml"]
 
-# The configuration, with the tokens' digests, is mounted: see README.md.
+# Mount the configuration here; README.md shows how.
 ENTRYPOINT ["tiller"]
 CMD ["serve", "--config", "/etc/tiller/config.yaml"]

@@ -1,26 +1,27 @@
-# Two commands are enough: `make serve` and `make test`.
+# Start with `make serve` and `make test`; `make help` lists the rest.
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/quickstart.yaml
 JOBS ?= 2
 BIN := $(VENV)/bin
 CPP := $(wildcard inference/backends/cpu/*.h inference/backends/cpu/*.cpp tests/inference/backends/cpu/*.cpp tests/inference/backends/cpu/*/*.h)
-# Each installation leaves its report, for make audit.
+# Each installation writes a report, which `make audit` reads.
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 	--report $(VENV)/installed-$$(date +%s).json
 
-.PHONY: help serve test eval bench chaos peers lint audit format clean
+.PHONY: help serve test test-fast eval bench chaos peers lint audit format clean
 
 help:
-	@echo "make serve   set up and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
-	@echo "make test    set up and run all tests, JOBS=$(JOBS) at a time"
-	@echo "make eval    measure what steering does; writes docs/steering-evaluation.md"
-	@echo "make bench   measure throughput and latency under load, beside the peers that are installed"
-	@echo "make chaos   ten minutes of load while the worker is killed and stopped at random"
+	@echo "make serve   install and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
+	@echo "make test    install and run all tests, in JOBS=$(JOBS) processes"
+	@echo "make test-fast  all tests but those with the embedded model, real processes or long waits; two minutes"
+	@echo "make eval    measure the effect of steering; writes docs/steering-evaluation.md"
+	@echo "make bench   measure throughput and latency under load, of Tiller and of the installed peers"
+	@echo "make chaos   put a server under load for ten minutes; kill and stop its worker at random"
 	@echo "make peers   install llama.cpp and vLLM into .peers, for make bench"
-	@echo "make lint    set up and run ruff, mypy and import-linter"
-	@echo "make audit   set up and check that what was installed is what is locked"
-	@echo "make format  let ruff format the code"
+	@echo "make lint    install and run ruff, clang-format, mypy and import-linter"
+	@echo "make audit   check that the installed packages are the locked ones"
+	@echo "make format  format the code with ruff and clang-format"
 	@echo "make clean   remove the virtual environment"
 
 serve: $(VENV)/.serve
@@ -28,6 +29,9 @@ serve: $(VENV)/.serve
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(JOBS) --dist loadscope
 
 eval: $(VENV)/.eval
 	$(BIN)/python -m benchmarks.steering
@@ -66,18 +70,18 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.serve: $(VENV)/.created pyproject.toml constraints.txt
-	@echo "Installing what the server needs (some minutes the first time)"
+	@echo "Installing the server (about 3 minutes the first time)"
 	@$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	@echo "Installing what development needs"
+	@echo "Installing the development dependencies"
 	@$(INSTALL) --editable '.[dev]'
-	@# An oracle of the tests. It asks for transformers < 5, but works with ours.
+	@# The tests compare with steering-vectors. It requires transformers < 5, but works with this version.
 	@$(INSTALL) --no-deps steering-vectors
 	@touch $@
 
 $(VENV)/.eval: $(VENV)/.dev
-	@echo "Installing what the evaluation needs"
+	@echo "Installing the evaluation dependencies"
 	@$(INSTALL) --editable '.[dev,eval]'
 	@touch $@

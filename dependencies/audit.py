@@ -1,9 +1,9 @@
-"""Whether what was installed is what is locked: each package pinned, and its file's hash in hashes.txt.
+"""Checks that each installed package has the pinned version, and that its file's hash is in hashes.txt.
 
     python dependencies/audit.py .venv/installed-*.json
 
-The arguments are pip's installation reports, the oldest first. Names what is not, and ends with status 1.
-Only the standard library is used.
+The arguments are pip's installation reports, the oldest first. Names each package that fails the check, and
+exits with status 1 if there is one. Uses only the standard library.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from lock import HASHES, normalized, read_pins
 
 _BUILT_BY_MANY = frozenset({"torch"})
-"""There are builds of it for each kind of device, by its makers and others: pinned by version alone."""
+"""Packages with many builds, from several publishers. Only their version is checked."""
 
 
 def main() -> int:
@@ -25,10 +25,10 @@ def main() -> int:
         packages |= {package["metadata"]["name"]: package for package in _read_report(Path(file))}
     faults = [fault for package in packages.values() for fault in _faults(package, pins, hashes)]
     if not packages:
-        faults = ["no report says that anything was installed: `make clean`, and then again"]
+        faults = ["the installation reports are empty: run `make clean`, and then `make audit` again"]
     for fault in faults:
         print(f"audit: {fault}", file=sys.stderr)
-    print(f"{len(packages)} packages were installed, {len(faults)} faults")
+    print(f"{len(packages)} installed packages, {len(faults)} faults")
     return 1 if faults else 0
 
 
@@ -38,7 +38,7 @@ def _read_hashes() -> dict[str, set[str]]:
 
 
 def _read_report(file: Path) -> list[dict[str, Any]]:
-    """What was installed from an archive, and not from this directory."""
+    """The packages that pip installed from an archive. Leaves out Tiller itself, which is a directory."""
     installed = json.loads(file.read_text(encoding="utf-8"))["install"]
     return [package for package in installed if "archive_info" in package["download_info"]]
 
@@ -46,7 +46,7 @@ def _read_report(file: Path) -> list[dict[str, Any]]:
 def _faults(package: dict[str, Any], pins: dict[str, str], hashes: dict[str, set[str]]) -> Iterator[str]:
     name, version = normalized(package["metadata"]["name"]), package["metadata"]["version"]
     if name.startswith("nvidia-"):
-        return  # what a build of torch for CUDA brings along
+        return  # a dependency of torch's CUDA builds
     pinned = pins.get(name)
     if pinned is None or pinned != version.partition("+")[0]:
         yield f"{name} {version} is not pinned in constraints.txt"

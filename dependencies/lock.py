@@ -1,8 +1,8 @@
 """Writes hashes.txt: the SHA-256 of every file that may be installed for a pin in constraints.txt.
 
-    python dependencies/lock.py INDEX        # the URL of a package index' simple API
+    python dependencies/lock.py INDEX        # the URL of a package index's simple API
 
-To be run when a pin changes. Only the standard library is used.
+Run it when a pin changes. Uses only the standard library.
 """
 
 import html
@@ -30,19 +30,19 @@ def main() -> None:
 
 
 def read_pins() -> list[tuple[str, str]]:
-    """Names and versions, in the order of constraints.txt."""
+    """The pinned names and versions, in the order of constraints.txt."""
     lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     pins = [line.split("#")[0].strip().partition("==") for line in lines]
     return [(normalized(name), version) for name, _, version in pins if version]
 
 
 def normalized(name: str) -> str:
-    """As indexes have it (PEP 503)."""
+    """The name as package indexes spell it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _hashes(index: str, name: str, version: str) -> list[str]:
-    with urllib.request.urlopen(f"{index}/{name}/", timeout=60) as answer:  # noqa: S310 - whatever is given
+    with urllib.request.urlopen(f"{index}/{name}/", timeout=60) as answer:  # noqa: S310 - the user chooses the URL
         links = _LINK.findall(answer.read().decode())
     files = [(html.unescape(file).strip(), digest) for digest, file in links]
     found = sorted(digest for file, digest in files if _is_wanted(file, name, version))

@@ -1,7 +1,7 @@
-"""Where models compute: `TEST_DEVICE=cuda pytest -m gpu` has the oracle tests try what runs on a GPU.
+"""Chooses the device, and the tests that may run at the same time.
 
-And which tests may run at the same time: those of different files, but of e2e one file after another, since a
-server with the real model has use for all cores.
+`TEST_DEVICE=cuda pytest -m gpu` runs the oracle tests on a GPU. Tests of different files may run in parallel.
+The files of tests/e2e run one after another, since a server with the real model uses all cores.
 """
 
 import os
@@ -12,9 +12,33 @@ import pytest
 E2E = "tests/e2e/"
 CPU = "tests/inference/backends/cpu/"
 GPU = "tests/inference/"
+SLOW = (
+    # The embedded model, in real servers.
+    E2E,
+    "tests/benchmarks/test_peers.py",
+    # Other real processes: workers, commands, compilers, installations.
+    "tests/app/contract/test_worker.py",
+    "tests/app/http/test_tls.py",
+    "tests/app/test_cli.py",
+    "tests/app/workers/test_replicas.py",
+    "tests/app/workers/test_supervisor.py",
+    "tests/inference/backends/cpu/test_instructions.py",
+    "tests/inference/backends/cuda/test_compilation.py",
+    "tests/inference/test_heartbeat.py",
+    "tests/inference/test_worker.py",
+    "tests/test_dockerfile.py",
+    "tests/test_installation.py",
+    # Kernels in Triton's interpreter, generated requests, and clients that wait.
+    "tests/app/http/test_stalls.py",
+    "tests/app/test_schemathesis.py",
+    "tests/benchmarks/test_gpu.py",
+    "tests/inference/backends/cuda/test_fusion.py",
+    "tests/inference/backends/cuda/test_paged_attention.py",
+)
+"""Folders and files that `make test-fast` leaves out."""
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch may do
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, and torch may import Triton
 
 
 def pytest_configure() -> None:
@@ -25,14 +49,16 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that the other tests run beside it."""
+    """Marks the tests. Puts the longest, tests/e2e, first, so that the others run in parallel with them."""
     items.sort(key=lambda item: scope(item.nodeid) != E2E)
     for item in items:
         if item.nodeid.startswith(GPU) and not item.nodeid.startswith(CPU):
             item.add_marker("gpu")
+        if item.nodeid.startswith(SLOW):
+            item.add_marker("slow")
 
 
-@pytest.hookimpl(optionalhook=True)  # there may be no xdist
+@pytest.hookimpl(optionalhook=True)  # xdist may be missing
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
@@ -44,6 +70,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def scope(nodeid: str) -> str:
-    """Tests of the same one run one after the other, in the same process."""
+    """Tests with the same scope run one after another, in the same process."""
     file = nodeid.partition("::")[0]
     return E2E if file.startswith(E2E) else file

@@ -1,4 +1,4 @@
-"""Whatever is installed is pinned, and its file known by its hash."""
+"""Every installed package is pinned, and the hash of its file is known."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ HASHES = {
 
 
 def package(name: str, version: str, digest: str) -> dict[str, Any]:
-    """As pip reports it."""
+    """A package as in pip's installation report."""
     archive = {"archive_info": {"hashes": {"sha256": digest}}}
     return {"metadata": {"name": name, "version": version}, "download_info": archive}
 
@@ -30,7 +30,7 @@ def audit(tmp_path: Path, *reports: list[dict[str, Any]]) -> tuple[int, str]:
 
 
 def msgspec() -> tuple[str, str]:
-    """A version that is pinned, and a hash of it."""
+    """The pinned version of msgspec, and one of its hashes."""
     [pin] = [pin for pin in HASHES if pin.startswith("msgspec==")]
     return pin.partition("==")[2], HASHES[pin][0]
 
@@ -42,26 +42,26 @@ def test_every_pin_has_hashes() -> None:
     assert all(len(digest) == 64 for digests in HASHES.values() for digest in digests)
 
 
-def test_what_is_locked_passes(tmp_path: Path) -> None:
+def test_locked_packages_pass(tmp_path: Path) -> None:
     here = {"metadata": {"name": "tiller", "version": "1"}, "download_info": {"dir_info": {"editable": True}}}
     torch = package("torch", "2.13.0+cpu", "0" * 64)
     assert audit(tmp_path, [here, torch, package("msgspec", *msgspec())]) == (0, "")
 
 
-def test_what_was_replaced_does_not_count(tmp_path: Path) -> None:
+def test_only_the_newest_report_of_a_package_counts(tmp_path: Path) -> None:
     older, newer = package("msgspec", "0.1", "0" * 64), package("msgspec", *msgspec())
     assert audit(tmp_path, [older], [newer], []) == (0, "")
     assert audit(tmp_path, [newer], [older])[0] == 1
 
 
-def test_nothing_cannot_be_audited(tmp_path: Path) -> None:
+def test_empty_reports_fail(tmp_path: Path) -> None:
     status, text = audit(tmp_path, [])
     assert status == 1
     assert "make clean" in text
 
 
 @pytest.mark.parametrize(
-    ("installed", "told"),
+    ("installed", "message"),
     [
         (package("msgspec", msgspec()[0], "0" * 64), "the file with SHA-256 0000"),
         (package("msgspec", "0.1", msgspec()[1]), "msgspec 0.1 is not pinned"),
@@ -69,7 +69,9 @@ def test_nothing_cannot_be_audited(tmp_path: Path) -> None:
         (package("torch", "2.12.0", "0" * 64), "torch 2.12.0 is not pinned"),
     ],
 )
-def test_what_is_not_locked_is_named(tmp_path: Path, installed: dict[str, Any], told: str) -> None:
+def test_packages_that_are_not_locked_are_named(
+    tmp_path: Path, installed: dict[str, Any], message: str
+) -> None:
     status, text = audit(tmp_path, [installed])
     assert status == 1
-    assert told in text
+    assert message in text

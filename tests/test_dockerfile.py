@@ -1,4 +1,4 @@
-"""The image, as far as it can be tested where no Docker engine runs."""
+"""Tests of the image that need no Docker engine."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_it_runs_as_an_unprivileged_user_and_reports_its_health(instructions: li
     command = json.loads(health.partition("CMD")[2])
     [served] = [json.loads(value) for value in values(instructions, "CMD")]
     assert command[:2] == ["tiller", "health"]
-    assert command[2:] == served[1:], "it reads the configuration that is served"
+    assert command[2:] == served[1:], "the health check reads the server's configuration"
     order = [name for name, _ in instructions]
     assert order.index("USER") > max(i for i, name in enumerate(order) if name == "RUN")
 
@@ -52,7 +52,7 @@ def test_every_step_is_valid_shell(instructions: list[tuple[str, str]]) -> None:
         subprocess.run(["sh", "-n", "-c", script], check=True)
 
 
-def test_what_is_copied_is_not_ignored(instructions: list[tuple[str, str]]) -> None:
+def test_copied_files_are_not_ignored(instructions: list[tuple[str, str]]) -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         name.removeprefix("./") for value in values(instructions, "COPY") for name in value.split()[:-1]
@@ -60,10 +60,10 @@ def test_what_is_copied_is_not_ignored(instructions: list[tuple[str, str]]) -> N
     assert copied == kept
 
 
-def test_what_is_copied_can_be_installed_and_started(
+def test_copied_files_can_be_installed_and_started(
     instructions: list[tuple[str, str]], tmp_path: Path
 ) -> None:
-    """The install step on the copied files alone, into a folder; its packages must be the pinned ones."""
+    """Runs the install step on the copied files alone. The dependencies must be the pinned versions."""
     context = tmp_path / "context"
     context.mkdir()
     for value in values(instructions, "COPY"):
@@ -75,7 +75,7 @@ def test_what_is_copied_can_be_installed_and_started(
     target = tmp_path / "installed"
     pip = f"{sys.executable} -m pip install --quiet --disable-pip-version-check"
     env = {**os.environ, "TORCH_INDEX": ""}
-    # With its dependencies, which are here already, and so must satisfy constraints.txt.
+    # Checks that the installed dependencies satisfy constraints.txt.
     checked = f"{pip} --dry-run --no-build-isolation {install}"
     subprocess.run(["sh", "-c", checked], cwd=context, env=env, check=True)
     subprocess.run(
