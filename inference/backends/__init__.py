@@ -1,1 +1,1 @@
-"""What computes: torch operations, or our kernels for CPUs and CUDA, chosen in one place."""
+"""The back ends: torch operations, or Tiller's own kernels for CPUs and CUDA. `choice` selects one."""

@@ -1,4 +1,4 @@
-"""What a back end is: the operations that the engine uses for one model on one device."""
+"""A back end: the set of operations that the engine uses for one model on one device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from inference.steering.injection import Steer
 
 
 class KernelError(Exception):
-    """A kernel cannot be compiled, loaded or used here. The message is one line for the operator."""
+    """The kernels cannot be compiled, loaded or used here. The message is one line for the operator."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Backend:
     attend: Attend | None = None
     """Attention that reads the paged KV cache in place. None: SDPA over gathered keys and values."""
     fuse: Callable[[nn.Module], None] | None = None
-    """Changes a model in place, so that it computes the same with fewer operations."""
+    """Changes a model in place so that it computes the same with fewer operations. None: no change."""
     quantize: Callable[[nn.Module], None] | None = None
-    """Changes a model in place: its linear layers compute with integers. None: not available."""
+    """Changes a model in place so that its linear layers compute with integers. None: not available."""
     weigh: Weigh = sampler.weigh
-    """Turns logits into unnormalised probabilities, for sampling."""
+    """Turns logits into unnormalised probabilities for sampling."""
     steer: Steer = injection.steer
     """Adds steering vectors to hidden states."""
     capture: Capture | None = None
-    """Captures a decode step, so that it can be replayed. None: every step is launched anew."""
+    """Captures a decode step so that it can be replayed. None: every step launches each operation."""
 
 
 TORCH = Backend()

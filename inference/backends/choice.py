@@ -1,4 +1,4 @@
-"""Chooses the back end: torch's own operations, which work everywhere, or kernels for this device."""
+"""Chooses the back end: torch operations, which work on every device, or kernels for this device."""
 
 import logging
 from pathlib import Path
@@ -14,11 +14,17 @@ _log = logging.getLogger(__name__)
 
 
 def choose(model: CausalLM, config: EngineConfig) -> Backend:
-    """The fastest back end that works. Raises KernelError if quantization is configured and cannot work."""
+    """Returns the fastest back end that works here.
+
+    Raises KernelError if quantization is configured but not available.
+    """
     if model.device.type == "cpu" and model.dtype == torch.float32:
         return _choose_on_cpu(config)
     if config.quantization != "none":
-        raise KernelError(f"engine.quantization {config.quantization} needs the CPU and float32 activations")
+        raise KernelError(
+            f"engine.quantization {config.quantization} needs float32 activations on the CPU, "
+            f"but the model is {model.dtype} on {model.device.type}"
+        )
     return _choose_on_cuda(model) if model.device.type == "cuda" else TORCH
 
 
@@ -28,18 +34,19 @@ def _choose_on_cpu(config: EngineConfig) -> Backend:
     except KernelError as error:
         if config.quantization != "none":
             raise
-        _log.warning("the server will be slower: %s", error)
+        _log.warning("the server will be slower, without kernels for this CPU: %s", error)
         return TORCH
 
 
 def _choose_on_cuda(model: CausalLM) -> Backend:
     try:
         from inference.backends.cuda import (
-            backend as cuda,  # imports Triton, which only torch for CUDA brings
+            backend as cuda,  # imports Triton, which is installed only with torch for CUDA
         )
 
         return cuda.load(model.device)
     except Exception as error:
-        # Triton needs a C compiler on this host, and may not support the device.
-        _log.warning("the server will be slower, without Triton: %s", " ".join(str(error).split())[:500])
+        # Triton needs a C compiler on this host, and it may not support the device.
+        reason = " ".join(str(error).split())[:500]
+        _log.warning("the server will be slower, without Triton kernels: %s", reason)
         return TORCH

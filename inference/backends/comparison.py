@@ -1,27 +1,32 @@
-"""Whether a replacement computes what it replaces: a module of a known name may do something else."""
+"""Compares a replacement with the original, since a module with a known name may compute something else."""
 
 from typing import Any
 
 import torch
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-"""Relative to the largest number: beyond rounding; what is something else differs by much more."""
+"""Largest error, relative to the largest expected number. Rounding errors stay below it; the errors of a
+different computation are much larger."""
 
 
-def are_close(expected: torch.Tensor, ours: torch.Tensor) -> bool:
-    return bool((expected - ours).abs().max() <= _TOLERANCE[expected.dtype] * expected.abs().max())
+def are_close(expected: torch.Tensor, actual: torch.Tensor) -> bool:
+    """Whether both tensors are equal except for rounding errors."""
+    return bool((expected - actual).abs().max() <= _TOLERANCE[expected.dtype] * expected.abs().max())
 
 
 def random(*shape: int) -> torch.Tensor:
-    """Normally distributed; the same every time, as is then what depends on it."""
+    """Normally distributed numbers on the CPU, the same in every call, so that a trial is reproducible."""
     return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
 
 
 def has_untestable_options(attention: Any) -> bool:
-    """A wide window, or a cap on large scores: a trial with a few small numbers says nothing of them."""
+    """Whether the attention layer has a softcap, or a sliding window that it does not store as an attribute.
+
+    A trial cannot detect them: its contexts are too short and its scores too small.
+    """
     if getattr(attention.config, "attn_logit_softcapping", None):
         return True
-    # Which layers have the window is then known to the module's code alone.
+    # Without the attribute, only the module's code knows which layers have the window.
     return bool(getattr(attention.config, "sliding_window", None)) and not hasattr(
         attention, "sliding_window"
     )

@@ -1,4 +1,4 @@
-"""A small batch over a small cache, on which a layer and its replacement are compared."""
+"""A small batch over a small KV cache, to compare a layer with its replacement."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,12 +13,12 @@ _BLOCK_SIZE = 16
 
 
 class Trial:
-    """One sequence's last token, and four tokens of another."""
+    """Two sequences: a decode of one token, and a prompt chunk of four tokens."""
 
     tokens = 5
 
     def __init__(self, kv_heads: int, head_dim: int, attend: Attend, like: torch.Tensor) -> None:
-        """`like`: has the model's dtype, and is on its device."""
+        """`like`: a tensor with the model's dtype, on its device."""
         self._attend = attend
         self._like = like
         self._cache_shape = 4 * _BLOCK_SIZE, kv_heads, head_dim
@@ -30,7 +30,7 @@ class Trial:
         self._angles = angles.cos().to(like), angles.sin().to(like)
 
     def run(self, layer: Callable[..., Any], hidden_size: int) -> Any:
-        """What the layer gives for the same [1, tokens, hidden_size] each time."""
+        """Calls the layer with [1, tokens, hidden_size] hidden states, the same in every call."""
         return layer(
             hidden_states=random(1, self.tokens, hidden_size).to(self._like),
             position_embeddings=self._angles,
@@ -41,10 +41,10 @@ class Trial:
         )
 
     def _paged_inputs(self, _: int) -> PagedInputs:
-        """A cache that is new each time, since it is written to."""
+        """Returns a new cache in every call, since the layer writes to it."""
         return PagedInputs(
             random(*self._cache_shape).to(self._like),
-            random(*self._cache_shape).flip(0).to(self._like),  # something else than the keys
+            random(*self._cache_shape).flip(0).to(self._like),  # flipped, so that they differ from the keys
             self._slots,
             self._blocks,
             self._starts,

@@ -1,1 +1,1 @@
-"""Kernels of our own for CPUs, compiled for the processor that is found, and what uses them."""
+"""The CPU back end: C++ kernels, compiled for this machine's processor, and the modules that call them."""

@@ -1,4 +1,4 @@
-"""The back end for float32 models on a CPU: our C++ kernels, compiled for the processor of this machine."""
+"""The back end for float32 models on a CPU: C++ kernels, compiled for the processor of this machine."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from inference.backends.cpu.sampling import weigh
 
 
 def load(cache_directory: Path) -> Backend:
-    """Compiles the kernels if they are not in the cache directory yet. Raises KernelError."""
+    """Compiles the kernels if the cache directory does not have them yet. Raises KernelError."""
     build.load(cache_directory)
     return Backend(attend=attend, fuse=fusion.fuse, quantize=_quantize, weigh=weigh)
 
 
 def _quantize(model: nn.Module) -> None:
-    """Packs the weights of all linear layers, fuses what that allows, and switches to our own threads."""
+    """Quantizes the linear layers, fuses the modules around them, and enables the kernels' own threads."""
     linear.replace_linears(model)
     fusion.fuse(model)
     torch.ops.tiller_cpu.use_own_threads(True)

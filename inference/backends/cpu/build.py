@@ -1,4 +1,4 @@
-"""Compiles the kernels for this machine's processor, once, and loads them into torch as `tiller_cpu`."""
+"""Compiles the kernels once for this machine's processor, and loads them into torch as `tiller_cpu`."""
 
 import hashlib
 import logging
@@ -26,7 +26,8 @@ _COMPILE = (
     "-fno-trapping-math",
     f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
 )
-# Not OpenMP's library: torch has loaded one, for all to see, and there must be no second.
+# Without -fopenmp: torch has already loaded an OpenMP library for the whole process. A process must have
+# only one.
 _LINK = ("-shared", "-ltorch_cpu", "-lc10")
 _TIMEOUT_SECONDS = 600
 
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 def load(cache_directory: Path) -> None:
-    """Makes `torch.ops.tiller_cpu` usable. Raises KernelError."""
+    """Makes `torch.ops.tiller_cpu` usable. Compiles the kernels if necessary. Raises KernelError."""
     if hasattr(torch.ops.tiller_cpu, "linear"):
         return
     library = cache_directory / "kernels" / f"tiller_cpu-{_digest()}.so"
@@ -44,19 +45,19 @@ def load(cache_directory: Path) -> None:
     try:
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except OSError as error:
-        raise KernelError(f"{library} cannot be loaded: {error}") from None
+        raise KernelError(f"the CPU kernels {library} cannot be loaded: {error}") from None
 
 
 def find_compiler() -> str:
-    """Raises KernelError."""
+    """Returns the path of the C++ compiler. Raises KernelError if there is none."""
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:
-        raise KernelError("there is no C++ compiler; install one (such as g++), or name it in CXX")
+        raise KernelError("no C++ compiler was found: install one (for example g++), or set CXX to its path")
     return compiler
 
 
 def _digest() -> str:
-    """Names the sources, the flags, torch's version and the processor."""
+    """Hash of the sources, the flags, torch's version and the processor. It names the compiled library."""
     directory = Path(__file__).parent
     parts = [torch.__version__, platform.machine(), _processor(), *_COMPILE, *_LINK]
     parts += [(directory / name).read_text() for name in _SOURCES]
@@ -64,7 +65,7 @@ def _digest() -> str:
 
 
 def _processor() -> str:
-    """The instructions it has, where the system tells: a cache directory may be shared by machines."""
+    """The processor's instruction sets, if the system lists them: machines may share a cache directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -74,7 +75,7 @@ def _processor() -> str:
 
 def _compile(library: Path) -> None:
     compiler = find_compiler()
-    _log.info("compiling kernels for this processor, once")
+    _log.info("compiling the CPU kernels for this processor (only needed once)")
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
         source, compiled = Path(__file__).parent / "kernels.cpp", Path(directory) / "kernels.o"
@@ -82,14 +83,14 @@ def _compile(library: Path) -> None:
         installed = Path(torch.__file__).parent
         _run([compiler, *_COMPILE, f"-isystem{installed / 'include'}", str(source), "-o", str(compiled)])
         _run([compiler, str(compiled), "-o", str(linked), f"-L{installed / 'lib'}", *_LINK])
-        linked.replace(library)  # at once, whoever else is compiling
+        linked.replace(library)  # atomic: another process may compile at the same time
 
 
 def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelError(f"the C++ compiler does not run: {error}") from None
+        raise KernelError(f"the C++ compiler {command[0]} cannot be run: {error}") from None
     if done.returncode != 0:
-        complaints = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
-        raise KernelError(f"{command[0]} cannot compile the CPU kernels: {complaints[0][:500]}")
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
+        raise KernelError(f"{command[0]} cannot compile the CPU kernels: {errors[0][:500]}")

@@ -1,5 +1,5 @@
-// Attention of several queries of one sequence: a prompt, or a chunk of it. What a query gets does not depend
-// on which others are computed beside it, and is what it gets when it is computed alone, bit for bit.
+// Attention for several tokens of one sequence: a prompt, or a chunk of it. The result of a query does not
+// depend on which other queries are computed with it. It equals the result of attend_single bit for bit.
 #pragma once
 
 #include <algorithm>
@@ -14,15 +14,15 @@
 
 namespace tiller {
 
-constexpr int64_t kTileRows = 48;  // queries of a tile: tokens times the heads that share a key head
-constexpr int kRowsAtOnce = 3;
-constexpr int kVectors = 4;  // kRowsAtOnce * kVectors sums stay in registers
+constexpr int64_t kTileRows = 48;  // queries of a tile: tokens times query heads per KV head
+constexpr int kRowsAtOnce = 3;     // queries; kRowsAtOnce * kVectors sums stay in registers
+constexpr int kVectors = 4;        // of kLanes keys
 static_assert(kKeys == kVectors * kLanes && kTileRows % kRowsAtOnce == 0);
 
 using Sums = Floats[kRowsAtOnce][kVectors];
 
-// sums += left [kRowsAtOnce][depth] * right [depth][kKeys]; of the depth, every `step`-th from `first` on.
-// right(k) is a row of it.
+// sums [kRowsAtOnce, kKeys] += left [kRowsAtOnce, depth] * right [depth, kKeys], for every `step`-th k of the
+// depth from `first` on. right(k) returns a row.
 template <typename Right>
 inline void add_products(const float* left, int64_t left_stride, int64_t first, int64_t depth, int64_t step,
                          const Right& right, Sums& sums) {
@@ -36,12 +36,15 @@ inline void add_products(const float* left, int64_t left_stride, int64_t first, 
   }
 }
 
+// sums += others
 inline void add(Sums& sums, const Sums& others) {
   for (int r = 0; r < kRowsAtOnce; r++)
     for (int v = 0; v < kVectors; v++) sums[r][v] += others[r][v];
 }
 
-// The products of kRowsAtOnce queries with kKeys keys, added up in the order in which multiply_four does.
+// sums += the products of kRowsAtOnce queries with kKeys keys, without the last size % kLanes dimensions.
+// Adds in the order of multiply_four: first within each of the 2^kLevel lanes from `lane` on, then lanes in
+// pairs.
 template <int kLevel = 3, typename Key>
 inline void multiply_lanes(const float* queries, int64_t size, int64_t lane, const Key& key, Sums& sums) {
   if constexpr (kLevel == 0) {
@@ -54,7 +57,8 @@ inline void multiply_lanes(const float* queries, int64_t size, int64_t lane, con
   }
 }
 
-// The queries of `tokens` tokens of a sequence, from `token` on, that share one key head.
+// The queries of `tokens` tokens of a sequence, from `token` on, that share one KV head. A row is one query
+// head of one token.
 class Tile {
  public:
   Tile(const Attention& a, int64_t token, int64_t tokens, int64_t kv_head)
@@ -62,7 +66,7 @@ class Tile {
         token_(token),
         tokens_(tokens),
         kv_head_(kv_head),
-        rows_(tokens * a.shared()),
+        rows_(tokens * a.heads_per_kv_head()),
         padded_rows_((rows_ + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce),
         padded_value_((a.value_size + kKeys - 1) / kKeys * kKeys),
         queries_(padded_rows_ * a.size),
@@ -77,9 +81,10 @@ class Tile {
     }
   }
 
+  // Attends to the keys of the sequence, which must be that of the tokens. Writes to Attention::out.
   void attend(int64_t sequence) {
     const int64_t last = a_.positions[token_ + tokens_ - 1];
-    // Groups of keys start at multiples of kKeys, so that every query meets the same ones.
+    // Steps start at multiples of kKeys, so that every query gets its keys in the same steps.
     const int64_t first = a_.first_visible(a_.positions[token_]) / kKeys * kKeys;
     const std::vector<int64_t> slots = find_slots(a_, sequence, first, last);
     const auto length = static_cast<int64_t>(slots.size());
@@ -96,10 +101,12 @@ class Tile {
   }
 
  private:
-  int64_t token_of(int64_t row) const { return token_ + row / a_.shared(); }
-  int64_t head_of(int64_t row) const { return kv_head_ * a_.shared() + row % a_.shared(); }
+  int64_t token_of(int64_t row) const { return token_ + row / a_.heads_per_kv_head(); }
+  int64_t head_of(int64_t row) const {
+    return kv_head_ * a_.heads_per_kv_head() + row % a_.heads_per_kv_head();
+  }
 
-  // Copies keys, turned to [size, kKeys], and values [kKeys, padded]; what is missing is zero.
+  // Copies the keys (transposed) and values of `count` <= kKeys slots to keys_ and values_. The rest is zero.
   void gather(const int64_t* slots, int64_t count) {
     if (count < kKeys) {
       std::fill(keys_.begin(), keys_.end(), 0.0f);
@@ -114,6 +121,7 @@ class Tile {
     }
   }
 
+  // weights_ = the products of all queries with keys_.
   void multiply_keys() {
     const auto key = [&](int64_t i) { return keys_.data() + i * kKeys; };
     for (int64_t r = 0; r < padded_rows_; r += kRowsAtOnce) {
@@ -126,7 +134,7 @@ class Tile {
     }
   }
 
-  // Makes a row's products with the keys from position `start` on its weights.
+  // Replaces a row's products in weights_ by weights. The first key is that of position `start`.
   void weigh_row(int64_t row, int64_t start) {
     const float shrink =
         weigh_keys(a_, a_.positions[token_of(row)], start, weights_.data() + row * kKeys, heads_[row]);
@@ -135,6 +143,7 @@ class Tile {
     for (int64_t i = 0; i < padded_value_; i++) sum[i] *= shrink;
   }
 
+  // sums_ += weights_ * values_
   void add_values() {
     for (int64_t column = 0; column < padded_value_; column += kKeys) {
       const auto value = [&](int64_t j) { return values_.data() + j * padded_value_ + column; };
@@ -151,13 +160,14 @@ class Tile {
   }
 
   const Attention& a_;
-  int64_t token_, tokens_, kv_head_, rows_, padded_rows_, padded_value_;
-  std::vector<float> queries_;  // [padded rows, size]
-  std::vector<float> keys_;     // [size, kKeys]
-  std::vector<float> values_;   // [kKeys, padded value]
-  std::vector<float> weights_;  // [padded rows, kKeys]
-  std::vector<float> sums_;     // [padded rows, padded value]
-  std::vector<Head> heads_;     // [rows]
+  int64_t token_, tokens_, kv_head_, rows_;
+  int64_t padded_rows_, padded_value_;  // rows_ and value_size, rounded up to kRowsAtOnce and kKeys
+  std::vector<float> queries_;          // [padded rows, size]
+  std::vector<float> keys_;             // [size, kKeys]
+  std::vector<float> values_;           // [kKeys, padded value]
+  std::vector<float> weights_;          // [padded rows, kKeys]
+  std::vector<float> sums_;             // [padded rows, padded value]
+  std::vector<Head> heads_;             // [rows]
 };
 
 }  // namespace tiller

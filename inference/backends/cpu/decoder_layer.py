@@ -1,4 +1,4 @@
-"""A whole decoder layer as one operation."""
+"""Replaces the forward pass of a whole decoder layer by one operation."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from inference.backends.cpu.paged_attention import attend
 from inference.backends.cpu.quantized_attention import QuantizedAttention
 from inference.backends.trial import Trial
 
-_PARTS: dict[str, type[nn.Module]] = {  # of a Llama's, and of those who took it over
+_PARTS: dict[str, type[nn.Module]] = {  # in Llama and models like it
     "input_layernorm": RMSNorm,
     "self_attn": QuantizedAttention,
     "post_attention_layernorm": RMSNorm,
@@ -20,9 +20,9 @@ _PARTS: dict[str, type[nn.Module]] = {  # of a Llama's, and of those who took it
 
 
 def fuse_decoder_layer(layer: nn.Module) -> None:
-    """Has the layer's forward be one operation, if its parts are and that computes the same.
+    """Replaces the layer's forward by one operation, if its parts are fused and the result is the same.
 
-    The layer stays, with the hooks that it has and will get.
+    The layer itself stays in the model, so hooks on it still work.
     """
     parts: dict[str, Any] = dict(layer.named_children())
     if {name: type(part) for name, part in parts.items()} != _PARTS:
@@ -36,17 +36,17 @@ def fuse_decoder_layer(layer: nn.Module) -> None:
     )
     forward = _forward(operation, attention.layer, layer.forward)
     trial = Trial(attention.kv_heads, attention.head_dim, attend, like=torch.empty(0))
-    expected, ours = (trial.run(act, attention.hidden_size) for act in (layer, forward))
-    if isinstance(expected, torch.Tensor) and are_close(expected, ours):
+    expected, actual = (trial.run(act, attention.hidden_size) for act in (layer, forward))
+    if isinstance(expected, torch.Tensor) and are_close(expected, actual):
         layer.forward = forward
 
 
-def _forward(operation: Any, index: int, theirs: Any) -> Any:
+def _forward(operation: Any, index: int, original: Any) -> Any:
     def forward(hidden_states: torch.Tensor, *others: Any, **arguments: Any) -> Any:
         forward_context = arguments.get("forward_context")
         inputs = None if forward_context is None else forward_context.paged_inputs(index)
         if inputs is None:
-            return theirs(hidden_states, *others, **arguments)
+            return original(hidden_states, *others, **arguments)
         return operation.forward(hidden_states, *arguments["position_embeddings"], *inputs)
 
     return forward

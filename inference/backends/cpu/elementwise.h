@@ -1,4 +1,4 @@
-// Functions of single numbers, single heads and single rows.
+// Functions of single numbers, heads and rows, all in float32.
 #pragma once
 
 #include <bit>
@@ -7,11 +7,12 @@
 
 namespace tiller {
 
-// e^x for x <= 0, to about two units in the last place; vectorized by the compiler, unlike std::exp.
-// Cody and Waite's reduction and the polynomial of Cephes' expf.
+// Returns e^x for x <= 0, with an error of about two units in the last place; e^-87 for x below -87; nan for
+// nan. Compilers can vectorize it, unlike std::exp. Cody and Waite's range reduction, and the polynomial of
+// Cephes' expf.
 [[gnu::always_inline]] inline float exp_negative(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no place for a fraction
-  x = x < -87.0f ? -87.0f : x;           // keeps what is not a number
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  x = x < -87.0f ? -87.0f : x;           // nan stays nan
   const float n = (x * 1.44269504f + kRound) - kRound;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float power = 1.9875691500e-4f;
@@ -24,7 +25,8 @@ namespace tiller {
   return power * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
 }
 
-// Rotates the two halves of a head by the angles with these cosines and sines (Su et al., arXiv:2104.09864).
+// Rotates the two halves of a head [size] by the angles with these cosines and sines [size] (Su et al.,
+// arXiv:2104.09864). out may be the same memory as in.
 inline void rotate_head(const float* in, const float* cosines, const float* sines, int64_t size, float* out) {
   const int64_t half = size / 2;
 #pragma omp simd
@@ -35,7 +37,7 @@ inline void rotate_head(const float* in, const float* cosines, const float* sine
   }
 }
 
-// x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich, arXiv:1910.07467)
+// out = x / sqrt(mean(x^2) + epsilon) * weight, all of them [size] (Zhang and Sennrich, arXiv:1910.07467).
 inline void normalize_row(const float* x, int64_t size, const float* weight, float epsilon, float* out) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)

@@ -1,5 +1,5 @@
-"""Puts single operations in the place of what transformers computes in many: at one token, each costs
-more to start than to compute. What is not known here stays as it is.
+"""Replaces parts of a transformers model by single operations: at one token, an operation costs more to start
+than to compute. Parts that are not recognized, or that compute something else, stay as they are.
 """
 
 import types
@@ -15,12 +15,12 @@ from inference.backends.cpu.linear import QuantizedLinear
 from inference.backends.cpu.modules import QuantizedGatedMLP, RMSNorm
 from inference.backends.cpu.quantized_attention import fused_attention
 
-_ROTARY = "apply_rotary_pos_emb"  # as transformers' models call it
+_ROTARY = "apply_rotary_pos_emb"  # the function's name in transformers' models
 
 
 @torch.inference_mode()
 def fuse(model: nn.Module) -> None:
-    """Replaces the parts of a float32 model on the CPU for which there is an operation."""
+    """Replaces those parts of a float32 CPU model for which there is an operation."""
     for module in list(model.modules()):
         if _ROTARY in _names_used(module):
             _replace_rotary(module)
@@ -50,7 +50,7 @@ def _fused_norm(module: nn.Module) -> nn.Module | None:
     weight = getattr(module, "weight", None)
     if epsilon is None or not isinstance(weight, nn.Parameter):
         return None
-    return _if_alike(module, RMSNorm(weight, epsilon), weight.shape[0])
+    return _if_same(module, RMSNorm(weight, epsilon), weight.shape[0])
 
 
 def _fused_mlp(module: nn.Module) -> nn.Module | None:
@@ -61,12 +61,12 @@ def _fused_mlp(module: nn.Module) -> nn.Module | None:
         and isinstance(down, QuantizedLinear)
     ):
         return None
-    if any(linear.has_bias for linear in (gate, up, down)) or not up.weights.can_follow(gate.weights):
+    if any(linear.has_bias for linear in (gate, up, down)) or not up.weights.can_join(gate.weights):
         return None
-    return _if_alike(module, QuantizedGatedMLP(gate, up, down), gate.in_features)
+    return _if_same(module, QuantizedGatedMLP(gate, up, down), gate.in_features)
 
 
-def _if_alike(module: nn.Module, replacement: nn.Module, size: int) -> nn.Module | None:
+def _if_same(module: nn.Module, replacement: nn.Module, size: int) -> nn.Module | None:
     x = random(3, size)
     return replacement if are_close(module(x), replacement(x)) else None
 
@@ -77,32 +77,32 @@ def _names_used(module: nn.Module) -> tuple[str, ...]:
 
 
 def _replace_rotary(module: nn.Module) -> None:
-    """Has this module's forward call our rotation, if it is the same as the model's own."""
+    """Makes this module's forward call the `rotary` operation, if that equals the model's own function."""
     forward: Any = type(module).forward
-    theirs = forward.__globals__[_ROTARY]
-    if not _rotates_alike(theirs):
+    original = forward.__globals__[_ROTARY]
+    if not _is_same_rotation(original):
         return
-    scope = {**forward.__globals__, _ROTARY: _rotary_or(theirs)}
-    ours = types.FunctionType(
+    scope = {**forward.__globals__, _ROTARY: _rotary_or(original)}
+    replacement = types.FunctionType(
         forward.__code__, scope, forward.__name__, forward.__defaults__, forward.__closure__
     )
-    ours.__kwdefaults__ = forward.__kwdefaults__
-    module.forward = types.MethodType(ours, module)
+    replacement.__kwdefaults__ = forward.__kwdefaults__
+    module.forward = types.MethodType(replacement, module)
 
 
-def _rotary_or(theirs: Callable[..., Any]) -> Callable[..., Any]:
+def _rotary_or(original: Callable[..., Any]) -> Callable[..., Any]:
     def rotary(queries: Any, keys: Any, cosines: Any, sines: Any, *others: Any, **options: Any) -> Any:
         whole = cosines.shape[-1] == queries.shape[-1] and cosines.shape[0] == queries.shape[0] == 1
         if whole and not others and not options:
             return torch.ops.tiller_cpu.rotary(queries, keys, cosines, sines)
-        return theirs(queries, keys, cosines, sines, *others, **options)
+        return original(queries, keys, cosines, sines, *others, **options)
 
     return rotary
 
 
-def _rotates_alike(theirs: Callable[..., Any]) -> bool:
+def _is_same_rotation(original: Callable[..., Any]) -> bool:
     heads = [random(1, 5, number, 8).transpose(1, 2) for number in (4, 2)]
     angles = random(1, 5, 8)
-    expected = theirs(*heads, angles.cos(), angles.sin())
-    ours = torch.ops.tiller_cpu.rotary(*heads, angles.cos(), angles.sin())
-    return all(are_close(*pair) for pair in zip(expected, ours, strict=True))
+    expected = original(*heads, angles.cos(), angles.sin())
+    actual = torch.ops.tiller_cpu.rotary(*heads, angles.cos(), angles.sin())
+    return all(are_close(*pair) for pair in zip(expected, actual, strict=True))

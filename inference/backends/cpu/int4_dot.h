@@ -1,7 +1,10 @@
-// Rows of int8 activations times columns of 4-bit weights: of each kGroup that follow each other, weights
-// are minimum + step * level with levels of 0 to 15, and activations are middle + scale * value. The sums of
-// levels times values within a group are exact, and groups are added up in their order, whatever else is
-// computed beside.
+// Products of rows of int8 activations with columns of 4-bit weights. In each group of kGroup inputs
+//   weight = minimum + step * level, with 0 <= level <= 15 and float16 minimum and step,
+//   activation = middle + scale * value, with |value| <= 127 and float32 middle and scale,
+// and the sum of the products of both is
+//   minimum * sum(activation) + step * (scale * sum(value * level) + middle * sum(level)).
+// The integer sums are exact. The rest is computed in float32, in the order of the groups, so a result does
+// not depend on what else is computed at the same time.
 #pragma once
 
 #include <algorithm>
@@ -15,22 +18,22 @@
 
 namespace tiller::int4 {
 
-constexpr int kPanel = 16;  // columns that lie side by side
-constexpr int kQuad = 4;    // weights of a column that lie side by side
-constexpr int kGroup = 32;
+constexpr int kPanel = 16;  // columns that are interleaved in memory
+constexpr int kQuad = 4;    // consecutive weights of a column that are adjacent in memory
+constexpr int kGroup = 32;  // weights of a column that share a minimum and a step
 constexpr int kQuads = kGroup / kQuad;
 
-// A group of a panel. A byte of levels has one of the first eight columns in its low half, and the column
-// eight after it in its high half.
+// One group of each column of a panel. The level of weight i of column c < 8 is in the low four bits of
+// levels[i / kQuad][c][i % kQuad]; the high four bits are the level of weight i of column c + 8.
 struct alignas(32) Weights {
   uint8_t levels[kQuads][kPanel / 2][kQuad];
   uint16_t steps[kPanel], minima[kPanel];  // float16
-  int16_t sums[kPanel];                    // of the levels
+  int16_t sums[kPanel];                    // of the levels of each column
 };
 
-// A group of a row.
+// One group of a row.
 struct Activations {
-  float scale, middle, sum;  // the sum of middle + scale * value
+  float scale, middle, sum;  // sum: of middle + scale * value over the group
   int8_t values[kGroup];     // -127 to 127
 };
 
@@ -40,19 +43,25 @@ inline int32_t load_quad(const int8_t* from) {
   return quad;
 }
 
+// Each variant below defines kTile, the most rows that `dot` can take, and
+//   dot<kRows>(x [kRows, groups], groups, weights [groups] of a panel, out [kRows, kPanel]).
+
 #if defined(__AVX512BW__) && defined(__F16C__)
 
 constexpr int kTile = 12;
 
+// Adds the products of unsigned 8-bit levels and signed 8-bit values: with VNNI to an int32 sum of each four,
+// else to an int16 sum of each two.
 inline __m512i add_products(__m512i sum, __m512i levels, __m512i values) {
 #if defined(__AVX512VNNI__)
   return _mm512_dpbusd_epi32(sum, levels, values);
 #else
-  return _mm512_add_epi16(sum, _mm512_maddubs_epi16(levels, values));  // 8 * 2 * 15 * 127 is within int16
+  return _mm512_add_epi16(sum, _mm512_maddubs_epi16(levels, values));  // at most 8 * 2 * 15 * 127 = 30480
 #endif
 }
 
-inline __m512i finished(__m512i sum) {
+// Makes int32 sums of each four products out of the result of add_products.
+inline __m512i to_int32_sums(__m512i sum) {
 #if defined(__AVX512VNNI__)
   return sum;
 #else
@@ -60,6 +69,7 @@ inline __m512i finished(__m512i sum) {
 #endif
 }
 
+// The levels of a quad of all columns, as bytes [kPanel][kQuad].
 inline __m512i load_levels(const Weights& w, int quad) {
   const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(w.levels[quad]));
   const __m512i all = _mm512_inserti64x4(_mm512_castsi256_si512(both), _mm256_srli_epi16(both, 4), 1);
@@ -88,11 +98,11 @@ void dot(const Activations* x, int64_t groups, const Weights* weights, float (&o
         _mm512_cvtepi16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(w.sums))));
     for (int r = 0; r < kRows; r++) {
       const Activations& a = x[r * groups + g];
-      const __m512 leveled =
-          _mm512_fmadd_ps(_mm512_cvtepi32_ps(finished(products[r])), _mm512_set1_ps(a.scale),
+      const __m512 level_products =
+          _mm512_fmadd_ps(_mm512_cvtepi32_ps(to_int32_sums(products[r])), _mm512_set1_ps(a.scale),
                           _mm512_mul_ps(_mm512_set1_ps(a.middle), sums));
       totals[r] = _mm512_fmadd_ps(_mm512_set1_ps(a.sum), minima, totals[r]);
-      totals[r] = _mm512_fmadd_ps(leveled, steps, totals[r]);
+      totals[r] = _mm512_fmadd_ps(level_products, steps, totals[r]);
     }
   }
   for (int r = 0; r < kRows; r++) _mm512_storeu_ps(out[r], totals[r]);
@@ -102,12 +112,13 @@ void dot(const Activations* x, int64_t groups, const Weights* weights, float (&o
 
 constexpr int kTile = 6;
 
-// In place, and in this order: compilers would move the sums to memory and back.
+// sum += product, of int16. Assembly keeps the sums in registers and the additions in this order; compilers
+// would spill the sums to memory.
 inline void add(__m256i& sum, __m256i product) {
   asm volatile("vpaddw %1, %0, %0" : "+x"(sum) : "x"(product));
 }
 
-// What eight columns of a group have in common for all rows.
+// The factors of eight columns of a group, as float32. They are the same for all rows.
 struct Columns {
   __m256 steps, minima, sums;
 
@@ -119,13 +130,14 @@ struct Columns {
   static __m128i load(const void* from) { return _mm_load_si128(static_cast<const __m128i*>(from)); }
 };
 
-// Adds to `totals` the products of a row's group with eight columns, from those of values and levels.
+// Adds the products of a row's group with eight columns to totals [8]. products: the sums of values times
+// levels, two int16 for each column.
 inline void finish(__m256i products, const Activations& x, const Columns& w, float* totals) {
   const __m256 exact = _mm256_cvtepi32_ps(_mm256_madd_epi16(products, _mm256_set1_epi16(1)));
-  const __m256 leveled =
+  const __m256 level_products =
       _mm256_fmadd_ps(exact, _mm256_set1_ps(x.scale), _mm256_mul_ps(_mm256_set1_ps(x.middle), w.sums));
   const __m256 total = _mm256_fmadd_ps(_mm256_set1_ps(x.sum), w.minima, _mm256_loadu_ps(totals));
-  _mm256_storeu_ps(totals, _mm256_fmadd_ps(leveled, w.steps, total));
+  _mm256_storeu_ps(totals, _mm256_fmadd_ps(level_products, w.steps, total));
 }
 
 template <int kRows>
@@ -143,7 +155,7 @@ void dot(const Activations* x, int64_t groups, const Weights* weights, float (&o
       const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
       for (int r = 0; r < kRows; r++) {
         const __m256i values = _mm256_set1_epi32(load_quad(x[r * groups + g].values + quad * kQuad));
-        add(low[r], _mm256_maddubs_epi16(first, values));  // 8 * 2 * 15 * 127 is within int16
+        add(low[r], _mm256_maddubs_epi16(first, values));  // at most 8 * 2 * 15 * 127 = 30480
         add(high[r], _mm256_maddubs_epi16(second, values));
       }
     }
@@ -159,8 +171,8 @@ void dot(const Activations* x, int64_t groups, const Weights* weights, float (&o
 
 constexpr int kTile = 4;
 
-// The float16 with these bits, which is finite.
-inline float widened(uint16_t half) {
+// Converts the bits of a finite float16.
+inline float half_to_float(uint16_t half) {
   const int exponent = half >> 10 & 31, fraction = half & 1023;
   const float magnitude = std::ldexp(exponent == 0 ? fraction : fraction + 1024, std::max(exponent, 1) - 25);
   return half >> 15 ? -magnitude : magnitude;
@@ -184,8 +196,8 @@ void dot(const Activations* x, int64_t groups, const Weights* weights, float (&o
         }
       }
       for (int c = 0; c < kPanel; c++) {
-        const float leveled = static_cast<float>(products[c]) * a.scale + a.middle * w.sums[c];
-        out[r][c] += a.sum * widened(w.minima[c]) + leveled * widened(w.steps[c]);
+        const float level_products = static_cast<float>(products[c]) * a.scale + a.middle * w.sums[c];
+        out[r][c] += a.sum * half_to_float(w.minima[c]) + level_products * half_to_float(w.steps[c]);
       }
     }
   }

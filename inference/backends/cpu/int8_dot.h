@@ -1,5 +1,6 @@
-// Rows of int16 activations times columns of int8 weights, which have a scale per kGroup of them: the sums
-// within a group are exact, and groups are added up in their order, whatever else is computed beside.
+// Products of rows of int16 activations with columns of int8 weights. Each kGroup consecutive weights of a
+// column, a group, have a float32 scale. The int32 sum of a group is exact. Scaled sums are added up in
+// float32 in the order of the groups, so a result does not depend on what else is computed at the same time.
 #pragma once
 
 #include <cstdint>
@@ -11,18 +12,18 @@
 
 namespace tiller::int8 {
 
-constexpr int kPanel = 16;  // columns that lie side by side
-constexpr int kPair = 2;    // weights of a column that lie side by side
-constexpr int kGroup = 32;
+constexpr int kPanel = 16;  // columns that are interleaved in memory
+constexpr int kPair = 2;    // consecutive weights of a column that are adjacent in memory
+constexpr int kGroup = 32;  // weights of a column that share a scale
 constexpr int kPairs = kGroup / kPair;
 
-// A group of a panel.
+// One group of each column of a panel. Weight i of column c is values[i / kPair][c][i % kPair] * scales[c].
 struct alignas(32) Weights {
   int8_t values[kPairs][kPanel][kPair];
   float scales[kPanel];
 };
 
-// A group of a row, whose scale is that of the whole row.
+// One group of a row. The scale belongs to the whole row, and is kept elsewhere.
 struct Activations {
   int16_t values[kGroup];
 };
@@ -33,10 +34,15 @@ inline int32_t load_pair(const int16_t* from) {
   return pair;
 }
 
+// Each variant below defines kTile, the most rows that `dot` can take, and
+//   dot<kRows>(x [kRows, groups], groups, weights [groups] of a panel, out [kRows, kPanel]),
+// which multiplies without the scales of the rows.
+
 #if defined(__AVX512BW__)
 
 constexpr int kTile = 12;
 
+// sum + a[2 i] * b[2 i] + a[2 i + 1] * b[2 i + 1], for int16 a and b, and int32 sums.
 inline __m512i add_products(__m512i sum, __m512i a, __m512i b) {
 #if defined(__AVX512VNNI__)
   return _mm512_dpwssd_epi32(sum, a, b);
@@ -47,7 +53,7 @@ inline __m512i add_products(__m512i sum, __m512i a, __m512i b) {
 
 template <int kRows>
 void dot(const Activations* x, int64_t groups, const Weights* weights, float (&out)[kRows][kPanel]) {
-  constexpr int kChains = kRows <= 4 ? 2 : 1;  // hides the latency of a sum when there are few
+  constexpr int kChains = kRows <= 4 ? 2 : 1;  // independent sums per row: two hide the latency of additions
   __m512 totals[kRows];
   for (int r = 0; r < kRows; r++) totals[r] = _mm512_setzero_ps();
   for (int64_t g = 0; g < groups; g++) {
@@ -82,7 +88,8 @@ void dot(const Activations* x, int64_t groups, const Weights* weights, float (&o
 
 constexpr int kTile = 6;
 
-// In place, and in this order: compilers would move the sums to memory and back.
+// sum += product. Assembly keeps the sums in registers and the additions in this order; compilers would spill
+// the sums to memory.
 inline void add(__m256i& sum, __m256i product) {
   asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product));
 }

@@ -1,6 +1,6 @@
-// What torch lacks on CPUs, as its operations `tiller_cpu`: products with int8 weights, attention that reads
-// the paged KV cache in place, and in one operation what else takes many. All in float32; a row's result
-// depends on nothing but the row.
+// Defines torch's operations `tiller_cpu`: products with packed weights, attention that reads the paged KV
+// cache in place, and whole layers as one operation. Inputs and outputs are float32. The result for a row
+// depends on that row alone.
 
 #include <ATen/ATen.h>
 #include <torch/custom_class.h>
@@ -24,8 +24,8 @@
 namespace tiller {
 namespace {
 
-// x [1, heads, tokens, size], angles [1, tokens, size]. Returns the same shape, laid out [tokens, heads,
-// size].
+// Rotates x [1, heads, tokens, size], whose last dimension is contiguous. cosines, sines: [tokens, size],
+// contiguous. Returns x's shape; in memory, the result is [tokens, heads, size].
 at::Tensor rotate(const at::Tensor& x, const float* cosines, const float* sines) {
   const int64_t heads = x.size(1), tokens = x.size(2), size = x.size(3);
   at::Tensor out = at::empty({1, tokens, heads, size}, x.options());
@@ -41,18 +41,24 @@ at::Tensor rotate(const at::Tensor& x, const float* cosines, const float* sines)
   return out.transpose(1, 2);
 }
 
+// Rotates queries [1, heads, tokens, size] and keys [1, kv_heads, tokens, size] by the angles with these
+// cosines and sines [1, tokens, size]. Returns the same shapes.
 std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& queries, const at::Tensor& keys,
                                           const at::Tensor& cosines, const at::Tensor& sines) {
-  TORCH_CHECK(queries.stride(3) == 1 && keys.stride(3) == 1, "heads must be contiguous");
-  TORCH_CHECK(cosines.size(-1) == queries.size(3) && keys.size(3) == queries.size(3), "whole heads expected");
+  TORCH_CHECK(queries.stride(3) == 1 && keys.stride(3) == 1,
+              "queries and keys must be contiguous in the last dimension");
+  TORCH_CHECK(cosines.size(-1) == queries.size(3) && keys.size(3) == queries.size(3),
+              "queries, keys and cosines must have the same last dimension, but have ", queries.size(3), ", ",
+              keys.size(3), " and ", cosines.size(-1));
   const at::Tensor cosine = contiguous_floats(cosines), sine = contiguous_floats(sines);
   const float *c = cosine.const_data_ptr<float>(), *s = sine.const_data_ptr<float>();
   return {rotate(queries, c, s), rotate(keys, c, s)};
 }
 
-// Stores the keys and values [1, kv_heads, tokens, size] of all tokens in their slots, and attends with the
-// queries [1, heads, tokens, size], each to the slots of its own sequence up to its own position. Returns
-// [tokens, heads, value_size]. window and softcap: 0 for none.
+// Stores the keys [1, kv_heads, tokens, size] and values [1, kv_heads, tokens, value_size] of all tokens in
+// their slots. Then each query of [1, heads, tokens, size] attends to the slots of its own sequence, up to
+// its own position. Returns [tokens, heads, value_size]. window, softcap: 0 means none. For the caches and
+// the index tensors see Attention and Paging.
 at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
                            const at::Tensor& key_cache, const at::Tensor& value_cache,
                            const at::Tensor& slot_mapping, const at::Tensor& block_tables,
@@ -62,7 +68,7 @@ at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& keys, co
   paging.check();
   for (const at::Tensor& tensor : {queries, keys, values}) {
     TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.stride(3) == 1,
-                "contiguous float32 heads expected");
+                "queries, keys and values must be float32 and contiguous in the last dimension");
   }
   const int64_t heads = queries.size(1), tokens = queries.size(2);
   for (const auto& [from, cache] : {std::pair(keys, key_cache), std::pair(values, value_cache)}) {
@@ -103,8 +109,8 @@ TORCH_LIBRARY(tiller_cpu, library) {
   library.class_<Linear>("Linear")
       .def(torch::init<const at::Tensor&, const std::optional<at::Tensor>&>())
       .def("slice", &Linear::slice)
-      .def("can_follow", [](const tiller::LinearPtr& self,
-                            const tiller::LinearPtr& other) { return self->can_follow(*other); })
+      .def("can_join", [](const tiller::LinearPtr& self,
+                          const tiller::LinearPtr& other) { return self->can_join(*other); })
       .def("weight", &Linear::weight)
       .def("bits", &Linear::bits);
   library.class_<AttentionLayer>("AttentionLayer")

@@ -1,5 +1,5 @@
-// Whole layers of a transformer as one operation each: at one token, an operation costs more to start than
-// to compute.
+// Layers of a transformer as one operation each: at one token, an operation costs more to start than to
+// compute.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -19,28 +19,31 @@ namespace tiller {
 
 using LinearPtr = c10::intrusive_ptr<Linear>;
 
-// x [rows, size] float32; out the same
+// out = the RMS norm of x, both [rows, size] float32.
 inline void normalize(const float* x, int64_t rows, int64_t size, const float* weight, float epsilon,
                       float* out) {
   share(rows, 4 * size,
         [&](int64_t r) { normalize_row(x + r * size, size, weight, epsilon, out + r * size); });
 }
 
-// x [..., size] / sqrt(mean(x^2) + epsilon) * weight [size]
+// Returns x / sqrt(mean(x^2) + epsilon) * weight, for x [..., size] and weight [size].
 inline at::Tensor rms_norm(const at::Tensor& input, const at::Tensor& weight, double epsilon) {
   const at::Tensor x = contiguous_floats(input);
   at::Tensor out = at::empty_like(x);
   const int64_t size = x.size(-1);
-  TORCH_CHECK(weight.numel() == size, "the weights are those of another width");
+  TORCH_CHECK(weight.numel() == size, "the norm has ", weight.numel(), " weights, but x has ", size,
+              " columns");
   normalize(x.const_data_ptr<float>(), x.numel() / size, size, weight.const_data_ptr<float>(),
             static_cast<float>(epsilon), out.mutable_data_ptr<float>());
   return out;
 }
 
-// sum += x, both [..., size] float32. Torch's own would start OpenMP's threads between two of our products.
+// sum += x, both [..., size] float32. torch's own addition would start OpenMP's threads between two products.
 inline void add_to(const at::Tensor& sum, const at::Tensor& input) {
   const at::Tensor x = contiguous_floats(input);
-  TORCH_CHECK(x.numel() == sum.numel() && sum.is_contiguous(), "the residual is of another shape");
+  TORCH_CHECK(x.numel() == sum.numel() && sum.is_contiguous(),
+              "the sum must be contiguous and have as many elements as x (", x.numel(), "), but has ",
+              sum.numel());
   const int64_t size = x.size(-1);
   float* to = sum.mutable_data_ptr<float>();
   const float* from = x.const_data_ptr<float>();
@@ -50,22 +53,25 @@ inline void add_to(const at::Tensor& sum, const at::Tensor& input) {
   });
 }
 
-// x [..., inputs] float32; returns [..., outputs] float32.
+// Multiplies x [..., inputs] float32 with the weights and adds the bias. Returns [..., outputs] float32.
 inline at::Tensor linear(const at::Tensor& input, const LinearPtr& weights) {
   const at::Tensor x = contiguous_floats(input);
-  TORCH_CHECK(x.size(-1) == weights->inputs, "the weights are those of another width");
+  TORCH_CHECK(x.size(-1) == weights->inputs, "x has ", x.size(-1), " columns, but the weights have ",
+              weights->inputs, " inputs");
   at::Tensor out = empty_like_with_last(x, weights->outputs);
   multiply(x.const_data_ptr<float>(), x.numel() / weights->inputs, *weights, out.mutable_data_ptr<float>());
   return out;
 }
 
-// down(silu(gate(x)) * up(x)), the feed-forward layer of Shazeer, arXiv:2002.05202, without biases.
+// Returns down(silu(gate(x)) * up(x)) for x [..., inputs], without biases (Shazeer, arXiv:2002.05202).
 inline at::Tensor gated_mlp(const at::Tensor& input, const LinearPtr& gate, const LinearPtr& up,
                             const LinearPtr& down) {
   const at::Tensor x = contiguous_floats(input);
-  TORCH_CHECK(up->can_follow(*gate) && up->outputs == gate->outputs && x.size(-1) == gate->inputs &&
+  TORCH_CHECK(up->can_join(*gate) && up->outputs == gate->outputs && x.size(-1) == gate->inputs &&
                   gate->outputs == down->inputs,
-              "the weights are those of other widths");
+              "gate, up and down do not fit each other or x: x has ", x.size(-1),
+              " columns, and the layers have ", gate->inputs, " to ", gate->outputs, ", ", up->inputs, " to ",
+              up->outputs, " and ", down->inputs, " to ", down->outputs, " features");
   const int64_t rows = x.numel() / gate->inputs;
   const at::Tensor gated = at::empty({rows, gate->outputs}, x.options());
   multiply_gated(x.const_data_ptr<float>(), rows, *gate, *up, gated.mutable_data_ptr<float>());
@@ -74,11 +80,12 @@ inline at::Tensor gated_mlp(const at::Tensor& input, const LinearPtr& gate, cons
   return out;
 }
 
-// Projections to queries, keys and values (one matrix for all three), rotation, attention in the paged cache,
-// and the projection of its output.
+// Attention with its projections: to queries, keys and values (one matrix for all three), rotation, attention
+// over the paged KV cache, and the projection of its output.
 class AttentionLayer : public torch::CustomClassHolder {
  public:
-  // window: 0 for none
+  // qkv: outputs [queries, keys, values], each of them head by head. scale: factor of the scores. window: 0
+  // means no sliding window.
   AttentionLayer(LinearPtr qkv, LinearPtr projection, int64_t heads, double scale, int64_t window)
       : qkv_(std::move(qkv)),
         projection_(std::move(projection)),
@@ -86,8 +93,8 @@ class AttentionLayer : public torch::CustomClassHolder {
         scale_(static_cast<float>(scale)),
         window_(window) {}
 
-  // x [..., tokens, hidden], cosines and sines [..., tokens, size]; the others as Paging and Attention have
-  // them. Returns the shape of x.
+  // x: [..., tokens, hidden size]; cosines, sines: [..., tokens, head size]. For the other tensors see Paging
+  // and Attention. Returns the shape of x.
   at::Tensor forward(const at::Tensor& input, const at::Tensor& cosines, const at::Tensor& sines,
                      const at::Tensor& key_cache, const at::Tensor& value_cache,
                      const at::Tensor& slot_mapping, const at::Tensor& block_tables,
@@ -110,14 +117,16 @@ class AttentionLayer : public torch::CustomClassHolder {
   void check(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& projected,
              const at::Tensor& key_cache, const at::Tensor& value_cache) const {
     const int64_t kv_heads = key_cache.size(1), size = key_cache.size(2), tokens = projected.size(0);
-    TORCH_CHECK(x.size(-1) == qkv_->inputs && x.numel() == tokens * qkv_->inputs, "x of another shape");
+    TORCH_CHECK(x.size(-1) == qkv_->inputs && x.numel() == tokens * qkv_->inputs, "x must have ", tokens,
+                " rows of ", qkv_->inputs, " columns");
     TORCH_CHECK(cosines.size(-1) == size && cosines.numel() == tokens * size && value_cache.size(2) == size,
-                "heads of one size expected");
+                "cosines, keys and values must have the same head size, and cosines one row per token");
     TORCH_CHECK(qkv_->outputs == (heads_ + 2 * kv_heads) * size && projection_->inputs == heads_ * size &&
                     projection_->outputs == qkv_->inputs,
-                "the weights are those of other widths");
+                "the inputs and outputs of the projections do not fit the heads or each other");
   }
 
+  // Rotates the queries and keys of `projected` [tokens, outputs of qkv] in place.
   void rotate(const at::Tensor& projected, const at::Tensor& cosines, const at::Tensor& sines,
               const at::Tensor& key_cache) const {
     const int64_t size = key_cache.size(2), rotated = heads_ + key_cache.size(1);
@@ -131,6 +140,7 @@ class AttentionLayer : public torch::CustomClassHolder {
     });
   }
 
+  // Stores the keys and values of `projected`, and attends with its queries. Returns [tokens, heads * size].
   at::Tensor attend(const at::Tensor& projected, const at::Tensor& key_cache, const at::Tensor& value_cache,
                     const Paging& paging) const {
     const int64_t kv_heads = key_cache.size(1), size = key_cache.size(2), columns = qkv_->outputs;
@@ -173,7 +183,7 @@ class AttentionLayer : public torch::CustomClassHolder {
   int64_t window_;
 };
 
-// h = x + attention(norm(x)), and h + mlp(norm(h)).
+// Computes h = x + attention(norm(x)) and returns h + mlp(norm(h)).
 class DecoderLayer : public torch::CustomClassHolder {
  public:
   DecoderLayer(c10::intrusive_ptr<AttentionLayer> attention, LinearPtr gate, LinearPtr up, LinearPtr down,
@@ -187,7 +197,7 @@ class DecoderLayer : public torch::CustomClassHolder {
         first_epsilon_(first_epsilon),
         second_epsilon_(second_epsilon) {}
 
-  // As AttentionLayer's.
+  // See AttentionLayer::forward.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines,
                      const at::Tensor& key_cache, const at::Tensor& value_cache,
                      const at::Tensor& slot_mapping, const at::Tensor& block_tables,

@@ -1,4 +1,4 @@
-// The weights of a linear layer, packed: in 4 bits if that loses nothing, else rounded to 8.
+// The packed weights of a linear layer: 4 bits per weight if that is exact, else rounded to 8 bits.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -21,13 +21,13 @@ namespace tiller {
 constexpr int kPanel = 16;
 static_assert(int4::kPanel == kPanel && int8::kPanel == kPanel);
 
-// A group of one column in 4 bits.
+// One group of one column in 4 bits: weight i is minimum + step * values[i].
 struct Levels {
   c10::Half step, minimum;
   uint8_t values[int4::kGroup];
 };
 
-// None if that is not what the weights are, bit for bit.
+// Returns kGroup weights in 4 bits, or none if that does not give exactly these weights.
 inline std::optional<Levels> find_levels(const float* weights) {
   constexpr int kMost = 15;
   const auto [least, most] = std::minmax_element(weights, weights + int4::kGroup);
@@ -42,6 +42,7 @@ inline std::optional<Levels> find_levels(const float* weights) {
   return levels;
 }
 
+// Writes a group of a column to w, which must be zero there.
 inline void pack(const Levels& levels, int column, int4::Weights& w) {
   const int shift = column < kPanel / 2 ? 0 : 4;
   int16_t sum = 0;
@@ -55,6 +56,8 @@ inline void pack(const Levels& levels, int column, int4::Weights& w) {
   w.sums[column] = sum;
 }
 
+// Rounds `count` weights, at most a group, to int8 with one scale. Writes them to a column of w. The error of
+// a weight is half a scale at most.
 inline void pack(const float* weights, int64_t count, int column, int8::Weights& w) {
   constexpr float kLargest = 127;
   float largest = 0;
@@ -67,27 +70,30 @@ inline void pack(const float* weights, int64_t count, int column, int8::Weights&
   }
 }
 
-// A layer of x [rows, inputs] to [rows, outputs]. What it holds does not change.
+// A linear layer, from rows [rows, inputs] to rows [rows, outputs]. It does not change after construction.
 class Linear : public torch::CustomClassHolder {
  public:
-  // weight [outputs, inputs] float32, bias [outputs] float32
+  // weight: [outputs, inputs] float32; bias: [outputs] float32
   Linear(const at::Tensor& weight, const std::optional<at::Tensor>& bias)
       : inputs(weight.size(1)), outputs(weight.size(0)), bias_(bias) {
     TORCH_CHECK(weight.scalar_type() == at::kFloat && (!bias || bias->scalar_type() == at::kFloat),
-                "float32 expected");
+                "weight and bias must be float32");
     const at::Tensor rows = weight.contiguous();
     packed_ = pack_exactly(rows);
     exact_ = packed_.defined();
     if (!exact_) packed_ = pack_rounded(rows);
   }
 
-  // One after the other; all must have the same inputs and precision, and whole panels.
+  // Returns a layer with the outputs of all parts, one after the other. The parts must fit by can_join.
   static c10::intrusive_ptr<Linear> join(const std::vector<c10::intrusive_ptr<Linear>>& parts) {
     auto joined = c10::make_intrusive<Linear>(*parts.at(0));
     std::vector<at::Tensor> packed, biases;
     joined->outputs = 0;
     for (const auto& part : parts) {
-      TORCH_CHECK(part->can_follow(*parts[0]), "these layers cannot be joined");
+      TORCH_CHECK(part->can_join(*parts[0]),
+                  "linear layers cannot be joined unless they have the same inputs and bits, all or none a "
+                  "bias, and multiples of ",
+                  kPanel, " outputs");
       joined->outputs += part->outputs;
       packed.push_back(part->packed_);
       if (part->bias_) biases.push_back(*part->bias_);
@@ -97,9 +103,11 @@ class Linear : public torch::CustomClassHolder {
     return joined;
   }
 
-  // The outputs from `first` on, `count` of them; shares the memory. Both are multiples of kPanel.
+  // Returns a layer with the outputs [first, first + count) of this one, and in its memory. Both numbers must
+  // be multiples of kPanel.
   c10::intrusive_ptr<Linear> slice(int64_t first, int64_t count) const {
-    TORCH_CHECK(first % kPanel == 0 && count % kPanel == 0, "whole panels expected");
+    TORCH_CHECK(first % kPanel == 0 && count % kPanel == 0, "first and count must be multiples of ", kPanel,
+                ", but are ", first, " and ", count);
     auto part = c10::make_intrusive<Linear>(*this);
     part->outputs = count;
     part->packed_ = packed_.narrow(0, first / kPanel, count / kPanel);
@@ -107,12 +115,14 @@ class Linear : public torch::CustomClassHolder {
     return part;
   }
 
-  bool can_follow(const Linear& other) const {
+  // Whether this layer can be joined after the other one. Both need the same inputs, the same format, and a
+  // bias or none; this one needs whole panels.
+  bool can_join(const Linear& other) const {
     return inputs == other.inputs && exact_ == other.exact_ && outputs % kPanel == 0 &&
            bias_.has_value() == other.bias_.has_value();
   }
 
-  // [outputs, inputs] float32: what is multiplied with
+  // Returns the unpacked weights [outputs, inputs] float32: those that products use, after any rounding.
   at::Tensor weight() const {
     const at::Tensor weight = at::empty({outputs, inputs}, at::kFloat);
     float* to = weight.mutable_data_ptr<float>();
@@ -127,7 +137,7 @@ class Linear : public torch::CustomClassHolder {
   int64_t panels() const { return packed_.size(0); }
   const float* bias() const { return bias_ ? bias_->const_data_ptr<float>() : nullptr; }
 
-  // The groups of a panel
+  // The groups [groups] of a panel.
   template <typename Weights>
   const Weights* panel(int64_t index) const {
     return reinterpret_cast<const Weights*>(packed_.const_data_ptr<uint8_t>() + index * packed_.stride(0));
@@ -136,13 +146,15 @@ class Linear : public torch::CustomClassHolder {
   int64_t inputs, outputs;
 
  private:
+  // Zeroed memory for the groups of all panels. torch aligns it to 64 bytes, and Weights need 32.
   template <typename Weights>
   static at::Tensor zeros(int64_t outputs, int64_t groups) {
     const auto size = static_cast<int64_t>(groups * sizeof(Weights));
     return at::zeros({groups_in(outputs, kPanel), size}, at::kByte);
   }
 
-  // Calls pack_group(weights, group of the panel, column of the panel, index of the group) for all groups.
+  // Calls pack_group(weights, number of weights, column of the panel, group of the panel) for each group of
+  // each column. The last group may have fewer weights than group_size.
   template <typename Weights, typename Pack>
   static at::Tensor pack_all(const at::Tensor& weight, int group_size, const Pack& pack_group) {
     const int64_t outputs = weight.size(0), inputs = weight.size(1), groups = groups_in(inputs, group_size);
@@ -168,7 +180,7 @@ class Linear : public torch::CustomClassHolder {
                                    });
   }
 
-  // Undefined if 4 bits do not hold them.
+  // Returns an undefined tensor if the weights are not exact in 4 bits.
   static at::Tensor pack_exactly(const at::Tensor& weight) {
     if (weight.size(1) % int4::kGroup != 0) return {};
     std::atomic<bool> exact{true};
@@ -200,8 +212,8 @@ class Linear : public torch::CustomClassHolder {
   }
 
   std::optional<at::Tensor> bias_;
-  at::Tensor packed_;  // uint8 [panels, groups * sizeof(int4::Weights or int8::Weights)]
-  bool exact_ = false;
+  at::Tensor packed_;   // uint8 [panels, groups * sizeof(int4::Weights or int8::Weights)]
+  bool exact_ = false;  // whether packed_ holds int4::Weights
 };
 
 }  // namespace tiller

@@ -1,9 +1,12 @@
-"""Linear layers with packed weights: in 4 bits where that loses nothing, else in 8, which is called int8.
+"""Linear layers with packed weights: 4 bits per weight if that is exact, else 8 bits.
 
-8 bits have one scale for each 32 inputs of an output; activations are then rounded to int16, with a scale
-per token. Weights that came in 4 bits, of which each 32 lie on 16 even steps, stay in 4, with a minimum and
-a step for each 32; activations are then rounded to int8, with a middle and a scale for each 32. A row's
-result depends on nothing but the row.
+Both formats split the inputs of an output into groups of 32.
+- 8 bits: weights are rounded to int8, with a float32 scale per group. Activations are rounded to int16, with
+  one scale per row.
+- 4 bits: for weights that came in 4 bits, so that each group lies on 16 even steps. It stores a float16
+  minimum and step per group. Activations are rounded to int8, with a middle and a scale per group of a row.
+
+The result for a row depends on that row alone.
 """
 
 from typing import Any
@@ -13,7 +16,7 @@ from torch import nn
 
 
 class QuantizedLinear(nn.Module):
-    """Stands in for an nn.Linear on the CPU."""
+    """Replaces an nn.Linear on the CPU."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -24,13 +27,13 @@ class QuantizedLinear(nn.Module):
         self.weights: Any = torch.classes.tiller_cpu.Linear(linear.weight.detach().float(), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x`: [..., in_features] float32; returns [..., out_features] float32."""
+        """`x`: [..., in_features] float32. Returns [..., out_features] float32."""
         output: torch.Tensor = torch.ops.tiller_cpu.linear(x, self.weights)
         return output
 
 
 def replace_linears(model: nn.Module) -> None:
-    """Puts an QuantizedLinear in the place of every nn.Linear."""
+    """Replaces every nn.Linear of the model by a QuantizedLinear."""
     linears = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
     for name, linear in linears:
         model.set_submodule(name, QuantizedLinear(linear))

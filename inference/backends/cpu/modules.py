@@ -1,4 +1,4 @@
-"""Parts of a transformer as one operation each."""
+"""Modules of a decoder layer that run as one operation each."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class RMSNorm(nn.Module):
         self.arguments = weight.detach(), epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x`: [..., hidden_size] float32, as is the result."""
+        """`x`: [..., hidden_size] float32. Returns the same shape."""
         output: torch.Tensor = torch.ops.tiller_cpu.rms_norm(x, *self.arguments)
         return output
 
@@ -25,6 +25,6 @@ class QuantizedGatedMLP(nn.Module):
         self.arguments: tuple[Any, ...] = gate.weights, up.weights, down.weights
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x`: [..., hidden_size] float32, as is the result."""
+        """`x`: [..., hidden_size] float32. Returns the same shape."""
         output: torch.Tensor = torch.ops.tiller_cpu.gated_mlp(x, *self.arguments)
         return output

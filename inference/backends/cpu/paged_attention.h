@@ -1,5 +1,5 @@
-// Attention over keys and values that lie in the blocks of a paged cache: what all of it shares, and that of
-// single queries.
+// Attention over keys and values in the blocks of a paged KV cache, all in float32: what single tokens and
+// chunks have in common, and attention of single tokens.
 #pragma once
 
 #include <algorithm>
@@ -17,41 +17,45 @@
 
 namespace tiller {
 
-constexpr int64_t kKeys = 32;  // scores that are computed before the maximum is looked at
-constexpr int64_t kDims = 32;  // of a value, added up in registers
+constexpr int64_t kKeys = 32;  // keys per step of the online softmax
+constexpr int64_t kDims = 32;  // dimensions of a value that are added up in registers
 
+// The arguments of attention for a batch. It owns no memory.
 struct Attention {
-  const float* queries;         // [tokens, heads, size], by the strides below
+  const float* queries;         // [tokens, heads, size], by the strides below; heads are contiguous
   const float* keys;            // [slots, kv_heads, size]
   const float* values;          // [slots, kv_heads, value_size]
   const int32_t* block_tables;  // [sequences, max_blocks]
-  const int64_t* cu_seqlens;    // [sequences + 1]: a sequence's tokens, whose positions follow each other
-  const int64_t* positions;     // [tokens]
+  const int64_t* cu_seqlens;    // [sequences + 1]: first token of each sequence, and the end
+  const int64_t* positions;     // [tokens], consecutive within a sequence
   float* out;                   // [tokens, heads, value_size]
   int64_t head_stride, token_stride, heads, kv_heads, size, value_size, max_blocks, block_size;
-  float scale, softcap;
-  int64_t window;
+  float scale, softcap;  // softcap: 0 means none
+  int64_t window;        // 0 means none
 
-  int64_t shared() const { return heads / kv_heads; }  // by the queries of one key
+  int64_t heads_per_kv_head() const { return heads / kv_heads; }  // query heads per KV head
 
+  // The score of a key, from its product with the query.
   float score(float product) const {
     product *= scale;
     return softcap > 0 ? std::tanh(product / softcap) * softcap : product;
   }
 
+  // The first position that a query at `position` can see.
   int64_t first_visible(int64_t position) const {
     return window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
   }
 };
 
-// Eight at a time: what compilers make of plain loops over a size that they do not know is many times slower.
+// Eight floats. Compilers make much slower code of plain loops over a size that they do not know.
 using Floats = float __attribute__((vector_size(32), aligned(4), may_alias));
 constexpr int64_t kLanes = 8;
 
 inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
 inline void store(float* to, Floats values) { *reinterpret_cast<Floats*>(to) = values; }
 
-// a * b + c, rounded once where the processor can, wherever it is written: compilers would choose anew.
+// a * b + c, rounded once if the processor can. For a plain expression, compilers decide anew in each place
+// whether to round the product, and equal queries would get different results.
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
 #if defined(__FMA__)
   return _mm256_fmadd_ps(a, b, c);
@@ -70,7 +74,7 @@ inline float multiply_add(float a, float b, float c) {
 #endif
 }
 
-// The sum of each of four.
+// out[j] = the sum of the lanes of x[j], in pairs: (0 + 1) + (2 + 3), (4 + 5) + (6 + 7), then both.
 inline void add_up(const Floats (&x)[4], float* out) {
 #if defined(__AVX__)
   const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
@@ -82,7 +86,8 @@ inline void add_up(const Floats (&x)[4], float* out) {
 #endif
 }
 
-// The products of one query with four keys, side by side so that none waits for its own sum.
+// out[j] = the product of a query with the key in slots[j], for four keys. The four sums are independent, so
+// additions need not wait for each other. stride: from slot to slot.
 inline void multiply_four(const float* query, const float* keys, int64_t stride, const int64_t* slots,
                           int64_t size, float* out) {
   const float* rows[4];
@@ -99,7 +104,7 @@ inline void multiply_four(const float* query, const float* keys, int64_t stride,
   }
 }
 
-// The slots of a sequence's positions from `first` to `last`.
+// Returns the slots of a sequence's positions from `first` to `last`, both included.
 inline std::vector<int64_t> find_slots(const Attention& a, int64_t sequence, int64_t first, int64_t last) {
   const int32_t* blocks = a.block_tables + sequence * a.max_blocks;
   std::vector<int64_t> slots(last - first + 1);
@@ -111,7 +116,7 @@ inline std::vector<int64_t> find_slots(const Attention& a, int64_t sequence, int
   return slots;
 }
 
-// Asks for what will be read soon: blocks lie anywhere, so the processor cannot guess.
+// Prefetches `size` floats of each of `count` slots, since the processor cannot predict where blocks are.
 inline void prefetch(const float* cache, const int64_t* slots, int64_t count, int64_t stride, int64_t offset,
                      int64_t size) {
   constexpr int64_t kLine = 64 / sizeof(float);
@@ -121,7 +126,7 @@ inline void prefetch(const float* cache, const int64_t* slots, int64_t count, in
   }
 }
 
-// Adds to sum the weighted values of `count` slots, in kWidth dimensions.
+// sum [kWidth] += weights[j] * the value in slots[j], for `count` slots.
 template <int64_t kWidth>
 inline void add_values(const float* values, int64_t stride, const int64_t* slots, int64_t count,
                        const float* weights, float* sum) {
@@ -135,15 +140,16 @@ inline void add_values(const float* values, int64_t stride, const int64_t* slots
   for (int64_t i = 0; i < kWidth / kLanes; i++) store(sum + i * kLanes, partial[i]);
 }
 
-// One head's softmax so far over the keys that it has seen: its weights' sum, and the weighted values' sum.
+// The state of a query's online softmax: the highest score so far, and the sum of the weights so far.
 struct Head {
   float highest = -std::numeric_limits<float>::infinity();
   float total = 0;
 };
 
-// Makes the products of a query at `position` with kKeys keys, from position `start` on, its weights: those
-// of keys that it does not see are 0. Returns by how much what was added up before has to shrink. An online
-// softmax (Milakov and Gimelshein, arXiv:1805.02867); one function for all, so that all round alike.
+// One step of the online softmax (Milakov and Gimelshein, arXiv:1805.02867). `weights` holds the products of
+// a query at `position` with the kKeys keys from position `start` on. They are replaced by the weights
+// e^(score - highest); keys that the query cannot see get weight 0. Returns the factor for the values that
+// were added up before. Not inlined, so that it rounds alike for single tokens and chunks.
 [[gnu::noinline]] inline float weigh_keys(const Attention& a, int64_t position, int64_t start, float* weights,
                                           Head& head) {
   const int64_t begin = std::clamp<int64_t>(a.first_visible(position) - start, 0, kKeys);
@@ -165,15 +171,16 @@ struct Head {
   return shrink;
 }
 
-// Goes on with the keys of `count` slots, of which the first is that of position `start`.
-inline void see(const Attention& a, int64_t kv_head, int64_t position, int64_t start, const int64_t* slots,
-                int64_t count, const float* query, Head& head, float* sum) {
+// One step of attention for one query head: `count` <= kKeys keys in `slots`, from position `start` on.
+// Updates the softmax `head` and the sum [value_size] of weighted values.
+inline void attend_keys(const Attention& a, int64_t kv_head, int64_t position, int64_t start,
+                        const int64_t* slots, int64_t count, const float* query, Head& head, float* sum) {
   const int64_t key_stride = a.kv_heads * a.size, value_stride = a.kv_heads * a.value_size;
   const float *keys = a.keys + kv_head * a.size, *values = a.values + kv_head * a.value_size;
   float weights[kKeys] = {};
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) multiply_four(query, keys, key_stride, slots + j, a.size, weights + j);
-  if (j < count) {  // the last of them again, for those that are missing
+  if (j < count) {  // repeats the last slot up to four; the extra products are not visible
     int64_t four[4];
     for (int64_t i = 0; i < 4; i++) four[i] = slots[std::min(j + i, count - 1)];
     multiply_four(query, keys, key_stride, four, a.size, weights + j);
@@ -191,11 +198,11 @@ inline void see(const Attention& a, int64_t kv_head, int64_t position, int64_t s
   }
 }
 
-// The query heads of a sequence's only token that share the key heads from `begin` to `end`.
+// Attends for the only token of a sequence, with the query heads that share the KV heads [begin, end).
 inline void attend_single(const Attention& a, int64_t sequence, int64_t begin, int64_t end) {
-  const int64_t shared = a.shared(), token = a.cu_seqlens[sequence];
+  const int64_t shared = a.heads_per_kv_head(), token = a.cu_seqlens[sequence];
   const int64_t last = a.positions[token];
-  // Groups of keys start at multiples of kKeys, so that every query meets the same ones.
+  // Steps start at multiples of kKeys, so that every query gets its keys in the same steps.
   const int64_t first = a.first_visible(last) / kKeys * kKeys;
   const std::vector<int64_t> slots = find_slots(a, sequence, first, last);
   const int64_t length = slots.size();
@@ -210,8 +217,8 @@ inline void attend_single(const Attention& a, int64_t sequence, int64_t begin, i
     prefetch(a.values, next, ahead, a.kv_heads * a.value_size, begin * a.value_size,
              (end - begin) * a.value_size);
     for (int64_t h = begin * shared; h < end * shared; h++) {
-      see(a, h / shared, last, first + start, slots.data() + start, count, query + h * a.head_stride,
-          heads[h], out + h * a.value_size);
+      attend_keys(a, h / shared, last, first + start, slots.data() + start, count, query + h * a.head_stride,
+                  heads[h], out + h * a.value_size);
     }
   }
   for (int64_t h = begin * shared; h < end * shared; h++) {

@@ -1,4 +1,4 @@
-"""Attention in the paged cache, in one operation."""
+"""Attention over the paged KV cache, as one operation."""
 
 import torch
 
@@ -10,12 +10,12 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     inputs: PagedInputs,
-    num_decodes: int,  # noqa: ARG001 - which are told by their starts
+    num_decodes: int,  # noqa: ARG001 - the operation reads cu_seqlens instead
     scaling: float,
     window: int,
     softcap: float,
 ) -> torch.Tensor:
-    """As `inference.compute.attention.Attend` says, in float32."""
+    """See `inference.compute.attention.Attend`. All tensors are float32."""
     attended: torch.Tensor = torch.ops.tiller_cpu.paged_attention(
         query, key, value, *inputs, scaling, window, softcap
     )

@@ -1,4 +1,4 @@
-// Sharing work among threads.
+// Shares work among threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -11,30 +11,31 @@
 
 namespace tiller {
 
-constexpr int64_t kMinParallelWork = 1 << 17;  // multiply-adds, below which a second thread does not pay
+// In multiply-adds. With less work than this, a second thread does not pay off.
+constexpr int64_t kMinParallelWork = 1 << 17;
 
-// Whether to use threads of our own: only where hardly anything is left to torch's, or the two disturb each
-// other.
+// Whether to use ThreadPool instead of OpenMP's threads. Set it only if torch's own operations do hardly any
+// work: otherwise the two sets of threads disturb each other.
 inline std::atomic<bool> has_own_threads{false};
 
-// Calls work(i) for i from 0 to count, of which each takes `cost` multiply-adds. A thread takes some more
-// whenever it is done.
+// Calls work(i) for each i in [0, count), in any order. A call costs about `cost` multiply-adds. A thread
+// takes the next range of indices when it has finished one, so a slow thread takes fewer.
 template <typename Work>
 inline void share(int64_t count, int64_t cost, const Work& work) {
-  constexpr int64_t kTurns = 8;  // per thread
+  constexpr int64_t kRanges = 8;  // per thread
   const int64_t least = kMinParallelWork / std::max<int64_t>(1, cost) + 1;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), (count + least - 1) / least);
   const auto act = [](const void* context, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) (*static_cast<const Work*>(context))(i);
   };
   if (threads <= 1) return act(&work, 0, count);
-  const int64_t turn = std::max(least / 4 + 1, count / (threads * kTurns));
+  const int64_t range_size = std::max(least / 4 + 1, count / (threads * kRanges));
   const int helpers = static_cast<int>(threads) - 1;
-  if (has_own_threads && ThreadPool::get().run(count, turn, helpers, act, &work)) return;
+  if (has_own_threads && ThreadPool::get().run(count, range_size, helpers, act, &work)) return;
   std::atomic<int64_t> next{0};
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t begin = next.fetch_add(turn); begin < count; begin = next.fetch_add(turn))
-      act(&work, begin, std::min(count, begin + turn));
+    for (int64_t begin = next.fetch_add(range_size); begin < count; begin = next.fetch_add(range_size))
+      act(&work, begin, std::min(count, begin + range_size));
   });
 }
 

@@ -1,4 +1,4 @@
-// Products of float32 rows with packed weights: sharing the work among threads.
+// Products of float32 rows with packed weights: cut into tiles, which are shared among threads.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,7 @@
 
 namespace tiller {
 
-// Calls tile.template operator()<its rows>(first row) for the rows from `begin` to `end`, in tiles of nearly
-// the same height.
+// Calls tile.template operator()<height>(row). height must be in [1, kRows].
 template <int kRows, typename Tile>
 inline void call_tile(int64_t height, int64_t row, const Tile& tile) {
   if (height == kRows) {
@@ -23,30 +22,33 @@ inline void call_tile(int64_t height, int64_t row, const Tile& tile) {
   }
 }
 
+// Calls tile.template operator()<number of rows>(first row) for tiles that cover the rows [begin, end). A
+// tile has at most kTile rows. All have nearly the same number.
 template <int kTile, typename Tile>
 inline void for_each_tile(int64_t begin, int64_t end, const Tile& tile) {
   int64_t row = begin;
-  for (int64_t left = (end - begin + kTile - 1) / kTile; left > 0; left--) {
-    const int64_t height = (end - row + left - 1) / left;
+  for (int64_t tiles_left = (end - begin + kTile - 1) / kTile; tiles_left > 0; tiles_left--) {
+    const int64_t height = (end - row + tiles_left - 1) / tiles_left;
     call_tile<kTile>(height, row, tile);
     row += height;
   }
 }
 
-// Calls tile.template operator()<its rows>(first row, panel) for all rows and panels. Many rows are taken in
-// blocks that stay in a core's cache while the panels go by.
+// Calls tile.template operator()<number of rows>(first row, panel) for all rows and panels. depth: inputs of
+// the product. Many rows are cut into bands, and a band stays in a core's cache while it meets all panels.
 template <int kTile, typename Tile>
 inline void for_each_tile_and_panel(int64_t rows, int64_t panels, int64_t depth, const Tile& tile) {
-  constexpr int64_t kCached = 1 << 17;  // numbers
+  constexpr int64_t kCached = 1 << 17;  // activations
   const int64_t height = std::max<int64_t>(kTile, kCached / depth / kTile * kTile);
-  const int64_t blocks = (rows + height - 1) / height;
-  share(blocks * panels, std::min(rows, height) * depth * kPanel, [&](int64_t i) {
+  const int64_t bands = (rows + height - 1) / height;
+  share(bands * panels, std::min(rows, height) * depth * kPanel, [&](int64_t i) {
     const int64_t begin = i / panels * height, panel = i % panels;
     for_each_tile<kTile>(begin, std::min(rows, begin + height),
                          [&]<int kRows>(int64_t row) { tile.template operator()<kRows>(row, panel); });
   });
 }
 
+// out [rows, outputs] = x [rows, inputs] times the weights, plus the bias if there is one.
 template <int kTile, typename Weights, typename Rows>
 inline void multiply(const Rows& x, int64_t rows, const Linear& w, float* out) {
   for_each_tile_and_panel<kTile>(rows, w.panels(), w.inputs, [&]<int kRows>(int64_t row, int64_t panel) {
@@ -62,7 +64,7 @@ inline void multiply(const Rows& x, int64_t rows, const Linear& w, float* out) {
   });
 }
 
-// x [rows, inputs]; out [rows, outputs]
+// The same for float32 x. Rounds the rows of x to the format that the weights need.
 inline void multiply(const float* x, int64_t rows, const Linear& w, float* out) {
   if (w.is_exact()) {
     multiply<int4::kTile, int4::Weights>(int4::Rows(x, rows, w.inputs), rows, w, out);
@@ -71,11 +73,13 @@ inline void multiply(const float* x, int64_t rows, const Linear& w, float* out) 
   }
 }
 
+// x / (1 + e^-x)
 inline float silu(float x) {
   const float power = exp_negative(-std::fabs(x));
   return x * (x < 0 ? power : 1.0f) / (1.0f + power);
 }
 
+// out [rows, outputs] = silu(gate(x)) * up(x), with x [rows, inputs] and layers without biases.
 template <int kTile, typename Weights, typename Rows>
 inline void multiply_gated(const Rows& x, int64_t rows, const Linear& gate, const Linear& up, float* out) {
   for_each_tile_and_panel<kTile>(
@@ -92,7 +96,7 @@ inline void multiply_gated(const Rows& x, int64_t rows, const Linear& gate, cons
       });
 }
 
-// x [rows, inputs]; out [rows, outputs]: silu(gate(x)) * up(x), of layers without biases
+// The same for float32 x. gate and up must have the same format.
 inline void multiply_gated(const float* x, int64_t rows, const Linear& gate, const Linear& up, float* out) {
   if (gate.is_exact()) {
     multiply_gated<int4::kTile, int4::Weights>(int4::Rows(x, rows, gate.inputs), rows, gate, up, out);

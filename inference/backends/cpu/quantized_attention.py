@@ -1,4 +1,4 @@
-"""A whole int8 attention layer as one operation."""
+"""A whole quantized attention layer as one operation."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class QuantizedAttention(nn.Module):
-    """Stands in for an attention layer of transformers; what is not its case it leaves to that."""
+    """Replaces an attention layer of transformers. Without PagedInputs, it calls the original."""
 
     def __init__(self, attention: nn.Module) -> None:
-        """`attention`: its projections are QuantizedLinear; those of q, k and v become parts of one."""
+        """`attention`: its projections are QuantizedLinear. Those of q, k and v are joined into one."""
         super().__init__()
         self._attention = attention
         self.layer: Any = attention.layer_idx
@@ -33,7 +33,7 @@ class QuantizedAttention(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> Any:
-        """As transformers': `hidden_states` [1, T, hidden_size], and a tuple with as much."""
+        """`hidden_states`: [1, T, hidden_size]. Returns the same shape and None."""
         forward_context = arguments.get("forward_context")
         inputs = None if forward_context is None else forward_context.paged_inputs(self.layer)
         if inputs is None:
@@ -42,7 +42,7 @@ class QuantizedAttention(nn.Module):
 
 
 def fused_attention(module: nn.Module) -> QuantizedAttention | None:
-    """None if it is no attention layer of the usual kind, or computes something else."""
+    """Returns None if the module is no attention layer of Llama's kind, or computes something else."""
     projections = [getattr(module, name, None) for name in _PROJECTIONS]
     if not all(isinstance(projection, QuantizedLinear) for projection in projections):
         return None
@@ -51,15 +51,15 @@ def fused_attention(module: nn.Module) -> QuantizedAttention | None:
     if has_untestable_options(module) or not _can_be_joined(projections[:3]):
         return None
     fused = QuantizedAttention(module)
-    return fused if _attends_alike(module, fused) else None
+    return fused if _is_same_attention(module, fused) else None
 
 
 def _can_be_joined(linears: list[Any]) -> bool:
-    return all(linear.weights.can_follow(linears[0].weights) for linear in linears)
+    return all(linear.weights.can_join(linears[0].weights) for linear in linears)
 
 
 def _join(linears: list[QuantizedLinear]) -> Any:
-    """One after the other; the linears then hold parts of what is returned."""
+    """Returns the concatenated weights. The linear layers then hold slices of them."""
     joined = torch.ops.tiller_cpu.join([linear.weights for linear in linears])
     start = 0
     for linear in linears:
@@ -68,7 +68,7 @@ def _join(linears: list[QuantizedLinear]) -> Any:
     return joined
 
 
-def _attends_alike(module: Any, fused: QuantizedAttention) -> bool:
-    """Tries both on a few tokens of two sequences in a small cache."""
+def _is_same_attention(module: Any, fused: QuantizedAttention) -> bool:
+    """Compares both on a few tokens of two sequences over a small KV cache."""
     trial = Trial(fused.kv_heads, fused.head_dim, attend, like=torch.empty(0))
     return are_close(*(trial.run(layer, fused.hidden_size)[0] for layer in (module, fused)))

@@ -1,4 +1,4 @@
-// Rows of float32 activations, rounded to integers in the two ways that weights are multiplied with.
+// Rounds rows of float32 activations to integers, in one format for each format of packed weights.
 #pragma once
 
 #include <algorithm>
@@ -12,42 +12,47 @@
 
 namespace tiller {
 
-constexpr float kSmallest = 1e-30f;  // what is nearer to zero is taken for zero: it has no finite inverse
+// Smaller magnitudes or ranges count as zero, since their inverse might not be finite.
+constexpr float kSmallest = 1e-30f;
 
+// Number of groups of `group` elements that hold `size` elements. The last one may be partly filled.
 inline int64_t groups_in(int64_t size, int64_t group) { return (size + group - 1) / group; }
 
 namespace int8 {
 
-// x = scale * value, |value| <= 32767, with one scale per row. A row that is not finite gets a scale that is
-// not, and so do all of its products.
+// Rows x, approximated by scale * value, with |value| <= 32767 and one scale per row. If an element of a row
+// is inf or nan, the row's scale is nan, and so are all of its products.
 struct Rows {
   int64_t groups;
-  std::vector<Activations> values;  // [rows, groups]; the padding is zero
+  std::vector<Activations> values;  // [rows, groups]; the last group is padded with zeros
   std::vector<float> scales;        // [rows]
 
+  // x: [rows, size], contiguous
   Rows(const float* x, int64_t rows, int64_t size)
       : groups(groups_in(size, kGroup)), values(rows * groups), scales(rows) {
     share(rows, size,
           [&](int64_t r) { scales[r] = round_row(x + r * size, size, values[r * groups].values); });
   }
 
+  // Rounds x [size] to values [size], to the nearest integers. Returns the scale.
   static float round_row(const float* x, int64_t size, int16_t* values) {
     constexpr float kLargest = 32767.0f;
-    float largest = 0, broken = 0;
-#pragma omp simd reduction(max : largest) reduction(+ : broken)
+    float largest = 0, poison = 0;  // poison: 0 if all elements are finite, else nan
+#pragma omp simd reduction(max : largest) reduction(+ : poison)
     for (int64_t i = 0; i < size; i++) {
       largest = std::max(largest, std::fabs(x[i]));
-      broken += x[i] * 0.0f;
+      poison += x[i] * 0.0f;
     }
     const float inverse = largest > kSmallest ? kLargest / largest : 0.0f;
 #pragma omp simd
     for (int64_t i = 0; i < size; i++) {
       values[i] = static_cast<int16_t>(static_cast<int32_t>(std::nearbyint(x[i] * inverse)));
     }
-    return largest / kLargest + broken;
+    return largest / kLargest + poison;
   }
 };
 
+// out[r][c] = row (row + r) of x times column c of the panel.
 template <int kRows>
 inline void multiply(const Rows& x, int64_t row, const Weights* panel, float (&out)[kRows][kPanel]) {
   dot<kRows>(x.values.data() + row * x.groups, x.groups, panel, out);
@@ -60,29 +65,31 @@ inline void multiply(const Rows& x, int64_t row, const Weights* panel, float (&o
 
 namespace int4 {
 
-// x = middle + scale * value, |value| <= 127, with a middle and a scale for each kGroup of a row. A group
-// that is not finite gets a sum that is not, and so do all of the row's products.
+// Rows x, approximated by middle + scale * value, with |value| <= 127, and a middle and a scale per group of
+// a row. If an element of a group is inf or nan, the group's sum is nan, and so are all products of the row.
 struct Rows {
   int64_t groups;
   std::vector<Activations> values;  // [rows, groups]
 
+  // x: [rows, size], contiguous; size is a multiple of kGroup
   Rows(const float* x, int64_t rows, int64_t size) : groups(size / kGroup), values(rows * groups) {
     share(rows, 2 * size, [&](int64_t r) {
       for (int64_t g = 0; g < groups; g++) round_group(x + r * size + g * kGroup, values[r * groups + g]);
     });
   }
 
+  // Rounds x [kGroup] to the nearest values.
   static void round_group(const float* x, Activations& rounded) {
-    constexpr int kLevels = 254;
-    float most = x[0], least = x[0], broken = 0;
-#pragma omp simd reduction(max : most) reduction(min : least) reduction(+ : broken)
+    constexpr int kSteps = 254;                   // from -127 to 127
+    float most = x[0], least = x[0], poison = 0;  // poison: 0 if all elements are finite, else nan
+#pragma omp simd reduction(max : most) reduction(min : least) reduction(+ : poison)
     for (int i = 0; i < kGroup; i++) {
       most = x[i] > most ? x[i] : most;
       least = x[i] < least ? x[i] : least;
-      broken += x[i] * 0.0f;
+      poison += x[i] * 0.0f;
     }
     const float range = most - least;
-    const float middle = least + range * 0.5f, inverse = range > kSmallest ? kLevels / range : 0.0f;
+    const float middle = least + range * 0.5f, inverse = range > kSmallest ? kSteps / range : 0.0f;
     int32_t sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int i = 0; i < kGroup; i++) {
@@ -90,12 +97,13 @@ struct Rows {
       rounded.values[i] = static_cast<int8_t>(value);
       sum += value;
     }
-    rounded.scale = range > kSmallest ? range / kLevels : 0.0f;
+    rounded.scale = range > kSmallest ? range / kSteps : 0.0f;
     rounded.middle = middle;
-    rounded.sum = kGroup * middle + rounded.scale * static_cast<float>(sum) + broken;
+    rounded.sum = kGroup * middle + rounded.scale * static_cast<float>(sum) + poison;
   }
 };
 
+// out[r][c] = row (row + r) of x times column c of the panel.
 template <int kRows>
 inline void multiply(const Rows& x, int64_t row, const Weights* panel, float (&out)[kRows][kPanel]) {
   dot<kRows>(x.values.data() + row * x.groups, x.groups, panel, out);

@@ -1,4 +1,4 @@
-// What sampling does with every entry of the vocabulary.
+// The part of sampling that reads the logits of the whole vocabulary.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -13,19 +13,20 @@
 
 namespace tiller {
 
-// The highest; nan if one is.
+// Returns the highest of x [size], or nan if any of them is nan.
 inline float find_highest(const float* x, int64_t size) {
   float highest = -std::numeric_limits<float>::infinity();
-  int broken = 0;
-#pragma omp simd reduction(max : highest) reduction(| : broken)
+  int has_nan = 0;
+#pragma omp simd reduction(max : highest) reduction(| : has_nan)
   for (int64_t i = 0; i < size; i++) {
     highest = x[i] > highest ? x[i] : highest;
-    broken |= x[i] != x[i];
+    has_nan |= x[i] != x[i];
   }
-  return broken ? std::numeric_limits<float>::quiet_NaN() : highest;
+  return has_nan ? std::numeric_limits<float>::quiet_NaN() : highest;
 }
 
-// Makes x e^((x - highest) / temperature), and returns the sum. What is banned (-inf) becomes 0.
+// Replaces each x by e^((x - highest) / temperature), and returns their sum. Powers below e^-87 become 0, so
+// forbidden tokens (-inf) have weight 0.
 inline double weigh_piece(float* x, int64_t size, float highest, float temperature) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -37,16 +38,17 @@ inline double weigh_piece(float* x, int64_t size, float highest, float temperatu
   return sum;
 }
 
-// logits [rows, size] float32, which become weights; temperature [rows, 1] float32. Returns the highest
-// [rows] and float64 the sums [rows, size / piece] of pieces, the last one of what is left.
+// Replaces logits [rows, size] float32 by unnormalised probabilities. temperature: [rows, 1] float32. Returns
+// the highest logits [rows] float32, and the sums [rows, ceil(size / piece)] float64 of each `piece`
+// probabilities; the last piece of a row may be shorter.
 inline std::tuple<at::Tensor, at::Tensor> weigh(const at::Tensor& logits, const at::Tensor& temperature,
                                                 int64_t piece) {
   TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous() && logits.scalar_type() == at::kFloat,
-              "contiguous float32 logits expected");
+              "logits must be a contiguous float32 matrix");
   const int64_t rows = logits.size(0), size = logits.size(1), pieces = (size + piece - 1) / piece;
   TORCH_CHECK(
       temperature.is_contiguous() && temperature.scalar_type() == at::kFloat && temperature.numel() == rows,
-      "a float32 temperature per row expected");
+      "temperature must be contiguous float32, with one number per row of logits");
   at::Tensor highest = at::empty({rows}, logits.options());
   at::Tensor sums = at::empty({rows, pieces}, logits.options().dtype(at::kDouble));
   auto* x = logits.mutable_data_ptr<float>();

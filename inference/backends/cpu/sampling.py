@@ -1,9 +1,9 @@
-"""Sampling in few operations."""
+"""Turns logits into unnormalised probabilities, as one operation."""
 
 import torch
 
 
 def weigh(logits: torch.Tensor, temperature: torch.Tensor, piece: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `inference.compute.sampler.weigh`, in one operation and one pass over memory."""
+    """See `inference.compute.sampler.weigh`."""
     results: tuple[torch.Tensor, torch.Tensor] = torch.ops.tiller_cpu.weigh(logits, temperature, piece)
     return results

@@ -1,5 +1,5 @@
-// Threads that help whoever calls. Unlike OpenMP's, nobody waits for a thread that has taken no work: one
-// that has to share its core with another process delays the others by no more than what it has taken.
+// Threads that help the calling thread. Unlike in OpenMP, nobody waits for a thread that has not taken any
+// work. A thread that shares its core with another process delays the others by at most one range.
 #pragma once
 
 #include <atomic>
@@ -18,26 +18,27 @@ class ThreadPool {
   using Act = void (*)(const void* context, int64_t begin, int64_t end);
 
   static ThreadPool& get() {
-    static auto* pool = new ThreadPool;  // never deleted: its threads may outlive what is static
+    static auto* pool = new ThreadPool;  // never deleted: its threads may outlive static objects
     return *pool;
   }
 
-  // Calls act(context, begin, end) for pieces of `turn` numbers until all from 0 to count are done, in this
-  // thread and in up to `helpers` others. False, and nothing done, if another thread is at it.
-  bool run(int64_t count, int64_t turn, int helpers, Act act, const void* context) {
+  // Calls act(context, begin, end) for ranges of `range_size` indices until all of [0, count) are done, in
+  // this thread and in the pool's threads. Starts threads until there are `helpers`. Does nothing and returns
+  // false if another thread is using the pool, or if count is 2^31 - 1 or more.
+  bool run(int64_t count, int64_t range_size, int helpers, Act act, const void* context) {
     const std::unique_lock lock(busy_, std::try_to_lock);
     if (!lock.owns_lock() || count >= kClosed) return false;
     for (; started_ < helpers; started_++) std::thread([this] { serve(); }).detach();
-    publish(count, turn, act, context);
-    take_turns(epoch_.load(std::memory_order_relaxed));
+    publish(count, range_size, act, context);
+    take_ranges(epoch_.load(std::memory_order_relaxed));
     for (int spins = 0; done_.load(std::memory_order_acquire) < count; spins++) pause(spins);
     return true;
   }
 
  private:
-  static constexpr int64_t kClosed = INT32_MAX;
-  static constexpr int kSpins =
-      4000;  // before a thread goes to sleep: longer than from one layer to the next
+  static constexpr int64_t kClosed = INT32_MAX;  // as the next index: no range can be taken
+  // Polls before a thread goes to sleep. They take longer than the time from one layer to the next.
+  static constexpr int kSpins = 4000;
 
   static void pause(int spins) {
 #if defined(__x86_64__)
@@ -46,17 +47,19 @@ class ThreadPool {
     if (spins % kSpins == kSpins - 1) std::this_thread::yield();
   }
 
+  // The epoch in the high 32 bits, and the next index to be taken in the low 32 bits.
   static uint64_t ticket_of(uint32_t epoch, int64_t next) {
     return static_cast<uint64_t>(epoch) << 32 | static_cast<uint64_t>(next);
   }
 
-  void publish(int64_t count, int64_t turn, Act act, const void* context) {
+  // Starts a new job, and wakes the threads that sleep.
+  void publish(int64_t count, int64_t range_size, Act act, const void* context) {
     const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
-    // First nobody can take a turn, then what the turns are changes, then they can be taken.
+    // The order matters: close the old job, write the new one, open it. So no thread mixes the two.
     ticket_.store(ticket_of(epoch, kClosed), std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_seq_cst);
     count_.store(count, std::memory_order_relaxed);
-    turn_.store(turn, std::memory_order_relaxed);
+    range_size_.store(range_size, std::memory_order_relaxed);
     act_.store(act, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
@@ -65,17 +68,19 @@ class ThreadPool {
     if (asleep_.load(std::memory_order_seq_cst) > 0) epoch_.notify_all();
   }
 
-  void take_turns(uint32_t epoch) {
+  // Takes and computes ranges of the job with this number until none is left, or until another job starts.
+  void take_ranges(uint32_t epoch) {
     const int64_t count = count_.load(std::memory_order_relaxed),
-                  turn = turn_.load(std::memory_order_relaxed);
+                  range_size = range_size_.load(std::memory_order_relaxed);
     const Act act = act_.load(std::memory_order_relaxed);
     const void* context = context_.load(std::memory_order_relaxed);
-    std::atomic_thread_fence(std::memory_order_seq_cst);  // the ticket is not older than these
+    // The ticket must not be older than what was read above.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
     while (ticket >> 32 == epoch) {
       const auto begin = static_cast<int64_t>(ticket & UINT32_MAX);
       if (begin >= count) return;
-      const int64_t end = begin + turn < count ? begin + turn : count;
+      const int64_t end = begin + range_size < count ? begin + range_size : count;
       if (!ticket_.compare_exchange_weak(ticket, ticket_of(epoch, end), std::memory_order_acq_rel)) continue;
       act(context, begin, end);
       done_.fetch_add(end - begin, std::memory_order_acq_rel);
@@ -83,6 +88,7 @@ class ThreadPool {
     }
   }
 
+  // The loop of a helper thread.
   [[noreturn]] void serve() {
     for (uint32_t seen = 0;;) {
       uint32_t epoch = epoch_.load(std::memory_order_acquire);
@@ -97,16 +103,16 @@ class ThreadPool {
         continue;
       }
       seen = epoch;
-      take_turns(seen);
+      take_ranges(seen);
     }
   }
 
-  std::mutex busy_;
-  int started_ = 0;
-  std::atomic<uint32_t> epoch_{0};
-  std::atomic<int> asleep_{0};
-  std::atomic<uint64_t> ticket_{ticket_of(0, kClosed)};  // the epoch, and the next number to be taken
-  std::atomic<int64_t> count_{0}, turn_{1}, done_{0};
+  std::mutex busy_;                 // held by the thread that calls run
+  int started_ = 0;                 // helper threads
+  std::atomic<uint32_t> epoch_{0};  // number of the current job
+  std::atomic<int> asleep_{0};      // helper threads
+  std::atomic<uint64_t> ticket_{ticket_of(0, kClosed)};
+  std::atomic<int64_t> count_{0}, range_size_{1}, done_{0};  // the current job; done_: finished indices
   std::atomic<Act> act_{nullptr};
   std::atomic<const void*> context_{nullptr};
 };

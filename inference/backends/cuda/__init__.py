@@ -1,1 +1,1 @@
-"""What the engine uses on NVIDIA GPUs. Imported only where it is chosen: Triton comes with torch there."""
+"""The back end for NVIDIA GPUs. Imported only where it is chosen, since it imports Triton."""

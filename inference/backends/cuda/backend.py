@@ -11,6 +11,6 @@ from inference.backends.cuda.sampling import weigh
 
 
 def load(device: torch.device) -> Backend:
-    """Raises what Triton raises if it cannot compile or run here, and ValueError if its results are wrong."""
+    """Raises what Triton raises if it cannot compile or run here, and ValueError if a result is wrong."""
     check(device)
     return Backend(attend=attend, fuse=fuse, weigh=weigh, steer=steer, capture=capture)

@@ -1,4 +1,4 @@
-"""CUDA graphs: what the device did once, done again at one launch."""
+"""CUDA graphs: captures the launches of a step, so that one launch replays them all."""
 
 from collections.abc import Callable
 from functools import cache
@@ -10,12 +10,12 @@ from inference.compute.graphs import Replay
 
 
 def capture(act: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
-    """As `inference.compute.graphs.Capture` says. All graphs share their memory: they run one at a time."""
-    current, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    beside.wait_stream(current)
-    with torch.cuda.stream(beside):
-        act()  # compiles and allocates what is made at the first call
-    current.wait_stream(beside)
+    """See `inference.compute.graphs.Capture`. All graphs share one memory pool: they run one at a time."""
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        act()  # warm-up: the first call compiles kernels and allocates workspaces
+    current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=_pool()):
         result = act()

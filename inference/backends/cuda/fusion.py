@@ -1,4 +1,4 @@
-"""Puts a few launches in the place of a decoder layer's many. What is not known here stays as it is."""
+"""Replaces the forward pass of Llama-like decoder layers by fewer launches. Other layers stay as they are."""
 
 from typing import Any
 
@@ -12,21 +12,24 @@ from inference.backends.cuda.paged_attention import attend, attend_stored
 from inference.backends.trial import Trial
 from inference.compute.attention import PagedInputs
 
-_LAYER = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")  # a Llama's, and of its kind
+_LAYER = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")  # in Llama and models like it
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 @torch.inference_mode()
 def fuse(model: nn.Module) -> None:
-    """Has the layers of a model on CUDA compute the same in fewer launches; they keep their hooks."""
+    """Makes the decoder layers of a CUDA model compute the same in fewer launches. They keep their hooks."""
     for module in list(model.modules()):
-        if _is_usual(module):
+        if _looks_like_llama(module):
             _fuse_layer(module)
 
 
 class FusedLayer:
-    """h = x + attention(norm(x)), and h + mlp(norm(h)), with the layer's own weights, some of them joined."""
+    """Computes h = x + attention(norm(x)) and returns h + mlp(norm(h)).
+
+    Uses the weights of the layer. Those of q, k and v are joined into one matrix, and those of gate and up.
+    """
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -52,7 +55,7 @@ class FusedLayer:
         inputs: PagedInputs,
         num_decodes: int,
     ) -> torch.Tensor:
-        """`hidden`: [1, T, hidden_size], as is the result; `angles`: cosines and sines [1, T, head_dim]."""
+        """`hidden`: [1, T, hidden_size], like the result; `angles`: cosines and sines [1, T, head_dim]."""
         x = hidden[0]
         attended = self._attend(rms_norm(x, *self._first_norm), angles, inputs, num_decodes)
         x, normal = add_rms_norm(attended, x, *self._second_norm)
@@ -72,8 +75,8 @@ class FusedLayer:
         return projected
 
 
-def _is_usual(module: nn.Module) -> bool:
-    """Whether it looks like a Llama's decoder layer; whether it computes the same is tried later."""
+def _looks_like_llama(module: nn.Module) -> bool:
+    """Whether the module has the parts of a Llama decoder layer. A trial checks later what it computes."""
     parts: dict[str, Any] = dict(module.named_children())
     if set(parts) != set(_LAYER):
         return False
@@ -92,7 +95,7 @@ def _is_usual(module: nn.Module) -> bool:
 
 
 def _consists_of(module: Any, names: tuple[str, ...]) -> bool:
-    """Whether its parts with weights are linear layers with these names, and no others."""
+    """Whether the children that have parameters are linear layers with exactly these names."""
     parts = {name: part for name, part in module.named_children() if list(part.parameters())}
     return set(parts) == set(names) and all(type(part) is nn.Linear for part in parts.values())
 
@@ -103,26 +106,26 @@ def _is_silu(function: Any, like: torch.Tensor) -> bool:
 
 
 def _fuse_layer(layer: Any) -> None:
-    theirs = layer.forward
+    original = layer.forward
     fused = FusedLayer(layer)
 
     def forward(hidden_states: torch.Tensor, *others: Any, **arguments: Any) -> Any:
         forward_context = arguments.get("forward_context")
         inputs = forward_context and forward_context.paged_inputs(fused.layer_idx)
         if forward_context is None or inputs is None:
-            return theirs(hidden_states, *others, **arguments)
+            return original(hidden_states, *others, **arguments)
         return fused.forward(
             hidden_states, arguments["position_embeddings"], inputs, forward_context.num_decodes
         )
 
     trial = Trial(fused.kv_heads, fused.head_dim, attend, like=layer.input_layernorm.weight)
-    expected, ours = (trial.run(act, fused.hidden_size) for act in (layer, forward))
-    if isinstance(expected, torch.Tensor) and are_close(expected, ours):
+    expected, actual = (trial.run(act, fused.hidden_size) for act in (layer, forward))
+    if isinstance(expected, torch.Tensor) and are_close(expected, actual):
         layer.forward = forward
 
 
 def _join(linears: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The weights and biases of all, one after the other; the layers then hold parts of them."""
+    """Returns the concatenated weights and biases. The layers then hold views of them."""
     sizes = [linear.out_features for linear in linears]
     weight = torch.cat([linear.weight for linear in linears])
     for linear, part in zip(linears, torch.split(weight, sizes), strict=True):

@@ -1,4 +1,4 @@
-"""What a decoder layer does between its matrix products, by Triton kernels: fewer launches, less is read."""
+"""A decoder layer's operations between its matrix products, as Triton kernels: fewer launches and reads."""
 
 import torch
 import triton
@@ -6,18 +6,18 @@ from torch.nn import functional as F  # noqa: N812 - the name that everybody use
 
 from inference.backends.cuda.kernels import layers as kernels
 
-_COLUMNS = 1024  # of a program
+_COLUMNS = 1024  # per program
 
 
 def check(device: torch.device) -> None:
-    """Raises what Triton raises where it cannot compile or run, and ValueError if it computes nonsense."""
+    """Tries one kernel. Raises what Triton raises if it cannot run, and ValueError if the result is wrong."""
     x = torch.arange(24, device=device, dtype=torch.float32).view(3, 8)
     if not torch.allclose(gate(x), F.silu(x[:, :4]) * x[:, 4:]):
-        raise ValueError("it computes something else than torch")
+        raise ValueError("a Triton kernel gives another result than torch")
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """`x`: [..., size], contiguous; returns as much."""
+    """`x`: [..., size], contiguous. Returns the same shape."""
     out = torch.empty_like(x)
     _normalize(x, x, x, weight, out, epsilon, add=False)
     return out
@@ -26,7 +26,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of two [..., size], contiguous, and its norm."""
+    """Returns x + residual and its RMS norm. `x` and `residual`: [..., size], contiguous."""
     total, out = torch.empty_like(x), torch.empty_like(x)
     _normalize(x, residual, total, weight, out, epsilon, add=True)
     return total, out
@@ -56,7 +56,7 @@ def rotate_and_store(
     values: torch.Tensor,
     slots: torch.Tensor,  # [T]
 ) -> torch.Tensor:  # [T, heads, size]
-    """Rotates queries and keys; stores keys and values in their slots. Returns the queries, a part of qkv."""
+    """Rotates queries and keys; stores keys and values in their slots. Returns the queries, a view of qkv."""
     kv_heads, size = keys.shape[1:]
     rows = qkv.view(len(qkv), -1, size)
     heads = rows.shape[1] - 2 * kv_heads
@@ -77,7 +77,7 @@ def rotate_and_store(
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
-    """silu(first half) * second half of `x` [T, 2 * size], contiguous."""
+    """silu(first half) * second half of `x` [T, 2 * size], contiguous. Returns [T, size]."""
     size = x.shape[-1] // 2
     out = x.new_empty(len(x), size)
     kernels.gate[len(x), triton.cdiv(size, _COLUMNS)](x, out, SIZE=size, COLUMNS=_COLUMNS)
@@ -85,7 +85,7 @@ def gate(x: torch.Tensor) -> torch.Tensor:
 
 
 def steer(hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor) -> None:
-    """hidden [T, size] += scales [T, 1] * vectors[rows]; tokens whose row is 0 stay untouched."""
+    """hidden [T, size] += scales [T, 1] * vectors[rows]. Tokens with row 0 stay bit for bit as they are."""
     size = hidden.shape[-1]
     kernels.steer[len(hidden), triton.cdiv(size, _COLUMNS)](
         hidden, vectors, rows, scales, SIZE=size, COLUMNS=_COLUMNS

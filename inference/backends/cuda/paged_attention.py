@@ -1,4 +1,4 @@
-"""Attention in the paged cache by Triton kernels: one launch for single tokens, one for pieces of prompts."""
+"""Attention over the paged KV cache by Triton kernels: one launch for decodes, one for prompt chunks."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -9,28 +9,28 @@ import triton
 from inference.backends.cuda.kernels import attention as kernels
 from inference.compute.attention import PagedInputs
 
-_LEAST_ROWS = 16  # of a matrix product
-_PROGRAMS_PER_PROCESSOR = 2
-_MOST_SPLITS = 32
-_WIDE = 128  # a head with more numbers
+_MIN_ROWS = 16  # each side of a matrix that tl.dot multiplies must have this size at least
+_PROGRAMS_PER_SM = 2
+_MAX_SPLITS = 32
+_WIDE = 128  # heads larger than this get smaller tiles
 
 
 class _Tile(NamedTuple):
-    """What a program holds at a time, chosen so that it fits into registers and 99 KB of shared memory."""
+    """What a program holds at a time. It must fit into the registers and 99 KB of shared memory."""
 
-    rows: int  # queries; more where more heads share a key head
+    rows: int  # queries; more if more query heads share a KV head
     keys: int
     num_warps: int
     num_stages: int
 
     def launch(self, group: int) -> dict[str, int]:
-        """Arguments of a launch where `group` query heads share a key head."""
+        """The arguments of a launch. `group`: number of query heads that share a KV head."""
         rows = max(self.rows, triton.next_power_of_2(group))
         return {"ROWS": rows, "KEYS": self.keys, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-_FLOAT32 = _Tile(rows=_LEAST_ROWS, keys=16, num_warps=4, num_stages=2)  # products without matrix units
-_SINGLE = _Tile(rows=_LEAST_ROWS, keys=64, num_warps=4, num_stages=3)
+_FLOAT32 = _Tile(rows=_MIN_ROWS, keys=16, num_warps=4, num_stages=2)  # without tensor cores
+_SINGLE = _Tile(rows=_MIN_ROWS, keys=64, num_warps=4, num_stages=3)
 _CHUNKS = _Tile(rows=128, keys=64, num_warps=8, num_stages=3)
 _CHUNKS_OF_WIDE_HEADS = _Tile(rows=64, keys=32, num_warps=4, num_stages=2)
 
@@ -45,7 +45,7 @@ def attend(
     window: int,
     softcap: float,
 ) -> torch.Tensor:  # [T, heads, value_size]
-    """As `inference.compute.attention.Attend` says."""
+    """See `inference.compute.attention.Attend`."""
     inputs.key_cache.index_copy_(0, inputs.slot_mapping, key[0].transpose(0, 1))
     inputs.value_cache.index_copy_(0, inputs.slot_mapping, value[0].transpose(0, 1))
     return attend_stored(query[0].transpose(0, 1), inputs, num_decodes, scaling, window, softcap)
@@ -59,7 +59,7 @@ def attend_stored(
     window: int,
     softcap: float,
 ) -> torch.Tensor:  # [T, heads, value_size]
-    """Attends to keys and values that are in the cache already."""
+    """Attends to keys and values that are already in the cache."""
     num_tokens, num_heads, size = query.shape
     kv_heads, value_size = inputs.value_cache.shape[1:]
     out = query.new_empty(num_tokens, num_heads, value_size)
@@ -74,14 +74,14 @@ def attend_stored(
         "window": window,
         "GROUP": num_heads // kv_heads,
         "KV_HEADS": kv_heads,
-        "PAGE": inputs.block_size,
+        "BLOCK_SIZE": inputs.block_size,
         "SIZE": size,
-        "SIZE_2": triton.next_power_of_2(max(_LEAST_ROWS, size)),
+        "SIZE_2": triton.next_power_of_2(max(_MIN_ROWS, size)),
         "VALUE_SIZE": value_size,
-        "VALUE_SIZE_2": triton.next_power_of_2(max(_LEAST_ROWS, value_size)),
+        "VALUE_SIZE_2": triton.next_power_of_2(max(_MIN_ROWS, value_size)),
         "HAS_SOFTCAP": softcap > 0,
         "HAS_WINDOW": window > 0,
-        "PRECISION": "ieee",  # not tf32, where the cache is float32
+        "PRECISION": "ieee",  # float32 products must not be rounded to tf32
     }
     if num_decodes:
         _launch_single(query, inputs, out[:num_decodes], shared)
@@ -99,7 +99,7 @@ def _launch_single(
     num_sequences, num_heads, value_size = out.shape
     kv_heads = inputs.key_cache.shape[1]
     splits = _num_splits(num_sequences * kv_heads, query.device)
-    part_sums, part_weights, part_largest = out, out, out  # not used
+    part_sums, part_weights, part_largest = out, out, out  # placeholders: unused if splits is 1
     if splits > 1:
         part_sums = out.new_empty(num_sequences, num_heads, splits, value_size, dtype=torch.float32)
         part_weights, part_largest = part_sums.new_empty(2, num_sequences, num_heads, splits)
@@ -137,13 +137,13 @@ def _launch_chunks(
     first: int,
     shared: dict[str, Any],
 ) -> None:
-    """The sequences from `first` on, before which there is one token for each."""
+    """Attends for the sequences from `first` on. Each sequence before them has exactly one token."""
     num_sequences = len(inputs.block_tables)
     kv_heads = inputs.key_cache.shape[1]
     tile = _CHUNKS_OF_WIDE_HEADS if max(query.shape[-1], out.shape[-1]) > _WIDE else _CHUNKS
     launch = (_FLOAT32 if query.dtype == torch.float32 else tile).launch(shared["GROUP"])
     tokens = launch["ROWS"] // shared["GROUP"]
-    # One more for each sequence, whose last tile need not be full.
+    # One extra tile per sequence, since a sequence's last tile may be partly filled.
     tiles = (len(out) - first) // tokens + num_sequences - first
     kernels.attend_chunks[tiles, kv_heads](
         query,
@@ -162,13 +162,13 @@ def _launch_chunks(
 
 
 def _num_splits(num_programs: int, device: torch.device) -> int:
-    """In how many parts each context is read, so that all processors have work; a power of 2."""
-    wanted = _PROGRAMS_PER_PROCESSOR * _num_processors(device) // num_programs
-    return min(_MOST_SPLITS, 1 << max(0, wanted.bit_length() - 1))
+    """Into how many parts each context is split, so that all multiprocessors have work: a power of 2."""
+    wanted = _PROGRAMS_PER_SM * _num_sms(device) // num_programs
+    return min(_MAX_SPLITS, 1 << max(0, wanted.bit_length() - 1))
 
 
 @cache
-def _num_processors(device: torch.device) -> int:
+def _num_sms(device: torch.device) -> int:
     if device.type != "cuda":  # Triton's interpreter
         return 8
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

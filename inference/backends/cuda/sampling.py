@@ -1,20 +1,20 @@
-"""How logits become probabilities, by Triton kernels that read them twice."""
+"""Turns logits into unnormalised probabilities by Triton kernels that read the logits twice."""
 
 import torch
 import triton
 
 from inference.backends.cuda.kernels import sampling as kernels
 
-_COLUMNS = 4096  # of a program
+_COLUMNS = 4096  # per program
 
 
 def weigh(logits: torch.Tensor, temperature: torch.Tensor, piece: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `inference.compute.sampler.weigh`, for pieces that are a power of 2, up to 4096."""
+    """See `inference.compute.sampler.weigh`. `piece` must be a power of 2, at most 4096."""
     rows, size = logits.shape
     programs = triton.cdiv(size, _COLUMNS)
     parts = logits.new_empty(rows, programs)
     kernels.find_highest[rows, programs](logits, parts, size, COLUMNS=_COLUMNS)
-    highest = parts.amax(-1)  # nan if one is
+    highest = parts.amax(-1)  # nan if a logit of the row is nan
     num_pieces = triton.cdiv(size, piece)
     sums = logits.new_empty(rows, num_pieces, dtype=torch.float64)
     kernels.weigh[rows, programs](

@@ -1,1 +1,1 @@
-"""Kernels in Triton's language, which is not quite Python: constants in capitals, no types."""
+"""The Triton kernels. Compile-time constants are in capitals; Triton allows no types for other arguments."""

@@ -1,8 +1,8 @@
-"""Triton's side of attention over the paged cache: flash attention (Dao et al., arXiv:2205.14135) whose keys
-are found block by block, and for single tokens split along the context (arXiv:2311.01282).
+"""Triton kernels for attention over the paged KV cache: flash attention (Dao et al., arXiv:2205.14135) that
+finds keys by the block table. For single tokens it also splits the context (arXiv:2311.01282).
 
-A program serves one key head and a tile of query rows: some tokens, each with all the query heads that share
-the key head (`GROUP`), so that keys and values are read once for all of them.
+A program serves one KV head and a tile of query rows. There is one row per token and query head: all `GROUP`
+query heads that share the KV head are in the tile, so keys and values are read once for all of them.
 """
 
 import triton
@@ -13,45 +13,44 @@ import triton.language as tl
 def _attend(
     rows,  # [ROWS, SIZE] queries
     row_positions,  # [ROWS]; -1 for a row that pads the tile
-    first,  # the keys from here
-    end,  # up to here, excluded
-    blocks,  # of the sequence
-    keys,  # of the head in slot 0
-    values,
+    first,  # position of the first key
+    end,  # position after the last key
+    blocks,  # the sequence's row of block_tables
+    keys,  # the key of the KV head in slot 0
+    values,  # the value of the KV head in slot 0
     key_stride,  # from slot to slot
     value_stride,
     scale,
     softcap,
     window,
-    PAGE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
-    SIZE_2: tl.constexpr,  # the power of 2 that holds it
+    SIZE_2: tl.constexpr,  # SIZE rounded up to a power of 2
     VALUE_SIZE: tl.constexpr,
     VALUE_SIZE_2: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Sums [ROWS, VALUE_SIZE_2] of weighted values, sums [ROWS] of weights, and the largest scores [ROWS].
-
-    Scores are in units of log2.
+    """Returns the sums of weighted values [ROWS, VALUE_SIZE_2], the sums of weights [ROWS], and the largest
+    scores [ROWS], all float32. Scores are multiplied by log2(e): a weight is 2^(score - largest score).
     """
-    inputs = tl.arange(0, KEYS)
+    offsets = tl.arange(0, KEYS)
     dims = tl.arange(0, SIZE_2)
     value_dims = tl.arange(0, VALUE_SIZE_2)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     weight_sums = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, VALUE_SIZE_2], tl.float32)
     for begin in range(first, end, KEYS):
-        positions = begin + inputs
-        here = positions < end
-        block = tl.load(blocks + positions // PAGE, mask=here, other=0).to(tl.int64)
-        slots = block * PAGE + positions % PAGE
+        positions = begin + offsets
+        in_range = positions < end
+        block = tl.load(blocks + positions // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
+        slots = block * BLOCK_SIZE + positions % BLOCK_SIZE
         key = tl.load(
             keys + slots[None, :] * key_stride + dims[:, None],
-            mask=here[None, :] & (dims < SIZE)[:, None],
+            mask=in_range[None, :] & (dims < SIZE)[:, None],
             other=0.0,
         )
         scores = tl.dot(rows, key, input_precision=PRECISION) * scale
@@ -62,18 +61,18 @@ def _attend(
         visible = positions[None, :] <= row_positions[:, None]
         if HAS_WINDOW:
             visible = visible & (positions[None, :] > row_positions[:, None] - window)
-        scores = tl.where(visible & here[None, :], scores, float("-inf"))
+        scores = tl.where(visible & in_range[None, :], scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
         weights = tl.exp2(scores - base[:, None])
-        kept = tl.exp2(largest - base)
+        shrink = tl.exp2(largest - base)
         value = tl.load(
             values + slots[:, None] * value_stride + value_dims[None, :],
-            mask=here[:, None] & (value_dims < VALUE_SIZE)[None, :],
+            mask=in_range[:, None] & (value_dims < VALUE_SIZE)[None, :],
             other=0.0,
         )
-        weight_sums = weight_sums * kept + tl.sum(weights, 1)
-        sums = sums * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
+        weight_sums = weight_sums * shrink + tl.sum(weights, 1)
+        sums = sums * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
         largest = new_largest
     return sums, weight_sums, largest
 
@@ -85,10 +84,10 @@ def attend_single(
     values,
     block_tables,
     positions,
-    out,  # [sequences, heads, VALUE_SIZE], used if SPLITS is 1
-    part_sums,  # [sequences, heads, SPLITS, VALUE_SIZE] float32, used else
+    out,  # [sequences, heads, VALUE_SIZE]; written if SPLITS is 1
+    part_sums,  # [sequences, heads, SPLITS, VALUE_SIZE] float32; written if SPLITS > 1, as are the next two
     part_weights,  # [sequences, heads, SPLITS] float32: sums of weights
-    part_largest,  # as much: largest scores
+    part_largest,  # [sequences, heads, SPLITS] float32: largest scores
     query_head_stride,
     query_token_stride,
     key_stride,
@@ -100,7 +99,7 @@ def attend_single(
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SPLITS: tl.constexpr,
-    PAGE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -111,7 +110,7 @@ def attend_single(
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One token of each sequence. Grid: sequences, KV_HEADS, SPLITS."""
+    """Attends for one token of each sequence. Grid: sequences, KV_HEADS, SPLITS."""
     sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + sequence)
     end = (position + 1).to(tl.int32)
@@ -141,7 +140,7 @@ def attend_single(
         scale,
         softcap,
         window,
-        PAGE,
+        BLOCK_SIZE,
         ROWS,
         KEYS,
         SIZE,
@@ -153,17 +152,17 @@ def attend_single(
         PRECISION,
     )
     value_dims = tl.arange(0, VALUE_SIZE_2)
-    of_head = sequence * KV_HEADS * GROUP + heads
+    output_row = sequence * KV_HEADS * GROUP + heads
     mask = (row < GROUP)[:, None] & (value_dims < VALUE_SIZE)[None, :]
     if SPLITS == 1:
         attended = sums / tl.where(row < GROUP, weight_sums, 1.0)[:, None]
         tl.store(
-            out + of_head[:, None] * VALUE_SIZE + value_dims[None, :],
+            out + output_row[:, None] * VALUE_SIZE + value_dims[None, :],
             attended.to(out.dtype.element_ty),
             mask=mask,
         )
     else:
-        part = of_head * SPLITS + split
+        part = output_row * SPLITS + split
         tl.store(part_sums + part[:, None] * VALUE_SIZE + value_dims[None, :], sums, mask=mask)
         tl.store(part_weights + part, weight_sums, mask=row < GROUP)
         tl.store(part_largest + part, largest, mask=row < GROUP)
@@ -180,20 +179,20 @@ def combine(
     VALUE_SIZE: tl.constexpr,
     VALUE_SIZE_2: tl.constexpr,
 ):
-    """Joins what `attend_single` found in the parts of a context. Grid: sequences * heads."""
+    """Combines the results of `attend_single` for the parts of each context. Grid: sequences * heads."""
     head = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, SPLITS_2)
     value_dims = tl.arange(0, VALUE_SIZE_2)
     parts = head * SPLITS + splits
     largest = tl.load(part_largest + parts, mask=splits < SPLITS, other=float("-inf"))
-    kept = tl.exp2(largest - tl.max(largest, 0))
+    shrink = tl.exp2(largest - tl.max(largest, 0))
     weights = tl.load(part_weights + parts, mask=splits < SPLITS, other=0.0)
     sums = tl.load(
         part_sums + parts[:, None] * VALUE_SIZE + value_dims[None, :],
         mask=(splits < SPLITS)[:, None] & (value_dims < VALUE_SIZE)[None, :],
         other=0.0,
     )
-    attended = tl.sum(sums * kept[:, None], 0) / tl.sum(weights * kept, 0)
+    attended = tl.sum(sums * shrink[:, None], 0) / tl.sum(weights * shrink, 0)
     tl.store(
         out + head * VALUE_SIZE + value_dims,
         attended.to(out.dtype.element_ty),
@@ -222,8 +221,8 @@ def attend_chunks(
     window,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
-    TOKENS: tl.constexpr,  # of a tile
-    PAGE: tl.constexpr,
+    TOKENS: tl.constexpr,  # per tile
+    BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -234,12 +233,13 @@ def attend_chunks(
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Several tokens of each sequence, from `first_sequence` on. Grid: tiles, KV_HEADS.
+    """Attends for several tokens of each sequence, from `first_sequence` on. Grid: tiles, KV_HEADS.
 
-    A sequence has a tile for each TOKENS of its tokens begun, or one more that is empty: so the tiles of
-    sequence i begin at (cu_seqlens[i] - cu_seqlens[first_sequence]) // TOKENS + i - first_sequence.
+    A sequence of n tokens has ceil(n / TOKENS) tiles, or one more, which stays empty. The first tile of
+    sequence i is number (cu_seqlens[i] - cu_seqlens[first_sequence]) // TOKENS + i - first_sequence.
     """
     tile, kv_head = tl.program_id(0), tl.program_id(1)
+    # Binary search for the sequence of this tile.
     origin = tl.load(cu_seqlens + first_sequence)
     low, high = first_sequence, num_sequences - 1
     while low < high:
@@ -286,7 +286,7 @@ def attend_chunks(
             scale,
             softcap,
             window,
-            PAGE,
+            BLOCK_SIZE,
             ROWS,
             KEYS,
             SIZE,

@@ -1,6 +1,7 @@
-"""Triton's side of what a decoder layer does between its matrix products: each in one pass over memory.
+"""Triton kernels for a decoder layer's operations between its matrix products, each in one pass over memory.
 
-Computed in float32 and rounded where transformers' models round, but for the rotation: they round it twice.
+They compute in float32 and round where transformers' models round. The one exception is the rotation: it is
+rounded once, while transformers' models also round the products.
 """
 
 import triton
@@ -10,18 +11,18 @@ import triton.language as tl
 @triton.jit
 def normalize(
     x,  # [rows, SIZE]
-    residual,  # as much, as are the others; used if ADD
-    total,  # x + residual; used if ADD
+    residual,  # [rows, SIZE]; read if ADD
+    total,  # [rows, SIZE]: x + residual; written if ADD
     weight,  # [SIZE]
-    out,
+    out,  # [rows, SIZE]
     epsilon,
     ADD: tl.constexpr,
     SIZE: tl.constexpr,
     SIZE_2: tl.constexpr,
 ):
-    """x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich, arXiv:1910.07467), of x or of the total.
+    """out = x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich, arXiv:1910.07467).
 
-    Grid: rows.
+    If ADD, `total` takes the place of x. Grid: rows.
     """
     columns = tl.arange(0, SIZE_2)
     within = columns < SIZE
@@ -50,9 +51,9 @@ def rotate_and_store(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,
-    HALF_2: tl.constexpr,  # the power of 2 that holds half of it
+    HALF_2: tl.constexpr,  # SIZE // 2 rounded up to a power of 2
 ):
-    """Rotates queries and keys by their positions (Su et al., arXiv:2104.09864), and stores keys and values.
+    """Rotates queries and keys by their positions (Su et al., arXiv:2104.09864). Stores keys and values.
 
     Grid: tokens, HEADS + 2 * KV_HEADS.
     """
@@ -89,15 +90,15 @@ def gate(
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """silu(first half) * second half (Shazeer, arXiv:2002.05202). Grid: rows, pieces of COLUMNS."""
+    """out = silu(first half) * second half (Shazeer, arXiv:2002.05202). Grid: rows, pieces of COLUMNS."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < SIZE
-    opening = tl.load(x + row * 2 * SIZE + column, mask=within, other=0.0)
-    numbers = opening.to(tl.float32)
-    opened = (numbers / (1.0 + tl.exp(-numbers))).to(opening.dtype).to(tl.float32)
-    passing = tl.load(x + row * 2 * SIZE + SIZE + column, mask=within, other=0.0).to(tl.float32)
-    tl.store(out + row * SIZE + column, (opened * passing).to(opening.dtype), mask=within)
+    gated = tl.load(x + row * 2 * SIZE + column, mask=within, other=0.0)
+    numbers = gated.to(tl.float32)
+    activated = (numbers / (1.0 + tl.exp(-numbers))).to(gated.dtype).to(tl.float32)
+    up = tl.load(x + row * 2 * SIZE + SIZE + column, mask=within, other=0.0).to(tl.float32)
+    tl.store(out + row * SIZE + column, (activated * up).to(gated.dtype), mask=within)
 
 
 @triton.jit
@@ -109,7 +110,7 @@ def steer(
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """hidden += scale * vectors[row]; no token whose row is 0 is touched. Grid: tokens, pieces of COLUMNS."""
+    """hidden += scale * vectors[row], except for tokens with row 0. Grid: tokens, pieces of COLUMNS."""
     token = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + token)
     if row != 0:

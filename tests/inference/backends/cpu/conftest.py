@@ -1,4 +1,4 @@
-"""The CPU's kernels, compiled and loaded."""
+"""Compiles and loads the CPU kernels for all tests of this directory."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-// Compares int8::dot and int4::dot with the sums written down plainly, for every height of a tile. Exit
-// status 1 if they differ.
+// Compares int8::dot and int4::dot with plain sums in float64, for each number of rows from 1 to kTile. The
+// exit status is 1 if they differ.
 
 #include <cmath>
 #include <cstdio>
@@ -13,10 +13,11 @@ namespace {
 
 constexpr int kPanel = 16, kGroup = 32, kGroups = 3;
 
-// from <= x <= to
+// Returns an integer in [from, to].
 int random_integer(int from, int to) { return from + std::rand() % (to - from + 1); }
 float random_float() { return static_cast<float>(std::rand()) / RAND_MAX - 0.25f; }
 
+// A sum, and the sum of the magnitudes, which bounds the rounding error.
 struct Sum {
   double value = 0, size = 0;
 
@@ -60,7 +61,7 @@ bool is_int8_right() {
   return right;
 }
 
-// 1, 1.5, or such; `bits` are those of a float16.
+// A float16: its bits and its value.
 struct Half {
   uint16_t bits;
   double value;
@@ -81,7 +82,7 @@ bool is_int4_right() {
   int levels[kGroups][kGroup][kPanel];
   Half steps[kGroups][kPanel], minima[kGroups][kPanel];
   for (auto& group : x) {
-    // Now and then the most that there can be, which must not overflow.
+    // Sometimes all values are the largest possible ones. Their sums must not overflow.
     const int least = std::rand() % 4 == 0 ? 127 : -127;
     int sum = 0;
     for (auto& value : group.values) sum += value = static_cast<int8_t>(random_integer(least, 127));

@@ -1,4 +1,4 @@
-"""What an operator sees where the kernels cannot be compiled."""
+"""What the operator sees if the kernels cannot be compiled, and what the engine then does."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from inference.models.causal_lm import CausalLM
 from tests.inference.conftest import make_model
 
 
-def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(KernelError, match=r"no C\+\+ compiler"):
         build._compile(tmp_path / "kernels" / "library.so")
 
 
-def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_the_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = tmp_path / "broken"
     compiler.write_text("#!/bin/sh\necho 'fatal error: no such thing' >&2\nexit 1\n")
     compiler.chmod(0o755)
@@ -31,10 +31,10 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def fail(_: Path) -> None:
-    raise KernelError("there is no C++ compiler")
+    raise KernelError("no C++ compiler was found")
 
 
-def test_float32_goes_on_without_kernels(
+def test_a_float32_model_runs_without_kernels(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(build, "load", fail)
@@ -42,13 +42,13 @@ def test_float32_goes_on_without_kernels(
     assert "no C++ compiler" in caplog.text
 
 
-def test_int8_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantization_needs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "load", fail)
     with pytest.raises(KernelError):
         choice.choose(CausalLM(make_model()), EngineConfig(quantization="integer"))
 
 
-def test_int8_is_for_float32() -> None:
+def test_quantization_needs_a_float32_model() -> None:
     model = CausalLM(make_model().to(torch.bfloat16))
     assert choice.choose(model, EngineConfig()) == TORCH
     with pytest.raises(KernelError, match="float32"):

@@ -1,4 +1,4 @@
-"""Fused operations compute what they replace, on every architecture, and are used where they should be."""
+"""Fused operations compute what the modules they replace compute, on every architecture, and are used."""
 
 import pytest
 import torch
@@ -22,17 +22,16 @@ from tests.inference.conftest import (
 
 PROMPT = torch.tensor([[5, 6, 7, 90, 12, 41, 8, 77, 3, 150, 33]])
 
-
 SEVERAL_PROMPTS = [PROMPT.roll(i) for i in range(5)]
-"""The last bit of a float32 sum differs between processors, and can round an activation up instead of down.
-With 4-bit weights that is a difference of 1/254, and the rest of the text differs by more than rounding.
-This happens early in about one text of fifty, so hardly ever in most of these."""
+"""The last bit of a float32 sum differs between processors, and can make an activation round up instead of
+down. With 4-bit weights this changes the activation by 1/254 of its range, and all later results by more than
+rounding. It happens early in about one text of fifty, so hardly ever in most of these prompts."""
 
 BITS = pytest.mark.parametrize("bits", [4, 8])
 
 
 def make_rounded(architecture: str, bits: int, **options: object) -> PreTrainedModel:
-    """One whose linear layers, if `bits` is 4, have weights such as models have that come in 4 bits."""
+    """Makes a model. If `bits` is 4, its linear layers have weights that fit into 4 bits exactly."""
     model = make_model(architecture, **{"intermediate_size": 64, **options})
     for module in model.modules():
         if bits == 4 and isinstance(module, nn.Linear):
@@ -50,7 +49,7 @@ def count(model: PreTrainedModel, kind: type) -> int:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_fused_model_says_the_same(architecture: str) -> None:
+def test_a_fused_model_gives_the_same_logits(architecture: str) -> None:
     model = make_model(architecture)
     expected = logits(model)
     fusion.fuse(model)
@@ -64,8 +63,8 @@ def test_norms_are_fused(architecture: str) -> None:
     assert count(model, RMSNorm) >= 2 * 3 + 1
 
 
-def test_a_norm_of_another_kind_stays() -> None:
-    model = make_model("gemma2")  # it multiplies with 1 + weight
+def test_a_norm_of_another_kind_is_not_fused() -> None:
+    model = make_model("gemma2")  # its norm multiplies with 1 + weight
     fusion.fuse(model)
     assert count(model, RMSNorm) == 0
 
@@ -74,16 +73,16 @@ def test_a_norm_of_another_kind_stays() -> None:
     ("architecture", "attentions", "mlps", "layers"),
     [
         ("llama", 3, 3, 3),
-        ("mistral", 0, 3, 0),  # its windows are known to its code alone
+        ("mistral", 0, 3, 0),  # only its code knows which layers have a sliding window
         ("qwen2", 3, 3, 3),
-        ("qwen3", 0, 3, 0),  # it norms queries and keys
-        ("gemma2", 0, 0, 0),  # another activation, and a softcap
-        ("granite", 3, 3, 0),  # multiplies what it adds
-        ("phi3", 0, 0, 0),  # joins its projections itself
+        ("qwen3", 0, 3, 0),  # it normalizes queries and keys
+        ("gemma2", 0, 0, 0),  # it has another activation, and a softcap
+        ("granite", 3, 3, 0),  # it scales what it adds to the residual
+        ("phi3", 0, 0, 0),  # its projections are joined already
     ],
 )
 @BITS
-def test_what_is_fused_in_an_int8_model(
+def test_which_parts_of_a_quantized_model_are_fused(
     architecture: str, attentions: int, mlps: int, layers: int, bits: int
 ) -> None:
     options = {"residual_multiplier": 0.5} if architecture == "granite" else {}
@@ -99,7 +98,7 @@ def test_what_is_fused_in_an_int8_model(
     ("architecture", "options"),
     [("mistral", {"sliding_window": 4096}), ("gemma2", {"attn_logit_softcapping": 1000.0})],
 )
-def test_what_no_trial_would_find_is_not_lost(architecture: str, options: dict[str, float]) -> None:
+def test_attention_with_untestable_options_is_not_fused(architecture: str, options: dict[str, float]) -> None:
     model = make_model(architecture, head_dim=16, **options)
     CausalLM(model)
     replace_linears(model)
@@ -109,29 +108,29 @@ def test_what_no_trial_would_find_is_not_lost(architecture: str, options: dict[s
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @BITS
-def test_a_fused_int8_model_says_what_an_int8_model_says(architecture: str, bits: int) -> None:
+def test_fusing_a_quantized_model_keeps_its_logits(architecture: str, bits: int) -> None:
     model = make_rounded(architecture, bits)
     replace_linears(model)
     expected = torch.stack([logits(model, prompt) for prompt in SEVERAL_PROMPTS])
     fusion.fuse(model)
-    ours = torch.stack([logits(model, prompt) for prompt in SEVERAL_PROMPTS])
-    errors = (ours - expected).abs().flatten(1) / expected.abs().max()
+    actual = torch.stack([logits(model, prompt) for prompt in SEVERAL_PROMPTS])
+    errors = (actual - expected).abs().flatten(1) / expected.abs().max()
     assert errors.median(1).values.median() < 1e-4
     assert errors.max() < (0.1 if bits == 4 else 1e-3)
 
 
 def distance(result: Result, reference: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
-    """Of the log probabilities of an answer's tokens from those that the reference gives them."""
+    """How far the log probabilities of an answer's tokens are from those of the reference model."""
     rows = logits(reference, torch.tensor([prompt + result.token_ids])).log_softmax(-1)
     expected = rows[len(prompt) - 1 : -1].gather(-1, torch.tensor(result.token_ids)[:, None])[:, 0]
-    ours = torch.tensor([event.logprobs.logprob for event in result.events if event.logprobs])
-    return (ours - expected).abs()
+    actual = torch.tensor([event.logprobs.logprob for event in result.events if event.logprobs])
+    return (actual - expected).abs()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @BITS
-def test_int8_engine_says_what_the_int8_model_says(architecture: str, bits: int) -> None:
-    """Token by token through the fused layers, against one plain forward pass of the unfused model."""
+def test_the_engine_gives_the_logprobs_of_the_quantized_model(architecture: str, bits: int) -> None:
+    """Compares decoding with fused layers to one plain forward pass of the model without fusion."""
     model = make_rounded(architecture, bits, head_dim=16)
     driver = build_driver(model, quantization="integer")
     prompts = [prompt[0].tolist() for prompt in SEVERAL_PROMPTS]
@@ -144,7 +143,7 @@ def test_int8_engine_says_what_the_int8_model_says(architecture: str, bits: int)
 
 
 @BITS
-def test_an_int8_sequence_does_not_depend_on_its_neighbours(bits: int) -> None:
+def test_a_quantized_sequence_does_not_depend_on_the_others(bits: int) -> None:
     prompts = [[5 + i, 9, 4 + 2 * i, 30 + i] * (1 + i) for i in range(6)]
 
     def run(indices: list[int]) -> dict[int, list[float]]:
@@ -161,8 +160,8 @@ def test_an_int8_sequence_does_not_depend_on_its_neighbours(bits: int) -> None:
 
 
 @BITS
-def test_an_int8_sequence_does_not_depend_on_how_its_prompt_is_cut(bits: int) -> None:
-    """Bit for bit: with 8 bits, a last bit would round activations to their other neighbours."""
+def test_a_quantized_sequence_does_not_depend_on_how_its_prompt_is_cut(bits: int) -> None:
+    """Results are equal bit for bit: a difference in the last bit could round an activation differently."""
     prompt = [5 + i * 7 % 150 for i in range(90)]
 
     def run(max_batch_tokens: int) -> list[float]:
@@ -176,7 +175,7 @@ def test_an_int8_sequence_does_not_depend_on_how_its_prompt_is_cut(bits: int) ->
         assert run(max_batch_tokens) == whole
 
 
-def test_int8_layers_are_used_in_the_engine() -> None:
+def test_the_engine_uses_quantized_layers() -> None:
     model = make_model("llama", head_dim=16)
     build_driver(model, quantization="integer")
     assert count(model, QuantizedLinear) > 0

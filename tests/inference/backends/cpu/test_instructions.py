@@ -1,4 +1,4 @@
-"""The products' inner loops as written for each kind of processor, whatever this one is."""
+"""The inner loops of the products, in the variant for each kind of processor, whatever processor this is."""
 
 import platform
 import subprocess
@@ -22,9 +22,9 @@ AVX512 = ["-I", str(HERE / "emulated"), "-U__AVX2__", "-D__AVX2__", "-D__AVX512B
         pytest.param(["-mno-avx512f", *AVX512, "-D__AVX512VNNI__"], id="AVX-512 with VNNI, emulated"),
     ],
 )
-def test_the_inner_loops(flags: list[str], tmp_path: Path) -> None:
+def test_inner_loops_equal_plain_sums(flags: list[str], tmp_path: Path) -> None:
     if platform.machine() not in ("x86_64", "AMD64") and flags != ["-march=native"]:
-        pytest.skip("flags of x86")
+        pytest.skip("these compiler flags are for x86")
     program = tmp_path / "dots"
     command = [build.find_compiler(), "-std=c++20", "-O1", *flags, f"-I{SOURCES}"]
     subprocess.run([*command, str(HERE / "dots.cpp"), "-o", str(program)], check=True)

@@ -1,4 +1,4 @@
-"""Products with packed weights: what they are, and that a row depends on nothing but the row."""
+"""Products with packed weights are right, and the result for a row depends on that row alone."""
 
 import pytest
 import torch
@@ -28,14 +28,14 @@ def make_layer(size: int, columns: int, bias: bool = True, bits: int = 8) -> Qua
 
 
 def grouped(x: torch.Tensor) -> torch.Tensor:
-    """[rows, groups, 32], padded with zeros."""
+    """Pads x [rows, inputs] with zeros and returns it as [rows, groups, 32]."""
     return F.pad(x, (0, -x.shape[1] % 32)).view(len(x), -1, 32)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 25])
 @pytest.mark.parametrize(("size", "columns"), SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_it_multiplies_with_the_rounded_weights(size: int, columns: int, rows: int, bias: bool) -> None:
+def test_8_bit_products_use_the_rounded_weights(size: int, columns: int, rows: int, bias: bool) -> None:
     linear = make_linear(size, columns, bias)
     layer = QuantizedLinear(linear)
     weight = layer.weights.weight().double()
@@ -43,7 +43,7 @@ def test_it_multiplies_with_the_rounded_weights(size: int, columns: int, rows: i
     expected = x.double() @ weight.T + (linear.bias.double() if bias else 0.0)
     output = layer(x)
     assert output.shape == (rows, columns)
-    # The activations are rounded to 1 / 32767 of their largest.
+    # Activations are rounded to multiples of 1 / 32767 of the row's largest.
     bound = x.abs().amax(1, keepdim=True) / 32767 * weight.abs().sum(1) + 1e-5
     assert ((output - expected).abs() <= bound).all()
 
@@ -51,16 +51,14 @@ def test_it_multiplies_with_the_rounded_weights(size: int, columns: int, rows: i
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 25, 300])
 @pytest.mark.parametrize(("size", "columns"), FOUR_BIT_SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_it_multiplies_with_the_very_weights_if_they_have_four_bits(
-    size: int, columns: int, rows: int, bias: bool
-) -> None:
+def test_4_bit_products_use_the_exact_weights(size: int, columns: int, rows: int, bias: bool) -> None:
     linear = make_linear(size, columns, bias, bits=4)
     layer = QuantizedLinear(linear)
     assert layer.weights.bits() == 4
     assert torch.equal(layer.weights.weight(), linear.weight)
     x = torch.randn(rows, size) * 3 + torch.randn(size)
     expected = x.double() @ linear.weight.double().T + (linear.bias.double() if bias else 0.0)
-    # The activations of a group are rounded to one of 255 from the least to the most.
+    # The activations of a group are rounded to 255 even steps from the lowest to the highest.
     ranges = grouped(x).amax(2) - grouped(x).amin(2)
     bound = ranges / 254 * 0.51 @ grouped(linear.weight).abs().sum(2).T + 1e-4
     assert ((layer(x) - expected).abs() <= bound).all()
@@ -75,7 +73,7 @@ def test_activations_on_255_even_steps_are_not_rounded() -> None:
     assert (QuantizedLinear(linear)(x) - expected).abs().max() < 1e-4
 
 
-def test_weights_are_rounded_to_the_nearest_of_255() -> None:
+def test_8_bit_weights_are_rounded_to_the_nearest_step() -> None:
     linear = make_linear(96, 8)
     linear.weight.copy_(torch.randn(8, 96) * torch.logspace(-3, 3, 8)[:, None])
     steps = grouped(linear.weight).abs().amax(2, keepdim=True) / 127
@@ -84,13 +82,13 @@ def test_weights_are_rounded_to_the_nearest_of_255() -> None:
 
 
 @pytest.mark.parametrize("change", [1.001, 1 - 2**-20])
-def test_one_weight_beside_the_steps_takes_eight_bits(change: float) -> None:
+def test_one_weight_off_the_steps_makes_the_layer_8_bit(change: float) -> None:
     linear = make_linear(64, 16, bits=4)
     linear.weight[3, 40] *= change
     assert QuantizedLinear(linear).weights.bits() == 8
 
 
-def test_even_weights_have_four_bits() -> None:
+def test_equal_weights_fit_into_4_bits() -> None:
     linear = make_linear(64, 16)
     linear.weight.fill_(0.25)
     layer = QuantizedLinear(linear)
@@ -110,7 +108,7 @@ def test_a_row_does_not_depend_on_the_others(bits: int) -> None:
 
 @BOTH
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
-def test_a_broken_row_breaks_no_other(broken: float, bits: int) -> None:
+def test_a_row_that_is_not_finite_affects_no_other_row(broken: float, bits: int) -> None:
     layer = make_layer(64, 48, bits=bits)
     x = torch.randn(7, 64)
     expected = layer(x)
@@ -135,7 +133,7 @@ def test_zeros_and_extremes(bits: int) -> None:
 
 @BOTH
 def test_no_rows_at_all(bits: int) -> None:
-    """A step in which no prompt comes to its end has no logits."""
+    """A step has no logits if no sequence of it reaches the end of its prompt."""
     assert make_layer(32, 16, bits=bits)(torch.empty(1, 0, 32)).shape == (1, 0, 16)
 
 
@@ -161,19 +159,19 @@ def test_joined_layers_and_their_parts(bits: int) -> None:
 @pytest.mark.parametrize(
     "other", [make_linear(64, 16, bias=False), make_linear(32, 16), make_linear(64, 16, bits=4)]
 )
-def test_unlike_layers_cannot_be_joined(other: nn.Linear) -> None:
+def test_different_layers_cannot_be_joined(other: nn.Linear) -> None:
     layers = [make_layer(64, 16).weights, QuantizedLinear(other).weights]
-    assert not layers[1].can_follow(layers[0])
+    assert not layers[1].can_join(layers[0])
     with pytest.raises(RuntimeError, match="cannot be joined"):
         torch.ops.tiller_cpu.join(layers)
 
 
-def test_another_width_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="another width"):
+def test_input_with_a_wrong_number_of_columns_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="x has 64 columns, but the weights have 32 inputs"):
         make_layer(32, 16)(torch.randn(2, 64))
 
 
-def test_a_model_gets_int8_layers_everywhere() -> None:
+def test_all_linear_layers_of_a_model_are_replaced() -> None:
     model = nn.Sequential(nn.Linear(32, 16), nn.ModuleDict({"inner": nn.Linear(16, 4)}))
     replace_linears(model)
     assert [type(module) for module in model.modules()].count(QuantizedLinear) == 2

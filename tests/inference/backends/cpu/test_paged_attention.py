@@ -1,4 +1,4 @@
-"""Attention in place, against attention written down plainly."""
+"""Attention over the paged KV cache, compared with a plain implementation."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.inference.attention_cases import BLOCK, CHUNKS, SINGLES, attend
 @pytest.mark.parametrize("size", [4, 8, 12, 64, 80, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (9, 3), (8, 1), (4, 4)])
 @pytest.mark.parametrize("sequences", [SINGLES, CHUNKS], ids=["singles", "chunks"])
-def test_it_equals_plain_attention(
+def test_equals_plain_attention(
     size: int, heads: int, kv_heads: int, sequences: list[tuple[int, int]]
 ) -> None:
     output, expected = attend(act, sequences, heads, kv_heads, size, size)
@@ -27,7 +27,7 @@ def test_windows_and_softcaps(window: int, softcap: float, sequences: list[tuple
     assert (output - expected).abs().max() < 1e-5
 
 
-def test_values_may_have_a_size_of_their_own() -> None:
+def test_values_may_have_another_size_than_keys() -> None:
     output, expected = attend(act, [(3, 1), (50, 1), (70, 40)], 4, 2, 24, 40)
     assert (output - expected).abs().max() < 1e-5
 
@@ -84,7 +84,7 @@ def test_a_token_does_not_depend_on_how_its_prompt_is_cut(window: int, softcap: 
         assert torch.equal(run(cuts), whole)
 
 
-def test_far_apart_scores_do_not_overflow() -> None:
+def test_large_scores_do_not_overflow() -> None:
     keys = torch.tensor([0.0, 1e4, -1e4, 3e3]).view(4, 1, 1).repeat(1, 1, 8)
     values = torch.arange(4.0).view(4, 1, 1).repeat(1, 1, 8)
     query, new = torch.ones(1, 1, 1, 8), torch.full((1, 1, 1, 8), 3e3)

@@ -1,4 +1,4 @@
-"""The kernels' own threads give the same as OpenMP's, also to several callers at once."""
+"""The kernels' own threads give the same results as OpenMP's, also with several callers at once."""
 
 import time
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def layer() -> QuantizedLinear:
     return QuantizedLinear(nn.Linear(256, 2000, bias=False).requires_grad_(False))
 
 
-def test_they_give_what_others_give(layer: QuantizedLinear) -> None:
+def test_own_threads_give_the_results_of_openmp(layer: QuantizedLinear) -> None:
     inputs = [torch.randn(rows, 256) for rows in (1, 2, 40, 300)]
     torch.ops.tiller_cpu.use_own_threads(False)
     expected = [layer(x) for x in inputs]
@@ -42,14 +42,14 @@ def test_several_callers_at_once(layer: QuantizedLinear) -> None:
     expected = [layer(x) for x in inputs]
 
     def call(i: int) -> bool:
-        torch.set_num_threads(3)  # is a thread's own
+        torch.set_num_threads(3)  # each thread has its own setting
         return all(torch.equal(layer(inputs[i]), expected[i]) for _ in range(200))
 
     with ThreadPoolExecutor(4) as callers:
         assert all(callers.map(call, range(4)))
 
 
-def test_they_sleep_and_wake_up(layer: QuantizedLinear) -> None:
+def test_threads_sleep_and_wake_up(layer: QuantizedLinear) -> None:
     torch.ops.tiller_cpu.use_own_threads(True)
     x = torch.randn(20, 256)
     expected = layer(x)

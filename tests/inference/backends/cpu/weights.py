@@ -1,14 +1,17 @@
-"""Weights such as models have that come in 4 bits."""
+"""Weights like those of models that were published in 4 bits."""
 
 import torch
 
 
 def in_four_bits(weight: torch.Tensor) -> torch.Tensor:
-    """The nearest weights [out, in] of which each 32 lie on 16 even steps of float16 (GGUF's Q4_1)."""
+    """Rounds weights [out, in] so that each 32 of a row lie on 16 even steps, as in GGUF's Q4_1.
+
+    The minimum and the step of each 32 are float16 numbers.
+    """
     groups = weight.view(len(weight), -1, 32)
     least = groups.amin(-1, keepdim=True).half().float()
     steps = ((groups.amax(-1, keepdim=True) - least) / 15).half().float()
     levels = ((groups - least) / steps).round().clamp(0, 15)
-    # Both ends are taken, as in files of this kind, where they define the steps.
+    # Every group uses the levels 0 and 15, as in such files, where the extremes define the step.
     levels[..., 0], levels[..., 1] = 0, 15
     return (least + steps * levels).view_as(weight)

@@ -1,8 +1,9 @@
-"""Compiles Triton's kernels for a GPU that need not be there, as they are launched for Llama's shapes.
+"""Compiles the Triton kernels for the shapes of Llama and for a GPU that this host need not have.
 
-    python -m tests.inference.cuda.compilation 90
+    python -m tests.inference.backends.cuda.compilation 90
 
-Writes a line of JSON for each: its name, the bytes of shared memory, and those of registers that spill.
+The argument is the compute capability. Writes one line of JSON per kernel: its name, the shared memory in
+bytes, and the bytes of registers that each thread spills.
 """
 
 import json
@@ -25,11 +26,11 @@ from inference.compute.attention import PagedInputs
 _PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 _SPILLED = re.compile(r"(\d+) bytes spill stores")
 _KV_HEADS = 8
-_NUM_PROCESSORS = 132
+_NUM_SMS = 132
 
 
 class _Driver:
-    """What Triton asks of a GPU before it compiles for it."""
+    """Tells Triton what it asks about a GPU before it compiles for it."""
 
     def __init__(self, capability: int) -> None:
         self._target = GPUTarget("cuda", capability, 32)
@@ -47,7 +48,7 @@ class _Driver:
 def main() -> None:
     capability = int(sys.argv[1])
     driver.set_active(_Driver(capability))
-    paged_attention._num_processors = lambda _: _NUM_PROCESSORS
+    paged_attention._num_sms = lambda _: _NUM_SMS
     run, seen = JITFunction.run, set()
 
     def compile_only(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -60,7 +61,7 @@ def main() -> None:
         return compiled
 
     JITFunction.run = compile_only
-    for counts in ([1], [1] * 256, [50], [1, 50]):  # an argument that is 1 makes a kernel of its own
+    for counts in ([1], [1] * 256, [50], [1, 50]):  # Triton compiles another kernel for an argument of 1
         _attend(counts, torch.bfloat16, head_size=128)
     _attend([1, 50], torch.bfloat16, head_size=256, window=40, softcap=2.0)
     _attend([1, 50], torch.float32, head_size=128)
@@ -82,7 +83,7 @@ def _launch_others(dtype: torch.dtype, head_size: int) -> None:
 def _attend(
     counts: list[int], dtype: torch.dtype, head_size: int, window: int = 0, softcap: float = 0.0
 ) -> None:
-    """Sequences with so many tokens each, after 50 others."""
+    """Attends for sequences with `counts` new tokens each, after 50 cached tokens."""
     query = torch.zeros(sum(counts), 4 * _KV_HEADS, head_size, dtype=dtype)
     cache = query.new_zeros(1024, _KV_HEADS, head_size)
     inputs = PagedInputs(
@@ -98,7 +99,7 @@ def _attend(
 
 
 def _spilled_bytes(ptx: str, capability: int) -> int:
-    """Of a thread, to memory."""
+    """The bytes of registers that a thread spills to memory, as ptxas reports them."""
     target = re.search(r"\.target (\w+)", ptx)
     assert target is not None
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Triton's kernels: compiled with TEST_DEVICE=cuda, else run by Triton's interpreter."""
+"""Tests of the Triton kernels: compiled with TEST_DEVICE=cuda, else run by Triton's interpreter."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ pytest.importorskip("triton")
 
 @pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=str)
 def like(request: pytest.FixtureRequest) -> torch.Tensor:
-    """Of the dtype to compute in, on the device to compute on."""
+    """A tensor with the dtype and on the device to compute with."""
     like = torch.empty(0, dtype=request.param)
     if like.dtype == torch.bfloat16 and like.device.type == "cpu":
-        pytest.skip("the interpreter has no bfloat16")
+        pytest.skip("the interpreter does not support bfloat16")
     return like

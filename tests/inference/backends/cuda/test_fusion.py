@@ -1,4 +1,4 @@
-"""A model whose layers are fused says the same, and the engine over all of Triton's kernels says it too."""
+"""A model generates the same with fused layers, and in the engine with all Triton kernels."""
 
 import pytest
 import torch
@@ -33,13 +33,13 @@ def test_which_layers_are_fused(architecture: str) -> None:
     ("architecture", "options"),
     [("llama", {"hidden_act": "gelu"}), ("granite", {"residual_multiplier": 0.5})],
 )
-def test_what_computes_something_else_is_not_fused(architecture: str, options: dict[str, object]) -> None:
+def test_layers_with_other_operations_are_not_fused(architecture: str, options: dict[str, object]) -> None:
     model = make_model(architecture, **options)
     CausalLM(model).transform(fusion.fuse)
     assert count_fused(model) == 0
 
 
-def test_a_bias_is_not_lost() -> None:
+def test_attention_biases_are_fused_and_mlp_biases_prevent_fusion() -> None:
     model = make_model("llama", attention_bias=True, mlp_bias=True)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -52,7 +52,7 @@ def test_a_bias_is_not_lost() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral"])
-def test_greedy_equals_generate(architecture: str) -> None:
+def test_greedy_decoding_equals_generate(architecture: str) -> None:
     model = make_model(architecture)
     prompts = [random_prompt(i, length) for i, length in enumerate([1, 22])]
     expected = [generate(model, prompt, 4) for prompt in prompts]
@@ -61,10 +61,10 @@ def test_greedy_equals_generate(architecture: str) -> None:
     assert [results[f"r{i}", 0].token_ids for i in range(len(prompts))] == expected
 
 
-def test_steered_ones_and_others_together(llama: PreTrainedModel) -> None:
+def test_steered_and_unsteered_sequences_together(llama: PreTrainedModel) -> None:
     requests = [request(f"r{i}", random_prompt(i, 5 + i), 4) for i in range(3)]
     mixed = [steered(requests[0], "kind"), requests[1], steered(requests[2], "rude", strength=-1.0)]
     expected = steered_driver(llama).run(*mixed)
-    ours = steered_driver(llama, backend=BACKEND, capture=Recorder(), max_running=3).run(*mixed)
+    actual = steered_driver(llama, backend=BACKEND, capture=Recorder(), max_running=3).run(*mixed)
     tokens = {key: result.token_ids for key, result in expected.items()}
-    assert {key: result.token_ids for key, result in ours.items()} == tokens
+    assert {key: result.token_ids for key, result in actual.items()} == tokens

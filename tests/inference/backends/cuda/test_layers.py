@@ -1,4 +1,4 @@
-"""What Triton's kernels compute between matrix products, against torch."""
+"""The Triton kernels for the operations between matrix products, compared with torch."""
 
 import pytest
 import torch
@@ -16,12 +16,13 @@ def random(like: torch.Tensor, *shape: int) -> torch.Tensor:
     )
 
 
-def check(ours: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, expected, rtol=TOLERANCE[ours.dtype], atol=TOLERANCE[ours.dtype])
+def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    tolerance = TOLERANCE[actual.dtype]
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def normal(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """As transformers have it."""
+    """The RMS norm as transformers' models compute it."""
     numbers = x.float()
     return weight * (numbers * torch.rsqrt(numbers.square().mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
 
@@ -30,9 +31,9 @@ def normal(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def test_norm(like: torch.Tensor, size: int) -> None:
     x, residual, weight = random(like, 5, size), random(like, 1, 5, size)[0], random(like, size)
     check(layers.rms_norm(x, weight, 1e-5), normal(x, weight))
-    total, ours = layers.add_rms_norm(x, residual, weight, 1e-5)
+    total, actual = layers.add_rms_norm(x, residual, weight, 1e-5)
     assert torch.equal(total, x + residual)
-    check(ours, normal(x + residual, weight))
+    check(actual, normal(x + residual, weight))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 8), (3, 1, 12), (2, 2, 64)])
@@ -64,7 +65,7 @@ def test_gate(like: torch.Tensor, size: int) -> None:
 @pytest.mark.parametrize("size", [8, 1030])
 def test_steering(like: torch.Tensor, size: int) -> None:
     hidden, vectors = random(like, 4, size), random(torch.empty(0, device=like.device), 3, size)
-    hidden[1, :3] = torch.tensor([-0.0, float("inf"), -0.0]).to(like)  # whatever it is, it stays
+    hidden[1, :3] = torch.tensor([-0.0, float("inf"), -0.0]).to(like)  # row 0: the bits must stay
     rows = torch.tensor([2, 0, 1, 0], device=like.device)
     scales = torch.tensor([[0.5], [0.0], [-2.0], [7.0]], device=like.device)
     expected, before = hidden.clone(), hidden.clone()
@@ -75,5 +76,5 @@ def test_steering(like: torch.Tensor, size: int) -> None:
     assert torch.equal(hidden[1::2].view(bits), before[1::2].view(bits))
 
 
-def test_the_check_passes() -> None:
+def test_check_passes() -> None:
     layers.check(torch.get_default_device())

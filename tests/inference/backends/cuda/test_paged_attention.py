@@ -1,4 +1,4 @@
-"""Attention by Triton's kernels, against attention written down plainly."""
+"""Attention by the Triton kernels, compared with a plain implementation."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def check(like: torch.Tensor, *arguments: object) -> None:
 
 @sequences
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (4, 4, 12), (32, 1, 80)])
-def test_it_equals_plain_attention(
+def test_equals_plain_attention(
     like: torch.Tensor, heads: int, kv_heads: int, size: int, sequences: list[tuple[int, int]]
 ) -> None:
     check(like, sequences, heads, kv_heads, size, size)
@@ -33,12 +33,12 @@ def test_windows_and_softcaps(
     check(like, sequences, 4, 2, 16, 16, window, softcap)
 
 
-def test_values_may_have_a_size_of_their_own(like: torch.Tensor) -> None:
+def test_values_may_have_another_size_than_keys(like: torch.Tensor) -> None:
     check(like, MIXED, 4, 2, 24, 40)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 32])
-def test_a_context_may_be_read_in_parts(
+def test_splitting_the_context_gives_the_same_result(
     like: torch.Tensor, splits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paged_attention, "_num_splits", lambda *_: splits)
@@ -46,5 +46,5 @@ def test_a_context_may_be_read_in_parts(
 
 
 @pytest.mark.parametrize(("programs", "splits"), [(1, 16), (2, 8), (3, 4), (16, 1), (1000, 1)])
-def test_parts_are_as_many_as_keep_all_processors_busy(programs: int, splits: int) -> None:
+def test_contexts_are_split_so_that_all_multiprocessors_have_work(programs: int, splits: int) -> None:
     assert paged_attention._num_splits(programs, torch.device("cpu")) == splits

@@ -1,5 +1,5 @@
-// The few instructions of AVX-512 that int8_dot.h and int4_dot.h use, in plain C++, by Intel's description of
-// each: so that what is written for such processors can be tried on any other.
+// The AVX-512 instructions that int8_dot.h and int4_dot.h use, in plain C++ by Intel's description of each.
+// With them, the code for such processors can be tested on any processor.
 #pragma once
 
 #include <algorithm>
@@ -94,7 +94,7 @@ inline __m512i _mm512_cvtepi16_epi32(__m256i value) {
   return result;
 }
 
-inline __m512 _mm512_cvtph_ps(__m256i value) {  // finite and normal ones
+inline __m512 _mm512_cvtph_ps(__m256i value) {  // normal, finite numbers only
   uint16_t halves[16];
   std::memcpy(halves, &value, sizeof halves);
   __m512 result;
@@ -127,7 +127,7 @@ inline __m512i _mm512_add_epi16(__m512i a, __m512i b) {
   return a;
 }
 
-// a: unsigned bytes, b: signed ones
+// a: unsigned bytes; b: signed bytes
 inline __m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {
   uint8_t left[64];
   int8_t right[64];
