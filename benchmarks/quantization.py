@@ -1,10 +1,10 @@
-"""What int8 changes: perplexity and the likeliest token, against float32, on the texts of this repository.
+"""Compares integer quantization with float32: perplexity and most likely token, on texts of this repository.
 
     .venv/bin/python -m benchmarks.quantization
 
-The texts are those of the shipped steering concepts and the neutral ones of the evaluation, as answers in
-a chat. Both models are run token for token alike: by their own attention, one text at a time. Only what
-follows the question counts, which is the same every time: one token of it would count once for each text.
+The texts are the examples of the shipped steering concepts and the neutral texts of the evaluation, as
+answers in a chat. Both models compute the same tokens, one text at a time, with the model's own attention.
+Only tokens after the shared question count. Else each token of the question would count once for each text.
 """
 
 import argparse
@@ -15,14 +15,14 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-from inference.backends import choice
+from inference.backends import selection
 from inference.interface.config import EngineConfig
 from inference.models import causal_lm, sources
 from inference.models.causal_lm import CausalLM
 
 ROOT = Path(__file__).parent.parent
-MOST_PERPLEXITY = 1.02
-LEAST_AGREEMENT = 0.97
+MAX_PERPLEXITY_RATIO = 1.02
+MIN_AGREEMENT = 0.97
 
 
 def read_texts() -> list[str]:
@@ -46,32 +46,35 @@ def render(directory: Path, texts: list[str]) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def read(loaded: CausalLM, tokens: torch.Tensor, first: int) -> tuple[float, torch.Tensor]:
-    """Of the tokens from `first` on: minus their log probability, in nats, and the likeliest ones instead."""
+    """Reads a text. Counts the tokens from `first` on.
+
+    Returns their negative log probability, in nats, and the most likely token at each of their positions.
+    """
     logprobs = loaded.reference_logits(tokens).log_softmax(-1)[first - 1 : -1]
     return -float(logprobs.gather(1, tokens[first:, None]).double().sum()), logprobs.argmax(-1)
 
 
 def _count_shared(texts: list[torch.Tensor]) -> int:
-    """How many tokens all texts begin with alike."""
+    """Number of tokens at the beginning that are the same in all texts."""
     columns = zip(*(text.tolist() for text in texts), strict=False)
     return next(i for i, column in enumerate(columns) if len(set(column)) > 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="embedded", help="embedded, or a directory")
+    parser.add_argument("--model", default="embedded", help="`embedded` or a directory")
     parser.add_argument("--cache-directory", default=EngineConfig().cache_directory)
-    parser.add_argument("--every", type=int, default=1, help="take every n-th text only")
+    parser.add_argument("--every", type=int, default=1, help="use only every n-th text")
     arguments = parser.parse_args()
     directory = sources.resolve(arguments.model, Path(arguments.cache_directory).expanduser())
     texts = render(directory, read_texts()[:: arguments.every])
     loaded = causal_lm.load(directory, torch.float32, torch.device("cpu"))
-    backend = choice.choose(
+    backend = selection.choose_backend(
         loaded, EngineConfig(quantization="integer", cache_directory=arguments.cache_directory)
     )
     first = _count_shared(texts)
     full = [read(loaded, text, first) for text in texts]
-    assert backend.quantize is not None  # else choose would have raised
+    assert backend.quantize is not None  # choose raises otherwise
     loaded.transform(backend.quantize)
     rounded = [read(loaded, text, first) for text in texts]
     predicted = sum(len(text) - first for text in texts)
@@ -80,10 +83,11 @@ def main() -> None:
     agreement = equal / predicted
     ratio = math.exp(after - before)
     print(f"{len(texts)} texts, {predicted} predicted tokens")
-    print(f"perplexity: float32 {math.exp(before):.3f}, int8 {math.exp(after):.3f}, ratio {ratio:.4f}")
-    print(f"the likeliest token is the same for {agreement:.2%}")
-    if ratio > MOST_PERPLEXITY or agreement < LEAST_AGREEMENT:
-        raise SystemExit(f"int8 is worse than allowed: {MOST_PERPLEXITY} x, {LEAST_AGREEMENT:.0%}")
+    print(f"perplexity: float32 {math.exp(before):.3f}, integer {math.exp(after):.3f}, ratio {ratio:.4f}")
+    print(f"the most likely token is the same for {agreement:.2%}")
+    if ratio > MAX_PERPLEXITY_RATIO or agreement < MIN_AGREEMENT:
+        limits = f"ratio at most {MAX_PERPLEXITY_RATIO}, same token for at least {MIN_AGREEMENT:.0%}"
+        raise SystemExit(f"integer quantization is worse than allowed: {limits}")
 
 
 if __name__ == "__main__":

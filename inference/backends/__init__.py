@@ -1,1 +1,1 @@
-"""The back ends: torch operations, or Tiller's own kernels for CPUs and CUDA. `choice` selects one."""
+"""The back ends: torch operations, or Tiller's own kernels for CPUs and CUDA. `selection` chooses one."""

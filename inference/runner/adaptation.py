@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 
-from inference.backends import choice
+from inference.backends import selection
 from inference.backends.backend import TORCH, Backend, KernelError
 from inference.interface.config import EngineConfig
 from inference.models.causal_lm import CausalLM
@@ -13,17 +13,17 @@ _log = logging.getLogger(__name__)
 
 
 def adapt(model: CausalLM, config: EngineConfig) -> Backend:
-    """Raises UnsupportedModelError, and KernelError if the configured quantization is not available."""
+    """Returns the back end. Raises UnsupportedModelError, or KernelError if quantization is not available."""
     expectation = verification.expect(model)
-    backend = choice.choose(model, config)
+    backend = selection.choose_backend(model, config)
     if backend.fuse:
         model.transform(backend.fuse)
     try:
         verification.verify(model, backend, expectation)
     except Exception as error:
-        # Either the kernels do not support this model's shapes, or the model cannot be served at all.
+        # Either the kernels do not support this model, or the model itself is not supported.
         verification.verify(model, TORCH, expectation)
-        _log.warning("the server will be slower, without kernels for this model: %s", error)
+        _log.warning("the kernels do not work for this model, so the server will be slower: %s", error)
         backend = replace(TORCH, quantize=backend.quantize)
     if config.quantization != "none":
         if backend.quantize is None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from inference.backends import choice
+from inference.backends import selection
 from inference.backends.backend import Backend
 from inference.compute.graphs import Capture
 from inference.engine import Engine
@@ -25,7 +25,7 @@ from inference.models.causal_lm import CausalLM
 from inference.runner.model_runner import ModelRunner
 from inference.steering.directions import DirectionFiles
 
-torch.set_num_threads(1)  # these models are too small for more to help
+torch.set_num_threads(1)  # more threads do not speed up models this small
 
 VOCAB_SIZE = 199
 COMMON = {
@@ -66,7 +66,7 @@ def make_model(architecture: str = "llama", seed: int = 0, **overrides: object) 
 
 
 def sharpen(model: PreTrainedModel) -> None:
-    """Larger weights than the usual initialisation's, so that every part matters and greedy varies."""
+    """Sets larger weights than the usual ones, so that every part matters and greedy output varies."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -74,7 +74,7 @@ def sharpen(model: PreTrainedModel) -> None:
 
 @dataclass
 class Result:
-    """What one choice brought."""
+    """The output of one choice."""
 
     token_ids: list[int] = field(default_factory=list)
     events: list[TokenEvent] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Driver:
             if self.engine.is_idle:
                 return self.results
             self.step()
-        raise AssertionError("the engine does not come to an end")
+        raise AssertionError("the engine does not become idle")
 
 
 def build_driver(
@@ -149,24 +149,24 @@ def build_driver(
     eager: bool = False,
     **config: object,
 ) -> Driver:
-    """The model is this driver's from here on; an earlier one must not run it any more.
+    """Builds an engine around `model`. Earlier drivers of the same model must not run any more.
 
-    `capture`: instead of the back end's. `backend`: instead of what would be chosen. `eager`: no step is
-    captured.
+    `capture` replaces the back end's capture. `backend` replaces the back end that would be chosen. With
+    `eager`, no step is captured.
     """
     for block in model.model.layers:
-        block._forward_hooks.clear()  # the earlier engine's steering
+        block._forward_hooks.clear()  # hooks that an earlier engine added for steering
     options = {"num_blocks": None, **config}
     num_blocks = options.pop("num_blocks")
     if model.device.type == "cuda":
-        options.setdefault("max_running", 32)  # so many steps need to be captured
+        options.setdefault("max_running", 32)  # fewer steps to capture
     engine_config = EngineConfig(**{"kv_cache_gib": 0.01, "seed": 0, **options})
     causal_lm = CausalLM(model)
     if num_blocks is not None:
         per_token = sum(shape.num_bytes for shape in causal_lm.layer_shapes)
         gib = num_blocks * engine_config.block_size * per_token / 2**30
         engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
-    backend = backend or choice.choose(causal_lm, engine_config)
+    backend = backend or selection.choose_backend(causal_lm, engine_config)
     backend = replace(backend, capture=None if eager else capture or backend.capture)
     if backend.fuse:
         causal_lm.transform(backend.fuse)
@@ -190,7 +190,7 @@ def request(
     stop_token_ids: tuple[int, ...] = (),
     **sampling: object,
 ) -> GenerationRequest:
-    """Greedy unless told otherwise."""
+    """A request, greedy by default."""
     params = SamplingParams(**{"temperature": 0.0, **sampling})
     return GenerationRequest(
         request_id, prompt, max_tokens, n=n, sampling=params, nice=nice, stop_token_ids=stop_token_ids
@@ -199,17 +199,17 @@ def request(
 
 @contextmanager
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model as transformers runs it, for a while."""
-    ours = model.config._attn_implementation
+    """Within the context, transformers' own attention runs in the model."""
+    engine_attention = model.config._attn_implementation
     model.set_attn_implementation("eager")
     yield
-    model.set_attn_implementation(ours)
+    model.set_attn_implementation(engine_attention)
 
 
 def generate(
     model: PreTrainedModel, prompt: list[int], max_tokens: int, eos_token_id: int | None = None
 ) -> list[int]:
-    """The oracle: greedy continuation by plain transformers, with its own attention and cache."""
+    """The reference: greedy continuation by transformers, with its own attention and cache."""
     with plain_attention(model):
         output = model.generate(
             torch.tensor([prompt]),

@@ -74,8 +74,17 @@ def _processor() -> str:
 
 
 def _compile(library: Path) -> None:
+    """Raises KernelError, also if the directory cannot be written."""
     compiler = find_compiler()
     _log.info("compiling the CPU kernels for this processor (only needed once)")
+    try:
+        _compile_with(compiler, library)
+    except OSError as error:
+        reason = f"the CPU kernels cannot be written to {library.parent}: {error.strerror}"
+        raise KernelError(reason) from None
+
+
+def _compile_with(compiler: str, library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
         source, compiled = Path(__file__).parent / "kernels.cpp", Path(directory) / "kernels.o"

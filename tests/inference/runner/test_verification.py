@@ -1,4 +1,4 @@
-"""Models that would load, run, and answer wrongly are found out when they are loaded."""
+"""Tests that models which would run but give wrong answers are refused at loading."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from inference.backends import selection
 from inference.backends.backend import TORCH, Backend
 from inference.interface.config import EngineConfig
 from inference.models.causal_lm import CausalLM, UnsupportedModelError
@@ -27,11 +28,11 @@ def check(model: CausalLM) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_right_model_passes(architecture: str, dtype: torch.dtype) -> None:
+def test_a_supported_model_passes(architecture: str, dtype: torch.dtype) -> None:
     check(CausalLM(make_model(architecture).to(dtype)))
 
 
-def test_a_verified_model_serves_as_before() -> None:
+def test_verification_does_not_change_the_output() -> None:
     model = make_model("llama")
     driver = build_driver(model)
     check(driver.engine.runner.model)
@@ -58,16 +59,16 @@ def test_a_model_that_would_answer_wrongly_is_refused(architecture: str, options
         check(CausalLM(model))
 
 
-def test_kernels_that_cannot_serve_a_model_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_fail_for_a_model_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def attend(*_: Any) -> torch.Tensor:
         raise RuntimeError("out of resource: shared memory")
 
-    monkeypatch.setattr("inference.backends.choice.choose", lambda *_: Backend(attend=attend))
+    monkeypatch.setattr(selection, "choose_backend", lambda *_: Backend(attend=attend))
     assert adapt(CausalLM(make_model("llama")), EngineConfig()) == TORCH
 
 
-def test_kernels_that_compute_something_else_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference.backends.choice.choose", lambda *_: Backend(attend=attend_to_nothing))
+def test_kernels_with_wrong_results_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "choose_backend", lambda *_: Backend(attend=attend_to_nothing))
     assert adapt(CausalLM(make_model("llama")), EngineConfig()) == TORCH
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference.backends import choice
+from inference.backends import selection
 from inference.backends.backend import TORCH, KernelError
 from inference.backends.cpu import build
 from inference.interface.config import EngineConfig
@@ -30,6 +30,12 @@ def test_the_error_of_the_compiler_is_reported(tmp_path: Path, monkeypatch: pyte
     assert not list((tmp_path / "kernels").iterdir())
 
 
+def test_a_cache_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "kernels").write_text("a file in the place of the directory")
+    with pytest.raises(KernelError, match="cannot be written"):
+        build._compile(tmp_path / "kernels" / "library.so")
+
+
 def fail(_: Path) -> None:
     raise KernelError("no C++ compiler was found")
 
@@ -38,18 +44,18 @@ def test_a_float32_model_runs_without_kernels(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(build, "load", fail)
-    assert choice.choose(CausalLM(make_model()), EngineConfig()) == TORCH
+    assert selection.choose_backend(CausalLM(make_model()), EngineConfig()) == TORCH
     assert "no C++ compiler" in caplog.text
 
 
 def test_quantization_needs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "load", fail)
     with pytest.raises(KernelError):
-        choice.choose(CausalLM(make_model()), EngineConfig(quantization="integer"))
+        selection.choose_backend(CausalLM(make_model()), EngineConfig(quantization="integer"))
 
 
 def test_quantization_needs_a_float32_model() -> None:
     model = CausalLM(make_model().to(torch.bfloat16))
-    assert choice.choose(model, EngineConfig()) == TORCH
+    assert selection.choose_backend(model, EngineConfig()) == TORCH
     with pytest.raises(KernelError, match="float32"):
-        choice.choose(model, EngineConfig(quantization="integer"))
+        selection.choose_backend(model, EngineConfig(quantization="integer"))

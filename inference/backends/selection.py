@@ -13,7 +13,7 @@ from inference.models.causal_lm import CausalLM
 _log = logging.getLogger(__name__)
 
 
-def choose(model: CausalLM, config: EngineConfig) -> Backend:
+def choose_backend(model: CausalLM, config: EngineConfig) -> Backend:
     """Returns the fastest back end that works here.
 
     Raises KernelError if quantization is configured but not available.
