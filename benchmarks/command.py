@@ -1,4 +1,4 @@
-"""What the benchmarks' commands have in common: how they are parsed, and how they end. Needs no package."""
+"""The argument parser and the exit status of all benchmarks. Imports only the standard library."""
 
 import argparse
 import signal
@@ -10,9 +10,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def run(name: str, act: Callable[[], int], *errors: type[Exception]) -> int:
-    """Runs a benchmark and returns the exit status: 1 with one line for any of `errors`, 130 after Ctrl-C.
+    """Runs a benchmark. Returns its exit status, 1 for any of `errors`, or 130 after Ctrl-C.
 
-    SIGTERM ends it as Ctrl-C does, so that the servers it started end with it.
+    Prints an error as one line. SIGTERM raises SystemExit, so that the benchmark ends its servers.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -25,7 +25,7 @@ def run(name: str, act: Callable[[], int], *errors: type[Exception]) -> int:
 
 
 def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """For `python -m benchmarks.NAME`. The description keeps its lines."""
+    """The parser of `python -m benchmarks.NAME`. Keeps the line breaks of the description."""
     return argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
@@ -34,9 +34,9 @@ def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """For a benchmark that loads one server for some minutes and writes its results to a folder."""
-    parser.add_argument("--url", help="of a server on this machine; default: start the quick start's")
-    parser.add_argument("--token", help="an access token, if the server asks for one")
+    """Adds the options of a benchmark that loads one server for some minutes and writes files."""
+    parser.add_argument("--url", help="of a server on this machine; default: start the quick start's server")
+    parser.add_argument("--token", help="an access token, if the server requires one")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,9 +1,9 @@
-"""The reference that every machine has: transformers' own `generate` on the embedded model.
+"""Measures transformers' own `generate` on the embedded model, as a reference for each machine.
 
     .venv/bin/python -m benchmarks.generate
 
-Eager, one sequence, float32. Prints tokens per second; `make bench` measures it in the same run as the
-servers, since machines differ and drift: read the ratio.
+Eager, one sequence, float32. Prints tokens per second. `make bench` measures this in the same run as the
+servers, because machines differ and their speed drifts. Compare only the ratio.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from inference.models.sources import resolve
 
 
 def measure(directory: Path, prompt_tokens: int, tokens: int) -> float:
-    """Tokens per second of the second of two runs."""
+    """Runs `generate` twice. Returns the tokens per second of the second run."""
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     prompt = torch.randint(100, 40_000, (1, prompt_tokens))
 

@@ -46,7 +46,7 @@ def render(directory: Path, texts: list[str]) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def read(loaded: CausalLM, tokens: torch.Tensor, first: int) -> tuple[float, torch.Tensor]:
-    """Reads a text. Counts the tokens from `first` on.
+    """Computes a text with the model. Only the tokens from `first` on count.
 
     Returns their negative log probability, in nats, and the most likely token at each of their positions.
     """

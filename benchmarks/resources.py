@@ -1,4 +1,4 @@
-"""What a server's processes use, as the operating system says. Knows no HTTP."""
+"""Reads from the operating system what a server's processes use. Knows no HTTP."""
 
 import time
 from collections.abc import Iterable
@@ -9,30 +9,30 @@ import psutil
 
 MIB = 2**20
 
-_CPUCLOCK_SCHED = 2  # of Linux: time on a processor, in nanoseconds
+_CPUCLOCK_SCHED = 2  # Linux's clock of CPU time, in nanoseconds
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one process, or of several together."""
+    """Resource use of one process, or the sum over several."""
 
     rss_bytes: int
-    """Resident memory; what processes share is counted in each."""
+    """Resident memory. Shared memory counts once for each process."""
     open_files: int
-    """File descriptors, sockets among them."""
+    """File descriptors, including sockets."""
     threads: int
 
 
 def find_server(port: int) -> psutil.Process:
-    """The process of this user that listens on a TCP port. Raises LookupError."""
+    """Finds the process of this user that listens on a TCP port. Raises LookupError."""
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
             return psutil.Process(connection.pid)
-    raise LookupError(f"no process of yours listens on port {port}")
+    raise LookupError(f"no process of this user listens on port {port}")
 
 
 def usage(processes: Iterable[psutil.Process]) -> Usage:
-    """Of those that still run."""
+    """The sum over the processes that still run."""
     rss_bytes = open_files = threads = 0
     for process in processes:
         with suppress(psutil.NoSuchProcess), process.oneshot():
@@ -43,9 +43,9 @@ def usage(processes: Iterable[psutil.Process]) -> Usage:
 
 
 def processor_seconds(pid: int) -> float:
-    """Time that all threads of a process have been on a processor, in the kernel or not.
+    """CPU time of all threads of a process, in user mode and in the kernel, in seconds.
 
-    This is clock_getcpuclockid(3) of Linux. psutil reads the same in ticks of 10 ms, which are many tokens.
-    Raises OSError when there is no such process.
+    Computes the clock id as Linux's clock_getcpuclockid(3) does. psutil counts in ticks of 10 ms, which is
+    the time of many tokens. Raises OSError if there is no such process.
     """
     return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)

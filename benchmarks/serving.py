@@ -1,4 +1,4 @@
-"""The quick start's server, for benchmarks that need one: one that runs already, or one of their own."""
+"""Provides a server to benchmarks: one that already runs, or a new one as the quick start configures it."""
 
 import argparse
 import tempfile
@@ -12,7 +12,7 @@ from benchmarks.peers.servers import Setup, tiller
 
 
 def serving_for(name: str, arguments: argparse.Namespace) -> AbstractContextManager[Target]:
-    """As `serving`, for a benchmark with the options of `add_server_options`. Makes its output folder."""
+    """Calls `serving` with the options of `add_server_options`. Creates the output folder."""
     arguments.output.mkdir(parents=True, exist_ok=True)
     return serving(
         arguments.url,
@@ -28,7 +28,10 @@ def serving_for(name: str, arguments: argparse.Namespace) -> AbstractContextMana
 def serving(
     url: str | None, token: str | None, *, cache: Path, log: Path, slots: int, name: str
 ) -> Iterator[Target]:
-    """The server at `url`, else a new one that ends with the context. Raises BenchError and ServerError."""
+    """Yields the server at `url`. Without a URL, starts a server that ends with the context.
+
+    Raises BenchError and ServerError.
+    """
     if url:
         yield parse_target(url, token, model=None)
         return

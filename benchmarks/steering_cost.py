@@ -1,12 +1,12 @@
-"""What steering costs: step times of one running batch whose rows are steered in different ways.
+"""Measures the cost of steering: step times of one running batch, with its rows steered in different ways.
 
     .venv/bin/python benchmarks/steering_cost.py                     # the embedded model
     .venv/bin/python benchmarks/steering_cost.py --model 1b          # random weights, larger
     .venv/bin/python benchmarks/steering_cost.py --model 8b --dtype bfloat16   # on a GPU
 
-The same sequences generate all the time. The ways to steer them take turns from step to step, so that each
-is measured in the same minute on the same contexts; only differences within a run mean anything. Then a
-concept is trained beside 16 streams, and prompts of as many tokens in all are read beside them instead.
+The same sequences generate all the time. The way they are steered changes from step to step, so that all ways
+are measured in the same minutes with the same contexts. Compare only times of one run. A second measurement
+trains a concept while 16 streams run, and then computes prompts with as many tokens while they run.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def prompt(engine: Engine, length: int, seed: int) -> list[int]:
 
 
 def start(engine: Engine, count: int, prompt_tokens: int) -> list[Sequence]:
-    """`count` sequences that generate and do not stop."""
+    """Starts `count` sequences that keep generating. Returns them when their prompts are computed."""
     for i in range(count):
         sampling = SamplingParams(temperature=0.7)
         request = GenerationRequest(f"r{i}", prompt(engine, prompt_tokens, i), 4096, sampling=sampling)
@@ -128,7 +128,10 @@ def add_concepts(engine: Engine, count: int) -> list[str]:
 def ways_to_steer(
     engine: Engine, count: int, configurations: Collection[int]
 ) -> dict[str, list[Steering | None]]:
-    """What each of `count` sequences is steered by: nothing first, then so many configurations each."""
+    """For each way to steer: the steering of each of `count` sequences.
+
+    The first way steers nothing. Each other way uses one of the numbers of configurations.
+    """
     names = add_concepts(engine, max(configurations))
     ways: dict[str, list[Steering | None]] = {"none": [None] * count}
     for number in configurations:
@@ -140,7 +143,7 @@ def ways_to_steer(
 
 
 def run_step_by_step(engine: Engine) -> None:
-    """From now on no step is launched before the one before has ended."""
+    """From now on, the engine launches no step before the previous step has ended."""
     engine.runner.can_be_followed = lambda step: False  # noqa: ARG005
 
 
@@ -155,7 +158,7 @@ def timed_step(engine: Engine) -> float:
 def measure_ways(
     engine: Engine, arguments: argparse.Namespace, configurations: Collection[int] = CONFIGURATIONS
 ) -> dict[str, list[float]]:
-    """By way to steer: seconds of its step in each round."""
+    """Returns, for each way to steer, the seconds of its step in each round."""
     run_step_by_step(engine)
     free_rows = engine.steerer.bank.num_free_rows
     sequences = start(engine, arguments.sequences, arguments.prompt_tokens)
@@ -179,7 +182,7 @@ def measure_ways(
 
 
 def compare(times: list[float], reference: list[float]) -> tuple[float, float, float]:
-    """Median ratio of a round's two steps, and its 95% interval by bootstrap."""
+    """Median ratio of the two steps of a round, and its 95% bootstrap interval."""
     ratios = np.divide(times, reference)
     draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
@@ -187,7 +190,7 @@ def compare(times: list[float], reference: list[float]) -> tuple[float, float, f
 
 
 def faster_half(times: Collection[float]) -> float:
-    """Mean of the faster half, which what else the machine does lengthens least."""
+    """Mean of the faster half of the times. Other work on the machine changes it least."""
     return float(np.mean(sorted(times)[: -(-len(times) // 2)]))
 
 
@@ -198,7 +201,7 @@ def undisturbed(times: list[float], reference: list[float]) -> float:
 
 @dataclass
 class Beside:
-    """Steps of the streams, and how many tokens they read beside those of the streams."""
+    """Step times while the streams run, and the number of tokens that these steps computed for other work."""
 
     seconds: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -209,7 +212,7 @@ class Beside:
 
 
 def beside_streams(engine: Engine, arguments: argparse.Namespace) -> dict[str, Beside]:
-    """16 streams alone, while a concept is trained, and while prompts as long in all are read."""
+    """Measures 16 streams alone, during a training, and during prompts with as many tokens."""
     rng = random.Random(1)
 
     def text() -> list[int]:
@@ -247,9 +250,9 @@ def beside_streams(engine: Engine, arguments: argparse.Namespace) -> dict[str, B
 
 
 def print_beside(measured: dict[str, Beside]) -> None:
-    """The delay is what all steps took longer than as many steps of the streams alone."""
+    """Prints a table. The delay is the time of all steps minus that of as many steps of the streams alone."""
     print(f"\n{STREAMS_BESIDE_TRAINING} streams\n")
-    print("| beside them | tokens | steps | step, median | longest | delay in all | per token |")
+    print("| other work | tokens | steps | step, median | longest | total delay | per token |")
     print("|---|---|---|---|---|---|---|")
     step = statistics.median(measured["nothing"].seconds)
     for name, beside in measured.items():
@@ -272,8 +275,8 @@ def main() -> None:
     parser.add_argument("--max-batch-tokens", type=int, default=512)
     parser.add_argument("--kv-cache-gib", type=float, default=4.0)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
-    parser.add_argument("--pairs", type=int, default=12, help="of the concept trained beside 16 streams")
-    parser.add_argument("--no-training", action="store_true", help="leave out what is beside 16 streams")
+    parser.add_argument("--pairs", type=int, default=12, help="contrastive pairs of the trained concept")
+    parser.add_argument("--no-training", action="store_true", help="skip the measurement with 16 streams")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     engine = build(arguments)

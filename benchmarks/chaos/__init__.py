@@ -1,1 +1,1 @@
-"""Load while things break: is anything lost, is anything wrong?"""
+"""Sends load while faults are injected: is an answer lost or wrong?"""

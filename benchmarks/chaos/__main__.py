@@ -1,11 +1,11 @@
-"""Load while the worker is killed and stopped, crowds come and go, and garbage arrives.
+"""Sends load while the worker is killed and stopped, crowds connect and disconnect, and garbage arrives.
 
     make chaos                                          # ten minutes, with the quick start's server
     .venv/bin/python -m benchmarks.chaos --minutes 1
 
-Clients ask questions with greedy answers, which are the same whatever runs beside them, and compare. Each
-request must be answered rightly or fail with a code: exits with 1 if one was lost or answered wrongly, if
-none was answered, or if the server does not answer everything rightly in the end.
+Clients send requests for greedy answers, which do not depend on other requests, and compare the answers. Each
+request must get the right answer or fail with an error code. Exits with 1 if an answer was lost or wrong, if
+no request was answered, or if an answer is wrong or missing after the faults.
 """
 
 import argparse
@@ -67,7 +67,7 @@ async def _chaos(target: Target, arguments: argparse.Namespace) -> int:
     concepts = (await list_concepts(target))[:1]
     async with connect(target) as client:
         gateway = find_server(httpx.URL(target.url).port or 80)
-        _say("asking everything once, while nothing else runs")
+        _say("sending each request once, without other load")
         questions = await _questions(client, await first_model(client), concepts)
         faults, tally = Faults(client, gateway, questions[0], rng), Tally()
         _say(f"{arguments.minutes:g} minutes of load and faults")
@@ -81,7 +81,7 @@ async def _chaos(target: Target, arguments: argparse.Namespace) -> int:
         breaking.cancel()
         with suppress(asyncio.CancelledError):
             await breaking
-        _say("asking everything again")
+        _say("sending each request again")
         recovered = await _recovers(client, questions)
     _report(faults, tally, recovered)
     bad = tally.fates[Fate.LOST] + tally.fates[Fate.WRONG]
@@ -89,7 +89,7 @@ async def _chaos(target: Target, arguments: argparse.Namespace) -> int:
 
 
 async def _questions(client: httpx.AsyncClient, model: str, concepts: list[str]) -> list[Question]:
-    """Some of them steered."""
+    """Sends each request once to learn its answer. Half of them are steered. Raises BenchError."""
     questions = []
     for i, topic in enumerate(_TOPICS):
         body = {
@@ -104,12 +104,12 @@ async def _questions(client: httpx.AsyncClient, model: str, concepts: list[str])
         try:
             questions.append(Question(body, await ask(client, body)))
         except (RefusedError, LostError) as error:
-            raise BenchError(f"before anything is broken, an answer fails: {error}") from None
+            raise BenchError(f"a request failed before the first fault: {error}") from None
     return questions
 
 
 async def _recovers(client: httpx.AsyncClient, questions: list[Question]) -> bool:
-    """Whether all are answered rightly again, once the worker is back."""
+    """Whether all requests get the right answers again. Waits until the worker is back."""
     deadline = time.monotonic() + _RECOVERY_SECONDS
     for question in questions:
         while True:
@@ -133,7 +133,7 @@ def _report(faults: Faults, tally: Tally, recovered: bool) -> None:
         print(f"| failed: {code} | {count} |")
     for kind, count in sorted(faults.injected.items()):
         print(f"| fault: {kind} | {count} |")
-    print(f"\nIn the end everything is answered rightly again: {'yes' if recovered else 'no'}.")
+    print(f"\nAfter the faults, all answers are right again: {'yes' if recovered else 'no'}.")
     for problem in tally.problems:
         print(f"- {problem}")
 

@@ -1,4 +1,4 @@
-"""Clients that know what the right answer is, and what became of each of their requests."""
+"""Clients that know the right answers, and count how their requests end."""
 
 import asyncio
 import json
@@ -15,22 +15,22 @@ import httpx
 _CHAT = "/v1/chat/completions"
 _PATIENCE_SECONDS = 180.0
 _PAUSE_SECONDS = 0.5
-"""After a request that failed, instead of the Retry-After that it came with."""
+"""Pause after a failed request. Replaces the pause that Retry-After asks for."""
 _STREAMED, _LEAVING = 0.5, 0.15  # shares of the requests
 _LEAVES_AFTER_SECONDS = 2.0  # at most
-_SHOWN = 5  # problems of a kind
+_SHOWN = 5  # problems
 
 
 class Fate(StrEnum):
     """How a request ended."""
 
     FINISHED = "finished"
-    FAILED = "failed, with a code"
-    LEFT = "left by the client"
+    FAILED = "failed with an error code"
+    LEFT = "abandoned by the client"
     LOST = "lost"
     """No answer, half an answer, or an error without a code."""
     WRONG = "wrong"
-    """Not what was answered when nothing else ran."""
+    """Not the answer that the request got without other load."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Tally:
     fates: Counter[Fate] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
-    """What some of the lost and wrong ones looked like."""
+    """Descriptions of the first lost and wrong answers."""
 
     def count(self, fate: Fate, detail: str = "") -> None:
         self.fates[fate] += 1
@@ -50,18 +50,18 @@ class Tally:
 
 @dataclass(frozen=True)
 class Question:
-    """A request whose answer is the same every time, and the answer."""
+    """A request whose answer is always the same, and this answer."""
 
     body: dict[str, Any]
     answer: str
 
 
 class RefusedError(Exception):
-    """The server said that it cannot answer; the code."""
+    """The server answered with an error. The message holds the error code."""
 
 
 class LostError(Exception):
-    """What came is no whole answer, and no error that says why."""
+    """The server sent neither a whole answer nor an error with a code."""
 
 
 async def ask(client: httpx.AsyncClient, body: dict[str, Any], streamed: bool = False) -> str:
@@ -98,7 +98,7 @@ def _read_stream(text: str) -> str:
 async def ask_on(
     client: httpx.AsyncClient, questions: Sequence[Question], until: float, rng: random.Random, tally: Tally
 ) -> None:
-    """One request after the other until this time of time.monotonic()."""
+    """Sends one request after the other. `until`: a time of time.monotonic()."""
     while time.monotonic() < until:
         question = rng.choice(questions)
         asking = asyncio.ensure_future(ask(client, question.body, rng.random() < _STREAMED))

@@ -1,4 +1,4 @@
-"""What goes wrong, at random: the worker dies or stands still, crowds come and go, bytes that are no HTTP."""
+"""Injects random faults: the worker is killed or stopped, crowds disconnect, garbage arrives."""
 
 import asyncio
 import random
@@ -17,11 +17,11 @@ _CROWD = 100
 _CROWD_LEAVES_AFTER = 0.5
 _GARBAGE_BYTES = 50_000
 _HASTY = 0.2
-"""This share of the faults does not wait until the one before is over."""
+"""This share of the faults does not wait until the server has recovered."""
 
 
 class Faults:
-    """Injects one after the other into the server with this process."""
+    """Injects one fault after the other into the server with this gateway process."""
 
     def __init__(
         self, client: httpx.AsyncClient, gateway: psutil.Process, question: Question, rng: random.Random
@@ -39,7 +39,7 @@ class Faults:
         }
 
     async def go_on(self, shortest: float, longest: float) -> None:
-        """Until it is cancelled, with pauses of so many seconds."""
+        """Injects faults until it is cancelled, with pauses of `shortest` to `longest` seconds."""
         while True:
             await asyncio.sleep(self._rng.uniform(shortest, longest))
             kind = self._rng.choice(sorted(self._kinds))

@@ -1,1 +1,1 @@
-"""What the gateway itself costs: its own process under load, over an engine that answers at once."""
+"""Measures the cost of the gateway process under load, with an engine that answers at once."""

@@ -1,13 +1,13 @@
-"""What the gateway costs per token and per request, alone: the engine behind it answers at once.
+"""Measures the cost of the gateway alone, per token and per request. Its engine answers at once.
 
     .venv/bin/python -m benchmarks.gateway
     .venv/bin/python -m benchmarks.gateway --engines worker --points 64@0 --seconds 10
     .venv/bin/python -m benchmarks.gateway --rush 10
 
-The gateway is the real one in its own process, with the embedded model's tokenizer. A point N@X is N streams
-that are held open while the engine steps every X ms and brings each a token; with 0 it steps as soon as the
-clients have what it sent, which shows how many tokens the gateway can pass on. Read its processor time: other
-work on the machine disturbs that least. Writes gateway.md and gateway.json.
+The gateway is the real one, in its own process, with the embedded model's tokenizer. A point N@X is N open
+streams; the engine steps every X ms, and each step gives each stream one token. If X is 0, the engine steps
+as soon as the clients have received the last tokens, which shows how many tokens the gateway can pass on.
+Compare CPU times: other work on the machine disturbs them least. Writes gateway.md and gateway.json.
 """
 
 import argparse
@@ -54,7 +54,7 @@ from benchmarks.resources import find_server
 from inference.interface.directories import SourceError
 from inference.models.sources import resolve
 
-_RUSH_HELP = "measure only this: TIMES as many requests at once as there is room for"
+_RUSH_HELP = "measure only this: TIMES as many requests at once as the engine accepts"
 _ROOT = Path(__file__).parents[2]
 _MODEL = "smollm2-135m-instruct"
 
@@ -76,27 +76,27 @@ def _parse() -> argparse.Namespace:
     engines = "\n".join(f"{name}: {words}" for name, words in ENGINES.items())
     parser.add_argument("--engines", default=",".join(ENGINES), help=engines)
     parser.add_argument("--points", default="1@10,1@0,64@50,64@0,1000@500,1000@0", help="streams@ms, …")
-    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
-    parser.add_argument("--probe-seconds", type=float, default=5, help="how long /health is asked")
-    parser.add_argument("--tokens", default="1,8,32", help="of answers, for what a request costs")
-    parser.add_argument("--connections", type=int, default=8, help="that send requests at the same time")
+    parser.add_argument("--seconds", type=float, default=4, help="duration of each measurement")
+    parser.add_argument("--probe-seconds", type=float, default=5, help="how long to measure /health")
+    parser.add_argument("--tokens", default="1,8,32", help="lengths of answers that show a request's cost")
+    parser.add_argument("--connections", type=int, default=8, help="how many send such requests at once")
     parser.add_argument("--prompt-words", type=int, default=100)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--cache-directory", type=Path, default="~/.cache/tiller")
     parser.add_argument("--rush", type=int, metavar="TIMES", help=_RUSH_HELP)
-    parser.add_argument("--room", type=int, default=64, help="with --rush: choices that may run or wait")
+    parser.add_argument("--room", type=int, default=64, help="with --rush: how many choices may run or wait")
     return parser.parse_args()
 
 
 def parse_points(text: str) -> list[Point]:
-    """Of `64@50,1000@0`. Raises BenchError."""
+    """Parses points such as `64@50,1000@0`. Raises BenchError."""
     try:
         parts = [part.split("@") for part in text.split(",")]
         points = [Point(int(streams), float(step) / 1e3) for streams, step in parts]
     except ValueError:
-        raise BenchError(f"{text!r} must be streams@milliseconds with commas between them") from None
+        raise BenchError(f"{text!r} must be STREAMS@MILLISECONDS, separated by commas") from None
     if any(point.streams < 1 or not point.step_seconds >= 0 for point in points):
-        raise BenchError(f"{text!r} must have at least one stream, and no negative times")
+        raise BenchError(f"{text!r} must have at least 1 stream and no negative time at each point")
     return points
 
 
@@ -139,7 +139,7 @@ def _rush(directory: Path, prompt: str, arguments: argparse.Namespace) -> RushFi
     ):
         _say("warming up")
         runner.run(measure_requests(subject, 1, True, min(arguments.connections, arguments.room), seconds=1))
-        _say(f"{arguments.rush} times as many requests as the {arguments.room} that there is room for")
+        _say(f"sending {arguments.rush} times as many requests as the engine accepts ({arguments.room})")
         return runner.run(measure_rush(subject, arguments.room, arguments.rush, arguments.probe_seconds))
 
 
@@ -147,7 +147,7 @@ def _rush(directory: Path, prompt: str, arguments: argparse.Namespace) -> RushFi
 def _running(
     engine: str, directory: Path, prompt: str, arguments: argparse.Namespace, settings: Mapping[str, str] = {}
 ) -> Iterator[Subject]:
-    """A gateway of its own, which ends with the context. Raises ServerError."""
+    """Starts a gateway that ends with the context. Raises ServerError."""
     with tempfile.TemporaryDirectory(prefix="tiller-bench-") as scratch:
         pipe = Path(scratch) / "steps"
         os.mkfifo(pipe)
@@ -163,11 +163,11 @@ def _running(
 
 
 def _server(engine: str, directory: Path, pipe: Path, arguments: argparse.Namespace) -> Server:
-    """The quick start's, but for its engine."""
+    """The quick start's server, with a stand-in engine."""
     cache = arguments.cache_directory.expanduser()
     server = tiller(Setup(peers=pipe.parent, cache=cache, scratch=pipe.parent, slots=1, context=1))
-    ours = [sys.executable, "-m", "benchmarks.gateway.server", engine, str(directory), str(pipe)]
-    return replace(server, command=ours + server.command[server.command.index("serve") :])
+    program = [sys.executable, "-m", "benchmarks.gateway.server", engine, str(directory), str(pipe)]
+    return replace(server, command=program + server.command[server.command.index("serve") :])
 
 
 async def _measure(
@@ -192,7 +192,7 @@ async def _measure(
 
 
 def _count(directory: Path, prompt: str) -> int:
-    """Tokens of the whole prompt, with the template."""
+    """Number of tokens of the whole prompt, including the chat template."""
     renderer = load_prompt_renderer(directory, Tokenizer(directory))
     if renderer is None:
         raise BenchError("the embedded model has no chat template")

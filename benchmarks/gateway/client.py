@@ -1,4 +1,4 @@
-"""A load client that costs little: it counts events and answers, and looks into none of them."""
+"""A load client that needs little CPU time: it counts events and answers, but does not parse them."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,25 +13,25 @@ _EVENT_END = b"\n\n"
 
 
 class LoadError(Exception):
-    """The gateway did not answer as it should. The message is one line."""
+    """The gateway did not answer as expected. The message is one line."""
 
 
 class Connection(asyncio.Protocol):
-    """Sends one request, and the same again whenever it is answered, until it is told to stop."""
+    """Sends one request, and sends it again after each answer, until it is closed."""
 
     def __init__(self, request: bytes, on_events: Callable[[int], None]) -> None:
-        """`on_events` is told how many server-sent events have come."""
+        """Calls `on_events` with the number of server-sent events that have just arrived."""
         self._request = request
         self._on_events = on_events
         self._parser = httptools.HttpResponseParser(self)
         self._ended_line = False
         self._closing = False
         self.begun = False
-        """Whether an event has come."""
+        """Whether an event has arrived."""
         self.answers = 0
-        """Requests answered to their end."""
+        """Number of complete answers."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Has an exception when the server closed the connection or refused a request."""
+        """Done when the connection has ended. A LoadError if the server closed it or refused a request."""
 
     def close(self) -> None:
         self._closing = True
@@ -46,10 +46,10 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         if (status := self._parser.get_status_code()) != _OK:
-            self._fail(f"it answers {status}")
+            self._fail(f"the gateway answered with status {status}")
 
     def on_body(self, body: bytes) -> None:
-        # The end of an event may come in two pieces.
+        # The end of an event may be split between two pieces.
         split = self._ended_line and body.startswith(b"\n")
         self._ended_line = body.endswith(b"\n") and not body.endswith(_EVENT_END)
         if events := body.count(_EVENT_END) + split:
@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
         if self._closing and not self.ended.done():
             self.ended.set_result(None)
         else:
-            self._fail(f"it closed a connection: {exc}" if exc else "it closed a connection")
+            self._fail("the gateway closed a connection" + (f": {exc}" if exc else ""))
 
     def _fail(self, message: str) -> None:
         if not self.ended.done():
@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """Many of them, all sending the same request. They are closed with the context."""
+    """Many connections that send the same request. The context closes them."""
 
     def __init__(self) -> None:
         self._all: list[Connection] = []
@@ -109,7 +109,7 @@ class Connections:
         return sum(connection.answers for connection in self._all)
 
     async def watch(self, seconds: float) -> None:
-        """Returns after so long; raises LoadError at once if a connection fails meanwhile."""
+        """Returns after `seconds`. Raises LoadError as soon as a connection fails."""
         ended = [connection.ended for connection in self._all]
         done, _ = await asyncio.wait(ended, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for future in done:
@@ -117,6 +117,6 @@ class Connections:
 
 
 def http_request(path: str, body: bytes) -> bytes:
-    """As it goes over the wire."""
+    """The bytes of a POST request with a JSON body."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

@@ -1,4 +1,4 @@
-"""What was measured of the gateway, and tables of it. Pure. Times are in seconds."""
+"""The figures of the gateway, and tables of them. Pure. Times are in seconds."""
 
 import json
 import statistics
@@ -13,26 +13,26 @@ from benchmarks.resources import MIB
 
 @dataclass(frozen=True)
 class Point:
-    """So many streams held open, all of which get a token in each step."""
+    """A number of open streams. Each of them gets one token in each engine step."""
 
     streams: int
     step_seconds: float
-    """From one step of the engine to the next; 0: as fast as the clients get the tokens."""
+    """Time from one engine step to the next. 0: as fast as the clients receive the tokens."""
 
     def __str__(self) -> str:
-        every = f"every {self.step_seconds * 1e3:g} ms" if self.step_seconds else "as fast as can be"
-        return f"{self.streams} streams, a step {every}"
+        interval = f"every {self.step_seconds * 1e3:g} ms" if self.step_seconds else "as fast as possible"
+        return f"{self.streams} streams, steps {interval}"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a stretch of time brought, and what it cost."""
+    """CPU time that the gateway and the load client used in a period of `seconds`."""
 
     seconds: float
     gateway_seconds: float
-    """Processor time of the gateway's process, the kernel's part included."""
+    """CPU time of the gateway process, including time in the kernel."""
     client_seconds: float
-    """That of the load client's."""
+    """CPU time of the load client's process."""
 
     @property
     def gateway_cores(self) -> float:
@@ -49,14 +49,14 @@ class StreamFigures:
     point: Point
     load: Load
     tokens: int
-    """That reached their clients, all streams together."""
+    """Number of tokens that reached the clients, over all streams."""
     health_latencies: Sequence[float]
-    """Of /health, asked while the streams went on; the load is from before."""
+    """Latencies of /health while the streams ran, measured after `load`."""
     rss_before: int
-    """Of the gateway, in bytes, before there were any streams."""
+    """Resident memory of the gateway before the streams started, in bytes."""
     rss_during: int
     rss_after: int
-    """When all streams had ended."""
+    """After all streams had ended."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -64,24 +64,24 @@ class StreamFigures:
 
     @property
     def seconds_per_token(self) -> float | None:
-        """Processor time."""
+        """CPU time of the gateway."""
         return self.load.gateway_seconds / self.tokens if self.tokens else None
 
 
 @dataclass(frozen=True)
 class RequestFigures:
-    """Requests with answers of one length, one after the other on each of some connections."""
+    """Requests with answers of one length. Each connection sends one request after the other."""
 
     engine: str
     streamed: bool
     tokens: int
-    """Of each answer."""
+    """Length of each answer."""
     load: Load
     requests: int
 
     @property
     def seconds_per_request(self) -> float:
-        """Processor time."""
+        """CPU time of the gateway."""
         return self.load.gateway_seconds / self.requests if self.requests else float("nan")
 
     @property
@@ -91,30 +91,30 @@ class RequestFigures:
 
 @dataclass(frozen=True)
 class RushFigures:
-    """Requests that came at the same time, and again when they were told to."""
+    """Requests sent at the same time. Refused requests were sent again after their Retry-After."""
 
     room: int
-    """Choices that the engine runs or lets wait."""
+    """Number of choices that the engine accepts, to run or to wait."""
     times: int
-    """As many requests."""
+    """The number of requests is this multiple of `room`."""
     served: int
     alike: bool
-    """All that were served got the same answer, as they should."""
+    """Whether all served requests got the same answer, as they should."""
     refusal_latencies: Sequence[float]
-    """Of those that found no room."""
+    """Latencies of refusals because the engine was full."""
     turned_away_latencies: Sequence[float]
-    """Of those that found no connection: server.max_connections."""
+    """Latencies of refusals because of server.max_connections."""
     cut: int
-    """Connections beyond even those, which ended without a word."""
+    """Number of connections that the gateway closed without an answer."""
     client_lateness: Sequence[float]
-    """By how much the load client itself was late. It shares the machine, and its latencies hold this."""
+    """How late the load client's own event loop was. All latencies that it measured include this."""
     health_latencies: Sequence[float]
-    """Of /health, asked while there was no room."""
+    """Latencies of /health while the engine was full."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Processor time of a request: `per_request + per_token * tokens`, by least squares."""
+    """CPU time of a request: `per_request + per_token * tokens`, fitted by least squares."""
 
     engine: str
     streamed: bool
@@ -123,7 +123,7 @@ class Line:
 
 
 def fit(figures: Sequence[RequestFigures]) -> list[Line]:
-    """One line for each engine and way to answer, where more than one length was measured."""
+    """Fits one line for each engine and kind of answer that was measured with several lengths."""
     groups: dict[tuple[str, bool], list[RequestFigures]] = {}
     for row in figures:
         groups.setdefault((row.engine, row.streamed), []).append(row)
@@ -139,16 +139,16 @@ def fit(figures: Sequence[RequestFigures]) -> list[Line]:
 
 
 def stream_table(figures: Sequence[StreamFigures]) -> str:
-    """In Markdown."""
+    """A table in Markdown."""
     head = (
         "engine", "streams", "step, ms", "tok/s", "gateway, us per token", "gateway, cores", "client, cores",
-        "/health p50, ms", "p99, ms", "times asked", "RSS before, MiB", "during", "after",
+        "/health p50, ms", "p99, ms", "probes", "RSS before, MiB", "during", "after",
     )  # fmt: skip
     return _table(head, [_stream_row(row) for row in figures])
 
 
 def request_table(figures: Sequence[RequestFigures]) -> str:
-    """In Markdown."""
+    """A table in Markdown."""
     head = ("engine", "answer", "tokens", "requests/s", "gateway, us per request", "gateway, cores")
     rows = [
         (
@@ -165,18 +165,18 @@ def request_table(figures: Sequence[RequestFigures]) -> str:
 
 
 def rush_table(figures: Sequence[RushFigures]) -> str:
-    """In Markdown."""
+    """A table in Markdown."""
     head = (
-        "places", "requests", "served", "answers alike", "no place", "told after p50, ms", "p99, ms",
-        "no connection", "told after p50, ms", "p99, ms", "cut", "client late by p99, ms", "at most, ms",
-        "/health p50, ms", "p99, ms", "times asked",
+        "slots", "requests", "served", "same answer", "engine full", "refused after p50, ms", "p99, ms",
+        "no connection", "refused after p50, ms", "p99, ms", "closed", "client late by p99, ms", "max, ms",
+        "/health p50, ms", "p99, ms", "probes",
     )  # fmt: skip
     return _table(head, [_rush_row(row) for row in figures])
 
 
 def line_table(lines: Sequence[Line]) -> str:
-    """In Markdown."""
-    head = ("engine", "answer", "us per request", "and us per token")
+    """A table in Markdown."""
+    head = ("engine", "answer", "us per request", "us per token")
     rows = [
         (line.engine, _answer(line.streamed), _microseconds(line.per_request), _microseconds(line.per_token))
         for line in lines
@@ -187,7 +187,7 @@ def line_table(lines: Sequence[Line]) -> str:
 def to_json(
     streams: Sequence[StreamFigures], requests: Sequence[RequestFigures], conditions: dict[str, Any]
 ) -> str:
-    """All figures, and `conditions` beside them."""
+    """A JSON object with `conditions` and all figures."""
     content = {
         **conditions,
         "streams": [
@@ -223,8 +223,8 @@ def _rush_row(row: RushFigures) -> tuple[str, ...]:
         str(row.room * row.times),
         str(row.served),
         "yes" if row.alike else "no",
-        *_told(row.refusal_latencies),
-        *_told(row.turned_away_latencies),
+        *_summary(row.refusal_latencies),
+        *_summary(row.turned_away_latencies),
         str(row.cut),
         _milliseconds(percentile(row.client_lateness, 99)),
         _milliseconds(percentile(row.client_lateness, 100)),
@@ -234,7 +234,8 @@ def _rush_row(row: RushFigures) -> tuple[str, ...]:
     )
 
 
-def _told(latencies: Sequence[float]) -> tuple[str, str, str]:
+def _summary(latencies: Sequence[float]) -> tuple[str, str, str]:
+    """Number, p50 and p99."""
     p50, p99 = (_milliseconds(percentile(latencies, rank)) for rank in (50, 99))
     return str(len(latencies)), p50, p99
 

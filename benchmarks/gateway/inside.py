@@ -1,4 +1,4 @@
-"""The least an engine can be: it answers inside of the gateway's process, without socket and frames."""
+"""The smallest possible engine: it answers inside the gateway's process, without socket and frames."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from inference.interface.protocol import (
 
 
 class InsideEngine:
-    """Follows app.engine.Engine, for requests with one choice. Trains nothing."""
+    """Implements app.workers.engine.Engine for requests with one choice. Cannot train concepts."""
 
     def __init__(self, model: ModelInfo, script: Script) -> None:
         self.model = model
@@ -53,7 +53,7 @@ class InsideEngine:
 
     async def train(self, command: TrainConcept) -> AsyncGenerator[TrainingUpdate, None]:  # noqa: ARG002
         raise EngineUnavailable
-        yield  # what makes it a generator
+        yield  # makes this method a generator
 
     def prioritize(self, concept: str) -> None:
         pass
@@ -95,7 +95,7 @@ class InsideGeneration:
 
 @asynccontextmanager
 async def run_inside(model: ModelInfo, script: Script, pipe: Path) -> AsyncIterator[InsideEngine]:
-    """In the place of app.replicas.run_replicas."""
+    """Takes the place of app.workers.replicas.run_replicas."""
     engine = InsideEngine(model, script)
     steps = open_pipe(pipe)
 

@@ -1,4 +1,4 @@
-"""One gateway under load. Knows how to load it; its engine is already there."""
+"""Measures a running gateway under load. Does not start the gateway or its engine."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Subject:
-    """A gateway that runs."""
+    """A running gateway."""
 
     engine: str
     process: psutil.Process
@@ -39,7 +39,7 @@ class Subject:
 
     @contextmanager
     def stepping(self, interval: float, streams: int = 1) -> Iterator[StepClock]:
-        """The engine steps within; a clock that goes by arrivals is to be told of them."""
+        """Yields the clock of the engine's steps. If `interval` is 0, report arriving tokens to it."""
         clock = StepClock(self.pipe, interval, streams)
         try:
             yield clock
@@ -56,7 +56,7 @@ class Subject:
 
 
 class _Meter:
-    """What passes between its making and `read`."""
+    """Measures the load from its creation to `read`."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
@@ -86,7 +86,7 @@ async def measure_streams(
             await streams.open(subject.port, point.streams, subject.request(_ENDLESS, streamed=True), count)
             async with patience("to open the streams"):
                 while streams.begun < point.streams:
-                    clock.step()  # A stream is answered when it has its first token.
+                    clock.step()  # The gateway answers a stream with its first token.
                     await streams.watch(_POLL_SECONDS)
             clock.start()
             await streams.watch(_SETTLE_SECONDS)
@@ -117,12 +117,12 @@ async def measure_requests(
 
 
 async def probe(port: int, seconds: float) -> list[float]:
-    """Latencies of /health."""
+    """Measures latencies of /health in another process. Raises LoadError."""
     command = ("-m", "benchmarks.gateway.probe", str(port), str(seconds))
     probe = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
     output, _ = await probe.communicate()
     if probe.returncode:
-        raise LoadError("/health was not answered; its own message is above")
+        raise LoadError("the probe of /health failed; see its message above")
     latencies: list[float] = json.loads(output)
     return latencies
 
@@ -138,9 +138,9 @@ async def _wait_until_idle(port: int) -> None:
 
 @asynccontextmanager
 async def patience(purpose: str) -> AsyncIterator[None]:
-    """Raises LoadError when it takes too long."""
+    """Raises LoadError if the context takes too long. `purpose` begins with "to"."""
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
             yield
     except TimeoutError:
-        raise LoadError(f"it needs more than {_PATIENCE_SECONDS:.0f} s {purpose}") from None
+        raise LoadError(f"the gateway needs more than {_PATIENCE_SECONDS:.0f} s {purpose}") from None

@@ -1,4 +1,4 @@
-"""The model that the stand-in engines claim to run: the embedded one, but its context never ends."""
+"""The model that the stand-in engines report: the embedded model, with a context that never fills up."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from benchmarks.gateway.script import TEXT, Script
 from inference.interface.protocol import ModelInfo
 
 CONTEXT_LENGTH = 2**30
-"""Tokens: a stream that is held open never reaches its end."""
+"""In tokens. An open stream never reaches this length."""
 
 
 def model_info(directory: Path) -> ModelInfo:

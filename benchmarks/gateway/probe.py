@@ -1,4 +1,4 @@
-"""Asks a server for its health again and again, in a process of its own, which nothing else holds up.
+"""Measures the latency of a server's /health, in a separate process so that other work does not delay it.
 
     python -m benchmarks.gateway.probe PORT SECONDS
 
@@ -30,7 +30,7 @@ def _ask(connection: http.client.HTTPConnection) -> float:
     answer = connection.getresponse()
     answer.read()
     if answer.status != http.HTTPStatus.OK:
-        sys.exit(f"/health answers {answer.status}")
+        sys.exit(f"/health answered with status {answer.status}")
     return time.perf_counter() - started
 
 

@@ -1,8 +1,8 @@
-"""Many times as many requests as the engine has room for: who is served, and how fast the others are told.
+"""Sends many times more requests than the engine accepts: how many are served, how fast are others refused?
 
-All are sent by one event loop, beside the gateway's on the same machine. It does little for each, /health is
-asked by a process of its own, and how late the loop comes itself is measured beside: with two cores or more
-that do nothing else, what is reported is the gateway's.
+One event loop sends all requests, on the gateway's machine. It does little work for each request, and another
+process measures /health. The loop also measures how late it runs itself. With two or more otherwise idle
+cores, the reported latencies are those of the gateway.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ _POLL_SECONDS = 0.05
 _TICK_SECONDS = 0.002
 _PROBE_START_SECONDS = 1.0
 _ACCEPT_SECONDS = 1.0
-"""A gateway accepts one connection in each turn of its event loop."""
+"""Time to accept all connections. A gateway accepts one in each turn of its event loop."""
 _AGAIN_SECONDS = 1.0
-"""After a connection was cut without an answer."""
+"""Pause after a connection that was closed without an answer."""
 
 
 class Visitor(asyncio.Protocol):
-    """Sends a request, and again when it was told to, until it is answered."""
+    """Sends a request, and sends it again after each refusal's Retry-After, until it is answered."""
 
     def __init__(self, port: int, request: bytes) -> None:
         self._port = port
@@ -43,11 +43,11 @@ class Visitor(asyncio.Protocol):
         self._asked = False
         self._parser = httptools.HttpResponseParser(self)
         self.refusals: list[float] = []
-        """How long each took, in seconds, for want of room."""
+        """Seconds until each refusal because the engine was full."""
         self.turned_away: list[float] = []
-        """The same, for want of a connection."""
+        """Seconds until each refusal because of server.max_connections."""
         self.cut = 0
-        """Connections that ended without an answer."""
+        """Number of connections that were closed without an answer."""
         self.content: str | None = None
         self.fault: str | None = None
         self.patient = True
@@ -57,7 +57,7 @@ class Visitor(asyncio.Protocol):
         try:
             await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._port)
         except OSError as error:
-            self.fault = f"a connection fails: {error}"
+            self.fault = f"cannot connect to the gateway: {error}"
 
     def ask(self) -> None:
         if not self.patient or self._asked:
@@ -108,7 +108,7 @@ class Visitor(asyncio.Protocol):
                 self._transport = None
             self._ask_again(int(self._headers[b"retry-after"]))
         else:
-            self.fault = f"it answers {status}"
+            self.fault = f"the gateway answered with status {status}"
         self._begin()
 
     def _ask_again(self, seconds: float) -> None:
@@ -128,8 +128,9 @@ class Visitor(asyncio.Protocol):
 
 @contextmanager
 def lateness() -> Iterator[list[float]]:
-    """By how many seconds this event loop comes late, at regular times within: so much of what it measures is
-    its own.
+    """Measures at regular intervals how late this event loop runs, in seconds.
+
+    All latencies that the loop measures include this.
     """
     loop, late = asyncio.get_running_loop(), list[float]()
 
@@ -148,11 +149,11 @@ def lateness() -> Iterator[list[float]]:
 
 
 async def measure_rush(subject: Subject, room: int, times: int, seconds: float) -> RushFigures:
-    """`room` is what the subject's engine has. Raises LoadError."""
+    """`room`: number of choices that the engine accepts. Raises LoadError."""
     request = subject.request(_TOKENS, streamed=False)
     visitors = [Visitor(subject.port, request) for _ in range(room * times)]
     probing = asyncio.create_task(probe(subject.port, seconds))
-    await asyncio.sleep(_PROBE_START_SECONDS)  # Its connection is there before there are too many.
+    await asyncio.sleep(_PROBE_START_SECONDS)  # The probe connects before connections run out.
     for visitor in visitors:
         await visitor.connect()
     await asyncio.sleep(_ACCEPT_SECONDS)
@@ -163,7 +164,7 @@ async def measure_rush(subject: Subject, room: int, times: int, seconds: float) 
     for visitor in visitors:
         visitor.patient = False
     with subject.stepping(0) as clock:
-        async with patience("to answer what was admitted"):
+        async with patience("to answer the admitted requests"):
             while sum(visitor.content is not None for visitor in visitors) < room:
                 clock.step()
                 await asyncio.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What the stand-in engines answer: the next token of one text, to each stream in each step. Pure."""
+"""The answers of the stand-in engines: in each step, each stream gets the next token of a text. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,27 +6,27 @@ from dataclasses import dataclass
 from inference.interface.protocol import FinishReason, GenerationRequest, SubmitResult, TokenEvent
 
 TEXT = (
-    "The gateway turns every token of this text into an event of its own and sends it to the client that "
-    "waits for it. Nothing is computed for it: the words are the same in all answers, and they begin again "
-    "when they have ended. "
+    "The gateway turns each token of this text into an event and sends it to the client that waits for the "
+    "answer. No model computes it: the words are the same in all answers, and the text starts again when it "
+    "has reached its end. "
 )
 
 
 @dataclass
 class _Stream:
-    """A choice that runs."""
+    """A running choice."""
 
     index: int
     max_tokens: int
     position: int = 0
-    """Tokens so far."""
+    """Number of tokens so far."""
 
 
 class Script:
-    """Streams, and what they are sent. A step brings each of them one token."""
+    """The running streams. Each step gives each of them one token."""
 
     def __init__(self, token_ids: Sequence[int]) -> None:
-        """`token_ids` are repeated for ever. Each should be text that can be sent on its own."""
+        """Repeats `token_ids` for ever. Each token should be text that can be sent on its own."""
         self._token_ids = token_ids
         self._running: dict[str, list[_Stream]] = {}
 
@@ -38,8 +38,8 @@ class Script:
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends choice `index` of a request, or all of them (None)."""
         streams = self._running.pop(request_id, [])
-        if left := [stream for stream in streams if index is not None and stream.index != index]:
-            self._running[request_id] = left
+        if others := [stream for stream in streams if index is not None and stream.index != index]:
+            self._running[request_id] = others
 
     def step(self) -> list[TokenEvent]:
         events = [

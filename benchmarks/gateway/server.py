@@ -1,8 +1,8 @@
-"""The gateway as `tiller serve` runs it, but for its engine.
+"""Runs the gateway as `tiller serve` does, but with a stand-in engine.
 
     python -m benchmarks.gateway.server ENGINE MODEL_DIRECTORY PIPE serve --port 8000 …
 
-What follows PIPE is the command line of `tiller`.
+The arguments after PIPE are the command line of `tiller`.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from benchmarks.gateway.model import load_script, model_info
 from inference.interface.config import EngineConfig
 
 ENGINES = {
-    "worker": "another process behind the socket, as in production",
-    "inside": "no process, no socket, no frames",
+    "worker": "another process, behind the socket as in production",
+    "inside": "an object in the gateway, without process, socket and frames",
 }
 
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
-    """Within, the worker process that is started is the stand-in."""
+    """Within the context, the gateway starts the stand-in as its worker process."""
 
     async def start(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Process:  # noqa: ARG001
         command = ("-m", "benchmarks.gateway.worker", str(directory), str(pipe), endpoint)
@@ -43,7 +43,7 @@ def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
 
 
 def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:
-    """Within, the server has its engine inside."""
+    """Within the context, the gateway runs the stand-in inside its own process."""
 
     def run(config: EngineConfig, count: int) -> AbstractAsyncContextManager[InsideEngine]:  # noqa: ARG001
         model = model_info(directory)

@@ -1,21 +1,21 @@
-"""When the stand-in engines step: the load client tells them, a byte for each step through a named pipe."""
+"""Makes the stand-in engines step: the load client writes one byte for each step into a named pipe."""
 
 import asyncio
 import os
 from pathlib import Path
 
 _LEAD = 2
-"""Steps on their way when a gateway is to be kept busy: one that it works on, and the next one."""
+"""Number of steps ahead that keep a gateway busy: the one that it works on, and the next one."""
 _AT_ONCE = 4096
 
 
 def open_pipe(file: Path) -> int:
-    """The engine's end, for `take`. It does not wait for the other end, and does not end with it."""
+    """Opens the engine's end, for `take`. It neither waits for a writer nor ends when the writer closes."""
     return os.open(file, os.O_RDWR | os.O_NONBLOCK)
 
 
 def take(pipe: int) -> int:
-    """How many steps have been asked for since the last time."""
+    """Number of steps requested since the last call."""
     try:
         return len(os.read(pipe, _AT_ONCE))
     except BlockingIOError:
@@ -23,7 +23,7 @@ def take(pipe: int) -> int:
 
 
 class StepClock:
-    """Lets the engine step every `interval` seconds; with 0, as fast as `streams` streams arrive."""
+    """Makes the engine step every `interval` seconds; if 0, once for each `streams` arrived tokens."""
 
     def __init__(self, file: Path, interval: float, streams: int = 1) -> None:
         self._pipe = os.open(file, os.O_WRONLY | os.O_NONBLOCK)
@@ -33,10 +33,10 @@ class StepClock:
         self._arrived = 0
         self._timer: asyncio.TimerHandle | None = None
         self.steps = 0
-        """How many were asked for."""
+        """Number of requested steps."""
 
     def start(self) -> None:
-        """Nothing that arrived or was asked for earlier counts."""
+        """Ignores earlier arrivals, and counts steps from here on."""
         self._running = True
         self.steps = 0
         if self._interval:
@@ -50,7 +50,7 @@ class StepClock:
         os.close(self._pipe)
 
     def arrive(self, tokens: int) -> None:
-        """So many more tokens have reached their clients, of all streams together."""
+        """Reports that `tokens` more tokens have reached clients, over all streams."""
         if self._running and not self._interval:
             self._arrived += tokens
             while self.steps * self._streams < self._arrived + _LEAD * self._streams:
@@ -59,11 +59,11 @@ class StepClock:
     def _tick(self, due: float) -> None:
         self.step()
         loop = asyncio.get_running_loop()
-        # Like an engine that was held up, it does not make up for steps that it has missed.
+        # A delayed clock does not catch up on missed steps. An engine that was delayed does not either.
         due = max(due + self._interval, loop.time())
         self._timer = loop.call_at(due, self._tick, due)
 
     def step(self) -> None:
-        """One more, whatever the clock says."""
+        """Requests one step at once."""
         os.write(self._pipe, b".")
         self.steps += 1

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gateway.worker MODEL_DIRECTORY PIPE ENDPOINT
 
-Like the real one it is sent its configuration, which it has no use for, says by its stdout that it lives, and
-ends when stdin does.
+Like the real worker, it receives its configuration (which it ignores), sends heartbeats to stdout, and ends
+when stdin is closed.
 """
 
 import sys

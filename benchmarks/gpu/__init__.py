@@ -1,1 +1,1 @@
-"""How near the engine comes to what a GPU can do."""
+"""Compares the engine's speed with the limits of a GPU."""

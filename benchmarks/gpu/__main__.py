@@ -1,17 +1,17 @@
-"""Engine speed beside a GPU's limits, with random weights; and the tests that need one.
+"""Measures engine speed against a GPU's limits, with random weights, and runs the tests that need a GPU.
 
-    python -m benchmarks.gpu                             # first whether everything is right, then all figures
+    python -m benchmarks.gpu                             # the tests, then all figures
     python -m benchmarks.gpu --parts engine --models 1b --quick                    # a few figures
-    python -m benchmarks.gpu --models tiny --device cpu --dtype float32 --quick    # a dry run anywhere
+    python -m benchmarks.gpu --models tiny --device cpu --dtype float32 --quick    # a dry run on any machine
 
-Needs torch, triton, transformers, msgspec, numpy, matplotlib, and pytest for the tests: no package index, no
-network, no installation. Measures what copies and matrix products reach there, what attention takes by
-each back end, then for each model decoding with 1, 8, 64 and 256 sequences of 1024 tokens, reading prompts,
-the first token, and steering with no, one and 256 configurations at one block and at all that may be
-steered. Last, where the gateway's packages are there, the whole server with as many streams. A share of
-limit is the time that the measured limits allow over the time taken; for steering the unsteered time over
-the steered.
-Writes gpu.json and gpu.svg; the table goes to stdout after each model, so that a run cut short leaves it.
+Needs torch, triton, transformers, msgspec, numpy, matplotlib, and pytest for the tests, but no package index,
+no network and no installation. Measures the speed of copies and matrix products, and the time of attention in
+each back end. Then measures each model: decode with 1, 8, 64 and 256 sequences of 1024 tokens, prefill, the
+time to first token, and steering with 0, 1 and 256 configurations, at one layer and at all layers that may be
+steered. If the gateway's packages are installed, last measures the whole server with as many streams.
+The share of limit is the time that the measured limits allow, divided by the time taken. For steering, it is
+the unsteered time, divided by the steered time.
+Writes gpu.json and gpu.svg. Prints each table row at once, so that an interrupted run leaves them.
 """
 
 import argparse
@@ -80,21 +80,21 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = build_parser("gpu", __doc__)
-    parser.add_argument("--models", default="8b,1b", help=f"some of {', '.join(SHAPES)}, by commas")
-    parser.add_argument("--parts", default=",".join(_PARTS), help="some of these, by commas")
+    parser.add_argument("--models", default="8b,1b", help=f"some of {', '.join(SHAPES)}, separated by commas")
+    parser.add_argument("--parts", default=",".join(_PARTS), help="some of these, separated by commas")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--max-batch-tokens", type=int, default=4096)
-    parser.add_argument("--kv-cache-gib", type=float, help="default: what is free, less a tenth")
+    parser.add_argument("--kv-cache-gib", type=float, help="default: nine tenths of the free memory")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
 def _run_tests(device: str) -> int:
-    """The oracle tests with their models on the device, and the tests of its kernels.
+    """Runs the oracle tests with their models on the device, and the tests of its kernels.
 
-    Without the project's configuration of pytest, which asks for plugins that may not be there.
+    Ignores the project's pytest configuration, because it needs plugins that may be missing.
     """
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(_ROOT)]
     command += ["--continue-on-collection-errors", "-W", "default"]
@@ -139,8 +139,8 @@ def _measure_server(
     try:
         from benchmarks.gpu import server
     except ImportError as error:
-        # A GPU host without a package index may have only what the engine needs.
-        print(f"The server is left out: {error}", flush=True)
+        # A GPU host without a package index may have only the packages that the engine needs.
+        print(f"The server is not measured: {error}", flush=True)
         return
     arguments.output.mkdir(parents=True, exist_ok=True)
     log = arguments.output / f"gpu-server-{model}.log"
@@ -149,7 +149,7 @@ def _measure_server(
 
 
 def _free(device: torch.device) -> None:
-    """What the engines before held."""
+    """Frees the memory of earlier engines."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

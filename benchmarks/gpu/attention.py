@@ -1,10 +1,10 @@
-"""What attention over the paged cache takes by each back end that is there, in one layer of a Llama of 8B."""
+"""Times attention over the paged cache in each available back end, for one layer of an 8B Llama."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch.nn import functional as F  # noqa: N812 - the name that everybody uses
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from benchmarks.gpu.limits import Limits, median_seconds
 from benchmarks.gpu.speed import Figure
@@ -17,8 +17,8 @@ Compute = Callable[[], object]
 
 
 def compare(device: torch.device, dtype: torch.dtype, limits: Limits, *, small: bool) -> Iterator[Figure]:
-    """Single tokens of sequences, limited by the bytes that they read, and a prompt, by its products."""
-    # More than a GPU's caches hold, as all layers' keys and values are.
+    """Measures decode steps, which the bytes read limit, and a prompt, which its products limit."""
+    # Larger than a GPU's caches, as the keys and values of all layers together are.
     batches, prompt = ([(2, 64), (1, 100)], 32) if small else ([(256, 1024), (16, 8192)], 4096)
     cache = _Cache(max(count * context for count, context in batches), device, dtype)
     for count, context in batches:
@@ -30,7 +30,7 @@ def compare(device: torch.device, dtype: torch.dtype, limits: Limits, *, small: 
             yield _figure(f"{count} x {context}, {name}", seconds, count, read / limits.bytes_per_second)
     query = torch.randn(prompt, _HEADS, _SIZE, device=device, dtype=dtype)
     inputs = cache.inputs([prompt], [prompt])
-    products = 2 * _HEADS * _SIZE * prompt**2  # two of them, half of whose positions are seen
+    products = 2 * _HEADS * _SIZE * prompt**2  # two products; causal attention sees half of the positions
     for name, compute in _prompt(query, inputs):
         seconds = median_seconds(compute, device)
         yield _figure(f"prompt of {prompt}, {name}", seconds, prompt, products / limits.flops)
@@ -49,7 +49,10 @@ class _Cache:
         self._device = device
 
     def inputs(self, lengths: list[int], counts: list[int]) -> PagedInputs:
-        """Of sequences that have so many tokens, the last `counts` of them in the batch; blocks anywhere."""
+        """Inputs of sequences with `lengths` tokens, whose last `counts` tokens are in the batch.
+
+        The KV cache blocks are in random order.
+        """
         width = -(-max(lengths) // _PAGE)
         shuffled = torch.randperm(self._num_blocks, device=self._device)[: len(lengths) * width]
         positions = [torch.arange(n - c, n) for n, c in zip(lengths, counts, strict=True)]
@@ -77,7 +80,7 @@ def _prompt(query: torch.Tensor, inputs: PagedInputs) -> Iterator[tuple[str, Com
 
 
 def _gather(inputs: PagedInputs, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of sequences that have as many tokens each: [N, heads, length, size]."""
+    """Keys and values of sequences of equal length: [N, heads, length, size] each."""
     within = torch.arange(_PAGE, device=inputs.block_tables.device)
     slots = (inputs.block_tables.long()[:, :, None] * _PAGE + within).flatten(1)[:, :length]
     return inputs.key_cache[slots].transpose(1, 2), inputs.value_cache[slots].transpose(1, 2)
@@ -92,7 +95,7 @@ def _triton(query: torch.Tensor, inputs: PagedInputs, num_decodes: int) -> Itera
 
 
 def _flex(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Iterator[tuple[str, Compute]]:
-    """Over keys and values that lie side by side already: it would have to find them first."""
+    """Over contiguous keys and values. Paged ones would have to be gathered first."""
     if query.device.type != "cuda":
         return
     from torch.nn.attention.flex_attention import flex_attention
@@ -102,7 +105,7 @@ def _flex(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Iter
     try:
         compiled(query, keys, values)
     except Exception as error:
-        # Whether it compiles here is part of the answer.
+        # Whether flex_attention compiles on this device is part of the result.
         print(f"flex_attention: {' '.join(str(error).split())[:200]}", flush=True)
         return
     yield "flex_attention, not paged", lambda: compiled(query, keys, values)

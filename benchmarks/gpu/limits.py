@@ -1,4 +1,4 @@
-"""What the device can do at best, measured, and what a model's steps would then take."""
+"""Measures the limits of a device, and computes the least time of a model's steps from them."""
 
 import time
 from collections.abc import Callable
@@ -13,36 +13,36 @@ _REPEATS = 20
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a device."""
+    """The limits of a device."""
 
     bytes_per_second: float
-    """Read and written, in a copy of a large tensor."""
+    """Bytes read and written per second, in a copy of a large tensor."""
     flops: float
     """Floating-point operations per second in a large matrix product."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a model's tokens cost at least."""
+    """The least work for a model's tokens."""
 
     weight_bytes: int
-    """Read by every step; of the embedding only the rows of its tokens are, so it is left out."""
+    """Bytes that every step reads. Without the embedding, because a step reads only a few of its rows."""
     kv_bytes_per_token: int
     flops_per_token: int
-    """In matrix products with weights, the output head's left out: a prompt needs it once."""
+    """Matrix products with weights. Without the output head, because a prompt needs it only once."""
 
     def decode_seconds(self, limits: Limits, sequences: int, context: int) -> float:
-        """Of a step of single tokens, from the bytes that it reads."""
+        """The least time of a decode step, from the bytes that it reads."""
         read = self.weight_bytes + sequences * context * self.kv_bytes_per_token
         return read / limits.bytes_per_second
 
     def prefill_seconds(self, limits: Limits, tokens: int) -> float:
-        """From products with weights alone, without attention."""
+        """The least time of a prompt, from the products with weights, without attention."""
         return tokens * self.flops_per_token / limits.flops
 
 
 def measure(device: torch.device, dtype: torch.dtype, *, copied_bytes: int, size: int) -> Limits:
-    """`size`: of the square matrices. Inputs are random, since zeros take less power."""
+    """`size`: rows of the square matrices. Inputs are random, because zeros take less power."""
     return Limits(
         2 * copied_bytes / _seconds_to_copy(device, copied_bytes),
         2 * size**3 / _seconds_to_multiply(device, dtype, size),

@@ -1,4 +1,4 @@
-"""The shares of the limits as one picture."""
+"""Draws the shares of the limits as one picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ _LINE = 0.28  # inches
 
 
 def draw(figures: Sequence[Figure], device: str, file: Path) -> None:
-    """A bar for each figure that has a limit."""
+    """Draws a bar for each figure that has a limit."""
     shown = [figure for figure in figures if figure.share_of_limit is not None]
     picture = Picture(figsize=(9, 1.2 + _LINE * len(shown)))
     axes = picture.subplots()
@@ -20,7 +20,7 @@ def draw(figures: Sequence[Figure], device: str, file: Path) -> None:
     axes.set_yticks(range(len(shown)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1.0, color="grey", linestyle=":")
-    axes.set_xlabel("share of the limit; of the unsteered speed where steered")
+    axes.set_xlabel("share of the limit; with steering: share of the unsteered speed")
     axes.set_title(device, fontsize=9)
     picture.tight_layout()
     picture.savefig(file)

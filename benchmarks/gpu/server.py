@@ -1,4 +1,4 @@
-"""The whole server over a model of random weights: gateway, worker, and clients that stream."""
+"""Measures the whole server with a model of random weights: gateway, worker and streaming clients."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ _TEMPLATE = (
 
 
 def save(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, directory: Path) -> None:
-    """Random weights that never say that they are done, and a tokenizer of single bytes."""
+    """Saves a model with random weights and no stop token, and a tokenizer of single bytes."""
     torch.manual_seed(0)
     config.eos_token_id = None
     with device:
@@ -56,7 +56,7 @@ def measure(
 def _serve(
     scratch: Path, dtype: torch.dtype, device: torch.device, plan: Plan, log: Path
 ) -> list[Measurement]:
-    port, settings = free_port(), scratch / "tiller.json"  # which is YAML too
+    port, settings = free_port(), scratch / "tiller.json"  # JSON is valid YAML
     content = {
         "server": {"port": port},
         "model": {"name": "random", "source": str(scratch / "model")},
@@ -84,16 +84,16 @@ async def _collect(target: Target, plan: Plan) -> list[Measurement]:
 
 
 def _figure(name: str, figures: Figures, plan: Plan) -> Figure:
-    """The seconds are those to the first token."""
+    """The seconds are the time to first token."""
     lengths = f"{figures.point.prompt_tokens} + {plan.workload.tokens} tokens"
     failed = f", {figures.failed} failed: {figures.error}" if figures.failed else ""
-    what = f"server, {figures.point.concurrency} streams of {lengths}, to the first token{failed}"
+    what = f"server, {figures.point.concurrency} streams of {lengths}, time to first token{failed}"
     first = figures.time_to_first_token_p50 or float("nan")
     return Figure(name, what, first, figures.output_tokens_per_second, None)
 
 
 def plan(*, quick: bool) -> Plan:
-    """Prompts of 1000 tokens, read beside streams that go on."""
+    """Prompts of 1000 tokens, which the server computes while other streams run."""
     if quick:
         return Plan((2,), (64,), rounds=1, requests=1, workload=Workload(8))
     return Plan((1, 8, 64, 256), (1000,), rounds=1, requests=2, workload=Workload(128))

@@ -1,4 +1,4 @@
-"""How fast an engine decodes, reads prompts and steers, beside the limits."""
+"""Measures decode, prefill and steering of an engine against the limits."""
 
 import random
 import statistics
@@ -20,16 +20,16 @@ class Figure:
     model: str
     what: str
     seconds: float
-    """Of a step, or of what is measured."""
+    """Time of a step, or of the measured work."""
     tokens_per_second: float
     share_of_limit: float | None
-    """The least time that the limits allow over the time that it took."""
+    """The least time that the limits allow, divided by the measured time."""
 
 
 def decode(
     engine: Engine, name: str, sequences: int, context: int, steps: int, limits: Limits, work: Work
 ) -> Figure:
-    """Steps of so many sequences whose contexts begin at `context` tokens."""
+    """Steps of `sequences` sequences, whose contexts begin at `context` tokens."""
     start(engine, sequences, context)
     seconds = _seconds_per_step(engine, steps)
     stop(engine)
@@ -38,7 +38,7 @@ def decode(
 
 
 def prefill(engine: Engine, name: str, prompts: int, length: int, limits: Limits, work: Work) -> Figure:
-    """Prompts that share nothing, up to the first token of the last."""
+    """Prompts without a common prefix, up to the first token of the last prompt."""
     seconds = _seconds_to_read(engine, prompts, length)
     tokens = prompts * length
     least = work.prefill_seconds(limits, tokens)
@@ -46,7 +46,7 @@ def prefill(engine: Engine, name: str, prompts: int, length: int, limits: Limits
 
 
 def first_token(engine: Engine, name: str, length: int) -> Figure:
-    """Of a prompt that comes alone."""
+    """Time to first token of a single prompt."""
     seconds = statistics.median(_seconds_to_read(engine, 1, length, seed) for seed in range(100, 105))
     return Figure(name, f"first token after {length}", seconds, 1 / seconds, None)
 
@@ -54,7 +54,10 @@ def first_token(engine: Engine, name: str, length: int) -> Figure:
 def steering(
     engine: Engine, name: str, sequences: int, context: int, steps: int, rounds: int
 ) -> list[Figure]:
-    """Ways to steer that take turns in blocks of steps; what the share says is unsteered time over theirs."""
+    """Ways to steer, which alternate every `steps` steps.
+
+    Their share is the unsteered time divided by the steered time.
+    """
     configurations = (1, sequences)
     running = start(engine, sequences, context)
     ways = ways_to_steer(engine, len(running), configurations)
@@ -62,24 +65,24 @@ def steering(
     rng = random.Random(0)
     for _ in range(rounds):
         for way in rng.sample(sorted(ways), len(ways)):
-            for sequence, given in zip(running, ways[way], strict=True):
-                sequence.steering = given
+            for sequence, steered_by in zip(running, ways[way], strict=True):
+                sequence.steering = steered_by
             times[way].append(_seconds_per_step(engine, steps))
     for sequence in running:
         sequence.steering = None
     stop(engine)
-    blocks = len(engine.runner.bank.blocks)
+    layers = len(engine.runner.bank.blocks)
     figures = []
     for way, seconds in times.items():
-        ratio = statistics.median(n / s for n, s in zip(times["none"], seconds, strict=True))
+        ratio = statistics.median(u / s for u, s in zip(times["none"], seconds, strict=True))
         median = statistics.median(seconds)
-        what = f"decode, {sequences} x {context}, {blocks} block{'s' * (blocks > 1)} steered by {way}"
+        what = f"decode, {sequences} x {context}, {layers} layer{'s' * (layers > 1)} steered by {way}"
         figures.append(Figure(name, what, median, sequences / median, ratio))
     return figures
 
 
 def _seconds_per_step(engine: Engine, steps: int) -> float:
-    """The steps before also take what was launched ahead out of the measurement."""
+    """Mean time of a step. The warm-up steps also finish the steps that were launched ahead."""
     device = engine.runner.model.device
     for _ in range(_WARM_UP):
         engine.step()

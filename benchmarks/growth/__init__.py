@@ -1,1 +1,1 @@
-"""How the cost per token grows with sequences, context and steering configurations."""
+"""Measures how the cost per token grows with sequences, context and steering configurations."""

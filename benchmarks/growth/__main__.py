@@ -1,21 +1,23 @@
-"""How the cost per token grows with running sequences, with context, and with steering configurations.
+"""Measures how the cost per token grows with running sequences, context and steering configurations.
 
-    .venv/bin/python -m benchmarks.growth            # the embedded model, int8; ten minutes on two slow cores
+    .venv/bin/python -m benchmarks.growth            # embedded model, integer; 10 minutes on two slow cores
     .venv/bin/python -m benchmarks.growth --quick    # few points, half a minute
     .venv/bin/python -m benchmarks.growth --model 8b --dtype bfloat16 --kv-cache-gib 16    # on a GPU
 
-The engine alone, in this process. Decode is measured with 1 to 256 running sequences, with one sequence at
-contexts of 128 to 8192 tokens, and with 256 sequences steered in 1 to 256 ways; prefill with one prompt of
-up to 8192 tokens, which the embedded model bears. Models named by size have random weights.
+Runs only the engine, in this process. Measures decode with 1 to 256 running sequences, with one sequence at
+contexts of 128 to 8192 tokens, and with 256 sequences steered in 1 to 256 ways. Measures prefill with one
+prompt of up to 8192 tokens, the context length of the embedded model. Models named by size have random
+weights.
 
-Nothing may grow worse than linearly. With n the size:
-- a step of n sequences costs O(n), so a token O(1);
-- the next token of a context of n costs O(n), in decode as in prefill (whose whole prompt is O(n^2));
-- steering is flat: no number of configurations costs more than no steering.
-The cost of a point is the mean of the faster half of its measurements. A curve's log-log slope is taken over
-every stretch of factor 4; the steepest may exceed 0 (sequences) or 1 (context) by 0.15, which is 23% over the
-stretch. A steered step may cost 5% more than an unsteered one, by the faster halves or by the median of the
-rounds' ratios, whichever is lower. Noise may do so much; beyond it the exit status is 1.
+No cost may grow more than linearly. With n the size:
+- A step of n sequences costs O(n), so a token costs O(1).
+- The next token of a context of n tokens costs O(n), in decode and in prefill (a whole prompt costs O(n^2)).
+- Steering is flat: no number of configurations costs more than no steering.
+The cost of a point is the mean of the faster half of its measurements. The benchmark computes a curve's
+log-log slope over every stretch of factor 4. The steepest slope may exceed 0 (sequences) or 1 (context) by
+0.15, which is 23% over the stretch. A steered step may cost 5% more than an unsteered one, by the faster
+halves or by the median of the rounds' ratios, whichever is lower. These tolerances are for noise. If a curve
+exceeds them, the exit status is 1.
 Writes growth.json (seconds per token of every measurement) and growth.svg.
 """
 
@@ -54,7 +56,7 @@ def _parse() -> argparse.Namespace:
     parser = build_parser("growth", __doc__)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--model", choices=["embedded", *SHAPES], default="embedded")
-    parser.add_argument("--quick", action="store_true", help="few points and rounds")
+    parser.add_argument("--quick", action="store_true", help="measure few points and rounds")
     parser.add_argument("--device", default=device)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument(
@@ -84,9 +86,10 @@ def _conditions(arguments: argparse.Namespace, plan: Plan) -> dict[str, Any]:
 
 
 def _measure(engine: Engine, plan: Plan) -> list[Curve]:
-    """Exits if the engine cannot hold what is asked of it."""
+    """Exits if the plan does not fit into the engine's context or KV cache."""
     if engine.context_length < max(plan.contexts):
-        sys.exit(f"growth: the engine's context ends at {engine.context_length} tokens")
+        needed = max(plan.contexts)
+        sys.exit(f"growth: the context length is {engine.context_length} tokens, the plan needs {needed}")
     _say("running sequences")
     curves = [by_sequences(engine, plan)]
     _say("steering configurations")
@@ -94,7 +97,7 @@ def _measure(engine: Engine, plan: Plan) -> list[Curve]:
     _say("context")
     curves += by_context(engine, plan)
     if engine.scheduler.num_preemptions:
-        sys.exit("growth: the KV cache was too small; give more --kv-cache-gib")
+        sys.exit("growth: the KV cache is too small; raise --kv-cache-gib")
     return [*curves, steering]
 
 

@@ -1,4 +1,4 @@
-"""The cost per token over a size, and whether it grows no faster than it may. Pure."""
+"""Curves of the cost per token over a size, and verdicts on how fast they grow. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,18 @@ from statistics import median
 from benchmarks.steering_cost import compare, faster_half
 
 SLOPE_TOLERANCE = 0.15
-"""What noise may add to a log-log slope: 23% from one end of a stretch of factor 4 to the other."""
+"""Tolerance for noise in a log-log slope: 23% over a stretch of factor 4."""
 FLAT_TOLERANCE = 0.05
-"""What noise may add to a cost that is to stay the same, as a share of it."""
+"""Tolerance for noise in a cost that should stay the same, as a share of it."""
 STRETCH = 4
-"""Slopes are taken between sizes at least this factor apart."""
+"""Slopes are computed between sizes that are at least this factor apart."""
 
 
 @dataclass(frozen=True)
 class Point:
     size: int
     seconds: tuple[float, ...]
-    """Per token, of each measurement."""
+    """Seconds per token of each measurement."""
 
     @property
     def median(self) -> float:
@@ -27,20 +27,20 @@ class Point:
 
     @property
     def cost(self) -> float:
-        """Seconds per token, as little disturbed by the rest of the machine as can be had."""
+        """Seconds per token: the mean of the faster half, which other work on the machine disturbs least."""
         return faster_half(self.seconds)
 
 
 @dataclass(frozen=True)
 class Curve:
     name: str
-    """Which token's cost it is."""
+    """What is measured."""
     size: str
-    """What grows."""
+    """What the size counts."""
     exponent: int | None
-    """The cost per token may grow like this power of the size; None: it stays that of the first point."""
+    """The cost per token may grow like this power of the size. None: it must stay that of the first point."""
     points: tuple[Point, ...]
-    """By size, ascending."""
+    """In ascending order of size."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Verdict:
     quantity: str
     value: float
     limit: float
-    """Tolerance included."""
+    """Includes the tolerance."""
 
     @property
     def holds(self) -> bool:
@@ -61,16 +61,16 @@ class Verdict:
 
 
 def per_token(seconds: Mapping[int, Sequence[float]], tokens: Mapping[int, int]) -> tuple[Point, ...]:
-    """From the times of each size, and how many tokens each such time brought."""
+    """Makes points from the times of each size and the number of tokens computed in each of these times."""
     return tuple(
         Point(size, tuple(time / tokens[size] for time in seconds[size])) for size in sorted(seconds)
     )
 
 
 def slopes(points: Sequence[Point]) -> list[float | None]:
-    """Of log cost over log size, from the nearest point at least STRETCH times smaller to each point.
+    """Slopes of log cost over log size, to each point from the nearest one at least STRETCH times smaller.
 
-    None where there is no such point.
+    None if there is no such point.
     """
     found: list[float | None] = []
     for point in points:
@@ -80,33 +80,34 @@ def slopes(points: Sequence[Point]) -> list[float | None]:
 
 
 def judge(curve: Curve) -> Verdict:
-    """By the steepest stretch, so that a bad end cannot hide behind a long flat beginning.
+    """Judges a curve by its steepest stretch, so that a long flat beginning cannot hide a bad end.
 
-    Where the cost is to stay that of the first point, by the dearest other one. Raises ValueError if no two
-    points are far enough apart to tell.
+    If the cost must stay that of the first point, judges by the highest cost of the others. Raises ValueError
+    if no two points are far enough apart.
     """
     if curve.exponent is None:
-        return Verdict(curve.name, "dearest / first", _dearest(curve.points), 1 + FLAT_TOLERANCE)
+        return Verdict(curve.name, "highest / first", _highest(curve.points), 1 + FLAT_TOLERANCE)
     steepest = max(slope for slope in slopes(curve.points) if slope is not None)
     return Verdict(curve.name, "steepest log-log slope", steepest, curve.exponent + SLOPE_TOLERANCE)
 
 
 def relative(points: Sequence[Point]) -> list[float]:
-    """Each point's cost over that of the first."""
+    """Each point's cost, divided by that of the first."""
     return [point.cost / points[0].cost for point in points]
 
 
-def _dearest(points: Sequence[Point]) -> float:
-    """Over the first point: by faster halves or by the median of the rounds' ratios, whichever is lower.
+def _highest(points: Sequence[Point]) -> float:
+    """The highest cost of the other points, divided by that of the first.
 
-    What really is dearer is so by both, and noise seldom moves both.
+    For each point, the ratio is that of the faster halves or the median of the rounds' ratios, whichever is
+    lower: a real difference shows in both, and noise rarely shows in both.
     """
     first, *others = points
     return max(min(point.cost / first.cost, _median_ratio(point, first)) for point in others)
 
 
 def _median_ratio(point: Point, reference: Point) -> float:
-    """Of two points whose n-th measurements are of the same round."""
+    """The median of the rounds' ratios. The n-th measurements of both points are from the same round."""
     ratio, _, _ = compare(list(point.seconds), list(reference.seconds))
     return ratio
 

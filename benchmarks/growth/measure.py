@@ -1,4 +1,4 @@
-"""The three measurements, on one engine; sizes take turns in random order within each round."""
+"""The three measurements on one engine. Each round measures all sizes in random order."""
 
 import argparse
 import random
@@ -12,7 +12,7 @@ from inference.engine import Engine
 from inference.interface.protocol import GenerationRequest, SamplingParams
 from inference.scheduling.sequence import Sequence
 
-_FIRST_SEED = 1000  # of prompts that no other measurement reads
+_FIRST_SEED = 1000  # of prompts that no other measurement uses
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,15 @@ class Plan:
     sequences: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     sequence_rounds: int = 10
     sequence_steps: int = 4
-    """Of each number of sequences in a round."""
+    """Steps of each number of sequences in a round."""
     prompt_tokens: int = 64
-    """Of each sequence, where context is not what grows."""
+    """Prompt length of each sequence in the measurements by sequences and by configurations."""
     contexts: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
     context_rounds: int = 3
     context_steps: int = 31
-    """Of each context in a round; they end at it."""
+    """Steps at each context in a round. The last one ends at this context."""
     configurations: tuple[int, ...] = (1, 4, 16, 64, 256)
-    """Of the largest number of sequences."""
+    """Numbers of steering configurations, with the largest number of sequences."""
     configuration_rounds: int = 32
 
 
@@ -45,7 +45,7 @@ QUICK = Plan(
 
 
 def by_sequences(engine: Engine, plan: Plan) -> Curve:
-    """Steps of so many of the sequences, drawn anew for each so that all contexts stay alike."""
+    """Steps of each number of sequences. Draws sequences at random, so that contexts stay equally long."""
     run_step_by_step(engine)
     sequences = start(engine, max(plan.sequences), plan.prompt_tokens)
     seconds: dict[int, list[float]] = {count: [] for count in plan.sequences}
@@ -60,7 +60,7 @@ def by_sequences(engine: Engine, plan: Plan) -> Curve:
 
 
 def by_context(engine: Engine, plan: Plan) -> tuple[Curve, Curve]:
-    """Prompts, each read alone, and the single sequences that continue them to these contexts."""
+    """Decode and prefill: computes each prompt alone, then decodes its sequence up to the context."""
     run_step_by_step(engine)
     lengths = {context: context - plan.context_steps - 1 for context in plan.contexts}
     reading: dict[int, list[float]] = {context: [] for context in plan.contexts}
@@ -85,7 +85,7 @@ def by_context(engine: Engine, plan: Plan) -> tuple[Curve, Curve]:
 
 
 def by_configurations(engine: Engine, plan: Plan) -> Curve:
-    """Steps of the largest number of sequences, unsteered (0) and in so many different ways."""
+    """Steps of the largest number of sequences, unsteered (0) and with each number of configurations."""
     count = max(plan.sequences)
     arguments = argparse.Namespace(
         sequences=count, prompt_tokens=plan.prompt_tokens, rounds=plan.configuration_rounds
@@ -97,7 +97,10 @@ def by_configurations(engine: Engine, plan: Plan) -> Curve:
 
 
 def read(engine: Engine, token_ids: list[int], context: int) -> tuple[Sequence, float]:
-    """A prompt whose sequence ends at `context`, up to its first new token, and the seconds that it took."""
+    """Computes a prompt up to its first new token. Returns its sequence and the seconds that it took.
+
+    The sequence ends when it has `context` tokens.
+    """
     max_tokens = context - len(token_ids)
     sampling = SamplingParams(temperature=0.7)
     assert (
@@ -114,7 +117,7 @@ def read(engine: Engine, token_ids: list[int], context: int) -> tuple[Sequence, 
 
 @contextmanager
 def only(engine: Engine, sequences: Collection[Sequence]) -> Iterator[None]:
-    """Of the running sequences only these go on, and those that start; the others keep their blocks."""
+    """In the `with` block, only these sequences and new ones run. The others pause and keep their blocks."""
     others = set(engine.scheduler.running).difference(sequences)
     engine.scheduler.running = list(sequences)
     try:

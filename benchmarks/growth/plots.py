@@ -1,4 +1,4 @@
-"""The curves as one picture, a panel each."""
+"""Draws the curves as one picture, with a panel for each."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ _WIDTH, _HEIGHT = 4.6, 3.4  # inches, of one panel
 
 
 def draw(curves: Sequence[Curve], file: Path) -> None:
-    """Faster halves solid, medians dashed; dotted is how steep a curve may be."""
+    """Solid: faster halves. Dashed: medians. Dotted: how steep a curve may be."""
     figure = Figure(figsize=(_WIDTH * 2, _HEIGHT * -(-len(curves) // 2)))
     grid = figure.subplots(-(-len(curves) // 2), 2, squeeze=False)
     for axes, curve in zip(grid.flat, curves, strict=True):
@@ -46,7 +46,7 @@ def _draw_panel(axes: Axes, curve: Curve) -> None:
 
 
 def _steepest_allowed(curve: Curve) -> list[float]:
-    """In milliseconds; through the last point, or where a curve is to be flat at its upper limit."""
+    """In milliseconds. Through the last point; for a curve that must be flat, its upper limit."""
     first, last = curve.points[0], curve.points[-1]
     if curve.exponent is None:
         return [first.cost * 1e3 * (1 + FLAT_TOLERANCE)] * len(curve.points)

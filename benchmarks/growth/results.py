@@ -1,4 +1,4 @@
-"""What a run leaves behind: tables and verdicts, and all times as JSON."""
+"""Formats the results: tables and verdicts in Markdown, and all times as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ _COLUMNS = ("ms per token, median", "faster half", "x first", "log-log slope")
 
 
 def table(curve: Curve) -> str:
-    """A curve in Markdown; ratios and slopes are those of the faster halves."""
+    """A curve as a table in Markdown. Ratios and slopes are those of the faster halves."""
     steepness = slopes(curve.points)
     if curve.exponent is None:
         steepness = [None] * len(curve.points)
@@ -23,7 +23,7 @@ def table(curve: Curve) -> str:
 
 
 def render(curves: Sequence[Curve], conditions: Mapping[str, Any]) -> str:
-    """The page, in Markdown: conditions, a table for each curve, the verdicts."""
+    """The page in Markdown: conditions, a table for each curve, verdicts."""
     machine = conditions["machine"]
     lines = [
         f"{conditions['model']}, quantization {conditions['quantization']}, {conditions['dtype']} on "
@@ -36,7 +36,7 @@ def render(curves: Sequence[Curve], conditions: Mapping[str, Any]) -> str:
 
 
 def to_json(curves: Sequence[Curve], conditions: Mapping[str, Any]) -> str:
-    """Times are in seconds per token."""
+    """A JSON object with `conditions` and all curves. Times are in seconds per token."""
     content = {
         **conditions,
         "curves": [asdict(curve) | {"verdict": _verdict(curve)} for curve in curves],

@@ -1,1 +1,1 @@
-"""The load benchmark: Tiller and its peers in alternation, each alone on the machine while it is measured."""
+"""The load benchmark: Tiller and its peers in turns. Only one server runs at a time."""

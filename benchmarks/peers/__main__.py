@@ -1,11 +1,11 @@
-"""`make bench`: Tiller and the peers that are installed, under the same load in the same minutes.
+"""`make bench`: measures Tiller and the installed peers under the same load in the same minutes.
 
     make bench                                                          # everything; hours on two slow cores
     make bench BENCH='--rounds 1 --concurrency 1,8 --prompt-tokens 135 --servers tiller,llama.cpp'
     make peers                                                          # installs the peers first
 
-Each server has the whole machine while it is measured: the others stand still. Peers keep their defaults
-where the load does not say otherwise (llama.cpp samples among the 40 likeliest tokens, say).
+Only one server runs at a time, and the others are paused. Peers keep their defaults where the load sets
+nothing else (for example, llama.cpp samples from the 40 most likely tokens).
 """
 
 import argparse
@@ -48,12 +48,12 @@ def _parse() -> argparse.Namespace:
     parser = build_parser("peers", __doc__)
     parser.add_argument("--servers", default=",".join(SERVERS), help=f"some of {', '.join(SERVERS)}")
     parser.add_argument("--concurrency", default="1,8,32,64")
-    parser.add_argument("--prompt-tokens", default="16,135,1000", help="of whole prompts")
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--prompt-tokens", default="16,135,1000", help="lengths of whole prompts")
+    parser.add_argument("--tokens", type=int, default=64, help="length of each answer")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--requests", type=int, default=2, help="of each stream in a round")
+    parser.add_argument("--requests", type=int, default=2, help="how many per stream and round")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-generate", action="store_true", help="leave out transformers' own generate")
+    parser.add_argument("--no-generate", action="store_true", help="skip transformers' own generate")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--peers", type=Path, default=os.environ.get("PEERS", _ROOT / ".peers"))
     parser.add_argument("--cache-directory", type=Path, default="~/.cache/tiller")
@@ -85,11 +85,11 @@ def _run(arguments: argparse.Namespace, plan: Plan) -> int:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_measure(arguments, run, processes, measurements))
     finally:
-        if measurements:  # also of a run that was interrupted
+        if measurements:  # also after an interruption
             figures = report.by_point(summarize(measurements, plan.workload.tokens))
             print(write(run, figures, arguments.output))
     lines = report.problems(figures, plan.workload.tokens)
-    lines += [f"{name} is left out: {reason}" for name, reason in run.left_out.items()]
+    lines += [f"{name} is not measured: {reason}" for name, reason in run.left_out.items()]
     for line in lines:
         print(f"bench: {line}", file=sys.stderr)
     return 1 if lines else 0
@@ -98,22 +98,22 @@ def _run(arguments: argparse.Namespace, plan: Plan) -> int:
 def _start_all(
     arguments: argparse.Namespace, run: Run, scratch: Path, stack: ExitStack
 ) -> dict[str, ServerProcess]:
-    """One after the other, each standing still once it is ready."""
+    """Starts one server after the other, and pauses each one when it is ready. Raises BenchError."""
     setup = _setup(arguments, run.plan, scratch)
     processes = {}
     for name in dict.fromkeys(arguments.servers.split(",")):
         server = SERVERS[name](setup)
         if server is None:
-            _say(f"{name} is not installed: `make peers` does it")
+            _say(f"{name} is not installed; `make peers` installs it")
             continue
         try:
             processes[name] = _start(server, arguments.output / f"{name}.log", stack)
             run.servers.append(server)
         except ServerError as error:
             run.left_out[name] = str(error)
-            _say(f"{name} is left out: {error}")
+            _say(f"{name} is not measured: {error}")
     if not processes:
-        raise BenchError("no server is running")
+        raise BenchError("none of the servers could be started")
     return processes
 
 
@@ -124,7 +124,7 @@ def _start(server: Server, log: Path, stack: ExitStack) -> ServerProcess:
     try:
         process.wait_until_ready(server.url)
     except ServerError:
-        process.terminate()  # at once: it may be busy
+        process.terminate()  # now, because it may use CPU time
         raise
     process.pause()
     return process
@@ -160,7 +160,7 @@ async def _measure(
 
 
 def _generate(arguments: argparse.Namespace) -> float:
-    """Tokens per second of plain transformers, while all servers stand still."""
+    """Tokens per second of plain transformers, while all servers are paused."""
     _say("transformers' generate")
     command = [sys.executable, "-m", "benchmarks.generate", "--tokens", str(arguments.tokens)]
     command += ["--cache-directory", str(arguments.cache_directory)]
@@ -168,7 +168,7 @@ def _generate(arguments: argparse.Namespace) -> float:
     try:
         return float(done.stdout)
     except ValueError:
-        raise BenchError("transformers' generate failed; its own message is above") from None
+        raise BenchError("transformers' generate failed; see its message above") from None
 
 
 def _say(line: str) -> None:

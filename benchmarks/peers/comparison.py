@@ -1,4 +1,4 @@
-"""Throughput relative to the better peer and to plain transformers. Pure."""
+"""Compares throughput with the fastest peer and with plain transformers. Pure."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from app.bench.report import NONE, Column
 
 @dataclass(frozen=True)
 class Ratio:
-    """A server's throughput over that of `peer`, the better one at this point."""
+    """A server's throughput, divided by that of `peer`, the fastest peer at this point."""
 
     peer: str
     by_round: tuple[float, ...]
-    """Within a round both were measured in the same minutes."""
+    """One ratio for each round. Within a round, both servers were measured in the same minutes."""
 
     def __str__(self) -> str:
-        """Their median, and their range in more than one round."""
+        """The median, and the range if there is more than one round."""
         low, high = min(self.by_round), max(self.by_round)
         spread = f" ({low:.2f}-{high:.2f})" if len(self.by_round) > 1 else ""
         return f"{median(self.by_round):.2f}{spread}"
 
 
 def ratios(figures: Iterable[Figures], peers: Collection[str]) -> dict[tuple[str, Point], Ratio]:
-    """By server, for all that are no peers, and point; nothing where no peer answered."""
+    """The ratio of each server that is not a peer, at each point where a peer answered."""
     by_point: dict[Point, list[Figures]] = {}
     for row in figures:
         by_point.setdefault(row.point, []).append(row)
@@ -41,7 +41,7 @@ def ratios(figures: Iterable[Figures], peers: Collection[str]) -> dict[tuple[str
 
 
 def columns(figures: Sequence[Figures], peers: Collection[str], generate: float | None) -> dict[str, Column]:
-    """What a table says beside the throughput. `generate` is plain transformers', in tokens per second."""
+    """The columns beside the throughput. `generate`: tokens per second of plain transformers."""
     found = ratios(figures, peers)
     more: dict[str, Column] = {}
     if found:
@@ -56,4 +56,4 @@ def columns(figures: Sequence[Figures], peers: Collection[str], generate: float 
 
 def _by_round(row: Figures, other: Figures) -> tuple[float, ...]:
     pairs = zip(row.output_tokens_per_second_by_round, other.output_tokens_per_second_by_round, strict=False)
-    return tuple(own / its for own, its in pairs if its)
+    return tuple(own / reference for own, reference in pairs if reference)

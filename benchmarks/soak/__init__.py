@@ -1,1 +1,1 @@
-"""A long mixed load on a running server, and what is left of it afterwards."""
+"""Sends a long mixed load to a running server, and looks for failures, growth and leaks."""

@@ -1,11 +1,12 @@
-"""A mixed load on a server for many minutes: does it fail, grow or leak?
+"""Sends a mixed load to a server for many minutes: does it fail, grow or leak?
 
     .venv/bin/python -m benchmarks.soak                                  # starts the quick start's server
-    .venv/bin/python -m benchmarks.soak --url http://127.0.0.1:8000      # one that runs on this machine
+    .venv/bin/python -m benchmarks.soak --url http://127.0.0.1:8000      # a server on this machine
 
-Short and long prompts, streamed and not, steered, with several choices, with mistakes, and clients that
-leave. Writes soak.md, soak.json and soak.png. Exits with 1 if a request did not end as it should, memory grew
-by more than --tolerance over the second half and both quarters in it, or something is still in use at rest.
+Short and long prompts, streamed and whole answers, steering, several choices, invalid requests, and clients
+that disconnect. Writes soak.md, soak.json and soak.png. Exits with 1 if a request did not end as expected, if
+memory grew by more than --tolerance over the second half and over both of its quarters, or if the server
+still holds resources at rest.
 """
 
 import argparse
@@ -67,11 +68,11 @@ def _parse() -> argparse.Namespace:
     parser = build_parser("soak", __doc__)
     add_server_options(parser)
     parser.add_argument(
-        "--concepts", type=int, default=2, help="to steer by; training one takes a minute or two"
+        "--concepts", type=int, default=2, help="how many to steer by; training one takes a minute or two"
     )
     parser.add_argument("--sample-seconds", type=float, default=2)
     parser.add_argument(
-        "--tolerance", type=float, default=1, help="MiB per minute, of gateway and worker each"
+        "--tolerance", type=float, default=1, help="limit for each process's growth, in MiB per minute"
     )
     return parser.parse_args()
 
@@ -83,7 +84,7 @@ async def _soak(target: Target, arguments: argparse.Namespace) -> Soak:
         model = await first_model(client)
     concepts = (await load.list_concepts(target))[: arguments.concepts]
     mix = Mix(model, concepts, arguments.seed)
-    _say(f"one request of each kind; steered by {', '.join(concepts) or 'nothing'}")
+    _say(f"one request of each kind; concepts: {', '.join(concepts) or 'none'}")
     outcomes = await load.run_once(target, [*mix.each_once(), *mix.steered_by_each()])
     await _wait_until_idle(sampler)
     before = await sampler.sample()
@@ -97,13 +98,13 @@ async def _soak(target: Target, arguments: argparse.Namespace) -> Soak:
     _say("waiting until the server is idle")
     became_idle = await _wait_until_idle(sampler)
     after = await sampler.sample()
-    # A worker that becomes idle checks that no block is in use, and ends if one is: does it still answer?
+    # An idle worker checks that no block is in use, and ends if one is. So test that it still answers.
     outcomes += await load.run_once(target, [next(mix.each_once())])
     return Soak(outcomes, before, sampler.samples, after, became_idle)
 
 
 async def _wait_until_idle(sampler: Sampler) -> bool:
-    """Whether it was in time. What a server gives back a little later it has given back then, too."""
+    """Whether the server became idle in time. Then waits a little, until it has released its resources."""
     for _ in range(_IDLE_POLLS):
         if not (await sampler.sample()).gauges.get(_RUNNING, 0.0):
             await asyncio.sleep(_SETTLE_SECONDS)

@@ -1,4 +1,4 @@
-"""What a soak found: figures, and what of them is a fault. Pure."""
+"""Computes figures from the data of a soak, and finds faults in them. Pure."""
 
 import re
 import statistics
@@ -13,10 +13,10 @@ from benchmarks.soak.samples import Sample
 
 OPEN_FILES_TOLERANCE = 4
 THREADS_TOLERANCE = 40
-"""The gateway's pool of threads may have so many, and keeps them."""
+"""The gateway's thread pool may grow by this many threads, and keeps them."""
 
 _BUSY = re.compile(r"running|waiting|queued|pending|used|in_use|active")
-"""In the name of a gauge: at rest it is what it was."""
+"""A gauge with one of these words in its name must not be higher after the load than before."""
 
 Part = Callable[[Sample], Usage]
 PARTS: dict[str, Part] = {"gateway": lambda sample: sample.gateway, "worker": lambda sample: sample.worker}
@@ -24,15 +24,15 @@ PARTS: dict[str, Part] = {"gateway": lambda sample: sample.gateway, "worker": la
 
 @dataclass(frozen=True)
 class Soak:
-    """Everything that was seen."""
+    """All data of a soak."""
 
     outcomes: Sequence[Outcome]
     before: Sample
-    """At rest, after each kind of request was sent once."""
+    """At rest, after one request of each kind."""
     samples: Sequence[Sample]
-    """Under load."""
+    """During the load."""
     after: Sample
-    """At rest again."""
+    """At rest, after the load."""
     became_idle: bool
 
 
@@ -50,7 +50,7 @@ class Memory:
 
     @property
     def steady_growth(self) -> float:
-        """At most this is a leak: a batch larger than all before shows in one of the quarters only."""
+        """Growth that may be a leak. A batch larger than all before raises only one of the quarters."""
         return min(self.growth, *self.growth_by_quarter)
 
 
@@ -66,9 +66,10 @@ def memory(soak: Soak, part: Part) -> Memory:
 
 
 def growth(samples: Sequence[Sample], part: Part, start: float, end: float) -> float:
-    """MiB per minute between two moments of the load, 0 to 1: the median slope of all pairs (Theil and Sen).
+    """Growth in MiB per minute: the median slope of all pairs of samples (Theil-Sen estimator).
 
-    Single peaks, which a busy server has, do not move it.
+    `start` and `end` are shares of the load's duration, 0 to 1. Single peaks, which a busy server has, do not
+    change the result.
     """
     if not samples:
         return 0.0
@@ -83,7 +84,7 @@ def growth(samples: Sequence[Sample], part: Part, start: float, end: float) -> f
 
 
 def count_statuses(outcomes: Sequence[Outcome]) -> dict[str, Counter[str]]:
-    """By kind of request, in alphabetical order: how often each status came."""
+    """For each kind of request, in alphabetical order: how often each status occurred."""
     counts: dict[str, Counter[str]] = {}
     for outcome in sorted(outcomes, key=lambda outcome: outcome.kind):
         counts.setdefault(outcome.kind, Counter())[outcome.status] += 1
@@ -91,9 +92,9 @@ def count_statuses(outcomes: Sequence[Outcome]) -> dict[str, Counter[str]]:
 
 
 def faults(soak: Soak, tolerance: float) -> list[str]:
-    """One line for each thing that should not be; none if all is well.
+    """One line for each fault. Empty if there is none.
 
-    `tolerance` is how much the memory of each part may grow steadily, in MiB per minute.
+    `tolerance`: limit for the steady growth of the memory of gateway and worker each, in MiB per minute.
     """
     return [
         *_request_faults(soak.outcomes),
@@ -115,7 +116,7 @@ def _request_faults(outcomes: Sequence[Outcome]) -> list[str]:
 def _memory_faults(soak: Soak, tolerance: float) -> list[str]:
     grown = {name: memory(soak, part).steady_growth for name, part in PARTS.items()}
     return [
-        f"the {name}'s memory grows by at least {rate:.2f} MiB per minute; allowed is {tolerance:g}"
+        f"the {name}'s memory grows by at least {rate:.2f} MiB per minute; the limit is {tolerance:g}"
         for name, rate in grown.items()
         if rate > tolerance
     ]
@@ -126,10 +127,10 @@ def _leaks(soak: Soak) -> list[str]:
     for name, part in PARTS.items():
         before, after = part(soak.before), part(soak.after)
         if after.open_files > before.open_files + OPEN_FILES_TOLERANCE:
-            lines.append(f"the {name} keeps {after.open_files} files open, {before.open_files} before")
+            lines.append(f"the {name} has {after.open_files} open files at rest, {before.open_files} before")
         if after.threads > before.threads + THREADS_TOLERANCE:
-            lines.append(f"the {name} keeps {after.threads} threads, {before.threads} before")
+            lines.append(f"the {name} has {after.threads} threads at rest, {before.threads} before")
     for gauge, value in soak.after.gauges.items():
-        if _BUSY.search(gauge) and value > (at_first := soak.before.gauges.get(gauge, 0.0)):
-            lines.append(f"{gauge} is {value:g} at rest, {at_first:g} before")
+        if _BUSY.search(gauge) and value > (before_load := soak.before.gauges.get(gauge, 0.0)):
+            lines.append(f"{gauge} is {value:g} at rest, {before_load:g} before")
     return lines

@@ -1,4 +1,4 @@
-"""Clients that ask one thing after the other, and what became of each request."""
+"""Clients that send one request after the other, and the outcome of each request."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from benchmarks.soak.mix import Ask
 _CHAT = "/v1/chat/completions"
 _CONCEPTS = "/v1/steering_concepts"
 _DONE = b"data: [DONE]\n\n"
-_SHOWN = 300  # characters of what went wrong
+_SHOWN = 300  # characters of an error
 
 LEFT = "left"
 
@@ -22,13 +22,13 @@ LEFT = "left"
 class Outcome:
     kind: str
     status: str
-    """Of HTTP, LEFT where the client went away as it meant to, or `lost` without an answer."""
+    """The HTTP status, LEFT if the client disconnected on purpose, or `lost` if there was no answer."""
     problem: str | None = None
-    """Why this is not how it should have ended."""
+    """Why the request did not end as expected."""
 
 
 async def run(target: Target, asks: Iterator[Ask], concurrency: int, seconds: float) -> list[Outcome]:
-    """So many clients for so long; then each waits for its last answer."""
+    """Runs `concurrency` clients for `seconds`. Each then waits for its last answer."""
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
 
@@ -42,13 +42,13 @@ async def run(target: Target, asks: Iterator[Ask], concurrency: int, seconds: fl
 
 
 async def run_once(target: Target, asks: Iterable[Ask]) -> list[Outcome]:
-    """One after the other."""
+    """Sends the requests one after the other."""
     async with connect(target) as client:
         return [await send(client, ask) for ask in asks]
 
 
 async def list_concepts(target: Target) -> list[str]:
-    """The ids of the steering concepts that the server knows. Raises BenchError."""
+    """The ids of the steering concepts that the server lists. Raises BenchError."""
     try:
         async with connect(target) as client:
             answer = await client.get(_CONCEPTS)

@@ -1,4 +1,4 @@
-"""What clients ask for, at random: kinds of requests and how each should end. Pure."""
+"""Random requests of several kinds, and how each should end. Pure."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ Body = dict[str, Any]
 
 _REUSE = 0.25
 _REMEMBERED = 8
-"""Prompts that come again, so that cached prefixes are used."""
+"""Number of prompts that may be sent again, so that there are prefix cache hits."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Ask:
     kind: str
     body: Body
     status: int = 200
-    """What the answer should have."""
+    """The expected HTTP status."""
     leaves_after: float | None = None
-    """The client goes away after so many seconds, or after so many pieces of a stream."""
+    """The client disconnects after this many seconds, or after this many pieces of a stream."""
 
     @property
     def streamed(self) -> bool:
@@ -40,7 +40,7 @@ class Mix:
     """An endless sequence of requests, the same for the same seed."""
 
     def __init__(self, model: str, concepts: Sequence[str], seed: int) -> None:
-        """`concepts` may be empty: then nothing is steered."""
+        """If `concepts` is empty, no request is steered."""
         self.model = model
         self.concepts = concepts
         self.random = random.Random(seed)
@@ -49,11 +49,11 @@ class Mix:
         self._kinds = {name: kind for name, kind in _KINDS.items() if concepts or name != "steered"}
 
     def each_once(self) -> Iterator[Ask]:
-        """One of each kind."""
+        """One request of each kind."""
         return (kind.build(self) for kind in self._kinds.values())
 
     def steered_by_each(self) -> Iterator[Ask]:
-        """One for each concept, after which all of them are trained."""
+        """One request for each concept. After them, all concepts are trained."""
         return (
             Ask("steered", self.body(_SHORT, _BRIEF, steering_concepts=[concept]))
             for concept in self.concepts
@@ -68,7 +68,7 @@ class Mix:
         return kind.build(self)
 
     def body(self, words: tuple[int, int], tokens: tuple[int, int], **fields: object) -> Body:
-        """A chat request with so many words in its prompt and tokens in its answer, from least to most."""
+        """A chat request. `words` of its prompt and `tokens` of its answer: from least to most."""
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": self._prompt(self.random.randint(*words))}],

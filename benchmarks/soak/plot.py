@@ -1,4 +1,4 @@
-"""A soak as a picture. Only this knows matplotlib, which the extra `eval` installs."""
+"""Draws a soak. Only this module needs matplotlib, which the extra `eval` installs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +14,17 @@ Curve = Callable[[Sample], float]
 
 
 def draw(soak: Soak, file: Path) -> None:
-    """A panel each for the memory of gateway and worker, what they hold besides, and the gauges."""
+    """Draws panels for the memory of gateway and worker, for files and threads, and for the gauges."""
     panels = {f"{name}: resident memory, MiB": {name: _rss(part)} for name, part in PARTS.items()}
     panels["open files and threads"] = {
         f"{name}, {what}": curve for name, part in PARTS.items() for what, curve in _held(part).items()
     }
-    panels["what the server says of itself"] = {name: _gauge(name) for name in sorted(soak.after.gauges)}
+    panels["gauges in /metrics"] = {name: _gauge(name) for name in sorted(soak.after.gauges)}
     figure = Figure((9, 2.5 * len(panels)))
     for axes, (title, curves) in zip(figure.subplots(len(panels), sharex=True), panels.items(), strict=True):
         _plot(axes, soak, curves)
         axes.set_title(title, fontsize=9)
-    axes.set_xlabel("minutes; dashed: at rest afterwards")
+    axes.set_xlabel("minutes; dashed: at rest after the load")
     figure.tight_layout()
     figure.savefig(file)
 

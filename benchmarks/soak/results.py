@@ -1,4 +1,4 @@
-"""What a soak leaves behind in words and numbers: soak.md and soak.json in one directory."""
+"""Writes the results of a soak: soak.md and soak.json."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Conditions = dict[str, Any]
 
 
 def write(soak: Soak, faults: Sequence[str], conditions: Conditions, directory: Path) -> str:
-    """Returns the page."""
+    """Writes soak.md and soak.json. Returns the page."""
     page = render(soak, faults, conditions)
     (directory / "soak.md").write_text(page, encoding="utf-8")
     (directory / "soak.json").write_text(_to_json(soak, faults, conditions), encoding="utf-8")
@@ -28,7 +28,7 @@ def render(soak: Soak, faults: Sequence[str], conditions: Conditions) -> str:
             f"{machine['memory_gib']} GiB, {machine['system']}, commit {conditions['commit']}.",
             "",
             f"{conditions['minutes']:g} minutes, {conditions['concurrency']} clients, "
-            f"seed {conditions['seed']}; memory may grow by {conditions['tolerance']:g} MiB per minute.",
+            f"seed {conditions['seed']}; memory growth limit: {conditions['tolerance']:g} MiB per minute.",
             "",
             *_request_table(soak),
             "",
@@ -44,10 +44,10 @@ def render(soak: Soak, faults: Sequence[str], conditions: Conditions) -> str:
 
 def _request_table(soak: Soak) -> list[str]:
     failed = [outcome.kind for outcome in soak.outcomes if outcome.problem]
-    lines = ["| requests | sent | ended | failed |", "|---|---|---|---|"]
+    lines = ["| requests | sent | statuses | failed |", "|---|---|---|---|"]
     for kind, statuses in count_statuses(soak.outcomes).items():
-        ended = ", ".join(f"{status}: {number}" for status, number in sorted(statuses.items()))
-        lines.append(f"| {kind} | {statuses.total()} | {ended} | {failed.count(kind)} |")
+        shown = ", ".join(f"{status}: {number}" for status, number in sorted(statuses.items()))
+        lines.append(f"| {kind} | {statuses.total()} | {shown} | {failed.count(kind)} |")
     return [*lines, f"| all | {len(soak.outcomes)} | | {len(failed)} |"]
 
 

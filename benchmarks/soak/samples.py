@@ -1,4 +1,4 @@
-"""What a server's processes hold at a moment, and what the server itself says of its load."""
+"""Samples what a server's processes use, and the gauges in the server's /metrics."""
 
 import asyncio
 import re
@@ -11,36 +11,36 @@ import psutil
 from app.bench.client import Target, connect
 from benchmarks.resources import Usage, usage
 
-_GAUGE = re.compile(r"^# TYPE (\S+)(?<!_created) gauge$", re.MULTILINE)  # when a counter began is no gauge
+_GAUGE = re.compile(r"^# TYPE (\S+)(?<!_created) gauge$", re.MULTILINE)  # _created: a counter's start time
 
 
 @dataclass(frozen=True)
 class Sample:
     seconds: float
-    """Since the load began."""
+    """Time since the start of the load."""
     gateway: Usage
     worker: Usage
-    """All processes below the gateway, together."""
+    """The sum over all descendants of the gateway process."""
     gauges: dict[str, float] = field(default_factory=dict)
-    """Of /metrics; those with labels are added up. Empty when the server did not answer."""
+    """Gauges in /metrics, summed over their labels. Empty if the server did not answer."""
 
 
 class Sampler:
-    """Looks at one server."""
+    """Samples one server."""
 
     def __init__(self, target: Target, gateway: psutil.Process) -> None:
         self._target = target
         self._gateway = gateway
         self._began = time.monotonic()
         self.samples: list[Sample] = []
-        """Of `run`, in order."""
+        """Samples taken by `run`, in order."""
 
     def begin(self) -> None:
-        """From here on seconds are counted."""
+        """Starts the count of seconds."""
         self._began = time.monotonic()
 
     async def run(self, interval: float) -> None:
-        """Samples every so many seconds, until it is cancelled."""
+        """Takes a sample every `interval` seconds, until it is cancelled."""
         while True:
             self.samples.append(await self.sample())
             await asyncio.sleep(interval)
@@ -48,10 +48,10 @@ class Sampler:
     async def sample(self) -> Sample:
         gauges = await self._gauges()
         try:
-            below = self._gateway.children(recursive=True)
+            workers = self._gateway.children(recursive=True)
         except psutil.NoSuchProcess:
-            below = []
-        return Sample(time.monotonic() - self._began, usage([self._gateway]), usage(below), gauges)
+            workers = []
+        return Sample(time.monotonic() - self._began, usage([self._gateway]), usage(workers), gauges)
 
     async def _gauges(self) -> dict[str, float]:
         try:
@@ -63,7 +63,7 @@ class Sampler:
 
 
 def read_gauges(text: str) -> dict[str, float]:
-    """From Prometheus' text format."""
+    """Reads Prometheus' text format. Sums gauges over their labels."""
     gauges = dict.fromkeys(_GAUGE.findall(text), 0.0)
     for line in text.splitlines():
         name = re.split(r"[{ ]", line, maxsplit=1)[0]

@@ -1,1 +1,1 @@
-"""Does steering work? Measured from outside: a real server, plain transformers, scorers of others."""
+"""Measures from outside whether steering works: a real server, plain transformers, other people's scorers."""

@@ -1,4 +1,4 @@
-"""`make eval`: writes docs/steering-evaluation.md. Takes a quarter of an hour on two slow cores."""
+"""`make eval`: evaluates steering and writes docs/steering-evaluation.md. 15 minutes on two slow cores."""
 
 import argparse
 import sys
@@ -27,9 +27,9 @@ _HELD_OUT_EVERY = 4
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
-    parser.add_argument("--block", type=int, help="steer at this decoder block instead of the usual one")
+    parser.add_argument("--block", type=int, help="decoder block to steer, from 0 (default: the server's)")
     parser.add_argument("--output", type=Path, default=_DOCS)
-    parser.add_argument("concepts", nargs="*", help="all of configs/concepts by default")
+    parser.add_argument("concepts", nargs="*", help="default: all concepts in configs/concepts")
     arguments = parser.parse_args()
     names = arguments.concepts or sorted(file.stem for file in _CONCEPTS.glob("*.yaml"))
     prompts = (_HERE / "prompts.txt").read_text().splitlines()
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _create(server: Server, name: str) -> Concept:
-    """Trains it on the server, with some pairs left out."""
+    """Trains a concept on the server without its held-out pairs."""
     pairs = yaml.safe_load((_CONCEPTS / f"{name}.yaml").read_text())["examples"]
     shown = [pair for i, pair in enumerate(pairs) if i % _HELD_OUT_EVERY != 1]
     held_out = [pair for i, pair in enumerate(pairs) if i % _HELD_OUT_EVERY == 1]

@@ -1,4 +1,4 @@
-"""What steering by a concept does to texts that its training has not seen."""
+"""Measures the effect of steering by a concept on texts that its training has not seen."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,30 +19,30 @@ _NUM_KL_TEXTS = 4
 
 @dataclass
 class Concept:
-    """A concept as the server trained it, and the pairs that it was not shown."""
+    """A concept that the server has trained, with its held-out pairs and its measurements."""
 
     name: str
     digest: str
     held_out: list[dict[str, str]]
     report: dict
     shifts: dict[float, float] = field(default_factory=dict)
-    """By strength: of the held-out pairs' log odds, in nats per token."""
+    """By strength: shift of the held-out pairs' log odds, in nats per token."""
     ratios: dict[float, float] = field(default_factory=dict)
-    """By strength: perplexity of the neutral texts over that without steering."""
+    """By strength: perplexity of the neutral texts, divided by that without steering."""
     divergence: dict[float, float] = field(default_factory=dict)
     """By strength: KL divergence of next-token distributions on neutral texts, in nats."""
     random_shift: float = math.nan
-    """Half of what changes from -1 to 1 by random directions of the same norm, on average."""
+    """Half of the change from strength -1 to 1 by random directions of the same norm (mean)."""
     answers: dict[float, list[str]] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
-    """By other concept: the share of the shift at 1 that is left when that one is added."""
+    """By other concept: the share of the shift at 1 that remains when the other concept is added."""
 
 
 class Laboratory:
-    """Takes directions from the server's cache, and measures them in a model of its own."""
+    """Reads directions from the server's cache, and measures them in plain transformers."""
 
     def __init__(self, model: PlainModel, directory: Path, block: int, neutral: list[str]) -> None:
-        """`directory`: the server's directions for this model."""
+        """`directory`: has the server's directions for this model."""
         self._model = model
         self._files = DirectionFiles(directory)
         self._block = block
@@ -65,7 +65,7 @@ class Laboratory:
         concept.divergence = {strength: self._divergence(concept, strength) for strength in (-1.0, 1.0)}
 
     def measure_together(self, concept: Concept, other: Concept) -> None:
-        """How much of each one's effect is left when both are added."""
+        """Measures how much of each concept's effect remains when both are added."""
         for first, second in ((concept, other), (other, concept)):
             plain = self._log_odds(first)
             with self._model.steered(self._block, self._vector([first, second], 1.0)):
@@ -75,11 +75,11 @@ class Laboratory:
     def _load(self, concept: Concept) -> None:
         found: tuple[object, ConceptReport] | None = self._files.load(concept.digest)
         if found is None:
-            raise FileNotFoundError(f"the server's direction for {concept.name}")
+            raise FileNotFoundError(f"no direction of {concept.name} in the server's cache")
         self._steerer.add(concept.digest, found[0])
 
     def _vector(self, concepts: list[Concept], strength: float) -> torch.Tensor:
-        """[hidden_size]: what the server adds."""
+        """[hidden_size]: the vector that the server adds."""
         spec = SteeringSpec(tuple(concept.digest for concept in concepts), strength)
         steering = self._steerer.steer(spec, num_users=1)
         if steering is None:

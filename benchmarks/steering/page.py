@@ -1,4 +1,4 @@
-"""The evaluation as a page of tables, and whether each bar holds."""
+"""Formats the evaluation as a page of tables, and checks its requirements."""
 
 import statistics
 from collections.abc import Iterable
@@ -20,53 +20,53 @@ _SAMPLE_CHARACTERS = 160
 
 
 def faults(concepts: list[Concept]) -> list[str]:
-    """The bars that do not hold; none is what the page should show."""
+    """The requirements that are not met."""
     found = [f"{concept.name}: {fault}" for concept in concepts for fault in _faults(concept)]
     sentiment = next((concept for concept in concepts if concept.name == "sentiment"), None)
     if sentiment is not None and not _difference(sentiment) >= MIN_SENTIMENT:
-        found.append(f"sentiment: generated text differs by {_difference(sentiment):.2f} on VADER's scale")
+        found.append(f"sentiment: VADER scores of generated text differ by only {_difference(sentiment):.2f}")
     return found
 
 
 def _faults(concept: Concept) -> Iterable[str]:
     if not concept.report["works"]:
-        yield f"its report says: {concept.report['summary']}"
+        yield f"the server's report: {concept.report['summary']}"
     if not (concept.shifts[1.0] >= MIN_SHIFT and concept.shifts[-1.0] <= -MIN_SHIFT):
         yield "the shift is too small"
     if not _rank(concept) >= MIN_SPEARMAN:
-        yield "the effect does not grow with the strength"
+        yield "the effect does not always grow with the strength"
     if not _specificity(concept) >= MIN_SPECIFICITY:
-        yield "a random direction does too much of the same"
+        yield "random directions have a similar effect"
     if not max(concept.ratios[1.0], concept.ratios[-1.0]) <= MAX_RATIO:
-        yield "neutral text suffers"
+        yield "the perplexity of neutral text rises too much"
     for other, kept in concept.kept.items():
         if not kept >= MIN_KEPT:
-            yield f"with {other}, only {kept:.0%} of it is left"
+            yield f"only {kept:.0%} of its effect remains together with {other}"
 
 
 def render(concepts: list[Concept], prompts: list[str], conditions: str) -> str:
     failed = faults(concepts)
-    verdict = "**All bars hold.**"
+    verdict = "**All requirements are met.**"
     if failed:
-        verdict = "**Bars that do not hold:**\n\n" + "\n".join(f"- {fault}" for fault in failed)
+        verdict = "**Requirements that are not met:**\n\n" + "\n".join(f"- {fault}" for fault in failed)
     parts = [
-        "# Steering, evaluated",
+        "# Evaluation of steering",
         _INTRODUCTION.read_text().strip(),
         conditions,
         verdict,
         "![Dose-response, fluency, specificity, off-target divergence](steering-evaluation.svg)",
         "## Held-out texts",
         _text_table(concepts),
-        "## The whole curve",
-        "Shift of the log odds in nats per token, and perplexity ratio, by strength.",
+        "## All strengths",
+        "Shift of the log odds in nats per token, and ratio of the perplexities, by strength.",
         _curve_table(concepts),
         "## The server's own reports",
         _report_table(concepts),
         "## Two concepts together",
-        "What is left of a concept's shift at 1 when another one is added at 1.",
+        "The share of a concept's shift at 1 that remains when another concept is added at 1.",
         _together_table(concepts),
         "## Generated text",
-        f"{len(prompts)} prompts, greedy, at most 48 tokens; the mean over the answers.",
+        f"{len(prompts)} prompts, greedy, at most 48 tokens. Scores are means over the answers.",
         _answer_table(concepts),
         _samples(concepts, prompts),
     ]
@@ -134,16 +134,16 @@ def _together_table(concepts: list[Concept]) -> str:
     rows = [
         (concept.name, other, f"{kept:.0%}") for concept in concepts for other, kept in concept.kept.items()
     ]
-    return _table(("concept", "beside", "left"), rows)
+    return _table(("concept", "other concept", "remaining shift"), rows)
 
 
 def _answer_table(concepts: list[Concept]) -> str:
     rows = []
     for concept in concepts:
         if concept.name in SCORERS:
-            what, _ = SCORERS[concept.name]
-            rows.append((concept.name, what, *(f"{_mean_score(concept, s):.3f}" for s in (-1.0, 0.0, 1.0))))
-    return _table(("concept", "counted", "-1", "0", "1"), rows)
+            score, _ = SCORERS[concept.name]
+            rows.append((concept.name, score, *(f"{_mean_score(concept, s):.3f}" for s in (-1.0, 0.0, 1.0))))
+    return _table(("concept", "score", "-1", "0", "1"), rows)
 
 
 def _samples(concepts: list[Concept], prompts: list[str]) -> str:

@@ -1,6 +1,6 @@
-"""The embedded model in plain transformers, steered by the `steering-vectors` package. No code of the engine.
+"""The embedded model in plain transformers, steered by the `steering-vectors` package. Knows no engine.
 
-What the server's concepts do is measured here with somebody else's implementation of steering.
+So an independent implementation of steering measures the server's concepts.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _BATCH = 16
 
 class PlainModel:
     def __init__(self, directory: Path, prompt: str) -> None:
-        """`prompt`: the user's words before every text."""
+        """`prompt`: the user message before every text."""
         self.model = AutoModelForCausalLM.from_pretrained(directory).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         messages = [{"role": "user", "content": prompt}]
@@ -25,7 +25,7 @@ class PlainModel:
 
     @contextmanager
     def steered(self, block: int, vector: torch.Tensor) -> Iterator[None]:
-        """Adds `vector` [hidden_size] to the block's output, at every position but the first."""
+        """Adds `vector` [hidden_size] to a decoder block's output, at every position but the first."""
         with SteeringVector({block: vector}).apply(self.model, min_token_index=1):
             yield
 

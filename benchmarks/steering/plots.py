@@ -1,4 +1,4 @@
-"""The curves and bars of the evaluation, as one picture."""
+"""Draws the evaluation as one picture."""
 
 from pathlib import Path
 
@@ -31,10 +31,10 @@ def draw(concepts: list[Concept], file: Path) -> None:
     )
     _label(specificity, "Specificity", "", "mean shift at strength 1, nats per token")
     specificity.legend(fontsize=8)
-    places = range(len(concepts))
-    divergence.bar([p - 0.2 for p in places], [c.divergence[-1.0] for c in concepts], 0.4, label="-1")
-    divergence.bar([p + 0.2 for p in places], [c.divergence[1.0] for c in concepts], 0.4, label="+1")
-    divergence.set_xticks(places, names)
+    positions = range(len(concepts))
+    divergence.bar([p - 0.2 for p in positions], [c.divergence[-1.0] for c in concepts], 0.4, label="-1")
+    divergence.bar([p + 0.2 for p in positions], [c.divergence[1.0] for c in concepts], 0.4, label="+1")
+    divergence.set_xticks(positions, names)
     _label(divergence, "Off target: KL divergence on neutral texts", "", "nats per token")
     divergence.legend(fontsize=8)
     for axes in (specificity, divergence):

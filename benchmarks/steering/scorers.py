@@ -1,4 +1,4 @@
-"""What can be counted in an answer to see whether a concept shows: more for what strength 1 should bring."""
+"""Scores that show a concept in an answer. Strength 1 should raise them."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _vader = SentimentIntensityAnalyzer()
 
 
 def compound(answer: str) -> float:
-    """VADER's sentiment, -1 to 1."""
+    """VADER's sentiment score, -1 to 1."""
     return float(_vader.polarity_scores(answer)["compound"])
 
 

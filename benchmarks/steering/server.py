@@ -1,4 +1,4 @@
-"""A real server for the evaluation, and what it is asked for over HTTP."""
+"""Starts a real server for the evaluation, and sends it requests over HTTP."""
 
 import asyncio
 import re
@@ -20,24 +20,24 @@ class Server:
         self.url = url
 
     def create(self, name: str, examples: list[dict[str, str]]) -> dict:
-        """The concept with its report."""
+        """Creates a concept. Returns it with its report."""
         body = {"name": name, "examples": examples}
         response = httpx.post(f"{self.url}/steering_concepts", json=body, timeout=None)
         response.raise_for_status()
         return response.json()
 
     def answer(self, prompts: list[str], **fields: object) -> list[str]:
-        """Greedy answers, all at the same time."""
+        """Greedy answers. Sends the requests at the same time, up to a limit."""
         return asyncio.run(self._answer_all(prompts, fields))
 
     async def _answer_all(self, prompts: list[str], fields: dict[str, object]) -> list[str]:
-        places = asyncio.Semaphore(_CONCURRENCY)
+        slots = asyncio.Semaphore(_CONCURRENCY)
         async with httpx.AsyncClient(base_url=self.url, timeout=None) as client:
 
             async def ask(prompt: str) -> str:
                 messages = [{"role": "user", "content": prompt}]
                 body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 48, **fields}
-                async with places:
+                async with slots:
                     response = await client.post("/chat/completions", json=body)
                 response.raise_for_status()
                 return response.json()["choices"][0]["message"]["content"]
@@ -47,9 +47,9 @@ class Server:
 
 @contextmanager
 def serving(directory: Path, block: int | None) -> Iterator[Server]:
-    """The embedded model on a free port, steered at its usual block or at this one.
+    """Serves the embedded model on a free port, with steering at decoder block `block` or the default.
 
-    What it stores of concepts goes into `directory`.
+    The server stores concepts in `directory`.
     """
     (directory / "none").mkdir()
     config = directory / "config.yaml"

@@ -1,4 +1,4 @@
-"""Clients that know the right answer tell what became of each request."""
+"""Chaos: clients that know the right answers count how their requests end."""
 
 import json
 import random
@@ -33,7 +33,7 @@ async def test_whole_answers() -> None:
     )
 
 
-async def test_a_code_is_a_refusal() -> None:
+async def test_an_error_code_is_a_refusal() -> None:
     with pytest.raises(RefusedError, match="503 UNAVAILABLE"):
         await ask(client(httpx.Response(503, json={"error": {}, "code": "UNAVAILABLE"})), {})
     stream = event(content="ye") + 'data: {"error": {}, "code": "INTERNAL"}\n\n'
@@ -52,14 +52,12 @@ async def test_a_code_is_a_refusal() -> None:
         (httpx.Response(200, text="data: {"), True),
     ],
 )
-async def test_everything_else_is_a_loss(
-    answer: httpx.Response | httpx.TransportError, streamed: bool
-) -> None:
+async def test_other_answers_are_lost(answer: httpx.Response | httpx.TransportError, streamed: bool) -> None:
     with pytest.raises(LostError):
         await ask(client(answer), {}, streamed)
 
 
-async def test_answers_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_compare_answers_with_the_right_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.chaos.clients._STREAMED", 0.0)
     monkeypatch.setattr("benchmarks.chaos.clients._LEAVING", 0.0)
     http, tally = client(httpx.Response(200, json=RIGHT)), Tally()

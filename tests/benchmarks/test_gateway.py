@@ -1,4 +1,4 @@
-"""The gateway's benchmark: its engines, its load client and its figures. Nothing here is timed."""
+"""The gateway benchmark: its engines, its load client and its figures. The tests do not measure time."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ from tests.app.fakes import write_model_directory
 LENGTH = FinishReason.LENGTH
 
 
-# What is answered.
+# The answers of the stand-in engines.
 
 
 def test_each_stream_gets_the_text_from_its_beginning() -> None:
@@ -54,16 +54,16 @@ def test_each_stream_gets_the_text_from_its_beginning() -> None:
     assert script.step() == [TokenEvent("b", 0, 7)]
 
 
-@pytest.mark.parametrize(("index", "left"), [(None, []), (0, [1]), (1, [0])])
-def test_an_aborted_choice_gets_nothing_more(index: int | None, left: list[int]) -> None:
+@pytest.mark.parametrize(("index", "others"), [(None, []), (0, [1]), (1, [0])])
+def test_an_aborted_choice_gets_no_more_tokens(index: int | None, others: list[int]) -> None:
     script = Script([7])
     script.add(GenerationRequest("a", [1], 9, n=2))
     script.abort("a", index)
     script.abort("unknown", index)
-    assert [event.index for event in script.step()] == left
+    assert [event.index for event in script.step()] == others
 
 
-# When.
+# The clock of the steps.
 
 
 @pytest.fixture
@@ -80,9 +80,9 @@ def steps(pipe: Path) -> Iterator[int]:
     os.close(end)
 
 
-def test_steps_that_go_by_arrivals_are_a_little_ahead_of_them(pipe: Path, steps: int) -> None:
+def test_without_an_interval_steps_stay_a_little_ahead_of_arrivals(pipe: Path, steps: int) -> None:
     clock = StepClock(pipe, 0, streams=3)
-    clock.arrive(100)  # from before it was started
+    clock.arrive(100)  # before the start
     clock.start()
     assert take(steps) == 2
     clock.arrive(1)
@@ -95,7 +95,7 @@ def test_steps_that_go_by_arrivals_are_a_little_ahead_of_them(pipe: Path, steps:
     assert take(steps) == 0
 
 
-async def test_steps_by_the_clock_go_on_until_it_stops(pipe: Path, steps: int) -> None:
+async def test_with_an_interval_steps_go_on_until_the_clock_stops(pipe: Path, steps: int) -> None:
     clock = StepClock(pipe, 0.001)
     clock.start()
     while clock.steps < 3:
@@ -107,7 +107,7 @@ async def test_steps_by_the_clock_go_on_until_it_stops(pipe: Path, steps: int) -
     assert take(steps) == 0
 
 
-# By whom.
+# The stand-in engines.
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def model_directory(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["worker", "inside"])
 async def engine(request: pytest.FixtureRequest, model_directory: Path, pipe: Path) -> AsyncIterator[Engine]:
-    """As the server would get it."""
+    """A stand-in engine, started as the server starts its engine."""
     use: AbstractContextManager[object]
     if request.param == "worker":
         use = use_worker(model_directory, pipe)
@@ -130,12 +130,12 @@ async def engine(request: pytest.FixtureRequest, model_directory: Path, pipe: Pa
             yield engine
 
 
-async def test_an_engine_answers_when_it_is_told_to_step(engine: Engine, pipe: Path) -> None:
+async def test_an_engine_sends_a_token_per_requested_step(engine: Engine, pipe: Path) -> None:
     assert engine.available
     assert engine.model.context_length == CONTEXT_LENGTH
     generation = await engine.submit(GenerationRequest("a", [1], 3))
-    left = await engine.submit(GenerationRequest("b", [1], 3))
-    left.abort()
+    aborted = await engine.submit(GenerationRequest("b", [1], 3))
+    aborted.abort()
     pen = os.open(pipe, os.O_WRONLY)
     os.write(pen, b"...")
     os.close(pen)
@@ -152,7 +152,7 @@ def test_the_text_can_be_sent_token_by_token() -> None:
 
 
 class Wire(asyncio.Transport):
-    """Keeps what is written."""
+    """Records what is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Wire(asyncio.Transport):
 
 
 class Counted:
-    """A connection, and how many events it has told of."""
+    """A connection, and the number of events that it has reported."""
 
     def __init__(self) -> None:
         self.events = 0
@@ -186,7 +186,7 @@ STREAM = (
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-async def test_events_are_counted_however_they_are_cut(size: int) -> None:
+async def test_events_are_counted_wherever_the_stream_is_split(size: int) -> None:
     counted = Counted()
     for start in range(0, len(STREAM), size):
         counted.connection.data_received(STREAM[start : start + size])
@@ -194,7 +194,7 @@ async def test_events_are_counted_however_they_are_cut(size: int) -> None:
     assert counted.connection.answers == 1
 
 
-async def test_an_answered_request_is_sent_again_until_it_is_closed() -> None:
+async def test_a_request_is_sent_again_after_each_answer_until_the_connection_is_closed() -> None:
     counted = Counted()
     counted.connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
     assert counted.wire.written == [b"request", b"request"]
@@ -215,7 +215,7 @@ async def test_a_refusal_and_a_closed_connection_are_errors(data: bytes) -> None
         await counted.connection.ended
 
 
-def test_a_request_says_how_long_it_is() -> None:
+def test_a_request_has_its_content_length() -> None:
     head, _, body = http_request("/chat/completions", b'{"a": 1}').partition(b"\r\n\r\n")
     assert head.startswith(b"POST /chat/completions HTTP/1.1\r\n")
     assert b"Content-Length: 8" in head
@@ -229,7 +229,7 @@ def request_figures(tokens: int, cpu: float, streamed: bool = True) -> RequestFi
     return RequestFigures("worker", streamed, tokens, Load(2, cpu, 0.1), requests=100)
 
 
-def test_what_a_request_costs_is_told_from_what_its_tokens_cost() -> None:
+def test_the_cost_of_a_request_is_separated_from_the_cost_of_its_tokens() -> None:
     rows = [request_figures(1, 0.21), request_figures(11, 0.31), request_figures(21, 0.41)]
     [line] = fit([*rows, request_figures(1, 0.1, streamed=False)])
     assert (line.engine, line.streamed) == ("worker", True)
@@ -238,7 +238,7 @@ def test_what_a_request_costs_is_told_from_what_its_tokens_cost() -> None:
     assert "| worker | streamed | 1 | 50 | 2100 | 0.10 |" in request_table(rows)
 
 
-def test_a_token_costs_the_gateways_processor_time() -> None:
+def test_the_cost_of_a_token_is_the_gateways_cpu_time() -> None:
     row = StreamFigures(
         "worker", Point(64, 0.05), Load(4, 0.4, 0.2), 4000, [0.001, 0.003], 100 * MIB, 164 * MIB, 120 * MIB
     )
@@ -250,17 +250,17 @@ def test_a_token_costs_the_gateways_processor_time() -> None:
     assert kept["lines"] == []
 
 
-def test_without_a_token_nothing_is_divided() -> None:
+def test_without_tokens_the_cost_per_token_is_empty() -> None:
     row = StreamFigures("worker", Point(1, 0), Load(1, 0.1, 0), 0, [], 0, 0, 0)
     assert "| worker | 1 | 0 | 0 | – | 0.10 | 0.00 | – | – | 0 |" in stream_table([row])
 
 
-def test_a_line_needs_two_lengths() -> None:
+def test_a_line_needs_two_answer_lengths() -> None:
     assert fit([request_figures(1, 0.1), request_figures(1, 0.2)]) == []
 
 
 @pytest.mark.parametrize("text", ["", "64", "64@", "x@1", "0@1", "1@-1", "1@nan", "1@2@3", "1@1,"])
-def test_points_that_mean_nothing_are_refused(text: str) -> None:
+def test_invalid_points_are_refused(text: str) -> None:
     with pytest.raises(BenchError, match="must"):
         parse_points(text)
 
@@ -280,21 +280,21 @@ def test_a_server_is_found_by_its_port() -> None:
         find_server(port)
 
 
-def test_the_processor_time_of_a_process_is_its_own() -> None:
+def test_the_cpu_time_of_a_process() -> None:
     assert processor_seconds(os.getpid()) > 0
     with pytest.raises(OSError, match="argument"):
         processor_seconds(2**22 + 1)
 
 
-def test_usage_is_added_up() -> None:
+def test_usage_is_the_sum_over_processes() -> None:
     one = usage([psutil.Process()])
     assert one.rss_bytes > MIB
     assert one.open_files >= 3
     assert usage([]).threads == 0
 
 
-def test_a_rush_is_a_row() -> None:
+def test_a_rush_is_a_row_of_the_table() -> None:
     row = RushFigures(64, 10, 64, True, [0.001, 0.003], [], 0, [0.0005], [0.002])
     cells = [cell.strip() for cell in rush_table([row]).splitlines()[2].strip("|").split("|")]
-    told, client, health = ["2", "2.0", "3.0", "0", "–", "–", "0"], ["0.5", "0.5"], ["2.0", "2.0", "1"]
-    assert cells == ["64", "640", "64", "yes", *told, *client, *health]
+    refused, client, health = ["2", "2.0", "3.0", "0", "–", "–", "0"], ["0.5", "0.5"], ["2.0", "2.0", "1"]
+    assert cells == ["64", "640", "64", "yes", *refused, *client, *health]

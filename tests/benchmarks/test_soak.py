@@ -1,4 +1,4 @@
-"""The soak around its load: what is asked, what counts as failed, grown and leaked, and the page."""
+"""The soak benchmark: its requests, its faults (failures, growth, leaks) and its page."""
 
 import json
 from collections import Counter
@@ -44,7 +44,7 @@ def usage(mib: float, open_files: int = 10, threads: int = 4) -> Usage:
 
 
 def sample(minutes: float, mib: float = 100, running: float = 0) -> Sample:
-    """The gateway's memory is as given, the worker's never changes."""
+    """A sample with this memory of the gateway. The worker's memory is constant."""
     return Sample(minutes * 60, usage(mib), usage(3000), {"tiller_running": running, "tiller_concepts": 5})
 
 
@@ -59,16 +59,16 @@ def good() -> Soak:
     return Soak(outcomes, sample(0), under_load, sample(12, 120), became_idle=True)
 
 
-# What is asked.
+# The requests.
 
 
-def test_the_same_seed_asks_the_same() -> None:
+def test_the_same_seed_makes_the_same_requests() -> None:
     first, again, other = (list(islice(Mix("m", CONCEPTS, seed), 50)) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
-def test_every_kind_of_request_comes() -> None:
+def test_every_kind_of_request_occurs() -> None:
     mix = Mix("m", CONCEPTS, seed=0)
     once = [ask.kind for ask in mix.each_once()]
     assert len(once) == len(set(once)) == 10
@@ -82,19 +82,19 @@ def test_nothing_is_steered_without_concepts() -> None:
     assert all("steering_concepts" not in ask.body for ask in asked if ask.status == 200)
 
 
-def test_each_concept_is_asked_for_before_the_load() -> None:
+def test_each_concept_is_used_before_the_load() -> None:
     asked = [ask.body["steering_concepts"] for ask in Mix("m", CONCEPTS, seed=0).steered_by_each()]
     assert asked == [["_worker/one"], ["_worker/two"]]
 
 
-def test_some_prompts_come_again() -> None:
+def test_some_prompts_are_sent_again() -> None:
     prompts = Counter(
         ask.body["messages"][0]["content"] for ask in islice(Mix("m", (), 0), 300) if ask.status == 200
     )
     assert 0.5 < len(prompts) / prompts.total() < 0.95
 
 
-# What becomes of it.
+# The outcomes.
 
 
 async def stream(*pieces: bytes) -> AsyncIterator[bytes]:
@@ -135,13 +135,13 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         ),
     ],
 )
-async def test_an_answer_is_judged_by_how_it_should_end(
+async def test_an_outcome_is_compared_with_the_expected_one(
     client: httpx.AsyncClient, ask: Ask, outcome: Outcome
 ) -> None:
     assert await load.send(client, ask) == outcome
 
 
-def test_gauges_with_labels_are_added_up_and_counters_left_out() -> None:
+def test_gauges_are_summed_over_labels_and_counters_ignored() -> None:
     text = "\n".join(
         [
             "# HELP tiller_running Generations that are running.",
@@ -161,22 +161,22 @@ def test_gauges_with_labels_are_added_up_and_counters_left_out() -> None:
     assert read_gauges(text) == {"tiller_running": 3, "blocks": 7}
 
 
-# What is a fault.
+# The faults.
 
 
-def test_growth_is_that_of_the_second_half() -> None:
+def test_growth_is_measured_over_the_second_half() -> None:
     samples = [
         sample(minute, 100 + (50 * minute if minute < 5 else 250 + 3 * minute)) for minute in range(11)
     ]
     assert growth(samples, gateway, 0.5, 1) == pytest.approx(3)
 
 
-def test_a_single_peak_is_no_growth() -> None:
+def test_a_single_peak_is_not_growth() -> None:
     samples = [sample(minute, 900 if minute == 9 else 100) for minute in range(11)]
     assert growth(samples, gateway, 0.5, 1) == 0
 
 
-def test_a_single_step_is_no_steady_growth(good: Soak) -> None:
+def test_a_single_step_is_not_steady_growth(good: Soak) -> None:
     found = memory(
         replace(good, samples=[sample(minute, 100 + 50 * (minute > 7)) for minute in range(11)]), gateway
     )
@@ -189,7 +189,7 @@ def test_too_few_samples_show_no_growth(count: int) -> None:
     assert growth([sample(0)] * count, gateway, 0.5, 1) == 0
 
 
-def test_memory_is_that_of_rest_and_of_the_worst_moment(good: Soak) -> None:
+def test_memory_is_measured_before_at_the_peak_and_after(good: Soak) -> None:
     found = memory(good, gateway)
     assert (found.before, found.peak, found.after, found.growth) == (100, 150, 120, 0)
 
@@ -207,24 +207,24 @@ def test_a_soak_without_requests_is_a_fault(good: Soak) -> None:
     assert faults(replace(good, outcomes=[]), 1) == ["no request was sent"]
 
 
-def test_memory_may_grow_as_much_as_is_allowed(good: Soak) -> None:
+def test_memory_may_grow_up_to_the_tolerance(good: Soak) -> None:
     soak = replace(good, samples=[sample(minute, 100 + 2 * minute) for minute in range(11)])
     assert faults(soak, tolerance=2.001) == []
     assert faults(soak, tolerance=1.5) == [
-        "the gateway's memory grows by at least 2.00 MiB per minute; allowed is 1.5"
+        "the gateway's memory grows by at least 2.00 MiB per minute; the limit is 1.5"
     ]
 
 
-def test_what_is_still_in_use_at_rest_is_a_fault(good: Soak) -> None:
-    left = Sample(
+def test_resources_in_use_at_rest_are_faults(good: Soak) -> None:
+    leaked = Sample(
         720,
         usage(120, open_files=10 + OPEN_FILES_TOLERANCE + 1),
         usage(3000, threads=4 + THREADS_TOLERANCE + 1),
         {"tiller_running": 1, "tiller_concepts": 6},
     )
-    assert faults(replace(good, after=left), 1) == [
-        "the gateway keeps 15 files open, 10 before",
-        "the worker keeps 45 threads, 4 before",
+    assert faults(replace(good, after=leaked), 1) == [
+        "the gateway has 15 open files at rest, 10 before",
+        "the worker has 45 threads at rest, 4 before",
         "tiller_running is 1 at rest, 0 before",
     ]
 
@@ -233,10 +233,10 @@ def test_a_server_that_stays_busy_is_a_fault(good: Soak) -> None:
     assert faults(replace(good, became_idle=False), 1) == ["the server did not become idle"]
 
 
-# What is left behind.
+# The results.
 
 
-def test_the_page_says_what_was_sent_and_held(good: Soak, tmp_path: Path) -> None:
+def test_the_page_shows_requests_and_resources(good: Soak, tmp_path: Path) -> None:
     outcomes = [*good.outcomes, Outcome("short", "503", "full")]
     page = write(replace(good, outcomes=outcomes), ["it failed"], CONDITIONS, tmp_path)
     for words in (

@@ -1,4 +1,4 @@
-"""The real thing: `tiller serve` as a process, with its worker and the embedded model."""
+"""Fixtures: `tiller serve` as a process, with its worker and the embedded model."""
 
 import hashlib
 import os
@@ -44,7 +44,7 @@ class Server:
         return httpx.delete(self.url + path, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
 
     def chat(self, content: str, **fields: object) -> dict:
-        """A whole answer; greedy unless told otherwise."""
+        """A whole answer. Greedy unless `fields` set a temperature."""
         body = {
             "model": MODEL,
             "messages": [{"role": "user", "content": content}],
@@ -58,11 +58,11 @@ class Server:
 
 @contextmanager
 def serving(config: dict, directory: Path, module: str = "app.cli") -> Iterator[Server]:
-    """A server with this configuration, on a free port, until the end of the block.
+    """Runs a server with this configuration, on a free port, until the end of the context.
 
-    It stores concepts in the directory, and trains none before it is asked to. Its temporary files go to a
-    directory `tmp` there. Unless told otherwise it computes in one thread: other tests run beside this one,
-    and threads that wait for one another on processors that are taken can be far slower than one alone.
+    The server stores concepts in `directory`, trains them only on request, and puts temporary files into its
+    subdirectory `tmp`. By default it computes in one thread: other tests run at the same time, and threads
+    that wait for each other on busy cores can be much slower than one thread.
     """
     file = directory / "config.yaml"
     config = {
@@ -84,7 +84,7 @@ def serving(config: dict, directory: Path, module: str = "app.cli") -> Iterator[
     try:
         assert process.stdout is not None
         welcome = re.search(r"at (http://\S+)", process.stdout.readline())
-        assert welcome is not None, f"it did not start: exit status {process.wait()}"
+        assert welcome is not None, f"the server did not start: exit status {process.wait()}"
         watchdog.cancel()
         yield Server(welcome[1], process)
     finally:
@@ -107,14 +107,14 @@ def server(embedded_config: dict, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="session")
 def embedded_directory() -> Path:
-    """The embedded model as the server has it."""
+    """The server's directory of the embedded model."""
     cache = os.environ.get("TILLER_CACHE_DIRECTORY", Settings.model_fields["cache_directory"].default)
     return resolve("embedded", Path(cache).expanduser())
 
 
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory, embedded_directory: Path) -> dict:
-    """A model that loads at once: random weights, with the embedded model's tokenizer."""
+    """A model that loads quickly: random weights, with the embedded model's tokenizer."""
     directory = tmp_path_factory.mktemp("tiny")
     make_model("llama", vocab_size=49152, max_position_embeddings=100_000).save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -137,7 +137,7 @@ def is_running(pid: int) -> bool:
 def wait_until_gone(pid: int, seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while is_running(pid):
-        assert time.monotonic() < deadline, "the process goes on"
+        assert time.monotonic() < deadline, "the process still runs"
         time.sleep(0.05)
 
 

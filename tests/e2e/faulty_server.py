@@ -1,4 +1,4 @@
-"""`tiller`, with the faulty worker."""
+"""Runs `tiller` with the faulty worker."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""The worker, with steps that go wrong where a request asks for it: by the number of tokens that it wants."""
+"""The worker, with steps that fail if a request asks for it by a special number of `max_tokens`."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from inference.scheduling.sequence import Sequence
 
 RAISE, NO_MEMORY, HANG, FREEZE, KILL = range(9001, 9006)
 TOKENS_BEFORE = 5
-"""What a request gets before it does harm."""
+"""Number of tokens that a request gets before its fault."""
 
 _launch = ModelRunner.launch
 

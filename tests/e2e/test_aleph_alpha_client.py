@@ -43,7 +43,7 @@ async def async_client(server: Server) -> AsyncIterator[AsyncClient]:
         yield client
 
 
-def test_the_version_is_one_that_it_accepts(client: Client) -> None:
+def test_the_client_accepts_the_version(client: Client) -> None:
     client.validate_version()
     assert client.get_version().startswith("1.")
 
@@ -55,12 +55,12 @@ def test_chat(client: Client) -> None:
     assert response.finish_reason is FinishReason.Stop
 
 
-def test_maximum_tokens_is_honoured(client: Client) -> None:
+def test_maximum_tokens_limits_the_answer(client: Client) -> None:
     response = client.chat(chat_request(maximum_tokens=2), MODEL)
     assert response.finish_reason is FinishReason.Length
 
 
-def test_a_conversation_goes_on_from_what_came_back(client: Client) -> None:
+def test_a_conversation_continues_with_the_returned_message(client: Client) -> None:
     first = client.chat(chat_request(), MODEL)
     messages = [QUESTION, first.message, Message(Role.User, "And of Italy?")]
     assert isinstance(first.message, TextMessage)
@@ -111,7 +111,7 @@ def test_tokenize_and_detokenize(client: Client) -> None:
     assert tokens.token_ids is not None
     assert tokens.tokens is not None
     assert len(tokens.tokens) == len(tokens.token_ids)
-    assert 2 not in tokens.token_ids, "a control token's name in a text is text"
+    assert 2 not in tokens.token_ids, "the name of a control token in a text is plain text"
     assert client.detokenize(DetokenizationRequest(tokens.token_ids), MODEL).result == text
     assert client.tokenize(TokenizationRequest(text, tokens=False, token_ids=True), MODEL).tokens is None
 
@@ -124,7 +124,7 @@ def test_tokenizer_and_models(client: Client) -> None:
     assert (model["name"], model["max_context_size"]) == (MODEL, 8192)
 
 
-def test_errors_are_the_clients_own(client: Client, server: Server) -> None:
+def test_errors_raise_the_clients_exceptions(client: Client, server: Server) -> None:
     with pytest.raises(ValueError, match="temperature"):
         client.chat(chat_request(temperature=3.0), MODEL)
     with pytest.raises(ValueError, match="CONTEXT_LENGTH_EXCEEDED"):

@@ -1,4 +1,4 @@
-"""Clients that leave, in every state of their request, and clients that do not read."""
+"""Clients that disconnect in each state of their request, and clients that do not read."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def address(server: Server) -> tuple[str, int]:
 
 @contextmanager
 def client(server: Server, *, buffer: int = 131_072, **fields: object) -> Iterator[socket.socket]:
-    """Has sent its request; leaves at the end of the block. `buffer`: bytes that may come unread."""
+    """Sends a request, and disconnects at the end of the context. `buffer`: size of the receive buffer."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         connection.settimeout(30)
@@ -51,26 +51,26 @@ def read_until(connection: socket.socket, text: bytes) -> None:
 
 
 def is_admitted(server: Server) -> bool:
-    """Whether there is a place for one more request: it is refused at once if there is none."""
+    """Whether the server takes one more request. It refuses the request at once if there is no slot."""
     with client(server, stream=True, max_tokens=1) as connection:
         connection.settimeout(0.3)
         try:
             head = connection.recv(4096)
-        except TimeoutError:  # It waits.
+        except TimeoutError:  # The request waits.
             return True
     assert b" 200 " in head or b" 503 " in head, head
     return b" 200 " in head
 
 
 def sequences(server: Server) -> float:
-    """In the engine, running or waiting, half a second ago."""
+    """Number of sequences in the engine, running or waiting. Up to half a second old."""
     values = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines())
     return sum(float(values[f'tiller_sequences_{state}{{worker="0"}}']) for state in ("running", "waiting"))
 
 
 @pytest.fixture(scope="module")
 def narrow(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One request may run and one may wait."""
+    """A server in which one request may run and one may wait."""
     engine = {"kv_cache_gib": 0.1, "max_running": 1, "max_queued": 1, "max_batch_tokens": 32}
     with serving({**tiny_config, "engine": engine}, tmp_path_factory.mktemp("narrow")) as server:
         yield server
@@ -78,7 +78,7 @@ def narrow(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("leaving", ["generating", "reading its prompt", "waiting"])
-def test_whoever_leaves_makes_room_within_a_second(narrow: Server, leaving: str, streamed: bool) -> None:
+def test_a_disconnect_frees_the_slot_within_a_second(narrow: Server, leaving: str, streamed: bool) -> None:
     long = {"messages": [{"role": "user", "content": "word " * 30_000}]}
     first = long if leaving == "reading its prompt" else {}
     with client(narrow, stream=True, **first) as runs:
@@ -88,11 +88,11 @@ def test_whoever_leaves_makes_room_within_a_second(narrow: Server, leaving: str,
             read_until(runs, b'"content":""')
         with client(narrow, stream=streamed) as waits:
             time.sleep(0.3)
-            assert not is_admitted(narrow), "both places are taken"
+            assert not is_admitted(narrow), "both slots are taken"
             (waits if leaving == "waiting" else runs).close()
-            left = time.monotonic()
+            disconnected = time.monotonic()
             while not is_admitted(narrow):
-                assert time.monotonic() - left < 1.0
+                assert time.monotonic() - disconnected < 1.0
                 time.sleep(0.02)
     while sequences(narrow):
         time.sleep(0.02)
@@ -112,25 +112,25 @@ async def vanish(server: Server, number: int) -> None:
     writer.transport.abort()
 
 
-async def test_two_hundred_clients_that_vanish_leave_a_server_that_answers(wide: Server) -> None:
+async def test_the_server_answers_after_two_hundred_clients_have_vanished(wide: Server) -> None:
     await asyncio.gather(*(vanish(wide, number) for number in range(200)))
     async with httpx.AsyncClient(base_url=wide.url, timeout=30) as http:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
         began = time.monotonic()
         answer = await http.post("/chat/completions", json=body)
         assert answer.json()["usage"]["completion_tokens"] == 3
-        assert time.monotonic() - began < 3.0, "the abandoned requests go on"
-    while sequences(wide):  # noqa: ASYNC110 - nothing tells
+        assert time.monotonic() - began < 3.0, "the abandoned requests still run"
+    while sequences(wide):  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0.02)
 
 
-def test_a_client_that_reads_nothing_is_cut_off(wide: Server) -> None:
+def test_the_server_disconnects_a_client_that_reads_nothing(wide: Server) -> None:
     with client(wide, buffer=4096, stream=True, top_logprobs=20, max_tokens=90_000) as connection:
         while not sequences(wide):
             time.sleep(0.02)
         began = time.monotonic()
         while sequences(wide):
-            assert time.monotonic() - began < 60.0, "it goes on for ever"
+            assert time.monotonic() - began < 60.0, "the request still runs"
             time.sleep(0.1)
         received = b""
         with suppress(ConnectionError):
@@ -139,7 +139,7 @@ def test_a_client_that_reads_nothing_is_cut_off(wide: Server) -> None:
         assert b"[DONE]" not in received
 
 
-def test_a_client_that_reads_slowly_is_waited_for(wide: Server) -> None:
+def test_the_server_waits_for_a_client_that_reads_slowly(wide: Server) -> None:
     with client(wide, stream=True, max_tokens=600, top_logprobs=20) as connection:
         for _ in range(20):
             time.sleep(0.5)

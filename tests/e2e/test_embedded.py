@@ -1,4 +1,4 @@
-"""The embedded model over HTTP says what plain transformers says."""
+"""The embedded model over HTTP gives the same answers as plain transformers."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,12 +37,12 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
     return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_one_after_the_other(server: Server, expected: list[str]) -> None:
+def test_sequential_requests_match_plain_transformers(server: Server, expected: list[str]) -> None:
     answers = [server.chat(prompt, max_tokens=24) for prompt in PROMPTS]
     assert [answer["choices"][0]["message"]["content"] for answer in answers] == expected
 
 
-def test_all_at_once_among_others(server: Server, expected: list[str]) -> None:
+def test_concurrent_requests_match_plain_transformers(server: Server, expected: list[str]) -> None:
     with ThreadPoolExecutor(32) as pool:
         noise = [pool.submit(server.chat, f"Say {i}", temperature=1.3, max_tokens=20 + i) for i in range(12)]
         answers = [pool.submit(server.chat, prompt, max_tokens=24, n=2) for prompt in PROMPTS]
@@ -86,9 +86,9 @@ def test_a_control_token_typed_into_a_message_is_text(
     assert typed["prompt_tokens"] - plain == len(as_text["input_ids"])
 
 
-def test_a_long_prompt_does_not_stall_the_others(server: Server) -> None:
+def test_a_long_prompt_does_not_stall_other_requests(server: Server) -> None:
     with ThreadPoolExecutor(2) as pool:
-        long = pool.submit(server.chat, "word " * 4000, max_tokens=1)  # eight steps
+        long = pool.submit(server.chat, "word " * 4000, max_tokens=1)  # about eight steps
         short = pool.submit(server.chat, "Hi", max_tokens=4)
         assert short.result()["choices"][0]["message"]["content"]
         assert not long.done()

@@ -1,4 +1,4 @@
-"""What dies, hangs or breaks: who ends with an error, who goes on, and what is left behind."""
+"""Faults of workers and gateways: which requests fail, which go on, and which files remain."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def body(max_tokens: int, **fields: object) -> dict:
 
 
 def events(server: Server, max_tokens: int) -> Iterator[str]:
-    """The data of a streamed answer's events, as they come."""
+    """Yields the data of a streamed answer's events as they arrive."""
     with httpx.stream(
         "POST", f"{server.url}/chat/completions", json=body(max_tokens, stream=True), timeout=60
     ) as response:
@@ -55,7 +55,7 @@ def content_of(response: httpx.Response) -> str:
 def wait_for_health(server: Server, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while server.get("/health").status_code != 200:
-        assert time.monotonic() < deadline, "it does not recover"
+        assert time.monotonic() < deadline, "the server does not recover"
         time.sleep(0.1)
 
 
@@ -78,7 +78,7 @@ def server(tiny_config: dict, directory: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("fault", [RAISE, NO_MEMORY])
-def test_a_request_that_breaks_steps_ends_alone(server: Server, fault: int) -> None:
+def test_only_the_request_that_breaks_a_step_fails(server: Server, fault: int) -> None:
     def neighbour(number: int) -> str:
         return content_of(server.post("/chat/completions", body(100 + number)))
 
@@ -97,11 +97,11 @@ def test_a_request_that_breaks_steps_ends_alone(server: Server, fault: int) -> N
 
 @pytest.mark.parametrize("fault", [KILL, HANG, FREEZE])
 def test_a_lost_worker_is_replaced(server: Server, directory: Path, fault: int) -> None:
-    """What was open ends with an error in time, and what was trained is there afterwards."""
+    """Open requests fail in time. Afterwards the trained concept works as before."""
     steered = body(20, steering_concepts=["kind"])
     before = content_of(server.post("/chat/completions", steered))
     worker = worker_of(server)
-    name = f"made-while-{fault}"  # It takes longer than this test.
+    name = f"made-while-{fault}"  # Its training takes longer than this test.
     examples = [{"positive": f"{fault} {i}", "negative": f"no {i}"} for i in range(1000)]
     with ThreadPoolExecutor() as pool:
         streams = [pool.submit(stream_to_the_end, server, 90_000) for _ in range(3)]
@@ -132,7 +132,7 @@ def test_a_lost_worker_is_replaced(server: Server, directory: Path, fault: int) 
 
 
 def wait_until_trained_again(server: Server, name: str) -> None:
-    """Nobody has asked again for what was in training."""
+    """The interrupted training starts again without a new request."""
     deadline = time.monotonic() + 30
     while (concept := server.get(f"/steering_concepts/{name}").json())["state"] == "untrained":
         assert time.monotonic() < deadline
@@ -146,7 +146,7 @@ def expect_unavailable(future: "Future[httpx.Response]") -> None:
     assert "Retry-After" in response.headers
 
 
-def test_a_lost_replica_takes_down_only_what_it_computes_and_a_killed_gateway_all(
+def test_a_lost_replica_fails_only_its_own_requests_and_a_killed_gateway_leaves_nothing(
     tiny_config: dict, tmp_path: Path
 ) -> None:
     engine = {"kv_cache_gib": 0.1, "replicas": 2}
@@ -177,7 +177,7 @@ def test_a_lost_replica_takes_down_only_what_it_computes_and_a_killed_gateway_al
     assert files_left(tmp_path) == []
 
 
-def test_a_gateway_that_is_killed_while_it_starts_leaves_nothing(tiny_config: dict, tmp_path: Path) -> None:
+def test_a_gateway_killed_during_its_start_leaves_nothing(tiny_config: dict, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**tiny_config, "data_directory": str(tmp_path)}))
@@ -188,12 +188,12 @@ def test_a_gateway_that_is_killed_while_it_starts_leaves_nothing(tiny_config: di
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.kill()
-        assert files_left(tmp_path), "it was killed too late to tell"
+        assert files_left(tmp_path), "the gateway was killed too late for this test"
     wait_until_gone(workers[0].pid, seconds=60)
     assert files_left(tmp_path) == []
 
 
-def test_what_runs_at_a_signal_may_end_in_time_and_what_is_new_is_refused(
+def test_after_a_signal_running_requests_may_finish_and_new_ones_are_refused(
     tiny_config: dict, tmp_path: Path
 ) -> None:
     with serving({**tiny_config, "server": {"drain_seconds": 4}}, tmp_path) as server:
@@ -213,7 +213,7 @@ def test_what_runs_at_a_signal_may_end_in_time_and_what_is_new_is_refused(
         unread.close()
 
 
-def test_a_second_signal_ends_it_at_once(tiny_config: dict, tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_server_at_once(tiny_config: dict, tmp_path: Path) -> None:
     with serving({**tiny_config, "server": {"drain_seconds": 60}}, tmp_path) as server:
         worker = worker_of(server)
         stream = events(server, 90_000)

@@ -1,4 +1,4 @@
-"""What a server and its worker write to stderr, each in its own process, where a machine reads it."""
+"""The JSON logs that a server and its worker write to stderr, each in its own process."""
 
 import json
 import os
@@ -31,7 +31,9 @@ def send_no_http(url: str) -> None:
         assert client.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
 
 
-def test_every_line_of_both_is_json_and_tells_of_no_words(tiny_config: dict, tmp_path: Path) -> None:
+def test_every_line_of_both_is_json_without_prompts_and_access_tokens(
+    tiny_config: dict, tmp_path: Path
+) -> None:
     auth = {"tokens": [{"name": "ada", "sha256": TOKEN_SHA256}]}
     more = {"auth": auth, "log": {"format": "json", "level": "debug"}, "data_directory": str(tmp_path)}
     file = tmp_path / "config.yaml"
@@ -78,7 +80,7 @@ def test_every_line_of_both_is_json_and_tells_of_no_words(tiny_config: dict, tmp
     ]
     assert "a bug in an operation" in of_failed[0]["exception"]
     answered = [line["status"] for line in lines if line["logger"] == "tiller.access"]
-    assert answered[:5] == [200, 200, 400, 400, 500], "at the level debug also /metrics"
+    assert answered[:5] == [200, 200, 400, 400, 500], "the level debug also logs /metrics"
     assert any("has ended with status -9" in line["message"] for line in lines)
     for secret in (WORD, TOKEN, TOKEN_SHA256):
         assert secret not in json.dumps(lines)

@@ -46,7 +46,7 @@ def test_max_completion_tokens(client: openai.OpenAI) -> None:
     assert completion.usage.completion_tokens == 3
 
 
-def test_streaming_says_the_same(client: openai.OpenAI) -> None:
+def test_a_stream_gives_the_same_answer(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(**GREEDY, logprobs=True, top_logprobs=2)
     chunks = list(
         client.chat.completions.create(
@@ -75,7 +75,7 @@ def test_logprobs_belong_to_the_text(client: openai.OpenAI) -> None:
     assert text == choice.message.content
     for entry in entries:
         assert len(entry.top_logprobs) == 3
-        assert entry.top_logprobs[0].token == entry.token, "greedy takes the most likely"
+        assert entry.top_logprobs[0].token == entry.token, "greedy decoding takes the most likely token"
         assert sum(math.exp(top.logprob) for top in entry.top_logprobs) <= 1.001
 
 
@@ -128,7 +128,7 @@ async def test_async_streaming(async_client: openai.AsyncOpenAI) -> None:
     assert text == whole.choices[0].message.content
 
 
-def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
+def test_errors_raise_the_clients_exceptions(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(**GREEDY, top_p=1.5)
     assert bad.value.param == "top_p"

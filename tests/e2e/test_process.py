@@ -1,4 +1,4 @@
-"""Starting and stopping: what an operator sees, and that nothing is left behind."""
+"""Start and stop of a server: what an operator sees, and that no process remains."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ from tests.e2e.conftest import MODEL, TOKEN, Server, serving, wait_until_gone, w
 
 
 def serve(directory: Path, config: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`tiller serve` that is expected to end by itself."""
+    """Runs a `tiller serve` that should end by itself."""
     file = directory / "config.yaml"
     file.write_text(config)
     command = [sys.executable, "-m", "app.cli", "serve", "--config", str(file), *arguments]
@@ -32,7 +32,7 @@ def expect_one_line(ended: subprocess.CompletedProcess[str], status: int, text: 
 
 
 def test_an_unknown_key_is_one_line(tmp_path: Path) -> None:
-    expect_one_line(serve(tmp_path, "engine: {block_sise: 16}"), 2, "engine.block_sise is no setting")
+    expect_one_line(serve(tmp_path, "engine: {block_sise: 16}"), 2, "engine.block_sise is not a setting")
 
 
 def test_a_missing_model_directory_is_one_line(tmp_path: Path) -> None:
@@ -48,12 +48,12 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
         expect_one_line(serve(tmp_path, "", "--port", str(port)), 1, f"127.0.0.1:{port}: Address already")
 
 
-def test_it_does_not_open_itself_to_the_network_without_tokens(tmp_path: Path) -> None:
+def test_without_access_tokens_it_refuses_to_listen_on_the_network(tmp_path: Path) -> None:
     expect_one_line(serve(tmp_path, "", "--host", "0.0.0.0"), 2, "tiller token new")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_in_order(tiny_config: dict, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_server_and_worker(tiny_config: dict, tmp_path: Path, number: signal.Signals) -> None:
     with serving(tiny_config, tmp_path) as server:
         worker = worker_of(server)
         assert server.chat("Hello", max_tokens=3)["usage"]["completion_tokens"] == 3
@@ -83,7 +83,7 @@ def tiller_token(directory: Path, *words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_token_opens_the_door_until_it_is_revoked(tiny_config: dict, tmp_path: Path) -> None:
+def test_an_access_token_works_until_it_is_revoked(tiny_config: dict, tmp_path: Path) -> None:
     with serving(tiny_config, tmp_path) as server:
 
         def status(token: str) -> int:
@@ -100,13 +100,13 @@ def test_a_token_opens_the_door_until_it_is_revoked(tiny_config: dict, tmp_path:
 
 @pytest.fixture(scope="module")
 def small_server(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two answers run, and two wait."""
+    """A server in which two choices may run and two may wait."""
     engine = {**tiny_config["engine"], "max_running": 2, "max_queued": 2}
     with serving({**tiny_config, "engine": engine}, tmp_path_factory.mktemp("small")) as server:
         yield server
 
 
-def test_headers_without_an_end_are_refused_and_nobody_else_notices(small_server: Server) -> None:
+def test_endless_headers_are_refused_and_other_requests_go_on(small_server: Server) -> None:
     with socket.socket() as endless:
         endless.connect(("127.0.0.1", int(small_server.url.rpartition(":")[2])))
         endless.sendall(b"GET /models HTTP/1.1\r\nX-Endless: " + b"x" * 2**20)
@@ -116,7 +116,7 @@ def test_headers_without_an_end_are_refused_and_nobody_else_notices(small_server
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "HEADERS_TOO_LARGE"
 
 
-def test_a_full_queue_refuses_at_once_and_what_was_admitted_ends_well(small_server: Server) -> None:
+def test_a_full_queue_refuses_at_once_and_admitted_requests_finish(small_server: Server) -> None:
     body = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "Hi"}],
@@ -136,7 +136,7 @@ def test_a_full_queue_refuses_at_once_and_what_was_admitted_ends_well(small_serv
 
 
 def test_the_quick_start_answers(embedded_config: dict, tmp_path: Path) -> None:
-    """With int8 weights, as configs/quickstart.yaml has it, alone and in company."""
+    """With `integer` quantization, as in configs/quickstart.yaml. Requests run alone and together."""
     quick_start = yaml.safe_load(Path("configs/quickstart.yaml").read_text())
     assert quick_start["engine"]["quantization"] == "integer"
     engine = {**quick_start["engine"], "threads": None}

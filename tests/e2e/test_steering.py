@@ -1,4 +1,4 @@
-"""Concepts on the embedded model: made over HTTP, used in requests, compared with plain transformers."""
+"""Concepts on the embedded model: created over HTTP, used in requests, compared with plain transformers."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def concept(server: Server) -> dict:
-    """Created over HTTP."""
+    """A concept that was created over HTTP."""
     response = server.post("/steering_concepts", {"examples": EXAMPLES})
     assert response.status_code == 201, response.text
     return response.json()
@@ -65,7 +65,7 @@ def vector(
     reference_model: PreTrainedModel,
     reference_tokenizer: PreTrainedTokenizerBase,
 ) -> torch.Tensor:
-    """[hidden_size]: what strength 1 adds, made from the stored direction and plain transformers."""
+    """[hidden_size]: what strength 1 adds, computed from the stored direction and plain transformers."""
     difference, dose = direction
     block = concept["report"]["block"]
     row = torch.from_numpy(difference[block])
@@ -77,7 +77,7 @@ def content(answer: dict) -> str:
 
 
 def log_probabilities(entry: dict) -> dict[str, float]:
-    """Of the token and of the most likely ones."""
+    """The log probabilities of the token and of the most likely ones."""
     return {top["token"]: top["logprob"] for top in [entry, *entry["top_logprobs"]]}
 
 
@@ -88,7 +88,7 @@ def training_prompt(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def hidden_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> dict[int, torch.Tensor]:
-    """By block: the mean over the text's tokens, recorded by `steering-vectors`."""
+    """For each decoder block: its mean output over the text's tokens, recorded by `steering-vectors`."""
     prompt = training_prompt(tokenizer)
     ids = torch.tensor([prompt + tokenizer(text, add_special_tokens=False).input_ids])
     with torch.inference_mode(), record_activations(model) as recorded:
@@ -97,7 +97,7 @@ def hidden_states(
 
 
 def mean_norm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, block: int) -> float:
-    """Of the block's output on the neutral texts."""
+    """Mean norm of a decoder block's output on the neutral texts."""
     prompt = training_prompt(tokenizer)
     norms = []
     for text in NEUTRAL_TEXTS:
@@ -143,9 +143,9 @@ def test_the_direction_is_the_one_that_steering_vectors_computes(
     ours, _ = direction
     for block, row in enumerate(ours):
         positive, negative = (torch.stack([means[block] for means in side]) for side in sides)
-        theirs = mean_aggregator()(positive, negative)
-        scale = theirs.norm().item()
-        assert np.abs(row - theirs.numpy()).max() <= 1e-4 * scale, block
+        expected = mean_aggregator()(positive, negative)
+        scale = expected.norm().item()
+        assert np.abs(row - expected.numpy()).max() <= 1e-4 * scale, block
 
 
 def test_steered_answers_are_those_of_plain_transformers_with_a_hook(
@@ -167,7 +167,7 @@ def test_steered_answers_are_those_of_plain_transformers_with_a_hook(
         options = {"steering_concepts": [concept["id"]], "steering_strength": strength}
         assert content(server.chat(PROMPT, max_tokens=24, **options)) == expected
         texts.add(expected)
-    assert len(texts) == 3, "too weak to tell anything"
+    assert len(texts) == 3, "the steering is too weak for this test"
 
 
 def test_log_probabilities_are_those_of_the_steered_model(
@@ -185,22 +185,22 @@ def test_log_probabilities_are_those_of_the_steered_model(
     assert [top["logprob"] for top in entry["top_logprobs"]] == pytest.approx(expected, abs=1e-3)
 
 
-def test_strength_zero_is_no_steering(server: Server, concept: dict) -> None:
+def test_strength_zero_does_not_steer(server: Server, concept: dict) -> None:
     plain = server.chat(PROMPT, max_tokens=16, top_logprobs=3)
     zero = server.chat(
         PROMPT, max_tokens=16, top_logprobs=3, steering_concepts=[concept["id"]], steering_strength=0
     )
     assert zero["usage"] == plain["usage"]
-    [ours], [theirs] = zero["choices"], plain["choices"]
-    entries, expected = (choice.pop("logprobs")["content"] for choice in (ours, theirs))
-    assert ours == theirs
+    [unsteered], [reference] = zero["choices"], plain["choices"]
+    entries, expected = (choice.pop("logprobs")["content"] for choice in (unsteered, reference))
+    assert unsteered == reference
     assert [entry["token"] for entry in entries] == [entry["token"] for entry in expected]
-    # Most of the second prompt is found in the cache, so that the rest is read in a batch of another size.
+    # The second prompt has a prefix cache hit, so its batch has another size and results differ slightly.
     for entry, other in zip(entries, expected, strict=True):
         assert log_probabilities(entry) == pytest.approx(log_probabilities(other), rel=0, abs=1e-4)
 
 
-def test_requests_that_run_together_are_steered_each_for_itself(server: Server, concept: dict) -> None:
+def test_each_of_several_concurrent_requests_has_its_own_steering(server: Server, concept: dict) -> None:
     ways = [{}] + [
         {"steering_concepts": [concept["id"]], "steering_strength": strength}
         for strength in (-2, -1, -0.5, 0, 0.5, 1, 2)
@@ -216,7 +216,7 @@ def test_requests_that_run_together_are_steered_each_for_itself(server: Server, 
             assert texts == {alone[i % len(ways)][0]["message"]["content"]}
 
 
-def test_aleph_alphas_client_makes_and_uses_a_concept(server: Server, concept: dict) -> None:
+def test_aleph_alphas_client_creates_a_concept(server: Server, concept: dict) -> None:
     client = Client(token=TOKEN, host=server.url, total_retries=0)
     pairs = [SteeringPairedExample(**pair) for pair in EXAMPLES]
     made = client.create_steering_concept(SteeringConceptCreationRequest(pairs))
@@ -239,7 +239,7 @@ def test_the_first_use_of_a_shipped_concept_trains_it(server: Server) -> None:
     assert shown["report"]["works"], shown["report"]["summary"]
 
 
-def test_a_concept_whose_labels_are_shuffled_is_recognised(server: Server) -> None:
+def test_the_report_recognises_shuffled_labels(server: Server) -> None:
     shuffled = [
         {"positive": pair["negative"], "negative": pair["positive"]} if i % 2 else pair
         for i, pair in enumerate(EXAMPLES)
