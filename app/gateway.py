@@ -1,4 +1,4 @@
-"""What the routes work with, put together once by create_app. Has no behaviour of its own."""
+"""The objects that the routes use. create_app builds them once. Has no behaviour of its own."""
 
 import hashlib
 from dataclasses import dataclass
@@ -24,21 +24,21 @@ class Gateway:
     admission: AdmissionController
     tokenizer: Tokenizer
     prompts: PromptRenderer | None
-    """None: the model has no chat template and cannot chat."""
+    """None if the model has no chat template, so that it cannot chat."""
     concepts: Concepts
     metrics: Metrics
     system_fingerprint: str
     started: int
-    """Seconds since 1970."""
+    """When the gateway was built, in seconds since 1970."""
 
 
 def fingerprint(model: ModelInfo) -> str:
-    """Changes with the weights, the dtype and the server's version, and with nothing else."""
+    """The `system_fingerprint`. It depends on the weights, the dtype and the server's version only."""
     identity = "\n".join((model.weights_digest, model.dtype, __version__))
     return "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
-# FastAPI would run a dependency that is not `async` on a thread, which costs more than most routes do.
+# `async`, because FastAPI would run a plain function in a thread, which costs more than most routes.
 async def _gateway(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway

@@ -1,4 +1,4 @@
-"""create_app: the gateway's parts put together. Knows no defaults and starts no process."""
+"""create_app: builds the gateway and its FastAPI app. Knows no defaults and starts no process."""
 
 import logging
 import time
@@ -39,19 +39,21 @@ from app.workers.engine import Engine
 
 _log = logging.getLogger(__name__)
 
+_PURPOSE = "this server chats: POST /chat/completions"
+
 
 def create_app(settings: Settings, engine: Engine, observers: Sequence[Observer] = ()) -> FastAPI:
-    """The gateway over an engine that has started. `observers` hear of each request, as the log does.
+    """Builds the app for an engine that has started. Each of `observers` is called after each request.
 
-    Loads the tokenizer from `engine.model.directory`, and the concepts from where the settings say.
-    Raises StartError when the tokenizer, the chat template or the file of access tokens cannot be used.
+    Loads the tokenizer from `engine.model.directory`, and the concepts from the directories in the settings.
+    Raises StartError if the tokenizer, the chat template or the access token file cannot be used.
     """
     access_tokens = load_access_tokens(settings)
     gateway = _build_gateway(settings, engine)
     app = FastAPI(
         title="Tiller",
         version=__version__,
-        openapi_url=None,  # our own routes serve the document and its page, under both prefixes
+        openapi_url=None,  # Tiller's own routes serve the document and its page, with and without /v1
         redirect_slashes=False,
         middleware=[
             *_cors(settings.server.cors_origins),
@@ -101,7 +103,7 @@ def _build_concepts(
     settings: Settings, engine: Engine, tokenizer: Tokenizer, prompts: PromptRenderer | None, metrics: Metrics
 ) -> Concepts:
     limits = settings.limits
-    # The context may have one token more than the cache holds: that which is only sampled.
+    # The context length includes the last sampled token, which is never computed and needs no KV cache.
     longest = engine.model.context_length - 1
     encoder = ExampleEncoder(tokenizer, prompts, longest, limits.max_concept_tokens)
     store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
@@ -109,7 +111,7 @@ def _build_concepts(
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:
-    """What lets the pages of these origins in. Tokens travel in a header of their own: no credentials."""
+    """CORS middleware for these origins. Access tokens are sent in a header, so credentials stay off."""
     if not origins:
         return []
     exposed = ("Retry-After", "X-Request-Id")
@@ -135,10 +137,10 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """Of all routes at this path: the router looks at the first one only."""
-    asked = [{**request.scope, "method": method} for method in ("GET", "POST", "DELETE")]
+    """The methods of all routes at this path. The router itself reports those of the first route only."""
+    scopes = [{**request.scope, "method": method} for method in ("GET", "POST", "DELETE")]
     routes = request.app.routes
-    methods = [scope["method"] for scope in asked if any(_matches(route, scope) for route in routes)]
+    methods = [scope["method"] for scope in scopes if any(_matches(route, scope) for route in routes)]
     return [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
 
 
@@ -147,13 +149,13 @@ def _matches(route: BaseRoute, scope: Scope) -> bool:
 
 
 def _as_api_error(request: Request, error: Exception) -> Exception:
-    """What FastAPI and its router raise by themselves, as ours."""
-    asked = f"{request.method} {shorten(request.url.path)}"
+    """Maps the exceptions that FastAPI and its router raise to ApiErrors."""
+    method, path = request.method, shorten(request.url.path)
     match error:
         case RequestValidationError():
             return invalid_request(error.errors())
         case HTTPException(status_code=404):
-            return ApiError(ErrorCode.NOT_FOUND, f"{asked} does not exist")
+            return ApiError(ErrorCode.NOT_FOUND, f"{path} does not exist; {_PURPOSE}")
         case HTTPException(status_code=405):
-            return ApiError(ErrorCode.METHOD_NOT_ALLOWED, f"{asked} is not allowed")
+            return ApiError(ErrorCode.METHOD_NOT_ALLOWED, f"method {method} is not allowed for {path}")
     return error

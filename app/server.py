@@ -1,4 +1,4 @@
-"""One server's life: its port, its worker, its HTTP, in this order, and back. Knows no command line."""
+"""Runs a server: binds the port, starts the workers, serves HTTP, then stops all. Knows no command line."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from app import __version__
 from app.errors import StartError
 from app.gateway import Gateway
-from app.http.connection import TOLD_CONNECTIONS, connections_with
+from app.http.connection import MAX_EXCESS_CONNECTIONS, connections_with
 from app.http.doorkeeper import Doorkeeper
 from app.http.stalls import cut_stalled
 from app.http.tls import load_tls
@@ -40,15 +40,15 @@ _log = logging.getLogger(__name__)
 _BACKLOG = 2048
 _OTHER_FILES = 256
 _LONGEST_KEEPALIVE_SECONDS = 32_767
-"""That Linux takes."""
+"""The largest value that Linux accepts."""
 _DRAIN_MARGIN_SECONDS = 3
-"""For the last events to leave once the engine has ended all generations."""
+"""Time to send the last events after the engine has ended all generations."""
 
 
 def run(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartError."""
     set_up_logging(settings.engine_config.log)
-    load_access_tokens(settings)  # only so that a mistake in the file is told before the model is loaded
+    load_access_tokens(settings)  # only to report a mistake in the file before the model is loaded
     tls = load_tls(settings.server.tls) if settings.server.tls else None
     _allow_files(settings.server.max_connections)
     tracing = start_tracing(settings.tracing, settings.model.name)
@@ -68,7 +68,8 @@ async def _serve(
     async with run_replicas(settings.engine_config, settings.engine.replicas) as engine:
         app = _start_app(settings, engine, observers)
         config = configure(app, settings.server, tls, [*observers, log_request])
-        await anyio.lowlevel.checkpoint()  # which loads much; the first request would wait for that
+        # The first call of anyio imports much code. Without this one, the first request would wait for it.
+        await anyio.lowlevel.checkpoint()
         server = _Server(config, lambda: _welcome(settings, listener))
         _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
         stalls = asyncio.create_task(cut_stalled(server.transports, settings.server.stall_seconds))
@@ -84,7 +85,7 @@ def configure(
     tls: ssl.SSLContext | None = None,
     observers: Sequence[Observer] = (),
 ) -> uvicorn.Config:
-    """How the app is served. `observers` hear of requests that are answered before they come to it."""
+    """uvicorn's configuration. Each of `observers` is called for each request refused before the app."""
     gateway: Gateway = app.state.gateway
     doorkeeper = Doorkeeper(gateway.admission, gateway.metrics, bool(settings.cors_origins), observers)
     return uvicorn.Config(
@@ -104,13 +105,13 @@ def configure(
 
 
 def _refusals(metrics: Metrics) -> Callable[[str, int], None]:
-    """Tells of what never became a request."""
+    """A function that counts and logs a connection that is refused before it becomes a request."""
 
-    def tell(route: str, status: int) -> None:
+    def record(route: str, status: int) -> None:
         metrics.count_request(route, status)
         log_refusal(status)
 
-    return tell
+    return record
 
 
 def _start_app(settings: Settings, engine: Engine, observers: Sequence[Observer]) -> FastAPI:
@@ -122,7 +123,7 @@ def _start_app(settings: Settings, engine: Engine, observers: Sequence[Observer]
 
 
 class _Server(uvicorn.Server):
-    """Says that it serves, once it does; leaves the signals to us, so that the worker is ended in order."""
+    """Calls `welcome` once it serves. Installs no signal handlers, so that the workers stop in order."""
 
     def __init__(self, config: uvicorn.Config, welcome: Callable[[], None]) -> None:
         super().__init__(config)
@@ -130,13 +131,13 @@ class _Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     def transports(self) -> list[asyncio.Transport]:
-        """Of all connections."""
+        """The transports of all open connections."""
         return [connection.transport for connection in self.server_state.connections]
 
     def stop(self, engine: Replica, seconds: float) -> None:
-        """The first time, what runs may end; until then, what is new is told that nothing is served any more.
+        """The first call drains: running requests have `seconds` to end, and new requests get a 503.
 
-        The second time, it ends at once.
+        The second call stops the server at once.
         """
         if self._draining is None:
             engine.drain(seconds)
@@ -174,8 +175,8 @@ def _current_task() -> "asyncio.Task[object]":
 
 
 def _allow_files(connections: int) -> None:
-    """Each is an open file, of which many systems allow few unless they are asked. Raises StartError."""
-    needed = connections + TOLD_CONNECTIONS + _OTHER_FILES
+    """Raises the limit of open files: each connection needs one. Raises StartError if the system refuses."""
+    needed = connections + MAX_EXCESS_CONNECTIONS + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         try:
@@ -186,7 +187,10 @@ def _allow_files(connections: int) -> None:
 
 
 def _bind(server: ServerSettings) -> socket.socket:
-    """Bound, so that a port in use is found before the model is loaded; it listens once there is one."""
+    """A bound socket. It is bound before the model is loaded, so that a port in use is an error at once.
+
+    It listens only once the server runs. Raises StartError.
+    """
     host, port = server.host, server.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -200,20 +204,20 @@ def _bind(server: ServerSettings) -> socket.socket:
 
 
 def _notice_lost_clients(listener: socket.socket, seconds: float) -> None:
-    """Has the system ask after clients that it hears nothing of. Accepted connections inherit it."""
+    """Turns on TCP keepalive, which finds clients that have vanished. Accepted connections inherit it."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
-        asks = {
+        options = {
             socket.TCP_KEEPIDLE: min(math.ceil(seconds / 2), _LONGEST_KEEPALIVE_SECONDS),
             socket.TCP_KEEPINTVL: min(math.ceil(seconds / 8), _LONGEST_KEEPALIVE_SECONDS),
             socket.TCP_KEEPCNT: 4,
         }
-        for option, value in asks.items():
+        for option, value in options.items():
             listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _welcome(settings: Settings, listener: socket.socket) -> None:
-    """For people, who start with a copy of it; where only machines read, a line in the log."""
+    """Prints the URL and a command to try. With JSON logs, it writes a log line instead."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.server.tls else "http"
     url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -1,4 +1,4 @@
-"""Who may call. Decided from path and headers alone, before anything of the body is read."""
+"""Authentication: checks access tokens and scopes. Reads only the path and the headers, never the body."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -17,9 +17,10 @@ OPEN_PATHS = frozenset({"/", "/health", "/version", "/docs", "/openapi.json"}) |
 
 
 class Authenticate:
-    """ASGI middleware: 401 without a bearer token that is good now. Where there are none, everything is open.
+    """ASGI middleware: answers 401 unless the request has a valid access token.
 
-    Leaves the caller's token in the request's state; None: nobody was asked for one.
+    Open paths need no access token. If the server has no access tokens at all, every path is open.
+    Stores the caller's access token as `caller` in the request's state, or None if none was needed.
     """
 
     def __init__(self, app: ASGIApp, tokens: AccessTokens, open_metrics: bool) -> None:
@@ -37,48 +38,49 @@ class Authenticate:
         await self._app(scope, receive, send)
 
     def _caller(self, scope: Scope) -> AccessToken | None:
-        """Raises Unauthorized."""
+        """The caller's access token, or None if the path is open. Raises Unauthorized."""
         self._tokens.refresh()
         if not self._tokens.guarded or unversioned(scope["path"]) in self._open_paths:
             return None
         token = self._tokens.find(_bearer_token(Headers(scope=scope)))
         if token is None:
-            raise Unauthorized("a valid bearer token is required")
+            raise Unauthorized("the access token is not valid")
         if token.expires and token.expires <= datetime.now(UTC):
             raise Unauthorized("the access token has expired")
         return token
 
 
 def _bearer_token(headers: Headers) -> str:
-    """Raises Unauthorized. Of two headers, somebody between us might have looked at the other one."""
+    """Raises Unauthorized, also if there are two headers: a proxy may have checked the other one."""
     given = headers.getlist("authorization")
     if len(given) > 1:
-        raise Unauthorized("there must be one Authorization header, not several")
+        raise Unauthorized(f"there must be one Authorization header, got {len(given)}")
     scheme, _, token = "".join(given).partition(" ")
     if scheme.lower() != "bearer":
-        raise Unauthorized("a valid bearer token is required")
+        raise Unauthorized("the Authorization header must be 'Bearer' and a valid access token")
     return token.strip()
 
 
 def caller_of(request: Request) -> AccessToken | None:
+    """The access token that Authenticate has found; None if none was needed."""
     caller: AccessToken | None = request.state.caller
     return caller
 
 
 def requires(*scopes: AccessScope) -> Any:
-    """A route's dependency: 401 for a token that has none of these scopes."""
+    """A dependency for routes: answers 401 if the access token has none of these scopes."""
     needed = " or ".join(scopes)
 
     async def check(request: Request) -> None:
         caller = caller_of(request)
         if caller and not set(scopes) & set(caller.scopes):
-            raise Unauthorized(f"this access token lacks the scope {needed}")
+            raise Unauthorized(f"this access token does not have the scope {needed}")
 
     return Depends(check)
 
 
 def unversioned(path: str) -> str:
-    """Every route is served both bare and under /v1."""
+    """The path without the prefix /v1. Every route is served with and without it."""
     if path == "/v1":
         return "/"
     return path.removeprefix("/v1") if path.startswith("/v1/") else path

@@ -1,4 +1,4 @@
-"""A request's bytes -> a request model. Knows JSON and how to say in one sentence what is wrong with it."""
+"""Parses a request's body into a request model, or describes the first error in it. Knows no routes."""
 
 import gc
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from app.schemas.base import RequestModel
 
 Model = TypeVar("Model", bound=RequestModel)
 
-# Bytes. A shorter one is checked in some milliseconds at most, the longest that is allowed in seconds.
 _LARGE_BODY = 65_536
+"""Bytes. A body from this size on is parsed in a thread: the longest allowed body takes seconds to parse."""
 
 
 async def read_json(request: Request, model: type[Model], context: object = None) -> Model:
-    """`context` is what the model's validators want to know besides.
+    """Reads the request's body as a `model`. `context` is the validation context for its validators.
 
     Raises ApiError: UNSUPPORTED_MEDIA_TYPE, PAYLOAD_TOO_LARGE or INVALID_REQUEST.
     """
@@ -45,8 +45,8 @@ def _parse(body: bytes, model: type[Model], context: object) -> Model:
 def _decode(body: bytes) -> Any:
     """Raises ValueError.
 
-    Where there are very many small values, looking for garbage among them would take ten times as long as
-    decoding them, and nothing else could go on meanwhile.
+    The garbage collector is off meanwhile: with very many small values it would take ten times as long as
+    the decoding, and it would block the event loop.
     """
     gc.disable()
     try:
@@ -56,7 +56,7 @@ def _decode(body: bytes) -> Any:
 
 
 def invalid_request(errors: Sequence[Any]) -> InvalidRequest:
-    """The first of pydantic's errors, or of FastAPI's in the query, as ours."""
+    """The first of `errors` as an ApiError. They come from pydantic, or from FastAPI for query parameters."""
     error: ErrorDetails = errors[0]
     context = error.get("ctx", {})
     path = _path((*error["loc"], *context.get("at", ()))).removeprefix("query.")
@@ -99,14 +99,14 @@ def _check_content_type(content_type: str | None) -> None:
 
 
 def _check_encoding(encoding: str | None) -> None:
-    """What is compressed could be of any size."""
+    """Refuses compressed bodies: their size after decompression has no limit."""
     if encoding is not None and encoding.strip().lower() != "identity":
-        message = f"the body must not be encoded, got Content-Encoding {shorten(encoding)}"
+        message = f"the body must not be compressed, got Content-Encoding {shorten(encoding)}"
         raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, message)
 
 
 def _path(location: Sequence[str | int]) -> str:
-    """`messages[0].content`; keys that came from the caller are shortened."""
+    """The field's path, such as `messages[0].content`. Keys from the request are shortened."""
     path = ""
     for part in location:
         if isinstance(part, int):

@@ -1,8 +1,8 @@
-"""One client's connection: how large a request's head may be, how long head and body may take, and how many
-connections there may be.
+"""One client's connection. Limits the size of a request's head (its request line and headers), the time for
+head and body, and the number of connections.
 
-uvicorn has no such limits, and answers what is no HTTP in plain text. What is refused here never becomes a
-request, so the error is written by hand. Knows no routes.
+uvicorn has no such limits, and it answers invalid HTTP in plain text. A request that is refused here never
+reaches the app, so this module writes the error response itself. Knows no routes.
 """
 
 import asyncio
@@ -19,77 +19,79 @@ from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
 from app.http.errors import STATUS, raw_error
 from app.settings import ServerSettings
 
-_VERSIONS = ("1.1", "1.0")  # The parser takes the request lines of others as well.
+_VERSIONS = ("1.1", "1.0")  # The parser also accepts other versions.
 
-TOLD_CONNECTIONS = 256
-"""Beyond those that there may be, so many are told so. Any more are cut without a word."""
+MAX_EXCESS_CONNECTIONS = 256
+"""This many connections above `max_connections` get a 503. Further ones are closed without a response."""
 _LINGER_SECONDS = 2.0
-"""How long a refused client may go on sending: an answer is lost where the connection is reset at once."""
+"""How long a refused client may go on sending. If the connection were closed at once, the client's system
+would reset it and could lose the response."""
 
 
 Headers = list[tuple[bytes, bytes]]
-"""With names in lower case."""
+"""Pairs of name and value. The names are in lower case."""
 
 
 class Door(Protocol):
-    """Asked about each request before the app is."""
+    """Decides about each request before the app is called."""
 
     def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
-        """The answer to a request that need not become one."""
+        """The whole HTTP response to a request that is refused; None if the app is to answer."""
 
     def let_in(self, scope: HTTPScope) -> None:
-        """The request becomes one. The app, which is called soon, sees what this adds to the scope."""
+        """Called for a request that was not turned away, just before the app. May add to the app's scope."""
 
 
 class _Answered:
-    """In the place of uvicorn's cycle, after a request that was answered here. Its body is dropped."""
+    """Takes the place of uvicorn's cycle after a request that was answered here. Drops the request's body."""
 
     response_started = response_complete = keep_alive = True
     disconnected = False
     message_event = asyncio.Event()
-    """Nobody waits for it."""
+    """uvicorn sets it; nothing waits for it."""
 
 
 class _Part(StrEnum):
-    """What of a request has begun and not ended. The values are for the message."""
+    """The part of a request that is arriving now. The values appear in error messages."""
 
     HEAD = "headers"
     BODY = "body"
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with limits. `connections_with` sets its first attributes."""
+    """uvicorn's HTTP protocol with limits. `connections_with` sets the first four attributes."""
 
     limits: ServerSettings
     count: Callable[[str, int], None]
     door: Door
-    told: int
+    max_excess: int
 
     _part: _Part | None = None
     _timer: asyncio.TimerHandle | None = None
     _fault: ApiError | None = None
     _refused = False
     _reading = 0
-    """Bytes in the read that is being parsed."""
+    """Size of the read that is being parsed, in bytes."""
     _only_head = False
-    """Nothing but a head that had begun before (or trailers) was in that read so far."""
+    """So far, that read holds only bytes of a head that began in an earlier read, or of trailers."""
     _head_at_least = 0
+    """Lower bound of the head's size so far, in bytes: the reads that hold nothing else."""
     _head_at_most = 0
-    """Bytes of the head so far, as far as reads tell."""
+    """Upper bound of the head's size so far, in bytes: all reads since the one in which the head began."""
     _body_is_left = False
-    """The parser has ended a request without its body."""
+    """The parser has completed a request before its body, because the request asks for an upgrade."""
     _discarded = 0
-    """Bytes that came after the refusal."""
+    """Bytes received after the refusal."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        beyond = len(self.connections) - self.limits.max_connections
-        if beyond > self.told:
+        excess = len(self.connections) - self.limits.max_connections
+        if excess > self.max_excess:
             self._refused = True
             self.count("other", 503)
             transport.abort()
-        elif beyond > 0:
-            self._refuse(QueueFull("there are too many connections; try again later"))
+        elif excess > 0:
+            self._refuse(QueueFull("too many connections are open; try again later"))
         else:
             self._watch()
 
@@ -148,7 +150,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _is_plain(self) -> bool:
-        """Whether the request can be answered at once, and its connection used again."""
+        """Whether the request can be answered at once, with the connection kept open for the next request."""
         return (
             (self.cycle is None or self.cycle.response_complete)
             and self.parser.get_http_version() == "1.1"
@@ -160,15 +162,16 @@ class Connection(HttpToolsProtocol):
     def _parse(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:  # by itself, or by an error of ours
-            self._refuse(self._fault or InvalidRequest("this is not HTTP/1.1"))
+        except httptools.HttpParserError:  # also raised if one of the callbacks raises
+            self._refuse(self._fault or InvalidRequest("the request is not valid HTTP/1.1"))
         except httptools.HttpParserUpgrade as upgrade:
             self._decline(data[upgrade.args[0] :])
 
     def _decline(self, rest: bytes) -> None:
-        """Who asks for another protocol gets this one. Java's client asks for HTTP/2 with its first request.
+        """Answers a protocol upgrade request with HTTP/1.1. Java's HTTP client asks for HTTP/2 this way.
 
-        The parser takes what follows for that protocol's, were it a body. So another one reads that.
+        The parser assumes that all bytes after the head belong to the new protocol, even if the request has
+        a body. So a second parser reads the body. `rest` is the part of the read that follows the head.
         """
         if not self._body_is_left:
             return
@@ -183,7 +186,7 @@ class Connection(HttpToolsProtocol):
         self._parse(b"POST / HTTP/1.1\r\n" + self._framing() + b"\r\n" + rest)
 
     def _framing(self) -> bytes:
-        """The headers that say that there is a body."""
+        """The header lines that announce a body: Content-Length and Transfer-Encoding."""
         framing = (b"content-length", b"transfer-encoding")
         return b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] in framing)
 
@@ -200,7 +203,8 @@ class Connection(HttpToolsProtocol):
     def _too_large(self) -> ApiError:
         limits = self.limits
         rule = (
-            f"there must be at most {limits.max_headers} headers, of {limits.max_header_bytes} bytes in all"
+            f"a request must have at most {limits.max_headers} headers, "
+            f"and its target and headers at most {limits.max_header_bytes} bytes together"
         )
         return ApiError(ErrorCode.HEADERS_TOO_LARGE, rule)
 
@@ -209,7 +213,10 @@ class Connection(HttpToolsProtocol):
         self._stop_watching()
 
     def _watch(self) -> None:
-        """Sees to it that what has begun ends. A connection that has sent nothing yet has begun, too."""
+        """Starts the timer for the part of a request that is arriving, or for the time between requests.
+
+        The first head's timer starts with the connection, before the client has sent anything.
+        """
         answering = self.cycle is not None and not self.cycle.response_complete
         if self._timer or self._refused or (self._part is None and answering):
             return
@@ -238,13 +245,16 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _is_busy(self) -> bool:
-        """Whether an answer is on its way that another would break."""
+        """Whether a response is being made or sent, so that an error written now would corrupt it."""
         if self.cycle is None or self.cycle.response_complete:
             return False
         return self._part is not _Part.BODY or bool(self.pipeline) or self.cycle.response_started
 
     def _refuse(self, error: ApiError) -> None:
-        """Answers in place of the app, which finds its client gone."""
+        """Writes the error, unless a response has begun, and closes the connection.
+
+        If the app has the request already, it sees a disconnect.
+        """
         self._refused = True
         self.count("other", STATUS[error.code])
         self._stop_watching()
@@ -269,11 +279,11 @@ def connections_with(
     limits: ServerSettings,
     count: Callable[[str, int], None],
     door: Door,
-    told: int = TOLD_CONNECTIONS,
+    max_excess: int = MAX_EXCESS_CONNECTIONS,
 ) -> type[Connection]:
-    """For uvicorn, which makes a protocol of its own for each connection.
+    """The protocol class for uvicorn, which creates one instance for each connection.
 
-    `count` is told of this module's own refusals, as Metrics.count_request is.
+    `count` is called with a route and a status for each refusal by this module, like Metrics.count_request.
     """
 
     class LimitedConnection(Connection):
@@ -282,5 +292,5 @@ def connections_with(
     LimitedConnection.limits = limits
     LimitedConnection.count = staticmethod(count)
     LimitedConnection.door = door
-    LimitedConnection.told = told
+    LimitedConnection.max_excess = max_excess
     return LimitedConnection

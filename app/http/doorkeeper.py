@@ -1,4 +1,4 @@
-"""Places for chats: taken when one comes in, and told to whoever gets none before any work is done for it."""
+"""Admission control for arriving chat requests: reserves capacity, or refuses before any work is done."""
 
 import asyncio
 import uuid
@@ -21,7 +21,7 @@ from app.telemetry.observation import Observation, Observer
 
 @dataclass(frozen=True)
 class _Route:
-    """Stands for the router's own, in what is answered before it."""
+    """Stands in for the router's route object in requests that are answered before they reach the router."""
 
     path: str
 
@@ -30,9 +30,12 @@ _GENERATES = _Route("/chat/completions")
 
 
 class ReserveCapacity:
-    """ASGI middleware: a chat takes a place before anything else is done for it, or is told there is none.
+    """ASGI middleware: reserves capacity for a chat request before any other work, or answers 503.
 
-    Leaves the place in the request's state, for the route to widen and to hand over. It may be there already.
+    Stores the reservation as `reservation` in the request's state. The route resizes it to the number of
+    choices, and releases it once the engine counts the choices itself. Doorkeeper may have stored a
+    reservation already; this middleware then uses that one. In any case it releases the reservation at the
+    end, however the request ends.
     """
 
     def __init__(self, app: ASGIApp, admission: AdmissionController) -> None:
@@ -58,9 +61,11 @@ class ReserveCapacity:
 
 
 class TakeTurns:
-    """ASGI middleware: chats are begun one after the other, and between two of them all else has its turn.
+    """ASGI middleware: starts chat requests one at a time, and lets all other tasks run between two of them.
 
-    To read a request and to render its prompt takes about a millisecond, in which nobody gets a token.
+    Parsing a chat request and rendering its prompt blocks the event loop for about a millisecond. Without
+    turns, many requests that arrive together would block it many times in a row, and no running stream would
+    get a token meanwhile.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -76,17 +81,19 @@ class TakeTurns:
     async def _take(self, before: "asyncio.Future[None] | None", turn: "asyncio.Future[None]") -> None:
         try:
             if before and not before.done():
-                await asyncio.wait({before})  # which, unlike `await before`, is cancelled alone
+                await asyncio.wait({before})  # unlike `await before`, does not cancel `before` as well
             await asyncio.sleep(0)
         finally:
             turn.set_result(None)
 
 
 class Doorkeeper:
-    """Implements app.http.connection.Door: reserves capacity for a chat, or refuses it, before all else.
+    """Implements app.http.connection.Door: refuses chat requests before the app if there is no capacity.
 
-    Under a rush that is what most are told, and what /health waits for. An app costs ten times as much.
-    Tokens are not looked at: that the server is full, anybody may know.
+    Under overload most requests get this refusal, and every other request, /health included, waits while
+    refusals are made. A refusal by the app would cost ten times as much. Access tokens are not checked: it is
+    no secret that the server is full. A request that is let in gets its reservation here, because the app
+    only runs later: the next request on any connection must already see that the capacity is taken.
     """
 
     def __init__(
@@ -96,9 +103,9 @@ class Doorkeeper:
         has_origins: bool,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """`has_origins`: browsers are let in, and what the app adds to answers for them is needed.
+        """`has_origins`: CORS is on, so the app must answer browsers, because it adds the CORS headers.
 
-        Whoever is in `observers` hear of each that is turned away.
+        Each of `observers` is called once for each refused request.
         """
         self._admission = admission
         self._metrics = metrics
@@ -117,25 +124,26 @@ class Doorkeeper:
         return None
 
     def _refuse(self, error: ApiError) -> bytes:
-        seen = Observation(uuid.uuid4().hex)
-        status = STATUS[error.code]
-        seen.method, seen.route, seen.status, seen.error = "POST", _GENERATES.path, status, error.code
-        # Soon: first all who have come at the same time get their answer.
-        asyncio.get_running_loop().call_soon(self._report, seen, status)
-        described = {"x-request-id": seen.request_id, "content-security-policy": NO_PAGE}
-        return raw_error(error, {**described, **SECURITY_HEADERS})
+        observation = Observation(uuid.uuid4().hex)
+        observation.method, observation.route = "POST", _GENERATES.path
+        observation.status, observation.error = STATUS[error.code], error.code
+        # Not at once: the requests that arrived together are all answered first.
+        asyncio.get_running_loop().call_soon(self._report, observation, STATUS[error.code])
+        headers = {"x-request-id": observation.request_id, "content-security-policy": NO_PAGE}
+        return raw_error(error, {**headers, **SECURITY_HEADERS})
 
-    def _report(self, seen: Observation, status: int) -> None:
-        self._metrics.count_request(seen.route, status)
+    def _report(self, observation: Observation, status: int) -> None:
+        self._metrics.count_request(observation.route, status)
         for observe in self._observers:
-            observe(seen)
+            observe(observation)
 
     def let_in(self, scope: HTTPScope) -> None:
-        """What it takes, ReserveCapacity frees."""
+        """Reserves capacity for a chat request. ReserveCapacity releases it, or answers if there is none."""
         if _generates(scope["method"], scope["path"]):
             with suppress(ApiError):
                 scope["state"]["reservation"] = self._admission.reserve()
 
 
 def _generates(method: str, path: str) -> bool:
+    """Whether this is a chat request."""
     return method == "POST" and unversioned(path) == _GENERATES.path

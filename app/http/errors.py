@@ -1,4 +1,4 @@
-"""The one table from an error's code to its HTTP status, and the shape of an error on the wire."""
+"""Maps error codes to HTTP statuses, and ApiErrors to responses. Every error response is made here."""
 
 import logging
 from collections.abc import Mapping
@@ -40,27 +40,27 @@ _HEADERS = {
     503: {"Retry-After": "1"},
 }
 
-# The client left before it was answered, so it never receives this status. Metrics and logs show it.
+# The client disconnected before the response, so it never receives this status. Metrics and logs show it.
 CLIENT_CLOSED_REQUEST = 499
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 def error_body(error: ApiError) -> dict[str, object]:
-    """OpenAI's clients read the object under `error`; Aleph Alpha's read the top-level `code`."""
+    """OpenAI's clients read the object under `error`; Aleph Alpha's read the `code` at the top level."""
     status = STATUS[error.code]
     fallback = "server_error" if status >= 500 else "invalid_request_error"
-    described = {
+    details = {
         "message": error.message,
         "type": _OPENAI_TYPES.get(status, fallback),
         "param": error.param,
         "code": error.code,
     }
-    return {"error": described, "code": error.code}
+    return {"error": details, "code": error.code}
 
 
 def error_headers(error: ApiError) -> dict[str, str]:
-    """The headers that belong to the error's status."""
+    """The headers that go with the error: WWW-Authenticate for a 401, Retry-After for a 429 or 503."""
     headers = dict(_HEADERS.get(STATUS[error.code], {}))
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
@@ -68,7 +68,7 @@ def error_headers(error: ApiError) -> dict[str, str]:
 
 
 class ErrorResponse(JSONResponse):
-    """Also puts the error's code into the request's state, where the access log and traces find it."""
+    """An error as a response. Also stores its code in the request's state, for the access log and traces."""
 
     def __init__(self, error: ApiError) -> None:
         super().__init__(error_body(error), STATUS[error.code], headers=error_headers(error))
@@ -80,7 +80,7 @@ class ErrorResponse(JSONResponse):
 
 
 def raw_error(error: ApiError, headers: Mapping[str, str]) -> bytes:
-    """The whole HTTP/1.1 answer as bytes, for a connection that answers without the app."""
+    """The whole HTTP/1.1 response as bytes, for a connection that answers without the app."""
     status = STATUS[error.code]
     body = msgspec.json.encode(error_body(error))
     lines = "".join([f"{name}: {value}\r\n" for name, value in {**error_headers(error), **headers}.items()])
@@ -91,8 +91,11 @@ def raw_error(error: ApiError, headers: Mapping[str, str]) -> bytes:
 
 
 def for_caller(error: Exception, request_id: str) -> ApiError:
-    """The error that the caller may see. For a fault of ours, only the request id: the log has the rest."""
+    """The error that the caller may see.
+
+    An internal error is logged with its traceback; the caller gets only the request id.
+    """
     if isinstance(error, ApiError) and error.code is not ErrorCode.INTERNAL:
         return error
     _log.error("request %(request_id)s failed", {"request_id": request_id}, exc_info=error)
-    return InternalError(f"internal error; the server's log has it as request {request_id}")
+    return InternalError(f"internal error; see request {request_id} in the server's log")

@@ -1,4 +1,4 @@
-"""What holds for every request: an id, a count, a limit of the body, an answer even to a fault of ours."""
+"""Middleware for every request: request ids, metrics, body limit, HEAD, responses to unhandled exceptions."""
 
 import re
 import uuid
@@ -15,7 +15,7 @@ from app.http.errors import CLIENT_CLOSED_REQUEST, ErrorResponse, for_caller
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observation, Observer
 
-# Others are their senders' words.
+# Other methods are recorded as "-": clients must not choose what metrics, logs and traces contain.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _TRACE_HEADERS = ("traceparent", "tracestate")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -30,7 +30,7 @@ NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 
 
 class AnswerHead:
-    """ASGI middleware: HEAD is GET without the body."""
+    """ASGI middleware: answers HEAD like GET, without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -47,9 +47,10 @@ class AnswerHead:
 
 
 class Observe:
-    """ASGI middleware: gives the request its id, the answer what all have in common, and a fault its 500.
+    """ASGI middleware: gives each request an id, and each response the common headers.
 
-    Whoever is in `observers` hear of each request when it has been answered.
+    If the app raises an exception, it answers 500, or cuts the connection if the response has begun already.
+    Each of `observers` is called once for each request, after its response.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, observers: Sequence[Observer] = ()) -> None:
@@ -62,12 +63,12 @@ class Observe:
             await self._app(scope, receive, send)
             return
         request_id = uuid.uuid4().hex
-        seen = Observation(request_id)
-        scope.setdefault("state", {}).update(request_id=request_id, observation=seen)
+        observation = Observation(request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, observation=observation)
 
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                seen.status = message["status"]
+                observation.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers.setdefault("content-security-policy", NO_PAGE)
@@ -81,18 +82,18 @@ class Observe:
             await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send_counted)
         except Exception as error:
             answer = for_caller(error, request_id)
-            if seen.status is not None:
-                seen.error = answer.code.value
-                raise  # The server cuts the connection, so that half an answer does not look whole.
+            if observation.status is not None:
+                observation.error = answer.code.value
+                raise  # uvicorn closes the connection, so that the client sees an incomplete response
             await ErrorResponse(answer)(scope, receive, send_counted)
         finally:
-            _complete(seen, scope)
+            _complete(observation, scope)
             for observe in self._observers:
-                observe(seen)
+                observe(observation)
 
 
 class LimitBody:
-    """ASGI middleware: 413 for a longer body, whether or not its length was announced."""
+    """ASGI middleware: answers 413 to a body above `limit` bytes, with or without a Content-Length."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -127,26 +128,26 @@ class LimitBody:
         return ApiError(ErrorCode.PAYLOAD_TOO_LARGE, f"the body must have at most {self._limit} bytes")
 
 
-def _complete(seen: Observation, scope: Scope) -> None:
-    """What the way through the server has left in the request's scope."""
+def _complete(observation: Observation, scope: Scope) -> None:
+    """Copies what the middleware and the router have stored in the request's scope into the observation."""
     state = scope["state"]
     caller = state.get("caller")
-    seen.method = scope["method"] if scope["method"] in _METHODS else "-"
-    seen.route = _route(scope)
-    seen.error = seen.error or state.get("error")
-    seen.token = caller.name if caller else None
+    observation.method = scope["method"] if scope["method"] in _METHODS else "-"
+    observation.route = _route(scope)
+    observation.error = observation.error or state.get("error")
+    observation.token = caller.name if caller else None
     headers = Headers(scope=scope)
-    seen.client_request_id = _client_request_id(headers)
-    seen.trace_headers = {name: headers[name] for name in _TRACE_HEADERS if name in headers}
-    seen.end()
+    observation.client_request_id = _client_request_id(headers)
+    observation.trace_headers = {name: headers[name] for name in _TRACE_HEADERS if name in headers}
+    observation.end()
 
 
 def _client_request_id(headers: Headers) -> str | None:
-    """The caller's own name for it. It is only logged: ours must be unique, and nobody else's choice."""
+    """The caller's id for the request. It is only logged: the server's own request id must be unique."""
     given = headers.get("x-client-request-id") or headers.get("x-request-id") or ""
     return given if _REQUEST_ID.fullmatch(given) else None
 
 
 def _route(scope: Scope) -> str:
-    """The matched route's pattern: the path itself would give every typing mistake a time series."""
+    """The matched route's pattern, or "other". The path itself would create a time series for every typo."""
     return unversioned(getattr(scope.get("route"), "path", "other"))

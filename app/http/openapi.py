@@ -1,4 +1,4 @@
-"""The OpenAPI document. The routes read their bodies themselves, so what FastAPI cannot see is told here."""
+"""Builds the OpenAPI document. Describes the bodies itself: FastAPI cannot see them, as routes parse them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ _ANSWERS = (
 )
 
 _ERRORS_OF_CONNECTIONS = (408, 431, 503)
-"""What any route's caller may get: slow or large headers, too many connections."""
+"""Errors that any request may get, because they concern its connection: see app.http.connection."""
 
 _CHUNK = {
     "type": "string",
@@ -40,8 +40,8 @@ _CHUNK = {
 }
 _EVENT: dict[str, Any] = {
     "type": "object",
-    "description": "With `stream`. One event: a line of `data: ` and JSON. `[DONE]` is the last one, "
-    "unless that is an error.",
+    "description": "One server-sent event, if `stream` is true: the line `data: ` and a JSON chunk. "
+    "The last event is `data: [DONE]`, or an error if the request fails after the first event.",
     "properties": {"data": {"anyOf": [{"const": "[DONE]"}, _CHUNK]}},
     "required": ["data"],
 }
@@ -57,9 +57,10 @@ def describe(
     links: Mapping[str, Any] | None = None,
     errors: tuple[int, ...] = (401, 500),
 ) -> dict[str, Any]:
-    """What a route's decorator tells of it. A body adds the errors that reading it can bring.
+    """Keyword arguments for a route's decorator: status, request body, responses.
 
-    `answer` is the type of what comes with `status`; None: nothing does.
+    `answer` is the type of the response's body for `status`; None means no body. If `body` is given, the
+    errors of reading it are added to `errors`. Without 401 in `errors`, the route needs no access token.
     """
     content = {} if answer is None else {media_type: {"schema": _schema(answer)}}
     if streams:
@@ -69,24 +70,24 @@ def describe(
         errors += (400, 413, 415)
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    success = {"description": "The answer", "content": content} | ({"links": links} if links else {})
+    success = {"description": "Success", "content": content} | ({"links": links} if links else {})
     responses: dict[int, Any] = {status: success}
     responses |= {error: _error_response(error) for error in sorted(errors + _ERRORS_OF_CONNECTIONS)}
     return {"status_code": status, "openapi_extra": extra, "responses": responses}
 
 
 def build_openapi(app: FastAPI, settings: Settings, vocab_size: int) -> dict[str, Any]:
-    """`settings`: whose limits the server keeps to; `vocab_size`: of its tokenizer."""
+    """The document for this server, with the limits from `settings` and the tokenizer's `vocab_size`."""
     document = get_openapi(
         title=app.title,
         version=app.version,
         description=app.description,
         routes=app.routes,
-        servers=[{"url": "/"}, {"url": "/v1", "description": "Every route is served here as well."}],
+        servers=[{"url": "/"}, {"url": "/v1", "description": "The same routes, for OpenAI's clients."}],
     )
     for operations in document["paths"].values():
         for operation in operations.values():
-            operation["responses"].pop("422", None)  # FastAPI's own; a request that breaks a rule gets 400
+            operation["responses"].pop("422", None)  # FastAPI adds it, but Tiller answers 400 instead
     template = "#/components/schemas/{}"
     _, bodies = models_json_schema(
         [(body, "validation") for body in _BODIES], ref_template=template.format("{model}")
@@ -116,7 +117,7 @@ def _add_limits(schemas: dict[str, Any], settings: Settings, vocab_size: int) ->
 
 
 def _narrow(field: dict[str, Any], **constraints: object) -> None:
-    """Of a field that may be null as well, the first alternative."""
+    """Adds constraints to a field's schema. If the field may be null, they go to the first alternative."""
     (field["anyOf"][0] if "anyOf" in field else field).update(constraints)
 
 
@@ -136,7 +137,7 @@ def _error_schema() -> dict[str, Any]:
     error = {
         "message": {"type": "string"},
         "type": {"type": "string"},
-        "param": {"type": ["string", "null"], "description": "The field at fault."},
+        "param": {"type": ["string", "null"], "description": "The field that caused the error."},
         "code": code,
     }
     fields = {"error": {"type": "object", "properties": error, "required": list(error)}, "code": code}

@@ -1,7 +1,7 @@
-"""Cuts connections whose client takes nothing of what is sent to it. Knows no HTTP.
+"""Resets connections whose client has stopped reading. Knows no HTTP.
 
-Linux's own TCP_USER_TIMEOUT would also cut clients that do read: it goes on counting while they make room
-for less than what is next to be sent, and that is up to 64 KB where client and server are on one machine.
+Linux's TCP_USER_TIMEOUT does not fit: it would also cut clients that read slowly. It counts on while the
+client's receive window is smaller than the next segment, which has up to 64 KB on the loopback interface.
 """
 
 import asyncio
@@ -13,25 +13,26 @@ from contextlib import suppress
 from typing import NamedTuple
 
 _TCP_INFO = struct.Struct("=24xI92xQ16xI")
-"""Of Linux's `struct tcp_info` (linux/tcp.h): segments in flight, bytes acknowledged, bytes not sent yet."""
+"""From `struct tcp_info` (linux/tcp.h): unacknowledged segments, acknowledged bytes, bytes not sent yet."""
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: what is left is not sent by the system either."""
+"""Value of SO_LINGER: at close, the system resets the connection and drops the unsent data."""
 
 
 class _Progress(NamedTuple):
     acked: int
-    """Bytes that the client's system has ever taken."""
+    """Bytes that the client's system has acknowledged since the connection began."""
     silent: float
-    """Seconds since it took any, or there was nothing to take."""
+    """Seconds without a new acknowledgement while data was waiting."""
 
 
 async def cut_stalled(
     transports: Callable[[], Iterable[asyncio.Transport]], seconds: float, tick: float = 1.0
 ) -> None:
-    """Of those that there are at a time, cuts each that stands still for `seconds`; never returns.
+    """Resets each of `transports()` whose client acknowledges nothing for `seconds`. Never returns on Linux.
 
-    Does nothing on other systems than Linux, which do not tell. Time is counted in turns of the event loop,
-    so that a stop of the whole machine is no silence of a client's.
+    On other systems it returns at once, because they do not report the acknowledged bytes. Every `tick`
+    seconds it looks at all transports. Each look counts as `tick` seconds, however long it really took, so
+    that a suspended machine does not make its clients look stalled.
     """
     if sys.platform != "linux":
         return
@@ -55,7 +56,7 @@ def _look(transport: asyncio.Transport, before: _Progress | None, tick: float) -
 
 
 def _tcp_info(transport: asyncio.Transport) -> tuple[int, int, int] | None:
-    """As in _TCP_INFO. None: it is closed, and its end is on its way."""
+    """The fields of _TCP_INFO. None if the connection is closed already."""
     if connection := transport.get_extra_info("socket"):
         with suppress(OSError, ValueError):
             return _TCP_INFO.unpack(

@@ -1,6 +1,6 @@
-"""An admitted request's way out: as server-sent events or whole. A client that leaves ends its generation.
+"""Sends an answer as server-sent events or in one response. Aborts its generation if the client disconnects.
 
-Knows HTTP and the order of events; what is in them comes from the transcript.
+Knows HTTP and the order of the events. Their content comes from the transcript.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _HEADERS = {"cache-control": "no-store", "connection": "keep-alive", "x-accel-bu
 _DONE = b"data: [DONE]\n\n"
 _JSON = msgspec.json.Encoder()
 
-# JSON may hold these as they are, but many clients split lines at them.
+# JSON may contain these characters unescaped, but many clients take them for line breaks.
 _LINE_BREAKS = [
     ("\u0085".encode(), rb"\u0085"),
     ("\u2028".encode(), rb"\u2028"),
@@ -37,9 +37,9 @@ _LINE_BREAKS = [
 
 @dataclass(frozen=True)
 class Answer:
-    """A generation that runs, and the transcript that it fills."""
+    """A running generation, and the transcript that collects its tokens."""
 
-    seen: Observation
+    observation: Observation
     generation: Generation
     transcript: Transcript
     metrics: Metrics
@@ -47,22 +47,25 @@ class Answer:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """However the context is left, and however early, nothing goes on generating."""
-        self.metrics.count_first_token(self.seen)
+        """Wraps the sending of the answer. At the end it records usage and metrics, and settles the limits.
+
+        However the block ends, it aborts the generation if any choice is still running.
+        """
+        self.metrics.count_first_token(self.observation)
         with self.metrics.running.track_inprogress():
             try:
                 yield
             finally:
                 if not self.transcript.ended:
                     self.generation.abort()
-                usage = self.seen.usage = self.transcript.usage
-                self.seen.finish_reasons = self.transcript.finish_reasons
-                self.metrics.count_generation(self.seen)
+                usage = self.observation.usage = self.transcript.usage
+                self.observation.finish_reasons = self.transcript.finish_reasons
+                self.metrics.count_generation(self.observation)
                 self.admitted.end(usage.total_tokens)
 
     async def steps(self) -> AsyncIterator[Progress]:
-        """Raises what the generation raises."""
-        answers = self.seen.answers
+        """The transcript's steps. Raises the generation's exception, or INTERNAL if it ends too early."""
+        answers = self.observation.answers
         async for events in self.generation:
             for step in self.transcript.feed(events):
                 if step.running:
@@ -71,14 +74,14 @@ class Answer:
                     answers[step.index] += step.text
                 yield step
         if not self.transcript.ended:
-            raise InternalError("the engine left a choice without an end")
+            raise InternalError("the engine ended the generation before every choice had a finish reason")
 
 
 class AnswerStream(StreamingResponse):
-    """The answer as it comes; the generation is aborted as soon as the client leaves.
+    """Streams the answer as server-sent events. Aborts the generation as soon as the client disconnects.
 
-    A client that reads slowly is waited for. When the server stops, the engine ends the generation; what
-    is not sent soon after that, the server cuts off.
+    A slow reader may take its time. When the server stops, the engine ends the generation, and the server
+    closes the connection a few seconds later, even if not all events are sent.
     """
 
     def __init__(self, answer: Answer, include_usage: bool) -> None:
@@ -92,7 +95,7 @@ class AnswerStream(StreamingResponse):
 
 
 async def respond(answer: Answer, receive: Receive) -> Response:
-    """The whole answer at once; the generation is aborted as soon as the client leaves."""
+    """The whole answer in one response. Aborts the generation as soon as the client disconnects."""
     with answer.running():
         async with while_connected(receive):
             completion = answer.transcript.completion([step async for step in answer.steps()])
@@ -101,7 +104,7 @@ async def respond(answer: Answer, receive: Receive) -> Response:
 
 @asynccontextmanager
 async def while_connected(receive: Receive) -> AsyncIterator[None]:
-    """Cancels the block as soon as the client leaves, and then raises ClientDisconnect."""
+    """Cancels the block as soon as the client disconnects, and then raises ClientDisconnect."""
     with anyio.CancelScope() as scope:
         watcher = asyncio.create_task(_cancel_at_disconnect(receive, scope))
         try:
@@ -127,10 +130,10 @@ async def _events(answer: Answer, include_usage: bool) -> AsyncIterator[bytes]:
         if include_usage:
             yield _encode([transcript.usage_chunk()])
         yield _DONE
-    except Exception as error:  # The status is sent: all that is left is one last event.
-        told = for_caller(error, answer.seen.request_id)
-        answer.seen.error = told.code.value
-        yield _event(error_body(told))
+    except Exception as error:  # The status 200 is sent already, so the last event reports the error.
+        reported = for_caller(error, answer.observation.request_id)
+        answer.observation.error = reported.code.value
+        yield _event(error_body(reported))
 
 
 def _encode(chunks: list[ChatChunk]) -> bytes:

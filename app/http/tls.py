@@ -1,4 +1,4 @@
-"""The certificate and key of a server that speaks HTTPS. Knows no server."""
+"""Loads the server's TLS certificate and key. Knows no server."""
 
 import os
 import ssl
@@ -9,17 +9,17 @@ from app.settings import TlsSettings
 
 
 def load_tls(settings: TlsSettings) -> ssl.SSLContext:
-    """Raises StartError."""
+    """Raises StartError if a file cannot be read, or if certificate and key cannot be used together."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     for name, file in settings:
         if not os.access(Path(file).expanduser(), os.R_OK):
             raise StartError(f"server.tls.{name}: {file} cannot be read")
     try:
-        # Without a password it would ask for one at the terminal.
+        # Without `password`, OpenSSL would prompt for one at the terminal if the key is encrypted.
         certificate, key = (Path(file).expanduser() for _, file in settings)
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ssl.SSLError, ValueError) as error:
         reason = str(getattr(error, "reason", None) or "they are not in PEM format, or the key is encrypted")
-        told = reason.replace("_", " ").lower()
-        raise StartError(f"server.tls: certificate and key cannot be used: {told}") from None
+        reason = reason.replace("_", " ").lower()
+        raise StartError(f"server.tls: certificate and key cannot be used: {reason}") from None
     return context

@@ -1,1 +1,1 @@
-"""The routes: each reads a request, hands it on and answers. They hold no rules of their own."""
+"""The routes: each reads a request, passes it on, and makes the response. Other packages hold the rules."""

@@ -34,33 +34,50 @@ router = APIRouter(tags=["chat"], dependencies=[requires(AccessScope.CHAT)])
     **describe(ChatRequest, ChatCompletion, streams=True, errors=(401, 404, 429, 500)),
 )
 async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bool = False) -> Response:
-    """Continues a conversation. `nice` lets concurrent requests go first."""
-    seen: Observation = request.state.observation
+    """Generates the assistant's next message in a conversation.
+
+    The response is one JSON object, or server-sent events if `stream` is true. With `n` above 1 it has
+    several independent choices. With `steering_concepts`, the model is steered by these concepts; the request
+    waits until they are trained. The query parameter `nice=true` lets other requests go first.
+
+    Errors:
+    - 400 `INVALID_REQUEST`: a field breaks a rule, or a steering concept cannot be used with this model.
+    - 400 `CONTEXT_LENGTH_EXCEEDED`: the prompt and `max_tokens` together exceed the model's context.
+    - 400 `MISSING_CAPABILITY`: the model has no chat template.
+    - 401 `UNAUTHORIZED`: there is no valid access token, or it does not have the scope `chat`.
+    - 404 `UNKNOWN_MODEL` or `UNKNOWN_STEERING_CONCEPT`.
+    - 429 `RATE_LIMITED`: the access token's concurrent requests or tokens per minute are used up.
+    - 503 `QUEUE_FULL`: too many requests are waiting, or this one waited too long for its first token.
+    - 503 `UNAVAILABLE`: the engine is down or the server is stopping.
+
+    If a stream fails after its first event, the last event is the error, and no `[DONE]` follows.
+    """
+    observation: Observation = request.state.observation
     admitted = gateway.admission.admit(caller_of(request), nice, request.state.reservation)
     try:
         chat = await read_json(request, ChatRequest, gateway.settings.limits)
-        asked, concepts = await _prepare(gateway, chat, admitted, seen.request_id, nice)
-        seen.asked = asked
+        wanted, concepts = await _prepare(gateway, chat, admitted, observation.request_id, nice)
+        observation.asked = wanted
         if gateway.settings.log.texts:
-            seen.messages = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
-            seen.answers = [""] * chat.n
-        if asked.steering:
+            observation.messages = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
+            observation.answers = [""] * chat.n
+        if wanted.steering:
             async with while_connected(request.receive):
                 await gateway.concepts.make_usable(concepts)
-        seen.queue()
-        generation = await _start(gateway, asked, concepts, admitted, request.receive)
-        seen.begin(generation.queue_seconds)
+        observation.queue()
+        generation = await _start(gateway, wanted, concepts, admitted, request.receive)
+        observation.begin(generation.queue_seconds)
     except BaseException:
         admitted.end()
         raise
     heading = Heading(
-        "chatcmpl-" + seen.request_id,
+        "chatcmpl-" + observation.request_id,
         int(time.time()),
         gateway.settings.model.name,
         gateway.system_fingerprint,
     )
-    transcript = Transcript(heading, gateway.tokenizer, asked, chat.stop)
-    answer = Answer(seen, generation, transcript, gateway.metrics, admitted)
+    transcript = Transcript(heading, gateway.tokenizer, wanted, chat.stop)
+    answer = Answer(observation, generation, transcript, gateway.metrics, admitted)
     if chat.stream:
         return AnswerStream(answer, chat.stream_options.include_usage)
     return await respond(answer, request.receive)
@@ -69,7 +86,11 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
 async def _prepare(
     gateway: Gateway, chat: ChatRequest, admitted: AdmittedRequest, request_id: str, nice: bool
 ) -> tuple[GenerationRequest, list[Concept]]:
-    """What the engine is to do, and the concepts that it needs for that."""
+    """The request for the engine, and the steering concepts that it uses.
+
+    Raises UNKNOWN_MODEL, MISSING_CAPABILITY, UNKNOWN_STEERING_CONCEPT, QUEUE_FULL, UNAVAILABLE, RATE_LIMITED,
+    CONTEXT_LENGTH_EXCEEDED or INVALID_REQUEST.
+    """
     check_model(chat.model, gateway.settings.model.name)
     if gateway.prompts is None:
         message = f"model {chat.model} cannot chat: it has no chat template"
@@ -78,21 +99,21 @@ async def _prepare(
     admitted.reserve(chat.n, chat.token_limit)
     prompt = await gateway.prompts.render(chat.messages)
     digests = [concept.digest for concept in concepts]
-    asked = generation_request(chat, prompt, digests, gateway.engine.model, request_id, nice)
+    wanted = generation_request(chat, prompt, digests, gateway.engine.model, request_id, nice)
     admitted.reserve_prompt(len(prompt))
-    return asked, concepts
+    return wanted, concepts
 
 
 async def _start(
     gateway: Gateway,
-    asked: GenerationRequest,
+    wanted: GenerationRequest,
     concepts: Sequence[Concept],
     admitted: AdmittedRequest,
     receive: Receive,
 ) -> Generation:
-    """Returns when the first token is there, so that whatever fails before that gets a status of its own."""
+    """Returns with the first token, so that a failure before it still gets its own HTTP status."""
     admitted.hand_over()
-    generation = await _submit(gateway, asked, concepts)
+    generation = await _submit(gateway, wanted, concepts)
     try:
         await _wait_for_begin(generation, gateway.settings.limits.max_wait_seconds, receive)
     except BaseException:
@@ -102,24 +123,24 @@ async def _start(
 
 
 async def _wait_for_begin(generation: Generation, seconds: float, receive: Receive) -> None:
-    """Raises QUEUE_FULL, ClientDisconnect, and what ended the generation before it began."""
-    left = asyncio.ensure_future(receive())  # What comes after the body is the end.
-    awaited: set[asyncio.Future[Any]] = {generation.begun, left}
+    """Raises QUEUE_FULL, ClientDisconnect, or the exception that ended the generation before it began."""
+    disconnect = asyncio.ensure_future(receive())  # The body is read, so the next message is the disconnect.
+    awaited: set[asyncio.Future[Any]] = {generation.begun, disconnect}
     try:
         await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        left.cancel()
+        disconnect.cancel()
     if generation.begun.done():
         generation.begun.result()
-    elif left.done():
+    elif disconnect.done():
         raise ClientDisconnect
     else:
-        raise QueueFull(f"the request has waited for {seconds:g} seconds, which is the limit")
+        raise QueueFull(f"the request waited {seconds:g} seconds for its first token, which is the limit")
 
 
-async def _submit(gateway: Gateway, asked: GenerationRequest, concepts: Sequence[Concept]) -> Generation:
+async def _submit(gateway: Gateway, wanted: GenerationRequest, concepts: Sequence[Concept]) -> Generation:
     try:
-        return await gateway.engine.submit(asked)
+        return await gateway.engine.submit(wanted)
     except ApiError as error:
         if error.code is ErrorCode.UNKNOWN_STEERING_CONCEPT and concepts:
             raise gateway.concepts.refused(concepts) from None

@@ -1,4 +1,4 @@
-"""The routes by which steering concepts are made, looked at and deleted."""
+"""The routes that create, list, read and delete steering concepts."""
 
 import time
 from typing import Annotated
@@ -22,11 +22,11 @@ _USES_CONCEPTS = requires(AccessScope.CHAT, AccessScope.CONCEPTS)
 
 
 async def _given_id(request: Request, concept: str) -> str:
-    """The router drops a newline at the end, with which it is no id."""
+    """The id from the path. The router drops a newline at its end; with it back, the id is not valid."""
     return concept + "\n" if request.scope["path"].endswith("\n") else concept
 
 
-# What may be done with what was created.
+# OpenAPI links: the operations that take a created concept's id.
 _LINKS = {
     name: {"operationId": name, "parameters": {"concept": "$response.body#/id"}}
     for name in ("read_concept", "delete_concept")
@@ -41,20 +41,39 @@ GivenId = Annotated[str, Depends(_given_id)]
     **describe(ConceptRequest, ConceptDetail, status=201, links=_LINKS, errors=(401, 404, 409, 429, 500)),
 )
 async def create_concept(request: Request, gateway: GatewayDep) -> Response:
-    """Makes a concept from pairs of texts, measures it, and keeps it, which takes seconds to minutes.
+    """Creates a steering concept from pairs of texts: one that shows the concept, and one that does not.
 
-    The same examples (and name) a second time give the same concept.
+    The server trains the concept on the model, measures its effect, and stores it. This takes seconds to
+    minutes. The response is the concept with its report. If the client disconnects, the creation goes on;
+    `GET /steering_concepts/{concept}` shows its progress. A request with the same name and examples as an
+    existing concept returns that concept.
+
+    Errors:
+    - 400 `INVALID_REQUEST`: a field breaks a rule, or the model cannot be trained on these examples.
+    - 400 `MISSING_CAPABILITY`: the model cannot be steered, because it has no suitable chat template.
+    - 401 `UNAUTHORIZED`: there is no valid access token, or it does not have the scope `concepts`.
+    - 404 `UNKNOWN_MODEL`.
+    - 409 `CONFLICT`: the name is taken by other examples, there are too many concepts, or the concept was
+      deleted during its creation.
+    - 429 `RATE_LIMITED`: the access token's concurrent requests are used up.
+    - 503 `QUEUE_FULL`: too many concepts are being created.
+    - 503 `UNAVAILABLE`: the engine is down, or the concept cannot be stored.
     """
     with gateway.admission.counting(caller_of(request)):
-        asked = await read_json(request, ConceptRequest, gateway.settings.limits)
-        if asked.model is not None:
-            check_model(asked.model, gateway.settings.model.name)
-        return _json(await gateway.concepts.create(_concept(asked)), status=201)
+        wanted = await read_json(request, ConceptRequest, gateway.settings.limits)
+        if wanted.model is not None:
+            check_model(wanted.model, gateway.settings.model.name)
+        return _json(await gateway.concepts.create(_concept(wanted)), status=201)
 
 
 @router.get("/steering_concepts", dependencies=[_USES_CONCEPTS], **describe(answer=ConceptList))
 async def list_concepts(gateway: GatewayDep) -> Response:
-    """All concepts, those in creation among them, and the files that hold none which can be used."""
+    """Lists all steering concepts, including those that are being created.
+
+    Each entry has the concept's `state` and `progress`, but no report. `problems` lists the concept files
+    that cannot be used, with the reason. Returns 401 `UNAUTHORIZED` without a valid access token that has
+    the scope `chat` or `concepts`.
+    """
     return _json(gateway.concepts.overview())
 
 
@@ -65,7 +84,12 @@ async def list_concepts(gateway: GatewayDep) -> Response:
     **describe(answer=ConceptDetail, errors=(401, 404, 500)),
 )
 async def read_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
-    """One concept, with what it was measured to do. Its id may be given with or without `_worker/`."""
+    """Returns one steering concept, with the report of its measured effect, or the error if it failed.
+
+    The id may be given with or without the prefix `_worker/`. Returns 404 `UNKNOWN_STEERING_CONCEPT` if there
+    is no such concept, and 401 `UNAUTHORIZED` without a valid access token that has the scope `chat` or
+    `concepts`.
+    """
     return _json(gateway.concepts.describe(given_id))
 
 
@@ -76,15 +100,25 @@ async def read_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
     **describe(answer=None, status=204, errors=(401, 404, 409, 500)),
 )
 async def delete_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
-    """Deletes a created concept. Answers that it steers already are not disturbed."""
+    """Deletes a steering concept, and returns 204 without a body.
+
+    Chat requests that the concept steers already go on. Chat requests that wait for it get 404
+    `UNKNOWN_STEERING_CONCEPT`. If the concept is being created, its creation ends with 409 `CONFLICT`.
+
+    Errors:
+    - 401 `UNAUTHORIZED`: there is no valid access token, or it does not have the scope `concepts`.
+    - 404 `UNKNOWN_STEERING_CONCEPT`: there is no such concept.
+    - 409 `CONFLICT`: the concept comes with the server and cannot be deleted.
+    - 503 `UNAVAILABLE`: the concept's file cannot be deleted.
+    """
     await gateway.concepts.delete(given_id)
     return Response(status_code=204)
 
 
-def _concept(asked: ConceptRequest) -> Concept:
-    examples = tuple(Example(pair.positive, pair.negative) for pair in asked.examples)
-    name = asked.name or digest_of(examples)
-    return Concept(full_id(name), asked.description, examples, int(time.time()))
+def _concept(wanted: ConceptRequest) -> Concept:
+    examples = tuple(Example(pair.positive, pair.negative) for pair in wanted.examples)
+    name = wanted.name or digest_of(examples)
+    return Concept(full_id(name), wanted.description, examples, int(time.time()))
 
 
 def _json(content: object, status: int = 200) -> Response:

@@ -1,4 +1,4 @@
-"""GET /docs: a page to explore the API with. All that it loads comes from this server."""
+"""GET /docs: a page for exploring the API. It loads its scripts and styles from this server only."""
 
 import base64
 import hashlib
@@ -41,7 +41,7 @@ def _directory() -> Path:
 
 @cache
 def _page() -> tuple[bytes, str]:
-    """The page, and what it may load and run: this server's files, and the script that is written in it."""
+    """The page and its Content-Security-Policy: only this server's files and the page's own inline script."""
     page = get_swagger_ui_html(
         title="Tiller",
         openapi_url="openapi.json",

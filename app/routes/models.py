@@ -1,4 +1,4 @@
-"""The routes that say which model is served and what it can do."""
+"""The routes that describe the served model, in OpenAI's and in Aleph Alpha's formats."""
 
 import msgspec
 from fastapi import APIRouter, Response
@@ -14,27 +14,39 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models", **describe(answer=ModelList))
 async def list_models(gateway: GatewayDep) -> Response:
-    """OpenAI's list of models."""
+    """Lists the models in OpenAI's format. The list has one entry: the server serves one model.
+
+    Returns 401 `UNAUTHORIZED` without a valid access token.
+    """
     return _json(ModelList(data=[_card(gateway)]))
 
 
 @router.get("/models/{model:path}/tokenizer", **describe(answer=dict, errors=(401, 404, 500)))
 async def read_tokenizer(gateway: GatewayDep, model: str) -> Response:
-    """The model's `tokenizer.json`, as it is."""
+    """Returns the model's `tokenizer.json` unchanged, for use with Hugging Face's `tokenizers` library.
+
+    Returns 404 `UNKNOWN_MODEL` for any other model, and 401 `UNAUTHORIZED` without a valid access token.
+    """
     check_model(model, gateway.settings.model.name)
     return FileResponse(gateway.tokenizer.file, media_type="application/json")
 
 
 @router.get("/models/{model:path}", **describe(answer=ModelCard, errors=(401, 404, 500)))
 async def read_model(gateway: GatewayDep, model: str) -> Response:
-    """One of OpenAI's list of models."""
+    """Returns one model in OpenAI's format: the entry that `GET /models` lists.
+
+    Returns 404 `UNKNOWN_MODEL` for any other model, and 401 `UNAUTHORIZED` without a valid access token.
+    """
     check_model(model, gateway.settings.model.name)
     return _json(_card(gateway))
 
 
 @router.get("/models_available", **describe(answer=list[AvailableModel]))
 async def list_available_models(gateway: GatewayDep) -> Response:
-    """Aleph Alpha's list of models."""
+    """Lists the models in the format of Aleph Alpha's `/models_available`. The list has one entry.
+
+    Returns 401 `UNAUTHORIZED` without a valid access token.
+    """
     settings = gateway.settings.model
     model = AvailableModel(
         name=settings.name,
@@ -53,7 +65,12 @@ async def list_available_models(gateway: GatewayDep) -> Response:
 
 @router.get("/model-settings", **describe(answer=list[ModelSetting]))
 async def list_model_settings(gateway: GatewayDep) -> Response:
-    """Aleph Alpha's list of what each model can do: chat, and none of the older tasks."""
+    """Lists what each model can do, in the format of Aleph Alpha's `/model-settings`. The list has one entry.
+
+    `chat` is true if the model has a chat template. The older tasks (completion, embeddings) are not offered.
+    `status` is `unavailable` while the engine is down. Returns 401 `UNAUTHORIZED` without a valid access
+    token.
+    """
     settings = gateway.settings.model
     model = ModelSetting(
         name=settings.name,

@@ -1,4 +1,4 @@
-"""What operators and probes ask for, and the document that describes the API."""
+"""The routes for operators and probes: version, health, metrics, and the OpenAPI document."""
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -18,13 +18,16 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/version", response_class=PlainTextResponse, **describe(media_type="text/plain", errors=(500,)))
 async def read_version() -> Response:
-    """The server's version."""
+    """Returns the server's version as plain text. Needs no access token."""
     return PlainTextResponse(__version__)
 
 
 @router.get("/health", **describe(answer=Health, errors=(500,)))
 async def read_health(gateway: GatewayDep) -> Response:
-    """200 while requests are served, else 503."""
+    """Returns 200 while the server accepts requests, for probes and load balancers. Needs no access token.
+
+    Returns 503 `UNAVAILABLE` while the engine is down or the server is stopping.
+    """
     if not gateway.engine.available:
         raise EngineUnavailable
     return Response(msgspec.json.encode(Health()), media_type="application/json")
@@ -37,7 +40,11 @@ async def read_health(gateway: GatewayDep) -> Response:
     **describe(media_type="text/plain"),
 )
 async def read_metrics(gateway: GatewayDep) -> Response:
-    """Prometheus' text format."""
+    """Returns the server's metrics in Prometheus' text format.
+
+    Returns 401 `UNAUTHORIZED` without a valid access token that has the scope `metrics`, unless the operator
+    has opened the metrics to everybody.
+    """
     return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 

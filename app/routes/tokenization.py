@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and POST /detokenize."""
 
 import msgspec
 from anyio import to_thread
@@ -19,21 +19,32 @@ router = APIRouter(tags=["tokens"], dependencies=[requires(AccessScope.CHAT)])
 
 @router.post("/tokenize", **describe(TokenizeRequest, Tokenized, errors=(401, 404, 500)))
 async def tokenize(request: Request, gateway: GatewayDep) -> Response:
-    """A text's tokens; none are added, and control tokens that are written in the text stay text."""
-    asked = await read_json(request, TokenizeRequest)
-    check_model(asked.model, gateway.settings.model.name)
-    tokens, token_ids = await to_thread.run_sync(gateway.tokenizer.encode_strings, asked.prompt)
-    answer = Tokenized(tokens if asked.tokens else UNSET, token_ids if asked.token_ids else UNSET)
+    """Splits a text into tokens. Returns `tokens` and `token_ids`, each only if the request sets it to true.
+
+    No special tokens are added. The name of a control token in the text is read as ordinary text.
+
+    Errors: 400 `INVALID_REQUEST` if a field breaks a rule, 404 `UNKNOWN_MODEL` for any other model, and
+    401 `UNAUTHORIZED` without a valid access token that has the scope `chat`.
+    """
+    wanted = await read_json(request, TokenizeRequest)
+    check_model(wanted.model, gateway.settings.model.name)
+    tokens, token_ids = await to_thread.run_sync(gateway.tokenizer.encode_strings, wanted.prompt)
+    answer = Tokenized(tokens if wanted.tokens else UNSET, token_ids if wanted.token_ids else UNSET)
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
 @router.post("/detokenize", **describe(DetokenizeRequest, Detokenized, errors=(401, 404, 500)))
 async def detokenize(request: Request, gateway: GatewayDep) -> Response:
-    """The text of tokens; control tokens are shown by name."""
-    asked = await read_json(request, DetokenizeRequest)
-    check_model(asked.model, gateway.settings.model.name)
-    _check_token_ids(asked.token_ids, gateway.tokenizer.size)
-    answer = Detokenized(await to_thread.run_sync(gateway.tokenizer.decode, asked.token_ids))
+    """Joins tokens into a text. Control tokens appear in the text by name.
+
+    Errors: 400 `INVALID_REQUEST` if a token id is outside the vocabulary or a field breaks another rule,
+    404 `UNKNOWN_MODEL` for any other model, and 401 `UNAUTHORIZED` without a valid access token that has the
+    scope `chat`.
+    """
+    wanted = await read_json(request, DetokenizeRequest)
+    check_model(wanted.model, gateway.settings.model.name)
+    _check_token_ids(wanted.token_ids, gateway.tokenizer.size)
+    answer = Detokenized(await to_thread.run_sync(gateway.tokenizer.decode, wanted.token_ids))
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 

@@ -1,4 +1,4 @@
-"""The gateway over a fake engine and a tiny tokenizer: `client` in process, `live_url` over a real socket."""
+"""A gateway with a fake engine and a tiny tokenizer: in process as `client`, on a socket as `live_url`."""
 
 import asyncio
 import socket
@@ -22,8 +22,8 @@ def no_concepts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_of_the_users(no_concepts: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Settings that name no directory find no concepts, and none may be left there."""
+def _isolated_from_the_users_files(no_concepts: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Settings without directories use an empty one. No test may leave a file there."""
     monkeypatch.setenv("TILLER_DATA_DIRECTORY", str(no_concepts))
     monkeypatch.setenv("TILLER_STEERING__CONCEPTS", str(no_concepts))
     yield
@@ -49,7 +49,7 @@ def engine(model_directory: Path, tiny_tokenizer: Tokenizer) -> FakeEngine:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """No tokens: everything is open. The model is called "tiny"."""
+    """Settings without access tokens, so all routes are open. The model is called "tiny"."""
     return Settings(model=ModelSettings(name="tiny"), data_directory=str(tmp_path / "data"))
 
 
@@ -67,7 +67,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def live_url(app: FastAPI) -> AsyncIterator[str]:
-    """The same app on a free loopback port: streams arrive as they are made, disconnects are seen."""
+    """The same app on a free loopback port: streams arrive chunk by chunk, and the app sees disconnects."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="on"))
         serving = asyncio.create_task(server.serve(sockets=[listener]))

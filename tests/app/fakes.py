@@ -1,4 +1,4 @@
-"""An engine that plays a script, and the tiny model directory that goes with it. No worker, no torch."""
+"""An engine that plays a script, and its tiny model directory. Needs no worker and no torch."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ _CORPUS = [
 
 
 def build_tokenizer() -> Tokenizer:
-    """Byte-level BPE over all 256 bytes and a few merges; ids 0-2 are SPECIAL_TOKENS."""
+    """A byte-level BPE tokenizer with all 256 bytes and a few merges. Ids 0-2 are SPECIAL_TOKENS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -78,7 +78,7 @@ def model_info(directory: Path, vocab_size: int) -> ModelInfo:
 
 
 class Pause(Enum):
-    """Steps of a script that bring nothing."""
+    """Steps of a script without events."""
 
     HANG = "hang"
     """The generation waits here until it is aborted."""
@@ -97,21 +97,22 @@ def reply(
     finish: FinishReason = FinishReason.STOP,
     logprobs: Callable[[int], TokenLogprobs] | None = None,
 ) -> Script:
-    """Every choice says these tokens, one a step; STOP adds the end-of-turn token, LENGTH ends with the last.
+    """A script: every choice generates these tokens, one per step.
 
-    `logprobs` maps a token id to its log probabilities; without it, all -0.5 (and `top` filled
-    with ids counting up from 10), given only to requests that ask for them.
+    With STOP, an end-of-turn token follows. With LENGTH, the last token ends the choice. `logprobs` maps a
+    token id to its log probabilities. Without it they are all -0.5, and `top` has the ids from 10 on. Only
+    requests that ask for log probabilities get them.
     """
-    spoken = list(token_ids)
+    generated = list(token_ids)
     if finish is FinishReason.STOP:
-        spoken.append(END_OF_TURN)
+        generated.append(END_OF_TURN)
 
     def script(request: GenerationRequest) -> Iterable[Step]:
-        for position, token_id in enumerate(spoken):
-            reason = finish if position == len(spoken) - 1 else None
-            measured = _logprobs(request, token_id, logprobs)
+        for position, token_id in enumerate(generated):
+            reason = finish if position == len(generated) - 1 else None
+            token_logprobs = _logprobs(request, token_id, logprobs)
             yield [
-                TokenEvent(request.request_id, index, token_id, reason, measured)
+                TokenEvent(request.request_id, index, token_id, reason, token_logprobs)
                 for index in range(request.n)
             ]
 
@@ -137,7 +138,7 @@ def _done() -> "asyncio.Future[None]":
 
 @dataclass
 class FakeGeneration:
-    """Plays one request's script; stops at an abort of the whole request."""
+    """Plays one request's script. Stops when the whole request is aborted."""
 
     engine: "FakeEngine"
     request: GenerationRequest
@@ -200,7 +201,7 @@ REPORT = ConceptReport(
 )
 
 TrainingStep = TrainingUpdate | Exception | Pause | asyncio.Event
-"""One update; or an exception to raise; or HANG, until it is forgotten; or an event to wait for."""
+"""An update, an exception to raise, an event to wait for, or HANG: waits until the concept is forgotten."""
 
 TrainingScript = Callable[[TrainConcept], Iterable[TrainingStep]]
 
@@ -217,7 +218,7 @@ def train_badly(command: TrainConcept) -> Iterable[TrainingStep]:
 
 
 def pausing(*steps: TrainingStep, state: TrainingState = TrainingState.TRAINING) -> TrainingScript:
-    """Comes as far as `state`, plays these steps, and goes on well."""
+    """A script that reports `state`, plays these steps, and then trains successfully."""
 
     def script(command: TrainConcept) -> Iterable[TrainingStep]:
         yield TrainingUpdate(command.concept, state, 0.5)
@@ -229,29 +230,32 @@ def pausing(*steps: TrainingStep, state: TrainingState = TrainingState.TRAINING)
 
 @dataclass
 class FakeEngine:
-    """Implements app.engine.Engine. Set `script`, `training`, `refusal`, `available`; look at the rest."""
+    """Implements app.workers.engine.Engine.
+
+    Tests set `script`, `training`, `refusal` and `available`, and read the rest.
+    """
 
     model: ModelInfo
     script: Script = field(default_factory=lambda: reply([]))
     training: TrainingScript = train_well
     refusal: Exception | None = None
-    """Raised by submit: an app.errors.ApiError as the real engine would raise it."""
+    """`submit` raises it: an app.errors.ApiError, like the real engine."""
     room: int = 1280
     stats: EngineStats = field(default_factory=EngineStats)
     start: "asyncio.Future[None] | None" = None
-    """What is submitted waits for it; None: it begins at once."""
+    """Submitted requests begin when it is done. None means that they begin at once."""
     available: bool = True
     restored: asyncio.Event | None = None
-    """Set when a lost engine is back; None: it never will be."""
+    """Set when a lost engine is available again. None means that it never is."""
     requests: list[GenerationRequest] = field(default_factory=list)
     aborts: list[tuple[str, int | None]] = field(default_factory=list)
-    """(request id, choice or None for all of them), in order."""
+    """Pairs of request id and choice, in order. None as the choice means all choices."""
     steps_played: int = 0
     trainings: list[TrainConcept] = field(default_factory=list)
     prioritized: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     in_training: dict[str, asyncio.Event] = field(default_factory=dict)
-    """By digest; the event: it was forgotten."""
+    """By the concept's digest. The event is set when the concept is forgotten."""
 
     @property
     def workers(self) -> list[WorkerState]:

@@ -1,4 +1,4 @@
-"""A gateway over a real socket in a thread of its own, for clients that block."""
+"""A gateway on a real socket in its own thread, for synchronous clients."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ from tests.app.fakes import FakeEngine
 
 @contextmanager
 def serving(settings: Settings, engine: FakeEngine) -> Iterator[tuple[str, int]]:
-    """Where it listens: as `tiller serve` does, but on a port of its own."""
+    """Serves like `tiller serve`, on a free port. Yields the address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(configure(create_app(settings, engine), settings.server))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))

@@ -1,7 +1,7 @@
-"""Requests that schemathesis makes out of /openapi.json, sound and broken, are answered as it says there.
+"""schemathesis makes valid and invalid requests from /openapi.json. Responses must be as documented there.
 
 All of its phases run against a real server: examples, coverage, fuzzing, and sequences of linked operations.
-A long run, with other requests: `TILLER_FUZZ_EXAMPLES=500 TILLER_FUZZ_SEED=1 pytest` with this file's name.
+A longer run with other requests: `TILLER_FUZZ_EXAMPLES=500 TILLER_FUZZ_SEED=1 pytest` with this file's name.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from tests.app.live import serving
 EXAMPLES = int(os.environ.get("TILLER_FUZZ_EXAMPLES", "6"))
 SEED = int(os.environ.get("TILLER_FUZZ_SEED", "0"))
 TOKEN = "secret"
-SPOKEN = [40, 41, 42]
+GENERATED = [40, 41, 42]
 LARGE = 10**10
-"""More token ids than a key of logit_bias has digits for: which of them exist is no matter of a schema."""
-SIMPLY = {"no-shrink": True, "with-security-parameters": False}
+"""Vocabulary size, above every key of logit_bias that the schema allows: the schema has no limit for keys."""
+OPTIONS = {"no-shrink": True, "with-security-parameters": False}
 SUCCESSES = {
     "POST /chat/completions": 200,
     "POST /tokenize": 200,
@@ -53,7 +53,7 @@ TURNS = ("user", "assistant")
 
 @pytest.fixture
 def server(model_directory: Path, tmp_path: Path) -> Iterator[str]:
-    """The URL of a gateway over a fake engine, in a thread of its own."""
+    """The URL of a gateway with a fake engine, in its own thread."""
     store_concepts(tmp_path / "data", CONCEPTS)
     token = {"name": "ada", "sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}
     settings = Settings(
@@ -61,41 +61,41 @@ def server(model_directory: Path, tmp_path: Path) -> Iterator[str]:
     )
     info = model_info(model_directory, LARGE)
     facts = {name: getattr(info, name) for name in info.__struct_fields__}
-    engine = FakeEngine(type(info)(**{**facts, "context_length": LARGE}), script=reply(SPOKEN))
+    engine = FakeEngine(type(info)(**{**facts, "context_length": LARGE}), script=reply(GENERATED))
     with serving(settings, engine) as (host, port):
         yield f"http://{host}:{port}"
 
 
 @schemathesis.hook("before_call")
-def keep_what_no_schema_says(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Changes a body where it keeps to the schema and would be refused all the same.
+def apply_rules_beyond_the_schema(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    """Changes bodies that match the schema but would be refused by rules that no schema can express.
 
-    Only what is sound already is changed, so that what was broken on purpose stays so.
+    Changes only parts that match the schema, so that deliberately invalid requests stay invalid.
     """
     if isinstance(case.body, dict):
-        case.body = whole_numbers(case.body)
+        case.body = with_integers(case.body)
         if isinstance(case.body.get("model"), str):
             case.body["model"] = "tiny"
-        take_turns(case.body.get("messages"))
-        agree(case.body)
-        name_few(case.body)
-        differ(case.body.get("examples"))
+        alternate_roles(case.body.get("messages"))
+        align_token_limits(case.body)
+        limit_concepts(case.body)
+        make_examples_differ(case.body.get("examples"))
 
 
-def whole_numbers(value: Any) -> Any:
-    """To JSON Schema 1.0 is an integer."""
+def with_integers(value: Any) -> Any:
+    """Makes 1.0 an int: JSON Schema takes it for an integer, but Tiller does not."""
     match value:
         case float() if value.is_integer() and abs(value) < 2**53:
             return int(value)
         case list():
-            return [whole_numbers(item) for item in value]
+            return [with_integers(item) for item in value]
         case dict():
-            return {name: whole_numbers(item) for name, item in value.items()}
+            return {name: with_integers(item) for name, item in value.items()}
     return value
 
 
-def take_turns(messages: Any) -> None:
-    """From user to user."""
+def alternate_roles(messages: Any) -> None:
+    """Makes the roles alternate from `user` to `user`, after an optional `system`."""
     if not isinstance(messages, list) or not all(map(has_role, messages)):
         return
     if len(messages) % 2 == 0 and messages:
@@ -109,19 +109,19 @@ def has_role(message: Any) -> bool:
     return isinstance(message, dict) and message.get("role") in ("system", *TURNS)
 
 
-def agree(body: dict[str, Any]) -> None:
-    """On one number of tokens, which fits into the context."""
+def align_token_limits(body: dict[str, Any]) -> None:
+    """Gives all aliases of max_tokens one value that fits into the context."""
     given = [name for name in ALIASES if type(body.get(name)) is int and body[name] >= 1]
     body.update(dict.fromkeys(given, min([body[name] for name in given] + [LARGE // 2], default=1)))
 
 
-def name_few(body: dict[str, Any]) -> None:
-    """At most 16 concepts; how often each is named does not matter."""
+def limit_concepts(body: dict[str, Any]) -> None:
+    """Keeps at most 16 concepts, so that there cannot be too many distinct ones."""
     if isinstance(body.get("steering_concepts"), list):
         del body["steering_concepts"][16:]
 
 
-def differ(examples: Any) -> None:
+def make_examples_differ(examples: Any) -> None:
     for pair in examples if isinstance(examples, list) else ():
         text = pair.get("positive") if isinstance(pair, dict) else None
         if isinstance(text, str) and text.strip() and text == pair.get("negative"):
@@ -134,7 +134,7 @@ def run(url: str) -> Iterator[events.EngineEvent]:
             "base-url": url,
             "seed": SEED,
             "continue-on-failure": True,
-            "generation": {"max-examples": EXAMPLES, "database": "none", **SIMPLY},
+            "generation": {"max-examples": EXAMPLES, "database": "none", **OPTIONS},
             "auth": {"openapi": {"bearer": {"bearer": TOKEN}}},
         }
     )
@@ -142,7 +142,7 @@ def run(url: str) -> Iterator[events.EngineEvent]:
     return iter(schemathesis_engine.from_schema(schema).execute())
 
 
-def test_every_answer_is_as_documented(server: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_response_is_as_documented(server: str, caplog: pytest.LogCaptureFixture) -> None:
     failures: list[str] = []
     phases: set[str] = set()
     answers: Counter[tuple[str, int]] = Counter()
@@ -153,7 +153,7 @@ def test_every_answer_is_as_documented(server: str, caplog: pytest.LogCaptureFix
             case events.ScenarioFinished():
                 phases.add(event.phase.value)
                 answers.update(statuses(event))
-                failures += list(broken(event))
+                failures += list(failures_of(event))
     if failures:
         pytest.fail("\n\n".join(failures), pytrace=False)
     assert phases >= {"examples", "coverage", "fuzzing", "stateful"}
@@ -169,7 +169,7 @@ def statuses(event: events.ScenarioFinished) -> Iterator[tuple[str, int]]:
             yield cases[identifier].value.operation.label, interaction.response.status_code
 
 
-def broken(event: events.ScenarioFinished) -> Iterator[str]:
+def failures_of(event: events.ScenarioFinished) -> Iterator[str]:
     for identifier, checks in event.recorder.checks.items():
         for check in checks:
             if check.failure_info is not None:

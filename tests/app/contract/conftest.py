@@ -1,4 +1,4 @@
-"""Fixtures beside those of tests/app: `serve` for gateways with other settings, `spell` for tokens."""
+"""Additional fixtures for the contract: `serve` builds gateways with other settings, `spell` makes tokens."""
 
 import asyncio
 import dataclasses
@@ -26,7 +26,7 @@ Serve = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def shared_settings(tmp_path_factory: pytest.TempPathFactory, no_concepts: Path) -> Settings:
-    """Of the gateways that are there for the whole session, and know CONCEPTS. To be left as they are."""
+    """Settings of the session's shared gateways, which store CONCEPTS. Tests must not change these."""
     data = tmp_path_factory.mktemp("data")
     store_concepts(data, CONCEPTS)
     return Settings(model={"name": "tiny"}, data_directory=str(data), steering={"concepts": str(no_concepts)})
@@ -36,14 +36,14 @@ def shared_settings(tmp_path_factory: pytest.TempPathFactory, no_concepts: Path)
 def shared(
     model_directory: Path, tiny_tokenizer: Tokenizer, shared_settings: Settings
 ) -> tuple[FakeEngine, FastAPI]:
-    """One gateway for most tests: building one takes longer than most of them."""
+    """One gateway for most tests, because building a gateway takes longer than most tests."""
     engine = FakeEngine(model_info(model_directory, tiny_tokenizer.get_vocab_size()))
     return engine, create_app(shared_settings, engine)
 
 
 @pytest.fixture
 def engine(shared: tuple[FakeEngine, FastAPI]) -> FakeEngine:
-    """The shared gateway's engine, as new. (`app` and `live_url` are other gateways over it.)"""
+    """The shared gateway's engine, reset for each test. `app` and `live_url` use it in other gateways."""
     engine, _ = shared
     engine.__init__(engine.model)
     return engine
@@ -57,7 +57,7 @@ async def client(shared: tuple[FakeEngine, FastAPI], engine: FakeEngine) -> Asyn
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def live_gateway(shared: tuple[FakeEngine, FastAPI], shared_settings: Settings) -> AsyncIterator[str]:
-    """The shared engine's gateway on a free loopback port. A generation that nobody ends does not hold it."""
+    """The shared engine's gateway on a free loopback port. It stops even if a generation is still running."""
     engine, _ = shared
     async with live(create_app(shared_settings, engine)) as url:
         yield url
@@ -65,7 +65,7 @@ async def live_gateway(shared: tuple[FakeEngine, FastAPI], shared_settings: Sett
 
 @asynccontextmanager
 async def live(app: FastAPI) -> AsyncIterator[str]:
-    """Serves it on a free loopback port."""
+    """Serves the app on a free loopback port, and yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
@@ -79,7 +79,7 @@ async def live(app: FastAPI) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def serve_live(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
-    """`await serve_live()`: the URL of another gateway over this engine, which knows CONCEPTS as well."""
+    """`await serve_live()` starts another gateway with this engine and CONCEPTS, and returns its URL."""
     store_concepts(tmp_path / "data", CONCEPTS)
     settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path / "data"))
     async with AsyncExitStack() as stack:
@@ -92,7 +92,7 @@ async def serve_live(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Callab
 
 @pytest.fixture
 def live_url(live_gateway: str, engine: FakeEngine) -> str:
-    """Its tests run in the session's event loop: `pytest.mark.asyncio(loop_scope="session")`."""
+    """Its tests must run in the session's event loop: `pytest.mark.asyncio(loop_scope="session")`."""
     return live_gateway
 
 
@@ -103,7 +103,7 @@ def client_of(app: FastAPI) -> httpx.AsyncClient:
 
 @pytest.fixture(autouse=True)
 def _requests_fit_the_wire(engine: FakeEngine) -> Iterator[None]:
-    """Whatever was handed to the engine in a test survives the frame to the worker."""
+    """Checks that each command a test sent to the engine survives encoding and decoding for the worker."""
     yield
     for command in (*engine.requests, *engine.trainings):
         assert decode_command(encode(command)) == command
@@ -111,9 +111,9 @@ def _requests_fit_the_wire(engine: FakeEngine) -> Iterator[None]:
 
 @pytest.fixture
 async def serve(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Serve]:
-    """`await serve(limits={…})`: a client of another gateway, with these settings (and this engine).
+    """`await serve(limits={…})` returns a client of another gateway with these settings and this engine.
 
-    A second one finds what was created through the first.
+    All gateways of a test share the data directory, so a second one finds the concepts of the first.
     """
     async with AsyncExitStack() as stack:
 
@@ -127,25 +127,25 @@ async def serve(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Serve]:
 
 @pytest.fixture
 def templateless(tmp_path: Path) -> FakeEngine:
-    """An engine whose model cannot chat: it has no chat template."""
+    """An engine whose model has no chat template, so it cannot chat."""
     tokenizer = write_model_directory(tmp_path, chat_template=None)
     return FakeEngine(model_info(tmp_path, tokenizer.get_vocab_size()))
 
 
 @pytest.fixture
 def reworked(engine: FakeEngine) -> Callable[..., FakeEngine]:
-    """An engine like `engine`, but for some facts of its model."""
+    """Makes an engine like `engine`, with other values for some fields of its ModelInfo."""
 
     def rework(**facts: Any) -> FakeEngine:
-        known = {name: getattr(engine.model, name) for name in engine.model.__struct_fields__}
-        return dataclasses.replace(engine, model=type(engine.model)(**{**known, **facts}))
+        fields = {name: getattr(engine.model, name) for name in engine.model.__struct_fields__}
+        return dataclasses.replace(engine, model=type(engine.model)(**{**fields, **facts}))
 
     return rework
 
 
 @pytest.fixture(scope="session")
 def byte_ids(tiny_tokenizer: Tokenizer) -> list[int]:
-    """The id of the token that stands for each byte (GPT-2's table of printable stand-ins)."""
+    """For each byte value, the id of its token (by GPT-2's table of printable characters for bytes)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
     hidden = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable}
@@ -155,7 +155,7 @@ def byte_ids(tiny_tokenizer: Tokenizer) -> list[int]:
 
 @pytest.fixture(scope="session")
 def spell(byte_ids: list[int]) -> Callable[[str | bytes], list[int]]:
-    """A text as tokens of one byte each, so that characters and words are split over tokens."""
+    """Encodes a text as tokens of one byte each, so that characters and words are split over tokens."""
 
     def spelled(text: str | bytes) -> list[int]:
         raw = text.encode() if isinstance(text, str) else text

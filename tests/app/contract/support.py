@@ -1,4 +1,4 @@
-"""What the contract's tests share: requests, scripts for the fake engine, and strict readers of answers."""
+"""Helpers for the contract tests: requests, scripts for the fake engine, and strict readers of responses."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ LONGEST_NAME = (string.ascii_letters + string.digits + "-_")[:64]
 
 
 def pairs(*texts: str) -> tuple[Example, ...]:
-    """Examples whose positives are these texts."""
+    """Examples with these texts as positives."""
     return tuple(Example(text, f"no {text}") for text in texts)
 
 
@@ -35,11 +35,11 @@ CONCEPTS = {
     "same-as-a": pairs("as a as can be"),
     "waited-for": pairs("wait"),
 }
-"""What the shared gateways know: concepts' names, without the prefix, and their examples."""
+"""The shared gateways' concepts: names without the prefix, and their examples."""
 
 
 def store_concepts(data_directory: Path, concepts: Mapping[str, tuple[Example, ...]]) -> None:
-    """As a gateway with this data directory would have stored them."""
+    """Stores the concepts like a gateway with this data directory."""
     store = ConceptStore(data_directory / "none", data_directory / "concepts")
     for name, examples in concepts.items():
         store.write(Concept(full_id(name), "", examples, created=1))
@@ -58,7 +58,7 @@ def system(content: Any) -> dict[str, Any]:
 
 
 def body(**fields: Any) -> dict[str, Any]:
-    """The smallest chat request, with these fields."""
+    """The smallest chat request, plus these fields."""
     return {"model": "tiny", "messages": [user("hi")], **fields}
 
 
@@ -74,7 +74,7 @@ async def chat(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
 async def chat_with_literal(
     client: httpx.AsyncClient, field: str, literal: str, **fields: Any
 ) -> httpx.Response:
-    """A chat request whose `field` is this JSON text, well-formed or not."""
+    """Sends a chat request with the raw JSON text `literal` as the value of `field`, valid or not."""
     start = json.dumps(body(**fields)).removesuffix("}")
     return await client.post(CHAT, content=f'{start}, "{field}": {literal}}}', headers=JSON)
 
@@ -87,7 +87,7 @@ async def completion(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]
 
 
 async def sent(client: httpx.AsyncClient, engine: FakeEngine, **fields: Any) -> GenerationRequest:
-    """What the engine is asked for when a client sends these fields."""
+    """The request that reaches the engine when a client sends these fields."""
     before = len(engine.requests)
     await completion(client, **fields)
     assert len(engine.requests) == before + 1
@@ -95,7 +95,7 @@ async def sent(client: httpx.AsyncClient, engine: FakeEngine, **fields: Any) -> 
 
 
 async def stream(client: httpx.AsyncClient, **fields: Any) -> list[dict[str, Any]]:
-    """The chunks of a stream that ends well."""
+    """The chunks of a stream. Fails if it does not end with `[DONE]`."""
     response = await chat(client, stream=True, **fields)
     assert response.status_code == 200, response.text[:2000]
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -105,7 +105,7 @@ async def stream(client: httpx.AsyncClient, **fields: Any) -> list[dict[str, Any
 
 
 def event_payloads(raw: bytes) -> list[str]:
-    """The events' data; each event is exactly one `data: ` line and an empty line."""
+    """The events' data. Checks that each event is exactly one `data: ` line and an empty line."""
     blocks = raw.decode().split("\n\n")
     assert blocks.pop() == "", raw[-200:]
     for block in blocks:
@@ -116,7 +116,7 @@ def event_payloads(raw: bytes) -> list[str]:
 
 
 def choice_chunks(chunks: list[dict[str, Any]], index: int = 0) -> list[dict[str, Any]]:
-    """The parts of the chunks that belong to one choice."""
+    """One choice's entries in the chunks."""
     return [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
 
 
@@ -136,7 +136,7 @@ def finish_of(chunks: list[dict[str, Any]], index: int = 0) -> str | None:
 def assert_error(
     response: httpx.Response, status: int, code: str, *words: str, param: str | None = None
 ) -> dict[str, Any]:
-    """The contract's error, its message holding `words`; `param` is checked if given. Returns it."""
+    """Checks that the response is an error as in the contract, whose message has `words`. Returns it."""
     assert response.status_code == status, response.text[:1000]
     assert response.headers["content-type"].startswith("application/json")
     return assert_error_payload(response.content, code, *words, param=param)
@@ -163,9 +163,9 @@ def assert_error_payload(raw: bytes, code: str, *words: str, param: str | None =
 
 
 def steps(*script: Iterable[int] | Step, finish: FinishReason = FinishReason.STOP, index: int = 0) -> Script:
-    """One choice's script: every iterable of token ids is one engine step; other steps are played as given.
+    """One choice's script. Each list of token ids is one engine step; other steps are played as given.
 
-    STOP ends with the end-of-turn token in a step of its own, LENGTH with the last token.
+    With STOP, an extra step ends the choice with the end-of-turn token. With LENGTH, the last token ends it.
     """
 
     def play(request: GenerationRequest) -> Iterable[Step]:
@@ -185,7 +185,7 @@ def steps(*script: Iterable[int] | Step, finish: FinishReason = FinishReason.STO
 def events(
     request: GenerationRequest, token_ids: Iterable[int], index: int = 0, finish: FinishReason | None = None
 ) -> list[TokenEvent]:
-    """One step's events for a choice; `finish` goes with the last. Log probabilities tell tokens apart."""
+    """One step's events for a choice. The last has `finish`. Log probabilities differ for each token."""
     ids = list(token_ids)
     count = request.sampling.top_logprobs
     return [
@@ -205,14 +205,14 @@ def logprobs_of(token_id: int, count: int) -> TokenLogprobs:
 
 
 async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
-    """Waits for something that happens on another task; fails when it does not."""
+    """Waits until the condition, which another task fulfils, is true. Fails after `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 def was_aborted(engine: FakeEngine, request: GenerationRequest) -> bool:
-    """Whether nothing of the request goes on in the engine."""
+    """Whether all choices of the request were aborted."""
     ended = {index for request_id, index in engine.aborts if request_id == request.request_id}
     return None in ended or ended >= set(range(request.n))
 
@@ -224,7 +224,7 @@ async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
 
 
 def post_scope(path: str, headers: dict[str, str] = JSON) -> dict[str, Any]:
-    """A POST as an ASGI server announces it."""
+    """The ASGI scope of a POST request."""
     return {
         "type": "http",
         "asgi": {"version": "3.0"},

@@ -1,4 +1,4 @@
-"""One line for each request: what it says, and how machines read it."""
+"""The access log: one line for each request, and its fields in JSON."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ HEADERS = {"authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Any:
-    """What was logged of requests so far, as it would be in JSON."""
+    """Reads the access log so far, formatted as JSON."""
     caplog.set_level(logging.INFO, "tiller.access")
     formatter = JsonFormatter({})
 
@@ -34,7 +34,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> Any:
     return read
 
 
-async def test_a_chat(serve: Any, engine: FakeEngine, lines: Any, tmp_path: Any) -> None:
+async def test_a_chat_has_one_line_with_its_numbers(
+    serve: Any, engine: FakeEngine, lines: Any, tmp_path: Any
+) -> None:
     store_concepts(tmp_path / "data", CONCEPTS)
     client = await serve(auth=AUTH)
     engine.script = reply([10, 11, 12], FinishReason.LENGTH)
@@ -56,14 +58,14 @@ async def test_a_chat(serve: Any, engine: FakeEngine, lines: Any, tmp_path: Any)
     assert not {"error", "client_request_id", "messages", "answers", "trace_id"} & set(line)
 
 
-async def test_a_stream_has_one_line_too(client: httpx.AsyncClient, engine: FakeEngine, lines: Any) -> None:
+async def test_a_stream_has_one_line(client: httpx.AsyncClient, engine: FakeEngine, lines: Any) -> None:
     engine.script = reply([10] * 50)
     await client.post(CHAT, json=body(stream=True))
     [line] = lines()
     assert (line["status"], line["completion_tokens"], line["finish_reasons"]) == (200, 50, ["stop"])
 
 
-async def test_a_stream_that_breaks_says_why(
+async def test_the_line_of_a_stream_that_fails_has_the_error_code(
     client: httpx.AsyncClient, engine: FakeEngine, lines: Any
 ) -> None:
     engine.script = steps([10], EngineUnavailable(), finish=FinishReason.LENGTH)
@@ -73,7 +75,7 @@ async def test_a_stream_that_breaks_says_why(
 
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_a_client_that_leaves(live_url: str, engine: FakeEngine, lines: Any) -> None:
+async def test_a_client_that_disconnects(live_url: str, engine: FakeEngine, lines: Any) -> None:
     engine.script = steps([10], HANG)
     async with (
         httpx.AsyncClient() as client,
@@ -104,13 +106,13 @@ async def test_a_refusal_names_its_code(serve: Any, engine: FakeEngine, lines: A
         (chat, 400, "INVALID_REQUEST", ada),
         (chat, 400, "CONTEXT_LENGTH_EXCEEDED", ada),
         (chat, 503, "QUEUE_FULL", ada),
-        (chat, 503, "QUEUE_FULL", None),  # told before anybody asks who it is
+        (chat, 503, "QUEUE_FULL", None),  # refused before authentication
         ("other", 404, "NOT_FOUND", ada),
     ]
     assert [line.get("prompt_tokens", 0) > 0 for line in lines()] == [False, False, False, True, False, False]
 
 
-async def test_probes_are_only_logged_when_something_is_wrong(
+async def test_probes_are_logged_only_when_they_fail(
     client: httpx.AsyncClient, engine: FakeEngine, lines: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     for path in ("/health", "/v1/health", "/metrics"):
@@ -138,7 +140,7 @@ async def test_probes_are_only_logged_when_something_is_wrong(
         ("", False),
     ],
 )
-async def test_a_callers_own_id_is_logged_and_never_taken_over(
+async def test_a_callers_request_id_is_logged_but_not_used_as_the_servers(
     client: httpx.AsyncClient, lines: Any, name: str, given: str, logged: bool
 ) -> None:
     answer = await client.get("/version", headers={name: given})
@@ -148,13 +150,15 @@ async def test_a_callers_own_id_is_logged_and_never_taken_over(
     assert len(line["request_id"]) == 32
 
 
-async def test_the_openai_header_for_it_goes_first(client: httpx.AsyncClient, lines: Any) -> None:
+async def test_openais_header_for_the_request_id_takes_precedence(
+    client: httpx.AsyncClient, lines: Any
+) -> None:
     await client.get("/version", headers={"X-Request-Id": "proxy", "X-Client-Request-Id": "mine"})
     assert lines()[0]["client_request_id"] == "mine"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_texts_are_logged_where_the_operator_wants_them(
+async def test_texts_are_logged_if_the_operator_turns_that_on(
     serve: Any, engine: FakeEngine, lines: Any, spell: Any, stream: bool
 ) -> None:
     client = await serve(log={"texts": True}, auth=AUTH)
@@ -166,6 +170,6 @@ async def test_texts_are_logged_where_the_operator_wants_them(
     assert TOKEN not in json.dumps(line)
 
 
-def test_what_never_became_a_request_has_a_line(lines: Any) -> None:
+def test_a_refused_connection_has_a_line(lines: Any) -> None:
     log_refusal(431)
     assert (lines()[0]["message"], lines()[0]["status"]) == ("- other 431", 431)

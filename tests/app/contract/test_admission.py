@@ -1,4 +1,4 @@
-"""Too much at once: who is refused, how, and that everybody else is served as ever."""
+"""Overload and limits: which requests are refused and how, and that all others are served as usual."""
 
 import asyncio
 import hashlib
@@ -54,7 +54,7 @@ async def ask(client: httpx.AsyncClient, token: str, nice: bool = False, **field
 
 
 def say_max_tokens(spell: Spell) -> Script:
-    """Every answer is the number that its request gave as max_tokens."""
+    """A script whose answer to each request is that request's max_tokens."""
 
     def script(request: GenerationRequest) -> list[Step]:
         return list(steps(spell(str(request.max_tokens)))(request))
@@ -63,18 +63,18 @@ def say_max_tokens(spell: Spell) -> Script:
 
 
 @streamed_or_not
-async def test_of_ten_times_as_many_as_there_is_room_for_exactly_those_are_served(
+async def test_under_tenfold_overload_exactly_as_many_requests_as_fit_are_served(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, streamed: bool
 ) -> None:
     engine.room = room = 8
     engine.start = asyncio.get_running_loop().create_future()
     engine.script = say_max_tokens(spell)
     numbers = range(1, 10 * room + 1)
-    asked = {n: asyncio.create_task(chat(client, max_tokens=n, stream=streamed)) for n in numbers}
-    await until(lambda: sum(task.done() for task in asked.values()) >= 9 * room)
+    chatting = {n: asyncio.create_task(chat(client, max_tokens=n, stream=streamed)) for n in numbers}
+    await until(lambda: sum(task.done() for task in chatting.values()) >= 9 * room)
     assert (await client.get("/health")).status_code == 200
     engine.start.set_result(None)
-    answers = {n: await task for n, task in asked.items()}
+    answers = {n: await task for n, task in chatting.items()}
     served = {n: answer for n, answer in answers.items() if answer.status_code == 200}
     assert len(served) == len(engine.requests) == room
     for n, answer in answers.items():
@@ -94,7 +94,7 @@ def text_of(answer: httpx.Response, streamed: bool) -> str:
     return content_of(chunks)
 
 
-async def test_every_choice_needs_a_place(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_every_choice_needs_a_slot(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.room = 3
     assert_error(await chat(client, n=4), 503, "QUEUE_FULL")
     assert (await chat(client, n=3)).status_code == 200
@@ -102,7 +102,7 @@ async def test_every_choice_needs_a_place(client: httpx.AsyncClient, engine: Fak
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 3}, {"logit_bias": {"300": 1}}, {"max_tokens": 10**6}])
-async def test_a_request_that_is_refused_leaves_its_place(
+async def test_a_refused_request_releases_its_slot(
     client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any]
 ) -> None:
     engine.room = 1
@@ -111,7 +111,7 @@ async def test_a_request_that_is_refused_leaves_its_place(
     assert (await chat(client)).status_code == 200
 
 
-async def test_a_full_queue_is_told_before_the_body_is_read(
+async def test_a_full_queue_is_reported_before_the_body_is_read(
     shared: tuple[FakeEngine, FastAPI], engine: FakeEngine
 ) -> None:
     engine.room = 0
@@ -127,7 +127,7 @@ async def test_a_full_queue_is_told_before_the_body_is_read(
     assert sent[0]["status"] == 503
 
 
-async def test_refusals_are_counted_as_the_routes_own(serve, engine: FakeEngine) -> None:
+async def test_refusals_are_counted_under_the_chat_route(serve, engine: FakeEngine) -> None:
     client = await serve()
     engine.room = 0
     for prefix in ("", "/v1"):
@@ -137,7 +137,7 @@ async def test_refusals_are_counted_as_the_routes_own(serve, engine: FakeEngine)
     assert 'tiller_requests_total{route="/chat/completions",status="503"} 2.0' in metrics
 
 
-async def test_a_full_queue_is_told_before_a_prompt_is_rendered(
+async def test_a_full_queue_is_reported_before_the_prompt_is_rendered(
     shared: tuple[FakeEngine, FastAPI],
     client: httpx.AsyncClient,
     engine: FakeEngine,
@@ -150,9 +150,7 @@ async def test_a_full_queue_is_told_before_a_prompt_is_rendered(
 
 
 @streamed_or_not
-async def test_a_request_that_waits_too_long_is_told_so_with_a_status(
-    serve, engine: FakeEngine, streamed: bool
-) -> None:
+async def test_a_request_that_waits_too_long_gets_a_503(serve, engine: FakeEngine, streamed: bool) -> None:
     client = await serve(limits={"max_wait_seconds": 0.05})
     engine.start = asyncio.get_running_loop().create_future()
     answer = await chat(client, stream=streamed)
@@ -165,26 +163,28 @@ async def test_a_request_that_waits_too_long_is_told_so_with_a_status(
 
 
 @streamed_or_not
-async def test_what_fails_before_the_first_token_has_a_status(
+async def test_a_failure_before_the_first_token_has_its_own_status(
     client: httpx.AsyncClient, engine: FakeEngine, streamed: bool
 ) -> None:
     engine.start = asyncio.get_running_loop().create_future()
-    asked = asyncio.create_task(chat(client, stream=streamed))
+    chatting = asyncio.create_task(chat(client, stream=streamed))
     await until(lambda: engine.requests)
     engine.start.set_exception(EngineUnavailable())
-    answer = await asked
+    answer = await chatting
     assert_error(answer, 503, "UNAVAILABLE")
     assert "retry-after" in answer.headers
     assert engine.room == FakeEngine.room
 
 
-async def test_an_answer_that_has_begun_may_take_its_time(serve, engine: FakeEngine, spell: Spell) -> None:
+async def test_the_wait_limit_does_not_apply_after_the_first_token(
+    serve, engine: FakeEngine, spell: Spell
+) -> None:
     client = await serve(limits={"max_wait_seconds": 0.05})
     engine.script = steps(spell("slow"), HANG)
-    asked = asyncio.create_task(chat(client))
+    chatting = asyncio.create_task(chat(client))
     await asyncio.sleep(0.15)
-    assert not asked.done()
-    asked.cancel()
+    assert not chatting.done()
+    chatting.cancel()
 
 
 async def test_too_many_biases_are_refused(serve, engine: FakeEngine) -> None:
@@ -194,7 +194,9 @@ async def test_too_many_biases_are_refused(serve, engine: FakeEngine) -> None:
     assert (await chat(client, logit_bias={"1": 1, "2": 1})).status_code == 200
 
 
-async def test_a_token_has_so_many_requests_at_the_same_time(serve, engine: FakeEngine, spell: Spell) -> None:
+async def test_an_access_token_has_a_limit_of_concurrent_requests(
+    serve, engine: FakeEngine, spell: Spell
+) -> None:
     client = await serve(auth=configured(TOKEN, OTHER, max_requests=2))
     engine.start = asyncio.get_running_loop().create_future()
     waiting = [asyncio.create_task(ask(client, TOKEN, stream=streamed)) for streamed in (True, False)]
@@ -210,7 +212,7 @@ async def test_a_token_has_so_many_requests_at_the_same_time(serve, engine: Fake
     assert (await ask(client, TOKEN)).status_code == 200
 
 
-async def test_a_concept_in_creation_is_one_of_its_callers_requests(serve, engine: FakeEngine) -> None:
+async def test_a_concept_creation_counts_as_a_request_of_its_access_token(serve, engine: FakeEngine) -> None:
     client = await serve(auth=configured(TOKEN, OTHER, max_requests=1))
     go_on = asyncio.Event()
     engine.training = pausing(go_on)
@@ -233,7 +235,7 @@ async def test_a_concept_in_creation_is_one_of_its_callers_requests(serve, engin
     assert (await ask(client, TOKEN)).status_code == 200
 
 
-async def test_without_tokens_all_callers_are_one(serve, engine: FakeEngine) -> None:
+async def test_without_access_tokens_all_callers_share_one_limit(serve, engine: FakeEngine) -> None:
     client = await serve(limits={"max_requests": 1})
     engine.start = asyncio.get_running_loop().create_future()
     waiting = asyncio.create_task(chat(client))
@@ -244,7 +246,7 @@ async def test_without_tokens_all_callers_are_one(serve, engine: FakeEngine) -> 
 
 
 @streamed_or_not
-async def test_a_token_has_so_many_tokens_a_minute(
+async def test_an_access_token_has_a_limit_of_tokens_per_minute(
     serve, engine: FakeEngine, spell: Spell, streamed: bool
 ) -> None:
     client = await serve(auth=configured(TOKEN, OTHER, tokens_per_minute=100))
@@ -264,14 +266,14 @@ async def test_a_token_has_so_many_tokens_a_minute(
     assert (await ask(client, TOKEN, nice=True, **fields)).status_code == 200
 
 
-async def test_a_request_for_more_than_any_number_is_refused_by_the_context(serve) -> None:
+async def test_a_huge_max_tokens_is_refused_by_the_context_limit(serve) -> None:
     client = await serve(limits={"tokens_per_minute": 100})
     for _ in range(2):
         assert_error(await chat(client, max_tokens=10**400), 400, "CONTEXT_LENGTH_EXCEEDED")
     assert (await chat(client, max_tokens=1)).status_code == 200
 
 
-async def test_a_refusal_by_rate_is_the_same_for_streams(serve, engine: FakeEngine) -> None:
+async def test_a_rate_limited_request_gets_the_same_error_streamed_or_not(serve, engine: FakeEngine) -> None:
     client = await serve(auth=configured(TOKEN, tokens_per_minute=10))
     assert (await ask(client, TOKEN, max_tokens=5)).status_code == 200
     answers = [await ask(client, TOKEN, max_tokens=5, stream=streamed) for streamed in (True, False)]
@@ -279,7 +281,7 @@ async def test_a_refusal_by_rate_is_the_same_for_streams(serve, engine: FakeEngi
         assert_error(answer, 429, "RATE_LIMITED")
 
 
-async def test_other_routes_are_not_counted(serve, engine: FakeEngine) -> None:
+async def test_other_routes_have_no_limits(serve, engine: FakeEngine) -> None:
     client = await serve(auth=configured(TOKEN, max_requests=1, tokens_per_minute=1))
     headers = {"authorization": f"Bearer {TOKEN}"}
     engine.start = asyncio.get_running_loop().create_future()
@@ -291,10 +293,10 @@ async def test_other_routes_are_not_counted(serve, engine: FakeEngine) -> None:
     assert (await waiting).status_code == 200
 
 
-async def test_a_client_that_leaves_gives_everything_back(
+async def test_a_client_that_disconnects_releases_everything_it_reserved(
     engine: FakeEngine, tmp_path: Any, spell: Spell
 ) -> None:
-    """As an ASGI server tells it: after the body comes a disconnect."""
+    """The client disconnects like with an ASGI server: a disconnect message after the body."""
     limits = {"max_requests": 1, "tokens_per_minute": 60}
     settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path), limits=limits)
     app = create_app(settings, engine)
@@ -311,12 +313,12 @@ async def test_a_client_that_leaves_gives_everything_back(
     async def send(message: dict[str, Any]) -> None:
         pass
 
-    asked = asyncio.create_task(app(post_scope(CHAT, JSON), receive, send))
+    chatting = asyncio.create_task(app(post_scope(CHAT, JSON), receive, send))
     await until(lambda: engine.requests)
     async with client_of(app) as client:
         assert_error(await chat(client), 429, "RATE_LIMITED")
         gone.set()
-        await asked
+        await chatting
         engine.start = None
         assert was_aborted(engine, engine.requests[0])
         assert engine.room == FakeEngine.room

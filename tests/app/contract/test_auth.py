@@ -1,4 +1,4 @@
-"""Bearer tokens: who needs one, and that it is asked for before the body is read."""
+"""Access tokens: which routes need one, and that it is checked before the body is read."""
 
 import hashlib
 from datetime import UTC, datetime, timedelta
@@ -83,12 +83,12 @@ def assert_unauthorized(response: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("token", [TOKEN, OTHER])
-async def test_each_token_is_let_in(guarded: httpx.AsyncClient, token: str) -> None:
+async def test_each_configured_access_token_is_accepted(guarded: httpx.AsyncClient, token: str) -> None:
     assert (await guarded.post(CHAT, json=body(), headers=bearer(token))).status_code == 200
 
 
 @pytest.mark.parametrize("header", WRONG, ids=lambda header: repr(header)[:30])
-async def test_a_missing_or_wrong_token_is_not(
+async def test_a_missing_or_wrong_access_token_is_refused(
     guarded: httpx.AsyncClient, engine: FakeEngine, header: str | None
 ) -> None:
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
@@ -99,7 +99,7 @@ async def test_a_missing_or_wrong_token_is_not(
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 @pytest.mark.parametrize(("method", "path"), GUARDED)
-async def test_all_else_needs_a_token(
+async def test_all_other_routes_need_an_access_token(
     guarded: httpx.AsyncClient, prefix: str, method: str, path: str
 ) -> None:
     assert_unauthorized(await guarded.request(method, prefix + path))
@@ -108,7 +108,7 @@ async def test_all_else_needs_a_token(
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 @pytest.mark.parametrize("path", OPEN)
-async def test_open_routes_need_none(guarded: httpx.AsyncClient, prefix: str, path: str) -> None:
+async def test_open_routes_need_no_access_token(guarded: httpx.AsyncClient, prefix: str, path: str) -> None:
     assert (await guarded.get(prefix + path)).status_code == 200
     assert (await guarded.get(prefix + path, headers=bearer("wrong"))).status_code == 200
 
@@ -120,7 +120,9 @@ async def test_metrics_can_be_opened(serve, prefix: str) -> None:
     assert_unauthorized(await client.get(f"{prefix}/models"))
 
 
-async def test_a_streamed_request_without_a_token_is_no_stream(guarded: httpx.AsyncClient) -> None:
+async def test_a_streamed_request_without_an_access_token_gets_a_plain_401(
+    guarded: httpx.AsyncClient,
+) -> None:
     assert_unauthorized(await chat(guarded, stream=True))
 
 
@@ -139,7 +141,7 @@ SCOPES = {
     ("GET", "/models_available"): {"chat", "concepts", "metrics"},
     ("GET", "/model-settings"): {"chat", "concepts", "metrics"},
 }
-"""Which of the scopes, each by itself, opens a route."""
+"""For each route, the scopes that open it. Any one of them is enough."""
 
 
 def routes_of(app: FastAPI) -> set[tuple[str, str]]:
@@ -151,7 +153,7 @@ def sample(pattern: str) -> str:
     return pattern.replace("{model:path}", "tiny").replace("{concept:path}", "a")
 
 
-async def test_every_route_there_is_needs_a_token_or_is_meant_to_be_open(
+async def test_every_registered_route_needs_an_access_token_or_is_listed_as_open(
     guarded_app: FastAPI, guarded: httpx.AsyncClient
 ) -> None:
     routes = routes_of(guarded_app)
@@ -166,7 +168,7 @@ async def test_every_route_there_is_needs_a_token_or_is_meant_to_be_open(
 
 
 @pytest.mark.parametrize("scope", ["chat", "concepts", "metrics"])
-async def test_every_route_asks_for_its_scope(serve, guarded_app: FastAPI, scope: str) -> None:
+async def test_every_route_requires_its_scope(serve, guarded_app: FastAPI, scope: str) -> None:
     entry = {**AUTH["tokens"][0], "scopes": [scope]}
     client = await serve(auth={"tokens": [entry]})
     for method, pattern in routes_of(guarded_app):
@@ -179,15 +181,15 @@ async def test_every_route_asks_for_its_scope(serve, guarded_app: FastAPI, scope
             assert all(needed in answer.json()["error"]["message"] for needed in scopes)
 
 
-async def test_a_missing_scope_is_told_before_the_body_is_read(engine: FakeEngine) -> None:
+async def test_a_missing_scope_is_refused_before_the_body_is_read(engine: FakeEngine) -> None:
     entry = {**AUTH["tokens"][0], "scopes": ["metrics"]}
     app = create_app(Settings(model={"name": "tiny"}, auth={"tokens": [entry]}), engine)
-    start, *_ = await answer_without_a_body(app, {**JSON, **bearer(TOKEN)})
+    start, *_ = await response_without_reading_the_body(app, {**JSON, **bearer(TOKEN)})
     assert start["status"] == 401
 
 
 @pytest.mark.parametrize(("offset", "status"), [(timedelta(hours=1), 200), (timedelta(seconds=-1), 401)])
-async def test_a_token_expires(serve, offset: timedelta, status: int) -> None:
+async def test_an_access_token_expires(serve, offset: timedelta, status: int) -> None:
     entry = {**AUTH["tokens"][0], "expires": datetime.now(UTC) + offset}
     client = await serve(auth={"tokens": [entry]})
     answer = await client.get("/models", headers=bearer(TOKEN))
@@ -197,7 +199,9 @@ async def test_a_token_expires(serve, offset: timedelta, status: int) -> None:
 
 
 @pytest.mark.parametrize("order", [(TOKEN, "wrong"), ("wrong", TOKEN), (TOKEN, TOKEN), (TOKEN, OTHER)])
-async def test_two_tokens_are_none(guarded: httpx.AsyncClient, order: tuple[str, str]) -> None:
+async def test_two_authorization_headers_are_refused(
+    guarded: httpx.AsyncClient, order: tuple[str, str]
+) -> None:
     headers = [("authorization", f"Bearer {token}") for token in order]
     answer = await guarded.post(CHAT, json=body(), headers=headers)
     assert_unauthorized(answer)
@@ -213,7 +217,7 @@ async def test_two_tokens_are_none(guarded: httpx.AsyncClient, order: tuple[str,
         *("/models%0a", "/steering_concepts%0a", "/chat%2fcompletions"),
     ],
 )
-async def test_no_spelling_of_a_path_is_a_way_around_the_token(guarded: httpx.AsyncClient, path: str) -> None:
+async def test_no_spelling_of_a_path_bypasses_authentication(guarded: httpx.AsyncClient, path: str) -> None:
     url = httpx.URL("http://tiller").copy_with(raw_path=path.encode())
     for method in ("GET", "HEAD", "POST", "OPTIONS"):
         answer = await guarded.request(method, url)
@@ -224,7 +228,7 @@ async def test_no_spelling_of_a_path_is_a_way_around_the_token(guarded: httpx.As
 
 @pytest.mark.parametrize("scope", ["chat", "concepts"])
 @pytest.mark.parametrize("path", ["/metrics", "/metrics%0a", "/v1/metrics%0a", "/%6detrics"])
-async def test_no_spelling_of_a_path_is_a_way_around_a_scope(serve, scope: str, path: str) -> None:
+async def test_no_spelling_of_a_path_bypasses_a_scope(serve, scope: str, path: str) -> None:
     client = await serve(auth={"tokens": [{**AUTH["tokens"][0], "scopes": [scope]}]})
     url = httpx.URL("http://tiller").copy_with(raw_path=path.encode())
     assert_unauthorized(await client.get(url, headers=bearer(TOKEN)))
@@ -233,8 +237,8 @@ async def test_no_spelling_of_a_path_is_a_way_around_a_scope(serve, scope: str, 
 Message = dict[str, Any]
 
 
-async def answer_without_a_body(app: FastAPI, headers: dict[str, str]) -> list[Message]:
-    """What the app sends to a POST when reading the body is a fault."""
+async def response_without_reading_the_body(app: FastAPI, headers: dict[str, str]) -> list[Message]:
+    """The messages that the app sends for a POST. Fails if the app reads the body."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -248,15 +252,15 @@ async def answer_without_a_body(app: FastAPI, headers: dict[str, str]) -> list[M
 
 
 @pytest.mark.parametrize("extra", [{}, {"content-length": "999999999999"}, {"content-type": "text/plain"}])
-async def test_the_token_is_asked_for_before_the_body_is_read(
+async def test_the_access_token_is_checked_before_the_body_is_read(
     guarded_app: FastAPI, extra: dict[str, str]
 ) -> None:
-    start, *rest = await answer_without_a_body(guarded_app, {**JSON, **extra})
+    start, *rest = await response_without_reading_the_body(guarded_app, {**JSON, **extra})
     assert start["status"] == 401
     assert (b"www-authenticate", b"Bearer") in {(name.lower(), value) for name, value in start["headers"]}
     assert b"UNAUTHORIZED" in b"".join(part.get("body", b"") for part in rest)
 
 
-async def test_without_configured_tokens_everything_is_open(client: httpx.AsyncClient) -> None:
+async def test_without_access_tokens_every_route_is_open(client: httpx.AsyncClient) -> None:
     assert (await chat(client)).status_code == 200
     assert (await client.get("/models", headers=bearer("whatever"))).status_code == 200

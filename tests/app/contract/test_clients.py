@@ -1,4 +1,4 @@
-"""The public clients over a real socket: Aleph Alpha's, synchronous and not, and OpenAI's."""
+"""The public Python clients over a real socket: Aleph Alpha's (synchronous and asynchronous) and OpenAI's."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,7 +29,7 @@ pytestmark = [
 
 @pytest.fixture
 def speaking(engine: FakeEngine, spell: Spell) -> FakeEngine:
-    """Says TEXT, a byte at a time."""
+    """The engine answers TEXT, one byte per token."""
     engine.script = steps(*([token_id] for token_id in spell(TEXT)))
     return engine
 
@@ -64,9 +64,13 @@ async def test_alephs_client_chats(alpha: aleph.AsyncClient, speaking: FakeEngin
     answer = await alpha.chat(request, model="tiny")
     assert answer.message.content == TEXT
     assert answer.finish_reason == chat.FinishReason.Stop
-    (asked,) = speaking.requests
-    assert (asked.max_tokens, asked.steering) == (70, SteeringSpec((digest_of(CONCEPTS["a"]),), 1.0))
-    assert (asked.sampling.temperature, asked.sampling.top_k, asked.sampling.top_p) == (0.5, 4, 0.75)
+    (submitted,) = speaking.requests
+    assert (submitted.max_tokens, submitted.steering) == (70, SteeringSpec((digest_of(CONCEPTS["a"]),), 1.0))
+    assert (submitted.sampling.temperature, submitted.sampling.top_k, submitted.sampling.top_p) == (
+        0.5,
+        4,
+        0.75,
+    )
 
 
 async def test_alephs_client_streams(alpha: aleph.AsyncClient, speaking: FakeEngine) -> None:
@@ -100,7 +104,7 @@ def examples() -> list[SteeringPairedExample]:
     ]
 
 
-async def test_alephs_client_makes_a_concept_and_chats_with_it(
+async def test_alephs_client_creates_a_concept_and_chats_with_it(
     serve_live: Callable[[], Awaitable[str]], engine: FakeEngine, examples: list[SteeringPairedExample]
 ) -> None:
     async with aleph.AsyncClient("token", host=await serve_live(), total_retries=0, tags=["t"]) as client:
@@ -112,7 +116,7 @@ async def test_alephs_client_makes_a_concept_and_chats_with_it(
     assert engine.requests[0].steering == SteeringSpec((concept.id.removeprefix("_worker/"),), 1.0)
 
 
-async def test_alephs_synchronous_client_makes_a_concept(
+async def test_alephs_synchronous_client_creates_a_concept(
     serve_live: Callable[[], Awaitable[str]], examples: list[SteeringPairedExample]
 ) -> None:
     client = aleph.Client("token", host=await serve_live(), total_retries=0)
@@ -153,7 +157,9 @@ async def test_alephs_client_reads_errors(alpha: aleph.AsyncClient) -> None:
         await alpha.chat(question(), model="unknown")
 
 
-async def test_alephs_client_knows_a_busy_server(alpha: aleph.AsyncClient, engine: FakeEngine) -> None:
+async def test_alephs_client_raises_busy_error_for_a_full_queue(
+    alpha: aleph.AsyncClient, engine: FakeEngine
+) -> None:
     engine.refusal = ApiError(ErrorCode.QUEUE_FULL, "later")
     with pytest.raises(BusyError):
         await alpha.chat(question(), model="tiny")
@@ -193,7 +199,9 @@ async def test_openais_client_streams(sdk: openai.AsyncOpenAI, speaking: FakeEng
     assert last.usage.completion_tokens == len(TEXT.encode())
 
 
-async def test_openais_client_can_answer_itself(sdk: openai.AsyncOpenAI, speaking: FakeEngine) -> None:
+async def test_openais_client_can_send_an_answer_back_as_a_message(
+    sdk: openai.AsyncOpenAI, speaking: FakeEngine
+) -> None:
     messages: list[object] = [user("hi")]
     answer = await sdk.chat.completions.create(model="tiny", messages=messages)
     messages += [answer.choices[0].message, user("go on")]
@@ -215,7 +223,7 @@ async def test_openais_client_reads_errors(sdk: openai.AsyncOpenAI) -> None:
         await sdk.chat.completions.create(model="unknown", messages=[user("hi")])
 
 
-async def test_openais_client_reads_an_engine_that_is_down(
+async def test_openais_client_raises_when_the_engine_is_down(
     sdk: openai.AsyncOpenAI, engine: FakeEngine
 ) -> None:
     engine.refusal = EngineUnavailable()

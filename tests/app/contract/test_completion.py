@@ -20,7 +20,7 @@ def said(answer: dict[str, Any], index: int = 0) -> str:
 
 
 def chorus(*parts: list[int], finish: FinishReason = FinishReason.STOP) -> Script:
-    """Choice i says parts[i], one token a step, the choices side by side."""
+    """A script: choice i generates parts[i], one token per step, all choices in the same steps."""
 
     def play(request: GenerationRequest) -> Iterable[Step]:
         lines = [[*part, END_OF_TURN] if finish is FinishReason.STOP else part for part in parts]
@@ -61,7 +61,7 @@ async def test_the_answer_has_the_contracts_fields_and_no_others(
     ]
 
 
-async def test_ids_are_told_apart(client: httpx.AsyncClient) -> None:
+async def test_ids_are_distinct(client: httpx.AsyncClient) -> None:
     ids = [(await completion(client))["id"] for _ in range(3)]
     assert all(id.startswith("chatcmpl-") for id in ids)
     assert len(set(ids)) == 3
@@ -74,7 +74,7 @@ async def test_created_is_the_time_of_the_request_in_whole_seconds(client: httpx
     assert before <= created <= time.time() + 1
 
 
-async def test_an_answer_without_a_token_is_the_empty_string(
+async def test_an_answer_without_tokens_is_the_empty_string(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     engine.script = steps()
@@ -85,7 +85,7 @@ async def test_an_answer_without_a_token_is_the_empty_string(
 
 
 @pytest.mark.parametrize("finish", FinishReason)
-async def test_the_finish_reason_is_the_engines(
+async def test_the_finish_reason_comes_from_the_engine(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, finish: FinishReason
 ) -> None:
     engine.script = steps(spell("ab"), spell("c"), finish=finish)
@@ -94,10 +94,10 @@ async def test_the_finish_reason_is_the_engines(
     assert said(answer) == "abc"
 
 
-async def test_the_end_of_turn_token_is_no_content(
+async def test_the_end_of_turn_token_is_not_part_of_the_content(
     reworked: Callable[..., FakeEngine], serve, spell: Spell
 ) -> None:
-    """Also where it is a token with a text of its own."""
+    """This also holds for an end-of-turn token that has a text."""
     full_stop = spell(".")[0]
     engine = reworked(stop_token_ids=(full_stop,))
     engine.script = lambda request: [events(request, [*spell("a"), full_stop], finish=FinishReason.STOP)]
@@ -112,7 +112,7 @@ async def test_the_end_of_turn_token_is_no_content(
     ["é", "日本語", "🙂🙃", "a\u2028b\x85c", 'tab\tquote"back\\slash', "\x00", " leading", "trailing \n"],
 )
 @pytest.mark.parametrize("one_step", [True, False])
-async def test_any_text_comes_back_as_it_was_generated(
+async def test_any_generated_text_is_returned_unchanged(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, text: str, one_step: bool
 ) -> None:
     ids = spell(text)
@@ -149,7 +149,7 @@ async def test_each_choice_has_its_own_text_and_finish_reason(
     assert all(choice["finish_reason"] == "stop" for choice in answer["choices"])
 
 
-async def test_choices_are_in_order_whichever_ends_first(
+async def test_choices_are_in_order_of_their_index_whichever_ends_first(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
 ) -> None:
     def play(request: GenerationRequest) -> Iterable[Step]:
@@ -177,7 +177,7 @@ async def test_steering_adds_no_prompt_tokens(client: httpx.AsyncClient) -> None
     assert steered["usage"] == plain["usage"]
 
 
-async def test_the_prompt_is_counted_with_its_template(client: httpx.AsyncClient) -> None:
+async def test_usage_counts_the_tokens_of_the_chat_template(client: httpx.AsyncClient) -> None:
     short = (await completion(client, messages=[user("a")]))["usage"]["prompt_tokens"]
     longer = (await completion(client, messages=[user("a||")]))["usage"]["prompt_tokens"]
     assert longer == short + 2
@@ -205,7 +205,7 @@ async def test_the_fingerprint_changes_with_the_weights_and_the_dtype(
     assert await fingerprint(await serve(reworked(**fact))) != await fingerprint(client)
 
 
-async def test_the_fingerprint_changes_with_nothing_else(
+async def test_the_fingerprint_depends_on_nothing_else(
     client: httpx.AsyncClient, reworked: Callable[..., FakeEngine], serve
 ) -> None:
     original = await fingerprint(client)
@@ -216,6 +216,6 @@ async def test_the_fingerprint_changes_with_nothing_else(
 
 
 @pytest.mark.parametrize("name", ["org/tiny", "tiny-2"])
-async def test_the_answer_names_the_model_that_was_asked_for(serve, name: str) -> None:
+async def test_the_answer_names_the_requested_model(serve, name: str) -> None:
     client = await serve(model={"name": name})
     assert (await chat(client, model=name)).json()["model"] == name

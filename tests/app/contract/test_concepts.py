@@ -1,4 +1,4 @@
-"""/steering_concepts, and chats that wait for a concept."""
+"""The routes of /steering_concepts, and chat requests that wait for a concept."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ both_ids = pytest.mark.parametrize("worker", ["", "_worker/"])
 
 @pytest.fixture
 async def client(serve) -> httpx.AsyncClient:
-    """Of a gateway of its own, with no concepts yet."""
+    """A client of a new gateway without concepts."""
     return await serve()
 
 
@@ -76,7 +76,7 @@ def files(directory: Path) -> list[str]:
 
 
 @prefixes
-async def test_a_concept_is_named_by_its_examples(
+async def test_without_a_name_the_id_is_made_from_the_examples(
     client: httpx.AsyncClient, tmp_path: Path, prefix: str
 ) -> None:
     response = await post(client, prefix + PATH, {"examples": [PAIR, OTHER]})
@@ -96,7 +96,7 @@ async def test_a_concept_is_named_by_its_examples(
 
 
 async def test_the_id_is_the_sha256_of_the_pairs(client: httpx.AsyncClient) -> None:
-    """As a client can compute it: so that it stays the same for ever."""
+    """The expected id is fixed, because clients compute it themselves and it must never change."""
     examples = [{"positive": "é \u2028日🙂", "negative": '"\\\n'}]
     concept = await created(client, *examples)
     assert concept["id"] == "_worker/67ace45c2ea1de51ed54abd9f249ab46ec80663ea6f54f6fad395a05f8e37873"
@@ -110,12 +110,12 @@ async def test_a_concept_can_be_named(client: httpx.AsyncClient, given: str) -> 
 
 
 @pytest.mark.parametrize("name", ["a", "-", "_", "_worker", "A-b_9", LONGEST_NAME])
-async def test_every_name_of_the_contract_can_be_used(client: httpx.AsyncClient, name: str) -> None:
+async def test_every_valid_name_can_be_used(client: httpx.AsyncClient, name: str) -> None:
     assert (await created(client, name=name))["id"] == f"_worker/{name}"
     assert (await chat(client, steering_concepts=[name])).status_code == 200
 
 
-async def test_the_model_may_be_named(client: httpx.AsyncClient) -> None:
+async def test_the_model_field_is_checked_if_given(client: httpx.AsyncClient) -> None:
     await created(client, model="tiny")
     response = await create(client, OTHER, model="other")
     assert_error(response, 404, "UNKNOWN_MODEL", "other", param="model")
@@ -126,7 +126,7 @@ async def test_null_counts_as_absent(client: httpx.AsyncClient) -> None:
     assert re.fullmatch(r"_worker/[0-9a-f]{64}", concept["id"])
 
 
-async def test_what_the_engine_is_given_is_tokens(
+async def test_the_engine_gets_the_examples_as_tokens(
     client: httpx.AsyncClient, engine: FakeEngine, tiny_tokenizer: Any
 ) -> None:
     texts = {"positive": f"a{SPECIAL_TOKENS[2]}\n{SPECIAL_TOKENS[1]}system", "negative": SPECIAL_TOKENS[0]}
@@ -151,7 +151,7 @@ async def test_the_same_examples_are_the_same_concept(
     assert (await created(client, OTHER, PAIR))["id"] != first["id"]
 
 
-async def test_two_identical_requests_at_once_make_one_concept(
+async def test_identical_concurrent_requests_create_one_concept(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     answers = await asyncio.gather(*(created(client, name="kind") for _ in range(4)))
@@ -159,7 +159,7 @@ async def test_two_identical_requests_at_once_make_one_concept(
     assert len(engine.trainings) == 1
 
 
-async def test_of_two_conflicting_requests_at_once_one_is_refused(
+async def test_one_of_two_conflicting_concurrent_requests_is_refused(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     one, two = await asyncio.gather(create(client, PAIR, name="x"), create(client, OTHER, name="x"))
@@ -177,7 +177,7 @@ async def test_a_name_with_other_examples_is_taken(client: httpx.AsyncClient, tm
     assert files(tmp_path) == ["kind.json"]
 
 
-async def test_an_id_that_is_made_from_examples_is_kept_for_them(client: httpx.AsyncClient) -> None:
+async def test_an_id_made_from_examples_is_reserved_for_them(client: httpx.AsyncClient) -> None:
     response = await create(client, name="0f" * 32)
     assert_error(response, 400, "INVALID_REQUEST", param="name")
     name = (await created(client))["id"]
@@ -185,7 +185,7 @@ async def test_an_id_that_is_made_from_examples_is_kept_for_them(client: httpx.A
     assert (await created(client, name="0F" * 32))["id"] == "_worker/" + "0F" * 32
 
 
-async def test_shipped_concepts_are_there_from_the_start(serve, tmp_path: Path) -> None:
+async def test_shipped_concepts_are_listed_from_the_start(serve, tmp_path: Path) -> None:
     (tmp_path / "shipped").mkdir()
     file = tmp_path / "shipped" / "kind.yaml"
     file.write_text(json.dumps({"name": "kind", "description": "Kind", "examples": [PAIR]}))
@@ -205,7 +205,7 @@ async def test_shipped_concepts_are_there_from_the_start(serve, tmp_path: Path) 
     }
     [problem] = answer["problems"]
     assert problem["file"] == "broken.yaml"
-    assert "no YAML" in problem["reason"]
+    assert "not valid YAML" in problem["reason"]
     assert str(tmp_path) not in json.dumps(answer)
     assert_error(await create(client, OTHER, name="kind"), 409, "CONFLICT", param="name")
     assert_error(await client.delete(f"{PATH}/kind"), 409, "CONFLICT", "_worker/kind")
@@ -216,7 +216,7 @@ async def test_shipped_concepts_are_there_from_the_start(serve, tmp_path: Path) 
 
 @prefixes
 @both_ids
-async def test_one_concept_by_its_id(client: httpx.AsyncClient, prefix: str, worker: str) -> None:
+async def test_a_concept_is_read_by_its_id(client: httpx.AsyncClient, prefix: str, worker: str) -> None:
     concept = await created(client, name="kind")
     response = await client.get(f"{prefix}{PATH}/{worker}kind")
     assert (response.status_code, response.json()) == (200, concept)
@@ -268,7 +268,7 @@ def digest_of_pairs(*examples: dict[str, str]) -> str:
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-async def test_what_is_no_concept_is_unknown(serve, tmp_path: Path, method: str, path: str) -> None:
+async def test_an_id_of_no_concept_is_unknown(serve, tmp_path: Path, method: str, path: str) -> None:
     store_concepts(tmp_path / "data", {"a": pairs("a")})
     outside = tmp_path / "data" / "a.json"
     outside.write_text("{}")
@@ -327,7 +327,7 @@ BAD_FIELDS = {
 
 
 @pytest.mark.parametrize(("fields", "param"), list(BAD_FIELDS.values()), ids=list(BAD_FIELDS))
-async def test_a_bad_field_is_named_and_nothing_is_kept(
+async def test_an_invalid_field_is_named_and_nothing_is_stored(
     client: httpx.AsyncClient, engine: FakeEngine, tmp_path: Path, fields: dict[str, Any], param: str
 ) -> None:
     response = await asyncio.wait_for(post(client, PATH, fields), 5)
@@ -348,12 +348,14 @@ BAD_BODIES = {
 
 
 @pytest.mark.parametrize("raw", list(BAD_BODIES.values()), ids=list(BAD_BODIES))
-async def test_a_bad_body_is_refused(client: httpx.AsyncClient, tmp_path: Path, raw: bytes) -> None:
+async def test_an_invalid_body_is_refused(client: httpx.AsyncClient, tmp_path: Path, raw: bytes) -> None:
     assert_error(await client.post(PATH, content=raw, headers=JSON), 400, "INVALID_REQUEST")
     assert (await listed(client), files(tmp_path)) == ([], [])
 
 
-async def test_of_a_repeated_key_one_counts_or_the_body_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_body_with_a_repeated_key_is_read_with_one_value_or_refused(
+    client: httpx.AsyncClient,
+) -> None:
     raw = f'{{"examples": [], "examples": [{GOOD}], "name": "../x", "name": "x"}}'
     response = await client.post(PATH, content=raw, headers=JSON)
     if response.status_code == 201:
@@ -362,7 +364,7 @@ async def test_of_a_repeated_key_one_counts_or_the_body_is_refused(client: httpx
         assert_error(response, 400, "INVALID_REQUEST")
 
 
-async def test_what_the_limits_allow_is_allowed(serve, engine: FakeEngine) -> None:
+async def test_the_configured_limits_are_enforced(serve, engine: FakeEngine) -> None:
     limits = {"max_examples": 2, "max_example_characters": 3, "max_concept_tokens": 8}
     client = await serve(limits=limits)
     short, long = {"positive": "日本語", "negative": "b"}, {"positive": "aaaa", "negative": "b"}
@@ -376,7 +378,7 @@ async def test_what_the_limits_allow_is_allowed(serve, engine: FakeEngine) -> No
     assert len(engine.trainings) == 1
 
 
-async def test_there_is_a_limit_of_created_concepts(serve, tmp_path: Path) -> None:
+async def test_the_number_of_created_concepts_is_limited(serve, tmp_path: Path) -> None:
     client = await serve(limits={"max_concepts": 1})
     await created(client)
     assert_error(await create(client, OTHER), 409, "CONFLICT", "1 created")
@@ -384,7 +386,9 @@ async def test_there_is_a_limit_of_created_concepts(serve, tmp_path: Path) -> No
     assert len(files(tmp_path)) == 1
 
 
-async def test_there_is_a_limit_of_concepts_in_creation(serve, engine: FakeEngine, tmp_path: Path) -> None:
+async def test_the_number_of_concurrent_creations_is_limited(
+    serve, engine: FakeEngine, tmp_path: Path
+) -> None:
     client = await serve(limits={"max_trainings": 1})
     go_on = asyncio.Event()
     engine.training = pausing(go_on)
@@ -409,7 +413,7 @@ async def test_a_model_without_a_chat_template_has_no_concepts(
     assert (await listed(client), files(tmp_path)) == ([], [])
 
 
-async def test_a_concept_that_cannot_be_trained_says_why_and_is_not_kept(
+async def test_a_concept_that_cannot_be_trained_is_refused_with_the_reason(
     client: httpx.AsyncClient, engine: FakeEngine, tmp_path: Path
 ) -> None:
     engine.training = train_badly
@@ -426,7 +430,7 @@ async def test_a_concept_that_cannot_be_trained_says_why_and_is_not_kept(
         (RuntimeError("CUDA error in /srv/secret/worker.py"), 500, "INTERNAL"),
     ],
 )
-async def test_a_fault_in_training_leaks_nothing_and_keeps_nothing(
+async def test_a_failure_in_training_leaks_nothing_and_stores_nothing(
     client: httpx.AsyncClient,
     engine: FakeEngine,
     tmp_path: Path,
@@ -442,7 +446,7 @@ async def test_a_fault_in_training_leaks_nothing_and_keeps_nothing(
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace", "mkdir"])
-async def test_a_full_or_read_only_disk_is_said_and_survived(
+async def test_a_full_or_read_only_disk_is_reported_and_survived(
     client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
@@ -458,7 +462,7 @@ async def test_a_full_or_read_only_disk_is_said_and_survived(
     await created(client)
 
 
-async def test_a_fault_in_storing_leaks_nothing_and_keeps_nothing(
+async def test_a_bug_in_storing_leaks_nothing_and_stores_nothing(
     client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
@@ -479,7 +483,7 @@ async def test_a_data_directory_that_is_a_file_is_survived(serve, tmp_path: Path
     assert_error(await create(client), 503, "UNAVAILABLE", "the concept cannot be stored")
 
 
-async def test_a_concept_in_creation_is_visible_and_can_be_used(
+async def test_a_concept_that_is_being_created_is_listed_and_can_be_used(
     client: httpx.AsyncClient, engine: FakeEngine, tmp_path: Path
 ) -> None:
     go_on = asyncio.Event()
@@ -487,8 +491,8 @@ async def test_a_concept_in_creation_is_visible_and_can_be_used(
     creating = asyncio.create_task(created(client, name="kind"))
     await until(lambda: engine.in_training)
     await asyncio.sleep(0.01)
-    seen = (await client.get(f"{PATH}/kind")).json()
-    assert (seen["state"], seen["progress"], seen["report"]) == ("measuring", 0.5, None)
+    concept = (await client.get(f"{PATH}/kind")).json()
+    assert (concept["state"], concept["progress"], concept["report"]) == ("measuring", 0.5, None)
     assert (await chat(client, steering_concepts=["kind"])).status_code == 200
     assert files(tmp_path) == []
     go_on.set()
@@ -496,7 +500,7 @@ async def test_a_concept_in_creation_is_visible_and_can_be_used(
     assert files(tmp_path) == ["kind.json"]
 
 
-async def test_deleting_ends_a_creation(
+async def test_deleting_a_concept_ends_its_creation(
     client: httpx.AsyncClient, engine: FakeEngine, tmp_path: Path
 ) -> None:
     engine.training = pausing(HANG)
@@ -510,7 +514,7 @@ async def test_deleting_ends_a_creation(
 
 @pytest.fixture
 async def stored(serve, tmp_path: Path) -> httpx.AsyncClient:
-    """A client of a gateway that has just started, and finds two concepts."""
+    """A client of a new gateway that has loaded two stored concepts."""
     store_concepts(tmp_path / "data", {"a": CONCEPTS["a"], "b": CONCEPTS["b"]})
     return await serve()
 
@@ -558,7 +562,7 @@ async def test_nothing_is_trained_for_a_chat_that_is_refused(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_chat_with_a_concept_that_the_model_cannot_use_says_why(
+async def test_a_chat_with_a_concept_that_the_model_cannot_use_gets_the_reason(
     stored: httpx.AsyncClient, engine: FakeEngine, streamed: bool
 ) -> None:
     engine.training = train_badly
@@ -578,7 +582,7 @@ async def test_a_chat_with_a_concept_that_the_model_cannot_use_says_why(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_chat_whose_concept_is_deleted_while_it_waits_is_told(
+async def test_a_chat_whose_concept_is_deleted_while_it_waits_gets_a_404(
     stored: httpx.AsyncClient, engine: FakeEngine, streamed: bool
 ) -> None:
     engine.training = pausing(HANG)
@@ -590,7 +594,7 @@ async def test_a_chat_whose_concept_is_deleted_while_it_waits_is_told(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_chat_that_waits_ends_with_the_engine(
+async def test_a_chat_that_waits_for_a_concept_ends_when_the_engine_is_lost(
     stored: httpx.AsyncClient, engine: FakeEngine, streamed: bool
 ) -> None:
     lost = asyncio.Event()
@@ -606,7 +610,7 @@ async def test_a_chat_that_waits_ends_with_the_engine(
 def refuse_for_concept(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, before: Callable[[], Awaitable[Any]]
 ) -> None:
-    """Requests are refused as by a worker that has just forgotten their concept."""
+    """Makes the engine refuse requests like a worker that has just dropped their concept."""
 
     async def submit(request: Any) -> FakeGeneration:
         await before()
@@ -616,7 +620,7 @@ def refuse_for_concept(
     monkeypatch.setattr(engine, "submit", submit)
 
 
-async def test_a_concept_that_is_deleted_just_before_it_is_used_is_unknown_by_its_id(
+async def test_a_concept_deleted_just_before_its_use_is_reported_as_unknown_by_its_id(
     stored: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_for_concept(engine, monkeypatch, lambda: stored.delete(f"{PATH}/b"))
@@ -625,7 +629,7 @@ async def test_a_concept_that_is_deleted_just_before_it_is_used_is_unknown_by_it
     assert digest_of(CONCEPTS["b"]) not in response.text
 
 
-async def test_a_concept_that_the_engine_lost_is_trained_for_the_next_chat(
+async def test_a_concept_that_the_engine_lost_is_trained_again_for_the_next_chat(
     stored: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -668,6 +672,6 @@ async def test_another_method_is_not_allowed(
     assert response.headers["allow"]
 
 
-async def test_a_body_that_is_no_json_by_its_type_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_body_of_another_content_type_is_refused(client: httpx.AsyncClient) -> None:
     response = await client.post(PATH, content=GOOD, headers={"content-type": "text/plain"})
     assert_error(response, 415, "UNSUPPORTED_MEDIA_TYPE")

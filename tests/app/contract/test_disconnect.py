@@ -1,4 +1,4 @@
-"""Over a real socket: tokens arrive as they are made, and a client that leaves ends its generation."""
+"""Over a real socket: tokens arrive one by one, and a client that disconnects ends its generation."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 @asynccontextmanager
 async def streaming(url: str, **fields: Any) -> AsyncIterator[httpx.Response]:
-    """A streamed answer that is read as it comes, for five seconds at most; its client leaves at the end."""
+    """The response to a streamed request, for five seconds at most. The client disconnects at the end."""
     async with (
         asyncio.timeout(5),
         httpx.AsyncClient(base_url=url) as client,
@@ -48,7 +48,7 @@ async def answer_of(url: str, **fields: Any) -> str:
 
 
 def endless(request: GenerationRequest) -> Iterable[Step]:
-    """Every choice says the same token for ever."""
+    """A script: every choice generates the same token without end."""
     while True:
         yield [event for index in range(request.n) for event in events(request, [70], index)]
 
@@ -65,7 +65,7 @@ async def read_text(response: httpx.Response, wanted: str, n: int = 1) -> None:
     pytest.fail(f"the stream ended with {texts}")
 
 
-async def test_text_arrives_before_the_next_token_is_there(
+async def test_text_arrives_before_the_next_token_is_generated(
     live_url: str, engine: FakeEngine, spell: Spell
 ) -> None:
     engine.script = steps(spell("Hel"), spell("lo"), HANG)
@@ -90,7 +90,7 @@ async def test_only_the_incomplete_character_is_held_back(
 
 
 @pytest.mark.parametrize("n", [1, 3])
-async def test_a_streamed_generation_ends_when_its_client_leaves(
+async def test_a_streamed_generation_is_aborted_when_its_client_disconnects(
     live_url: str, engine: FakeEngine, spell: Spell, n: int
 ) -> None:
     def play(request: GenerationRequest) -> Iterable[Step]:
@@ -104,30 +104,30 @@ async def test_a_streamed_generation_ends_when_its_client_leaves(
 
 
 @pytest.mark.parametrize("n", [1, 3])
-async def test_an_unstreamed_generation_ends_when_its_client_leaves(
+async def test_an_unstreamed_generation_is_aborted_when_its_client_disconnects(
     live_url: str, engine: FakeEngine, spell: Spell, n: int
 ) -> None:
     engine.script = steps(spell("Hello"), HANG)
-    await leave_unanswered(live_url, lambda: engine.steps_played, body(n=n))
+    await disconnect_when(live_url, lambda: engine.steps_played, body(n=n))
     await until(lambda: was_aborted(engine, engine.requests[0]))
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_generation_in_full_flow_ends_when_its_client_leaves(
+async def test_an_endless_generation_is_aborted_when_its_client_disconnects(
     live_url: str, engine: FakeEngine, streamed: bool
 ) -> None:
     engine.script = endless
-    await leave_unanswered(live_url, lambda: engine.steps_played, body(n=2, stream=streamed))
+    await disconnect_when(live_url, lambda: engine.steps_played, body(n=2, stream=streamed))
     await until(lambda: was_aborted(engine, engine.requests[0]))
     played = engine.steps_played
     await asyncio.sleep(0.1)
     assert engine.steps_played <= played + 1
 
 
-async def leave_unanswered(
+async def disconnect_when(
     url: str, when: Callable[[], Any], payload: dict[str, Any], path: str = CHAT
 ) -> None:
-    """Sends the request over a socket of its own and closes that when the engine is so far."""
+    """Sends the request over its own socket, and closes the socket once `when()` is true."""
     _, _, address = url.rpartition("/")
     host, port = address.split(":")
     _, writer = await asyncio.open_connection(host, int(port))
@@ -139,17 +139,17 @@ async def leave_unanswered(
     await writer.wait_closed()
 
 
-async def test_one_client_that_leaves_does_not_disturb_another(
+async def test_a_client_that_disconnects_does_not_affect_another(
     live_url: str, engine: FakeEngine, spell: Spell
 ) -> None:
     hanging, answering = steps(spell("a"), HANG), steps(spell("fine"))
     engine.script = lambda request: (hanging if len(engine.requests) == 1 else answering)(request)
-    await leave_unanswered(live_url, lambda: engine.steps_played, body(stream=True))
+    await disconnect_when(live_url, lambda: engine.steps_played, body(stream=True))
     assert await answer_of(live_url) == "fine"
     await until(lambda: was_aborted(engine, engine.requests[0]))
 
 
-async def test_a_stream_that_fails_is_closed_after_its_error(
+async def test_a_stream_that_fails_ends_after_its_error_event(
     live_url: str, engine: FakeEngine, spell: Spell
 ) -> None:
     engine.script = steps(spell("abc"), InternalError())
@@ -159,7 +159,7 @@ async def test_a_stream_that_fails_is_closed_after_its_error(
     assert not any("[DONE]" in line for line in lines)
 
 
-async def test_requests_are_answered_side_by_side(live_url: str, engine: FakeEngine, spell: Spell) -> None:
+async def test_requests_are_answered_concurrently(live_url: str, engine: FakeEngine, spell: Spell) -> None:
     hanging, answering = steps(spell("a"), HANG), steps(spell("fine"))
     engine.script = lambda request: (hanging if len(engine.requests) == 1 else answering)(request)
     async with streaming(live_url) as response:
@@ -168,20 +168,20 @@ async def test_requests_are_answered_side_by_side(live_url: str, engine: FakeEng
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_client_that_leaves_while_its_request_is_admitted_ends_it(
+async def test_a_client_that_disconnects_during_admission_aborts_its_request(
     live_url: str, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
-    asked, admitted = asyncio.Event(), asyncio.Event()
+    submitted, admitted = asyncio.Event(), asyncio.Event()
     submit = engine.submit
 
     async def submit_slowly(request: GenerationRequest) -> FakeGeneration:
-        asked.set()
+        submitted.set()
         await admitted.wait()
         return await submit(request)
 
     monkeypatch.setattr(engine, "submit", submit_slowly)
     engine.script = endless
-    await leave_unanswered(live_url, asked.is_set, body(stream=streamed))
+    await disconnect_when(live_url, submitted.is_set, body(stream=streamed))
     await asyncio.sleep(0.05)
     admitted.set()
     await asyncio.sleep(0.1)
@@ -189,14 +189,14 @@ async def test_a_client_that_leaves_while_its_request_is_admitted_ends_it(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_client_that_leaves_while_its_concept_is_trained_leaves_no_generation(
+async def test_a_client_that_disconnects_while_its_concept_is_trained_starts_no_generation(
     serve_live: Callable[[], Awaitable[str]], engine: FakeEngine, streamed: bool
 ) -> None:
     url = await serve_live()
     go_on = asyncio.Event()
     engine.training = pausing(go_on)
     payload = body(stream=streamed, steering_concepts=["waited-for"])
-    await leave_unanswered(url, lambda: engine.in_training, payload)
+    await disconnect_when(url, lambda: engine.in_training, payload)
     await asyncio.sleep(0.1)
     go_on.set()
     async with httpx.AsyncClient(base_url=url) as client:
@@ -207,14 +207,14 @@ async def test_a_client_that_leaves_while_its_concept_is_trained_leaves_no_gener
     assert 'tiller_requests_total{route="/chat/completions",status="499"} 1.0' in metrics
 
 
-async def test_a_client_that_leaves_does_not_end_the_creation_of_its_concept(
+async def test_a_concept_creation_goes_on_when_its_client_disconnects(
     serve_live: Callable[[], Awaitable[str]], engine: FakeEngine
 ) -> None:
     url = await serve_live()
     go_on = asyncio.Event()
     engine.training = pausing(go_on)
     payload = {"name": "left", "examples": [{"positive": "a", "negative": "b"}]}
-    await leave_unanswered(url, lambda: engine.in_training, payload, "/steering_concepts")
+    await disconnect_when(url, lambda: engine.in_training, payload, "/steering_concepts")
     await asyncio.sleep(0.1)
     go_on.set()
     async with httpx.AsyncClient(base_url=url) as client:
@@ -231,13 +231,13 @@ async def until_ready(client: httpx.AsyncClient, concept: str) -> None:
 
 
 class Reader:
-    """A client of a streamed answer as a server shows it to the app; it reads while `reading` is set."""
+    """A streaming client, as the ASGI app sees it. It reads only while `reading` is set."""
 
     def __init__(self) -> None:
         self._messages = [{"type": "http.request", "body": json.dumps(body(stream=True)).encode()}]
         self.reading = asyncio.Event()
         self.waiting = asyncio.Event()
-        """Set once the app waits for it."""
+        """Set once the app waits for this client to read."""
         self.gone = asyncio.Event()
         self.read = b""
 
@@ -256,18 +256,18 @@ class Reader:
 
 @asynccontextmanager
 async def answering(app: FastAPI, reader: Reader) -> AsyncIterator["asyncio.Task[None]"]:
-    """The app while it answers the reader, which does not read yet."""
+    """Runs the app for this client, which does not read yet. Yields the app's task."""
     async with asyncio.timeout(5):
         task = asyncio.create_task(app(post_scope(CHAT), reader.receive, reader.send))
         await reader.waiting.wait()
         yield task
 
 
-async def test_a_client_that_does_not_read_is_waited_for(app: FastAPI, engine: FakeEngine) -> None:
+async def test_the_server_waits_for_a_client_that_does_not_read(app: FastAPI, engine: FakeEngine) -> None:
     reader = Reader()
     async with answering(app, reader) as answer:
         await asyncio.sleep(0.05)
-        assert engine.steps_played == 0, "what is not read yet is not made into events"
+        assert engine.steps_played == 0, "no events are made before the client reads"
         assert not answer.done()
         reader.reading.set()
         await answer
@@ -275,7 +275,7 @@ async def test_a_client_that_does_not_read_is_waited_for(app: FastAPI, engine: F
     assert engine.aborts == []
 
 
-async def test_a_client_that_leaves_before_the_first_chunk_ends_its_generation(
+async def test_a_client_that_disconnects_before_the_first_chunk_aborts_its_generation(
     app: FastAPI, engine: FakeEngine
 ) -> None:
     reader = Reader()
@@ -285,7 +285,7 @@ async def test_a_client_that_leaves_before_the_first_chunk_ends_its_generation(
     assert was_aborted(engine, engine.requests[0])
 
 
-async def test_a_client_that_leaves_a_stream_is_counted_once(app: FastAPI, engine: FakeEngine) -> None:
+async def test_a_stream_whose_client_disconnects_is_counted_once(app: FastAPI, engine: FakeEngine) -> None:
     reader = Reader()
     async with answering(app, reader) as answer:
         reader.gone.set()
@@ -295,8 +295,8 @@ async def test_a_client_that_leaves_a_stream_is_counted_once(app: FastAPI, engin
     assert counted == ['tiller_requests_total{route="/chat/completions",status="200"} 1.0']
 
 
-async def test_a_server_that_waits_no_longer_ends_the_generation(app: FastAPI, engine: FakeEngine) -> None:
-    """As uvicorn does it to a client that reads nothing, some time after it was told to stop."""
+async def test_a_server_that_cancels_the_app_aborts_the_generation(app: FastAPI, engine: FakeEngine) -> None:
+    """uvicorn does this at shutdown, when a client still does not read after the grace period."""
     async with answering(app, Reader()) as answer:
         answer.cancel()
         await asyncio.wait({answer})

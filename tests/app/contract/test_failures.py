@@ -1,4 +1,4 @@
-"""What becomes of a request that the engine refuses, or that fails in it, before and after the first byte."""
+"""Requests that the engine refuses, and requests that fail in it, before and after the first byte."""
 
 import json
 import logging
@@ -38,10 +38,10 @@ def secret_fault() -> Exception:
 
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize(("code", "status"), REFUSALS)
-async def test_a_refusal_is_a_proper_status(
+async def test_an_engines_refusal_has_its_own_status(
     client: httpx.AsyncClient, engine: FakeEngine, code: str, status: int, streamed: bool
 ) -> None:
-    engine.refusal = ApiError(ErrorCode(code), "told so")
+    engine.refusal = ApiError(ErrorCode(code), "the engine refuses it")
     response = await chat(client, stream=streamed)
     assert_error(response, status, code)
     assert len(engine.requests) == 1
@@ -49,7 +49,7 @@ async def test_a_refusal_is_a_proper_status(
 
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("code", ["QUEUE_FULL", "UNAVAILABLE"])
-async def test_a_refusal_for_now_says_when_to_try_again(
+async def test_a_temporary_refusal_has_retry_after(
     client: httpx.AsyncClient, engine: FakeEngine, code: str, streamed: bool
 ) -> None:
     engine.refusal = ApiError(ErrorCode(code), "not now")
@@ -59,7 +59,7 @@ async def test_a_refusal_for_now_says_when_to_try_again(
 
 @pytest.mark.parametrize("tokens", ["", "xyz"])
 @pytest.mark.parametrize(("failure", "code", "status"), FAILURES)
-async def test_an_unstreamed_answer_that_fails_is_a_proper_status(
+async def test_an_unstreamed_answer_that_fails_has_its_own_status(
     client: httpx.AsyncClient,
     engine: FakeEngine,
     spell: Spell,
@@ -71,10 +71,10 @@ async def test_an_unstreamed_answer_that_fails_is_a_proper_status(
     engine.script = steps(spell(tokens), failure)
     response = await chat(client)
     assert_error(response, status, code)
-    assert "xyz" not in response.text  # no digits of a request id
+    assert "xyz" not in response.text  # letters that no request id has
 
 
-async def test_an_engine_lost_while_answering_says_when_to_try_again(
+async def test_an_engine_lost_during_an_answer_has_retry_after(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
 ) -> None:
     engine.script = steps(spell("a"), EngineUnavailable())
@@ -97,7 +97,7 @@ async def test_a_stream_that_fails_ends_with_one_error_event(
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
-async def test_a_stream_that_fails_never_says_done(
+async def test_a_stream_that_fails_does_not_send_done(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
 ) -> None:
     engine.script = steps(spell("a"), InternalError())
@@ -105,7 +105,7 @@ async def test_a_stream_that_fails_never_says_done(
 
 
 @pytest.mark.parametrize(("failure", "code", "status"), FAILURES)
-async def test_a_stream_that_fails_before_its_first_token_says_so_in_one_way_or_the_other(
+async def test_a_stream_that_fails_before_its_first_token_has_a_status_or_an_error_event(
     client: httpx.AsyncClient, engine: FakeEngine, failure: Exception, code: str, status: int
 ) -> None:
     engine.script = steps(failure)
@@ -117,7 +117,7 @@ async def test_a_stream_that_fails_before_its_first_token_says_so_in_one_way_or_
     assert_error_payload(event_payloads(response.content)[-1].encode(), code)
 
 
-async def test_a_stream_that_fails_in_one_choice_fails_whole(
+async def test_a_failure_in_one_choice_ends_the_whole_stream(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
 ) -> None:
     first = steps(spell("a"), index=0)
@@ -127,7 +127,7 @@ async def test_a_stream_that_fails_in_one_choice_fails_whole(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_fault_before_the_first_byte_is_internal_and_leaks_nothing(
+async def test_a_bug_before_the_first_byte_is_internal_and_leaks_nothing(
     client: httpx.AsyncClient, engine: FakeEngine, streamed: bool
 ) -> None:
     engine.refusal = secret_fault()
@@ -138,7 +138,7 @@ async def test_a_fault_before_the_first_byte_is_internal_and_leaks_nothing(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_fault_while_answering_is_internal_and_leaks_nothing(
+async def test_a_bug_during_an_answer_is_internal_and_leaks_nothing(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, streamed: bool
 ) -> None:
     engine.script = steps(spell("a"), secret_fault())
@@ -150,7 +150,7 @@ async def test_a_fault_while_answering_is_internal_and_leaks_nothing(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_fault_in_making_text_of_tokens_ends_its_request_alone(
+async def test_a_bug_in_detokenization_ends_only_its_own_request(
     client: httpx.AsyncClient,
     engine: FakeEngine,
     spell: Spell,
@@ -176,7 +176,7 @@ async def test_a_fault_in_making_text_of_tokens_ends_its_request_alone(
 
 @pytest.mark.parametrize("when", ["before", "while"])
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_an_internal_error_names_the_request_that_the_log_knows(
+async def test_an_internal_error_names_the_request_id_that_is_in_the_log(
     client: httpx.AsyncClient,
     engine: FakeEngine,
     spell: Spell,
@@ -200,7 +200,7 @@ async def test_an_internal_error_names_the_request_that_the_log_knows(
     assert "CUDA error" in caplog.text
 
 
-async def test_the_server_goes_on_after_a_fault(
+async def test_the_server_serves_the_next_request_after_a_bug(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
 ) -> None:
     engine.script = steps(spell("a"), secret_fault())

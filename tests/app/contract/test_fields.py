@@ -1,4 +1,4 @@
-"""The fields that are no numbers: switches, rejected, ignored and absent ones, and the query."""
+"""Fields that are not numbers: booleans, rejected, ignored and absent fields, and the query parameter."""
 
 import json
 from typing import Any
@@ -80,7 +80,7 @@ async def test_only_true_and_false_are_booleans(
     assert engine.requests == []
 
 
-async def test_stream_false_is_answered_in_one_piece(client: httpx.AsyncClient) -> None:
+async def test_stream_false_is_answered_with_one_json_object(client: httpx.AsyncClient) -> None:
     response = await chat(client, stream=False)
     assert response.json()["object"] == "chat.completion"
 
@@ -121,7 +121,7 @@ async def test_nice_reaches_the_engine(
 
 
 @pytest.mark.parametrize("value", ["banana", "2", "tru", "null"])
-async def test_nice_that_is_no_boolean_is_refused(
+async def test_a_nice_parameter_that_is_not_a_boolean_is_refused(
     client: httpx.AsyncClient, engine: FakeEngine, value: str
 ) -> None:
     response = await post(client, f"{CHAT}?nice={value}", body())
@@ -151,7 +151,7 @@ async def test_every_request_has_its_own_id_in_the_engine(
     assert len({request.request_id for request in engine.requests}) == 3
 
 
-async def test_the_models_end_of_turn_tokens_end_a_choice(
+async def test_the_engine_gets_the_models_end_of_turn_tokens(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     request = await sent(client, engine)

@@ -1,4 +1,4 @@
-"""What servers of models were caught with: text that acts as tokens, templates from callers, absurd sizes."""
+"""Attacks known from other model servers: text read as control tokens, callers' templates, extreme sizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -74,7 +74,7 @@ def control_tokens(token_ids: list[int]) -> list[int]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=PIECES, second=PIECES, third=PIECES)
-async def test_names_of_control_tokens_are_text_wherever_they_are_written(
+async def test_names_of_control_tokens_are_text_in_every_message(
     client: httpx.AsyncClient, engine: FakeEngine, first: list[str], second: list[str], third: list[str]
 ) -> None:
     texts = ["".join(pieces) for pieces in (first, second)]
@@ -86,7 +86,7 @@ async def test_names_of_control_tokens_are_text_wherever_they_are_written(
 
 
 @pytest.mark.parametrize("name", SPECIAL_TOKENS)
-async def test_the_name_of_a_control_token_is_a_stop_like_any_other(
+async def test_the_name_of_a_control_token_is_an_ordinary_stop_sequence(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, name: str
 ) -> None:
     engine.script = steps(spell(f"a{name}b"))
@@ -99,7 +99,7 @@ async def test_names_of_control_tokens_are_tokenized_as_text(client: httpx.Async
 
 
 @pytest.mark.parametrize("field", FOREIGN)
-async def test_what_other_servers_take_changes_nothing(
+async def test_fields_of_other_servers_change_nothing(
     client: httpx.AsyncClient, engine: FakeEngine, field: str
 ) -> None:
     plain = await sent(client, engine)
@@ -110,7 +110,7 @@ async def test_what_other_servers_take_changes_nothing(
 
 
 @pytest.mark.parametrize("field", FOREIGN_IN_MESSAGES)
-async def test_what_other_servers_take_in_a_message_changes_nothing(
+async def test_message_fields_of_other_servers_change_nothing(
     client: httpx.AsyncClient, engine: FakeEngine, field: str
 ) -> None:
     plain = await sent(client, engine)
@@ -127,7 +127,7 @@ async def test_what_other_servers_take_in_a_message_changes_nothing(
     ],
     ids=["messages", "no messages", "logit_bias"],
 )
-async def test_a_hundred_thousand_are_refused_unread(
+async def test_a_hundred_thousand_items_are_refused_before_they_are_validated(
     client: httpx.AsyncClient, engine: FakeEngine, field: str, value: Any, limit: int
 ) -> None:
     response = await chat(client, **{field: value})
@@ -135,7 +135,9 @@ async def test_a_hundred_thousand_are_refused_unread(
     assert engine.requests == []
 
 
-async def test_a_hundred_thousand_parts_are_one_text(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_a_hundred_thousand_parts_are_joined_into_one_text(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     parts = [{"type": "text", "text": ""}] * 100_000 + [{"type": "text", "text": "hi"}]
     plain = await sent(client, engine)
     request = await sent(client, engine, messages=[user(parts)])
@@ -162,7 +164,7 @@ async def test_a_bias_may_be_any_finite_number(
     ("text", "stop", "content"),
     [
         ("cafe\u0301 x", "\u0301", "cafe"),
-        ("cafe\u0301 x", "é", "cafe\u0301 x"),  # one character is not two, though they look the same
+        ("cafe\u0301 x", "é", "cafe\u0301 x"),  # one code point, which looks like those two
         ("a👩\u200d👧b", "👩", "a"),
         ("a👩\u200d👧b", "\u200d", "a👩"),
         ("a" + "\u0301" * 300 + "b", "\u0301" * 256, "a"),
@@ -171,7 +173,7 @@ async def test_a_bias_may_be_any_finite_number(
         ("🇩🇪🇫🇷", "🇪🇫", "🇩"),
     ],
 )
-async def test_a_stop_sequence_is_its_code_points(
+async def test_a_stop_sequence_is_compared_by_code_points(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, text: str, stop: str, content: str
 ) -> None:
     engine.script = steps(*([token_id] for token_id in spell(text)))

@@ -1,4 +1,4 @@
-"""HTTP around the routes: HEAD, OPTIONS, what every answer carries, and pages of other origins."""
+"""HTTP around the routes: HEAD, OPTIONS, common response headers, and CORS."""
 
 import hashlib
 
@@ -22,25 +22,25 @@ async def test_head_is_get_without_the_body(client: httpx.AsyncClient, prefix: s
     whole, head = await client.get(prefix + path), await client.head(prefix + path)
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-type"] == whole.headers["content-type"]
-    if path != "/metrics":  # which counts these requests
+    if path != "/metrics":  # its content changes with each request
         assert head.headers["content-length"] == whole.headers["content-length"]
 
 
-async def test_head_fails_as_get_does(client: httpx.AsyncClient) -> None:
+async def test_head_fails_with_the_same_status_as_get(client: httpx.AsyncClient) -> None:
     for path, status in (("/nowhere", 404), ("/models/unknown", 404), (CHAT, 405)):
         answer = await client.head(path)
         assert (answer.status_code, answer.content) == (status, b"")
 
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_a_connection_is_good_for_more_after_head(live_url: str) -> None:
+async def test_a_connection_can_be_reused_after_head(live_url: str) -> None:
     async with httpx.AsyncClient(base_url=live_url, limits=httpx.Limits(max_connections=1)) as client:
         for _ in range(3):
             assert (await client.head("/models")).status_code == 200
             assert (await client.get("/models")).json()["object"] == "list"
 
 
-async def test_head_is_counted_as_its_route(serve) -> None:
+async def test_head_is_counted_under_its_route(serve) -> None:
     client = await serve()
     await client.head("/models")
     assert 'route="/models",status="200"} 1.0' in (await client.get("/metrics")).text
@@ -56,7 +56,7 @@ async def test_head_is_counted_as_its_route(serve) -> None:
         ("/steering_concepts/a", {"GET", "HEAD", "DELETE", "OPTIONS"}),
     ],
 )
-async def test_options_and_refusals_name_the_methods(
+async def test_options_and_a_405_list_the_allowed_methods(
     client: httpx.AsyncClient, prefix: str, path: str, methods: set[str]
 ) -> None:
     options = await client.options(prefix + path)
@@ -67,11 +67,11 @@ async def test_options_and_refusals_name_the_methods(
         assert set(answer.headers["allow"].split(", ")) == methods
 
 
-async def test_options_of_nothing_is_not_found(client: httpx.AsyncClient) -> None:
+async def test_options_of_an_unknown_route_is_not_found(client: httpx.AsyncClient) -> None:
     assert_error(await client.options("/nowhere"), 404, "NOT_FOUND")
 
 
-async def test_every_answer_says_how_browsers_should_treat_it(serve) -> None:
+async def test_every_response_has_security_headers_and_a_request_id(serve) -> None:
     client = await serve(auth=AUTH)
     answers = [
         await client.get("/models"),
@@ -103,7 +103,7 @@ def cors_headers(answer: httpx.Response) -> set[str]:
     return {name for name in answer.headers if name.startswith("access-control-")}
 
 
-async def test_pages_of_other_origins_are_not_let_in_by_themselves(client: httpx.AsyncClient) -> None:
+async def test_by_default_no_origin_gets_cors_headers(client: httpx.AsyncClient) -> None:
     for answer in (
         await client.options(CHAT, headers=preflight(PAGE)),
         await client.post(CHAT, json=body(), headers={"origin": PAGE}),
@@ -111,14 +111,14 @@ async def test_pages_of_other_origins_are_not_let_in_by_themselves(client: httpx
         assert cors_headers(answer) == set()
 
 
-async def test_pages_of_configured_origins_are(serve) -> None:
+async def test_a_configured_origin_gets_cors_headers(serve) -> None:
     client = await serve(auth=AUTH, server={"cors_origins": [PAGE]})
-    asked = await client.options(CHAT, headers=preflight(PAGE))
-    assert asked.status_code == 200
-    assert asked.headers["access-control-allow-origin"] == PAGE
-    assert "POST" in asked.headers["access-control-allow-methods"]
-    assert "x-stainless-lang" in asked.headers["access-control-allow-headers"]
-    assert "access-control-allow-credentials" not in asked.headers
+    preflighted = await client.options(CHAT, headers=preflight(PAGE))
+    assert preflighted.status_code == 200
+    assert preflighted.headers["access-control-allow-origin"] == PAGE
+    assert "POST" in preflighted.headers["access-control-allow-methods"]
+    assert "x-stainless-lang" in preflighted.headers["access-control-allow-headers"]
+    assert "access-control-allow-credentials" not in preflighted.headers
     refused = await client.post(CHAT, json=body(), headers={"origin": PAGE})
     assert_error(refused, 401, "UNAUTHORIZED")
     answered = await client.post(CHAT, json=body(), headers={"origin": PAGE, **BEARER})
@@ -129,7 +129,7 @@ async def test_pages_of_configured_origins_are(serve) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://other.example", "http://page.example", f"{PAGE}:444", "null"])
-async def test_pages_of_others_are_not(serve, origin: str) -> None:
+async def test_any_other_origin_gets_no_cors_headers(serve, origin: str) -> None:
     client = await serve(server={"cors_origins": [PAGE]})
     assert (await client.options(CHAT, headers=preflight(origin))).status_code == 400
     for answer in (
@@ -139,7 +139,7 @@ async def test_pages_of_others_are_not(serve, origin: str) -> None:
         assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_everybody_can_be_let_in(serve) -> None:
+async def test_all_origins_can_be_allowed(serve) -> None:
     client = await serve(server={"cors_origins": ["*"]})
     answer = await client.get("/models", headers={"origin": PAGE})
     assert answer.headers["access-control-allow-origin"] == "*"

@@ -1,4 +1,4 @@
-"""How much is generated: `max_tokens` and its other names, the context, and `n`."""
+"""The length of answers: `max_tokens` and its aliases, the context, and `n`."""
 
 import itertools
 
@@ -17,12 +17,12 @@ async def prompt_length(client: httpx.AsyncClient, engine: FakeEngine, content: 
 
 
 async def fill(client: httpx.AsyncClient, engine: FakeEngine, tokens: int) -> str:
-    """A message whose prompt has this many tokens. Every "|" is a token of its own."""
+    """A message content for a prompt of this many tokens. Each "|" is one token."""
     return "|" * (tokens - await prompt_length(client, engine, ""))
 
 
 def assert_both_numbers(message: str, prompt: int, max_tokens: int) -> None:
-    """The context, and what would not fit into it (as a sum or in its two parts)."""
+    """The message must have the context's length, and prompt and max_tokens or their sum."""
     assert str(CONTEXT_LENGTH) in message
     assert str(prompt + max_tokens) in message or (str(prompt) in message and str(max_tokens) in message)
 
@@ -36,14 +36,14 @@ async def test_max_tokens_reaches_the_engine_under_each_of_its_names(
 
 
 @pytest.mark.parametrize("fields", list(itertools.combinations(ALIASES, 2)), ids="-".join)
-async def test_names_that_agree_are_one(
+async def test_names_with_the_same_value_are_accepted(
     client: httpx.AsyncClient, engine: FakeEngine, fields: tuple[str, str]
 ) -> None:
     assert (await sent(client, engine, **dict.fromkeys(fields, 7))).max_tokens == 7
 
 
 @pytest.mark.parametrize("fields", list(itertools.permutations(ALIASES, 2)), ids="-".join)
-async def test_names_that_disagree_are_refused(
+async def test_names_with_different_values_are_refused(
     client: httpx.AsyncClient, engine: FakeEngine, fields: tuple[str, str]
 ) -> None:
     response = await chat(client, **{fields[0]: 7, fields[1]: 8})
@@ -52,19 +52,19 @@ async def test_names_that_disagree_are_refused(
 
 
 @pytest.mark.parametrize("odd", ALIASES)
-async def test_one_of_three_names_that_disagrees_is_refused(client: httpx.AsyncClient, odd: str) -> None:
+async def test_three_names_with_one_different_value_are_refused(client: httpx.AsyncClient, odd: str) -> None:
     response = await chat(client, **{**dict.fromkeys(ALIASES, 7), odd: 8})
     assert_error(response, 400, "INVALID_REQUEST", odd)
 
 
 @pytest.mark.parametrize("absent", ALIASES)
-async def test_a_null_name_does_not_disagree(
+async def test_a_name_with_null_is_ignored(
     client: httpx.AsyncClient, engine: FakeEngine, absent: str
 ) -> None:
     assert (await sent(client, engine, **{**dict.fromkeys(ALIASES, 7), absent: None})).max_tokens == 7
 
 
-async def test_without_max_tokens_the_rest_of_the_context_is_left(
+async def test_max_tokens_defaults_to_the_rest_of_the_context(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     request = await sent(client, engine)
@@ -92,7 +92,7 @@ async def test_one_token_beyond_the_context_is_refused_with_both_numbers(
     assert len(engine.requests) == 1
 
 
-async def test_an_enormous_max_tokens_is_beyond_the_context(client: httpx.AsyncClient) -> None:
+async def test_a_huge_max_tokens_exceeds_the_context(client: httpx.AsyncClient) -> None:
     for value in (2**31, 2**63, 2**64, 10**30):
         assert_error(
             await chat(client, max_tokens=value), 400, "CONTEXT_LENGTH_EXCEEDED", str(CONTEXT_LENGTH)
@@ -109,7 +109,7 @@ async def test_a_prompt_that_leaves_one_token_is_served(
 
 @pytest.mark.parametrize("tokens", [CONTEXT_LENGTH, CONTEXT_LENGTH + 1, 10 * CONTEXT_LENGTH])
 @pytest.mark.parametrize("fields", [{}, {"max_tokens": 1}], ids=["unset", "one"])
-async def test_a_prompt_that_leaves_no_room_is_refused(
+async def test_a_prompt_that_fills_the_context_is_refused(
     client: httpx.AsyncClient, engine: FakeEngine, tokens: int, fields: dict[str, int]
 ) -> None:
     content = await fill(client, engine, tokens)
@@ -118,12 +118,12 @@ async def test_a_prompt_that_leaves_no_room_is_refused(
     assert len(engine.requests) == 1
 
 
-async def test_a_very_long_prompt_is_refused_briefly(client: httpx.AsyncClient) -> None:
+async def test_a_very_long_prompt_gets_a_small_error(client: httpx.AsyncClient) -> None:
     response = await chat(client, messages=[user("hello there, " * 80_000)])
     assert_error(response, 400, "CONTEXT_LENGTH_EXCEEDED", str(CONTEXT_LENGTH))
 
 
-async def test_n_is_one_unless_given(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_n_defaults_to_one(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert (await sent(client, engine)).n == 1
 
 
@@ -142,8 +142,6 @@ async def test_n_above_the_limit_is_refused_before_anything_is_allocated(
     assert engine.requests == []
 
 
-async def test_the_context_holds_the_prompt_once_whatever_n_is(
-    client: httpx.AsyncClient, engine: FakeEngine
-) -> None:
+async def test_the_context_limit_does_not_depend_on_n(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     left = CONTEXT_LENGTH - await prompt_length(client, engine)
     assert (await sent(client, engine, n=2, max_tokens=left)).max_tokens == left

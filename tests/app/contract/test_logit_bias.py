@@ -1,4 +1,4 @@
-"""`logit_bias`: token ids of the vocabulary, as strings, to finite numbers."""
+"""`logit_bias`: an object from token ids, as strings, to finite numbers."""
 
 import json
 from typing import Any
@@ -36,7 +36,7 @@ async def test_the_last_id_of_the_vocabulary_can_be_biased(
     assert (await sent(client, engine, logit_bias={str(last): 1})).sampling.logit_bias == {last: 1.0}
 
 
-async def test_the_first_id_beyond_the_vocabulary_is_refused_by_name(
+async def test_the_first_id_outside_the_vocabulary_is_named_and_refused(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     key = str(engine.model.vocab_size)
@@ -63,7 +63,7 @@ async def test_the_first_id_beyond_the_vocabulary_is_refused_by_name(
         "999999999999999999999",
     ],
 )
-async def test_a_key_that_is_no_id_of_the_vocabulary_is_refused_by_name(
+async def test_a_key_that_is_not_a_token_id_is_named_and_refused(
     client: httpx.AsyncClient, engine: FakeEngine, key: str
 ) -> None:
     response = await chat(client, logit_bias={"3": 1, key: 1})
@@ -72,12 +72,12 @@ async def test_a_key_that_is_no_id_of_the_vocabulary_is_refused_by_name(
     assert engine.requests == []
 
 
-async def test_an_empty_key_is_no_id(client: httpx.AsyncClient) -> None:
+async def test_an_empty_key_is_refused(client: httpx.AsyncClient) -> None:
     assert_error(await chat(client, logit_bias={"": 1}), 400, "INVALID_REQUEST", "logit_bias")
 
 
 @pytest.mark.parametrize("value", ["1", True, None, [1], {}, 10**400], ids=lambda value: repr(value)[:12])
-async def test_a_value_that_is_no_finite_number_is_refused_by_its_key(
+async def test_a_value_that_is_not_a_finite_number_is_refused_with_its_key(
     client: httpx.AsyncClient, engine: FakeEngine, value: Any
 ) -> None:
     response = await chat(client, logit_bias={"3": 0, "17": value})
@@ -86,13 +86,15 @@ async def test_a_value_that_is_no_finite_number_is_refused_by_its_key(
 
 
 @pytest.mark.parametrize("literal", ["1e400", "-1e400"])
-async def test_a_value_that_overflows_is_refused_by_its_key(client: httpx.AsyncClient, literal: str) -> None:
+async def test_a_value_that_overflows_is_refused_with_its_key(
+    client: httpx.AsyncClient, literal: str
+) -> None:
     response = await chat_with_literal(client, "logit_bias", f'{{"17": {literal}}}')
     assert_error(response, 400, "INVALID_REQUEST", "logit_bias", "17")
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity"])
-async def test_nan_and_infinity_are_no_biases(
+async def test_nan_and_infinity_are_refused(
     client: httpx.AsyncClient, engine: FakeEngine, literal: str
 ) -> None:
     response = await chat_with_literal(client, "logit_bias", f'{{"17": {literal}}}')
@@ -101,7 +103,7 @@ async def test_nan_and_infinity_are_no_biases(
 
 
 @pytest.mark.parametrize("value", [[], [1], "1", 1, True, [["3", 1]]], ids=json.dumps)
-async def test_biases_that_are_no_object_are_refused(client: httpx.AsyncClient, value: Any) -> None:
+async def test_a_logit_bias_that_is_not_an_object_is_refused(client: httpx.AsyncClient, value: Any) -> None:
     assert_error(await chat(client, logit_bias=value), 400, "INVALID_REQUEST", param="logit_bias")
 
 

@@ -1,4 +1,4 @@
-"""`logprobs` in answers: their shape, the tokens' own bytes, and values that are not finite."""
+"""`logprobs` in answers: their shape, the tokens' bytes, and values that are not finite."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ async def entries(client: httpx.AsyncClient, streamed: bool, **fields: Any) -> l
 
 
 @pytest.mark.parametrize("fields", [{}, {"logprobs": False}, {"top_logprobs": 0}, {"logprobs": None}])
-async def test_they_are_null_when_not_asked_for(
+async def test_logprobs_are_null_when_not_requested(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, fields: dict[str, Any]
 ) -> None:
     engine.script = steps(spell("ab"))
@@ -31,7 +31,7 @@ async def test_they_are_null_when_not_asked_for(
 
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("fields", [{"logprobs": True}, {"logprobs": True, "top_logprobs": 0}])
-async def test_top_logprobs_are_an_empty_list_when_none_were_asked_for(
+async def test_top_logprobs_are_an_empty_list_when_not_requested(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, fields: dict[str, Any], streamed: bool
 ) -> None:
     engine.script = steps(spell("ab"))
@@ -52,7 +52,7 @@ async def test_top_logprobs_alone_return_log_probabilities(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_top_logprobs_are_the_engines_in_its_order(
+async def test_top_logprobs_keep_the_engines_values_and_order(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, streamed: bool
 ) -> None:
     ids = spell("xyz")
@@ -81,7 +81,7 @@ async def test_a_value_that_is_not_finite_is_sent_as_minus_9999(
 
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("text", ["é", "日本", "a🙂b"])
-async def test_bytes_are_the_tokens_own_where_it_is_part_of_a_character(
+async def test_bytes_are_the_tokens_own_bytes_even_within_a_character(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, text: str, streamed: bool
 ) -> None:
     engine.script = steps(*([token_id] for token_id in spell(text)))
@@ -91,7 +91,7 @@ async def test_bytes_are_the_tokens_own_where_it_is_part_of_a_character(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_alternatives_have_their_own_bytes_as_well(
+async def test_top_logprobs_have_their_own_bytes(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, byte_ids: list[int], streamed: bool
 ) -> None:
     alternatives = [(byte_ids[0xC3], -1.0), (byte_ids[0xFF], -2.0), (byte_ids[0x20], -3.0)]
@@ -102,7 +102,7 @@ async def test_alternatives_have_their_own_bytes_as_well(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_tokens_of_several_characters_are_given_with_their_spaces(
+async def test_tokens_of_several_characters_keep_their_spaces(
     client: httpx.AsyncClient, engine: FakeEngine, tiny_tokenizer: Tokenizer, streamed: bool
 ) -> None:
     encoded = tiny_tokenizer.encode("Hello you")
@@ -128,7 +128,7 @@ async def test_an_answer_without_tokens_has_an_empty_list_of_entries(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_the_end_of_turn_token_can_be_an_alternative(
+async def test_the_end_of_turn_token_can_be_in_top_logprobs(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, streamed: bool
 ) -> None:
     end = engine.model.stop_token_ids[0]

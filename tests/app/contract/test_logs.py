@@ -1,4 +1,4 @@
-"""What is logged of a request: never its words, and never its token, whatever goes wrong with it."""
+"""The log never contains a request's texts or access token, whatever goes wrong."""
 
 import base64
 import hashlib
@@ -47,7 +47,7 @@ async def guarded(serve) -> httpx.AsyncClient:
 
 
 async def ask_everything(client: httpx.AsyncClient) -> list[int]:
-    """A secret in every place that a request has, in what is right and in what is wrong."""
+    """Sends valid and invalid requests with a secret in every part that a request has."""
     odd = dict.fromkeys(("x-any", "user-agent", "referer", "cookie", "traceparent"), f"{WORD} {{{WORD}}}")
     odd |= {
         "x-request-id": f"{WORD}!",
@@ -85,14 +85,14 @@ async def ask_everything(client: httpx.AsyncClient) -> list[int]:
 
 @pytest.fixture
 def shown(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """All that a server would have logged so far, in both forms and with what is for debugging."""
+    """Everything that a server would have logged so far, in both formats and at debug level."""
     stream = io.StringIO()
     root, ours = logging.getLogger(), [logging.getLogger(name) for name in ("app", "inference", "tiller")]
     handlers = []
     for formatter in (TextFormatter({}), JsonFormatter({})):
         handlers.append(logging.StreamHandler(stream))
         handlers[-1].setFormatter(formatter)
-        handlers[-1].addFilter(lambda record: record.name != "httpx")  # the client's own
+        handlers[-1].addFilter(lambda record: record.name != "httpx")  # the test client's own log
         root.addHandler(handlers[-1])
     levels = {logger: logger.level for logger in (root, *ours)}
     for logger in levels:
@@ -105,7 +105,7 @@ def shown(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
 
 
 def hold_no_secrets(shown: str) -> None:
-    """Also not in another spelling."""
+    """Checks for the secrets in several spellings and encodings."""
     for secret in (WORD, TOKEN, "Zanzibar", hashlib.sha256(TOKEN.encode()).hexdigest()):
         encoded = secret.encode().hex(), base64.b64encode(secret.encode()).decode()
         for spelling in (secret, secret.lower(), secret.upper(), *encoded):
@@ -115,13 +115,13 @@ def hold_no_secrets(shown: str) -> None:
 FAILURES = {
     "none": None,
     "a fault of the engine": RuntimeError("the engine fell over"),
-    "a worker that fails at it": InternalError("it cannot be computed"),
+    "a worker that fails at it": InternalError("the request cannot be computed"),
     "a worker that is lost": EngineUnavailable(),
 }
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-async def test_neither_words_nor_tokens_are_logged(
+async def test_neither_texts_nor_access_tokens_are_logged(
     guarded: httpx.AsyncClient, engine: FakeEngine, shown: Callable[[], str], spell, failure: str
 ) -> None:
     error = FAILURES[failure]
@@ -138,7 +138,7 @@ async def test_neither_words_nor_tokens_are_logged(
     hold_no_secrets(said)
 
 
-async def test_an_engine_that_refuses_or_is_down_logs_no_words(
+async def test_no_texts_are_logged_when_the_engine_refuses_or_is_down(
     guarded: httpx.AsyncClient, engine: FakeEngine, shown: Callable[[], str]
 ) -> None:
     for engine.refusal in (QueueFull(), InternalError(), RuntimeError("a bug"), EngineUnavailable()):
@@ -148,7 +148,7 @@ async def test_an_engine_that_refuses_or_is_down_logs_no_words(
     hold_no_secrets(shown())
 
 
-async def test_a_template_that_fails_at_a_text_does_not_quote_it(
+async def test_the_error_of_a_failing_template_does_not_quote_the_text(
     serve, engine: FakeEngine, shown: Callable[[], str], tmp_path: Path
 ) -> None:
     template = "{{ bos_token }}\n{% for message in messages %}{{ {'a': 1}[message.content].x }}{% endfor %}"
@@ -161,10 +161,10 @@ async def test_a_template_that_fails_at_a_text_does_not_quote_it(
 
 
 @pytest.mark.parametrize("name", ["invalid_request", "from_json"])
-async def test_a_bug_while_a_body_is_read_does_not_quote_it(
+async def test_a_bug_while_a_body_is_parsed_does_not_quote_it(
     guarded: httpx.AsyncClient, shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Where it happens while another error is handled, the log has that one as well."""
+    """If the bug occurs while another error is handled, the traceback contains that error too."""
 
     def fail(*given: object, **more: object) -> None:
         raise RuntimeError("a bug of ours")
@@ -178,7 +178,7 @@ async def test_a_bug_while_a_body_is_read_does_not_quote_it(
     hold_no_secrets(said)
 
 
-async def test_a_model_that_cannot_chat_is_told_at_the_start(
+async def test_a_model_that_cannot_chat_is_logged_at_the_start(
     serve, templateless: FakeEngine, shown: Callable[[], str]
 ) -> None:
     await serve(templateless)

@@ -1,4 +1,4 @@
-"""Bodies that are no JSON, no object, too large, or of another media type: always a proper 4xx."""
+"""Bodies that are not JSON, not an object, too large, or of another media type get the right 4xx."""
 
 import gc
 import json
@@ -69,17 +69,19 @@ async def test_a_malformed_body_is_refused_by_every_route(
 
 @pytest.mark.parametrize("raw", NOT_OBJECTS)
 @pytest.mark.parametrize("path", ROUTES)
-async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, path: str, raw: bytes) -> None:
+async def test_a_body_that_is_not_an_object_is_refused(
+    client: httpx.AsyncClient, path: str, raw: bytes
+) -> None:
     assert_error(await client.post(path, content=raw, headers=JSON), 400, "INVALID_REQUEST")
 
 
-async def test_a_malformed_streamed_request_is_no_stream(client: httpx.AsyncClient) -> None:
+async def test_a_malformed_streamed_request_gets_a_plain_400(client: httpx.AsyncClient) -> None:
     raw = json.dumps(body(stream=True))[:-1]
     assert_error(await client.post(CHAT, content=raw, headers=JSON), 400, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize(("first", "second"), [("0.25", "0.75"), ('"x"', "0.75")])
-async def test_of_a_repeated_key_one_counts_or_the_body_is_refused(
+async def test_a_body_with_a_repeated_key_is_read_with_one_value_or_refused(
     client: httpx.AsyncClient, engine: FakeEngine, first: str, second: str
 ) -> None:
     raw = SOUND.replace("}]", f'}}], "temperature": {first}, "temperature": {second}')
@@ -97,7 +99,7 @@ async def test_whitespace_and_order_do_not_matter(client: httpx.AsyncClient, eng
     assert engine.requests[0].sampling.temperature == 0.5
 
 
-async def test_depth_in_an_ignored_field_is_no_fault_of_ours(client: httpx.AsyncClient) -> None:
+async def test_deep_nesting_in_an_ignored_field_is_served_or_refused(client: httpx.AsyncClient) -> None:
     raw = SOUND.replace("}]", '}], "metadata": ' + "[" * DEEP + "]" * DEEP)
     response = await client.post(CHAT, content=raw, headers=JSON)
     if response.status_code != 200:
@@ -114,7 +116,7 @@ async def test_depth_in_an_ignored_field_is_no_fault_of_ours(client: httpx.Async
         None,
     ],
 )
-async def test_json_is_accepted_by_name_or_without_one(
+async def test_json_is_accepted_with_its_content_type_or_with_none(
     client: httpx.AsyncClient, media_type: str | None
 ) -> None:
     headers = {} if media_type is None else {"content-type": media_type}
@@ -142,13 +144,15 @@ async def test_another_media_type_is_refused(client: httpx.AsyncClient, path: st
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_a_body_beyond_the_limit_is_too_large(serve, path: str) -> None:
+async def test_a_body_above_the_limit_is_too_large(serve, path: str) -> None:
     client = await serve(server={"max_body_bytes": 500})
     response = await client.post(path, content=b" " * 501, headers=JSON)
     assert_error(response, 413, "PAYLOAD_TOO_LARGE", "500")
 
 
-async def test_a_body_beyond_the_limit_is_too_large_without_a_length(serve, engine: FakeEngine) -> None:
+async def test_a_body_above_the_limit_is_too_large_without_a_content_length(
+    serve, engine: FakeEngine
+) -> None:
     client = await serve(server={"max_body_bytes": 500})
     content = pieces(SOUND.encode(), *[b" " * 100] * 5)
     assert_error(await client.post(CHAT, content=content, headers=JSON), 413, "PAYLOAD_TOO_LARGE")
@@ -160,16 +164,16 @@ async def test_a_body_at_the_limit_is_served(serve) -> None:
     assert (await client.post(CHAT, content=SOUND.ljust(500), headers=JSON)).status_code == 200
 
 
-async def test_a_body_may_come_in_pieces(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_a_body_may_arrive_in_pieces(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     raw = json.dumps(body(user="日本"), ensure_ascii=False).encode()
     content = pieces(*(raw[start : start + 1] for start in range(len(raw))))
     assert (await client.post(CHAT, content=content, headers=JSON)).status_code == 200
     assert len(engine.requests) == 1
 
 
-@pytest.mark.parametrize(("size", "elsewhere"), [(100, False), (200_000, True)])
-async def test_a_large_body_does_not_hold_up_others(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, size: int, elsewhere: bool
+@pytest.mark.parametrize(("size", "in_thread"), [(100, False), (200_000, True)])
+async def test_a_large_body_is_parsed_in_another_thread(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, size: int, in_thread: bool
 ) -> None:
     threads: list[int] = []
 
@@ -180,10 +184,10 @@ async def test_a_large_body_does_not_hold_up_others(
     monkeypatch.setattr("app.http.body.from_json", decode)
     raw = json.dumps(body(metadata="x" * size))
     assert (await client.post(CHAT, content=raw, headers=JSON)).status_code == 200
-    assert [thread != threading.get_ident() for thread in threads] == [elsewhere]
+    assert [thread != threading.get_ident() for thread in threads] == [in_thread]
 
 
-async def test_a_large_body_is_refused_as_a_small_one(client: httpx.AsyncClient) -> None:
+async def test_a_large_body_gets_the_same_errors_as_a_small_one(client: httpx.AsyncClient) -> None:
     filling = "x" * 200_000
     assert_error(
         await client.post(CHAT, content=f'["{filling}"', headers=JSON), 400, "INVALID_REQUEST", "JSON"

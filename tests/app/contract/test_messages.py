@@ -1,4 +1,4 @@
-"""`messages`: who may speak when, what content may be, and what becomes of it."""
+"""`messages`: the order of roles, the allowed content, and the resulting prompt."""
 
 import json
 from typing import Any
@@ -111,7 +111,7 @@ async def test_a_conversation_out_of_order_is_refused(
 
 
 @pytest.mark.parametrize("messages", [None, "hi", {}, 5, True, user("hi")], ids=json.dumps)
-async def test_messages_that_are_no_array_are_refused(client: httpx.AsyncClient, messages: Any) -> None:
+async def test_messages_that_are_not_an_array_are_refused(client: httpx.AsyncClient, messages: Any) -> None:
     response = await chat(client, messages=messages)
     assert_error(response, 400, "INVALID_REQUEST", "messages", param="messages")
 
@@ -122,7 +122,7 @@ async def test_messages_are_required(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("message", STRANGE_MESSAGES, ids=json.dumps)
-async def test_a_malformed_message_is_refused_with_its_place(
+async def test_a_malformed_message_is_refused_with_its_index(
     client: httpx.AsyncClient, engine: FakeEngine, message: Any
 ) -> None:
     response = await chat(client, messages=[user("a"), assistant("b"), message])
@@ -138,7 +138,7 @@ async def test_a_messages_name_is_ignored(client: httpx.AsyncClient, engine: Fak
     assert named.prompt_token_ids == plain.prompt_token_ids
 
 
-async def test_an_answer_can_be_sent_back_as_it_came(
+async def test_an_answer_can_be_sent_back_unchanged(
     client: httpx.AsyncClient, engine: FakeEngine, tiny_tokenizer: Tokenizer
 ) -> None:
     """OpenAI's SDK dumps a message with these keys besides role and content."""
@@ -177,12 +177,12 @@ async def test_any_other_part_is_refused(client: httpx.AsyncClient, engine: Fake
     assert engine.requests == []
 
 
-async def test_a_part_of_another_type_is_refused_by_its_type(client: httpx.AsyncClient) -> None:
+async def test_a_part_of_another_type_is_refused_with_its_type(client: httpx.AsyncClient) -> None:
     response = await chat(client, messages=[user([STRANGE_PARTS[0]])])
     assert_error(response, 400, "INVALID_REQUEST", "image_url")
 
 
-async def test_an_empty_string_is_content(
+async def test_an_empty_string_is_valid_content(
     client: httpx.AsyncClient, engine: FakeEngine, tiny_tokenizer: Tokenizer
 ) -> None:
     request = await sent(client, engine, messages=[user("")])
@@ -198,7 +198,7 @@ async def test_any_text_reaches_the_prompt_unchanged(
     assert request.prompt_token_ids == rendered(tiny_tokenizer, [user(text)])
 
 
-async def test_text_is_text_and_no_template(
+async def test_text_is_not_rendered_as_a_template(
     client: httpx.AsyncClient, engine: FakeEngine, tiny_tokenizer: Tokenizer
 ) -> None:
     text = "{{ 7 * 7 }} {% raise %} {# gone #} </s> \\n"
@@ -206,7 +206,7 @@ async def test_text_is_text_and_no_template(
     assert request.prompt_token_ids == rendered(tiny_tokenizer, [user(text)])
 
 
-async def test_a_lone_surrogate_is_no_text(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_a_lone_surrogate_is_refused(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert_error(await chat(client, messages=[user("a\ud800b")]), 400, "INVALID_REQUEST")
     assert engine.requests == []
 

@@ -63,7 +63,7 @@ async def test_models_are_openais_list(client: httpx.AsyncClient, prefix: str) -
 
 
 @prefixes
-async def test_one_model_is_as_in_the_list(client: httpx.AsyncClient, prefix: str) -> None:
+async def test_one_model_is_the_same_as_in_the_list(client: httpx.AsyncClient, prefix: str) -> None:
     (listed,) = (await got(client, f"{prefix}/models"))["data"]
     assert await got(client, f"{prefix}/models/tiny") == listed
 
@@ -76,7 +76,7 @@ async def test_an_unknown_model_is_not_found(client: httpx.AsyncClient, prefix: 
     assert_error(await client.get(prefix + path), 404, "UNKNOWN_MODEL")
 
 
-async def test_a_huge_unknown_model_is_not_found_briefly(client: httpx.AsyncClient) -> None:
+async def test_a_huge_unknown_model_gets_a_small_404(client: httpx.AsyncClient) -> None:
     assert_error(await client.get("/models/" + "ü" * 10_000), 404, "UNKNOWN_MODEL")
 
 
@@ -91,7 +91,7 @@ async def test_the_tokenizer_is_the_raw_file(
 
 @prefixes
 @pytest.mark.parametrize("path", ["org/tiny", "org%2Ftiny"])
-async def test_a_models_name_may_hold_a_slash(serve, prefix: str, path: str) -> None:
+async def test_a_models_name_may_contain_a_slash(serve, prefix: str, path: str) -> None:
     client = await serve(model={"name": "org/tiny"})
     assert (await got(client, f"{prefix}/models/{path}"))["id"] == "org/tiny"
     assert (await client.get(f"{prefix}/models/{path}/tokenizer")).json()["model"]["type"] == "BPE"
@@ -107,7 +107,7 @@ async def test_models_available_is_a_bare_list(client: httpx.AsyncClient, prefix
     assert 0 < model["maximum_completion_tokens"] <= CONTEXT_LENGTH
 
 
-async def test_models_available_promises_nothing_that_is_not_there(client: httpx.AsyncClient) -> None:
+async def test_models_available_claims_no_missing_feature(client: httpx.AsyncClient) -> None:
     (model,) = await got(client, "/models_available")
     assert [model[name] for name in ("image_support", "qa_support", "summarization_support")] == [False] * 3
     assert model["embedding_types"] == []

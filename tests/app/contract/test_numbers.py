@@ -1,4 +1,4 @@
-"""Numbers in a request: they reach the engine as sent, their ranges hold, and types are strict."""
+"""Numbers in a request: they reach the engine unchanged, ranges are enforced, and types are strict."""
 
 import json
 
@@ -35,7 +35,7 @@ NOT_NUMBERS = ['"0.5"', '"1"', "true", "false", "[1]", "{}", '""']
 NOT_JSON_NUMBERS = ["NaN", "Infinity", "-Infinity"]
 
 
-async def test_without_sampling_fields_tokens_are_chosen_by_the_defaults(
+async def test_without_sampling_fields_the_engine_gets_the_defaults(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     assert (await sent(client, engine)).sampling == SamplingParams()
@@ -53,7 +53,7 @@ async def test_a_number_within_its_range_reaches_the_engine(
 
 @pytest.mark.parametrize("field", RANGES)
 @pytest.mark.parametrize("literal", ["1", "1.0", "1e0", "10e-1", "0.1E1"])
-async def test_a_number_may_be_written_in_any_of_jsons_ways(
+async def test_a_number_may_be_written_in_any_json_notation(
     client: httpx.AsyncClient, engine: FakeEngine, field: str, literal: str
 ) -> None:
     response = await chat_with_literal(client, field, literal)
@@ -62,7 +62,7 @@ async def test_a_number_may_be_written_in_any_of_jsons_ways(
 
 
 @pytest.mark.parametrize(("field", "bound", "value"), [*BELOW, *ABOVE])
-async def test_a_number_outside_its_range_is_refused_with_the_rule_and_the_value(
+async def test_a_number_out_of_range_is_refused_with_the_rule_and_the_value(
     client: httpx.AsyncClient, engine: FakeEngine, field: str, bound: float, value: float
 ) -> None:
     response = await chat(client, **{field: value})
@@ -71,7 +71,7 @@ async def test_a_number_outside_its_range_is_refused_with_the_rule_and_the_value
 
 
 @pytest.mark.parametrize(("field", "value", "bound"), INTEGER_RANGES)
-async def test_an_integer_outside_its_range_is_refused_with_the_rule_and_the_value(
+async def test_an_integer_out_of_range_is_refused_with_the_rule_and_the_value(
     client: httpx.AsyncClient, engine: FakeEngine, field: str, value: int, bound: int
 ) -> None:
     response = await chat(client, **{field: value})
@@ -80,7 +80,7 @@ async def test_an_integer_outside_its_range_is_refused_with_the_rule_and_the_val
 
 
 @pytest.mark.parametrize("value", [-2.001, 2.001, 3, -100])
-async def test_a_steering_strength_outside_its_range_is_refused(
+async def test_a_steering_strength_out_of_range_is_refused(
     client: httpx.AsyncClient, engine: FakeEngine, value: float
 ) -> None:
     response = await chat(client, steering_concepts=["_worker/a"], steering_strength=value)
@@ -88,7 +88,7 @@ async def test_a_steering_strength_outside_its_range_is_refused(
     assert engine.requests == []
 
 
-async def test_a_steering_strength_outside_its_range_is_refused_without_concepts_as_well(
+async def test_a_steering_strength_out_of_range_is_refused_even_without_concepts(
     client: httpx.AsyncClient,
 ) -> None:
     assert_error(await chat(client, steering_strength=2.5), 400, "INVALID_REQUEST", param="steering_strength")
@@ -96,7 +96,7 @@ async def test_a_steering_strength_outside_its_range_is_refused_without_concepts
 
 @pytest.mark.parametrize("literal", NOT_NUMBERS)
 @pytest.mark.parametrize("field", [*NUMBERS, *COUNTS])
-async def test_a_value_of_another_type_is_no_number(
+async def test_a_value_of_another_type_is_refused(
     client: httpx.AsyncClient, engine: FakeEngine, field: str, literal: str
 ) -> None:
     response = await chat_with_literal(client, field, literal)
@@ -106,7 +106,7 @@ async def test_a_value_of_another_type_is_no_number(
 
 @pytest.mark.parametrize("literal", [*NOT_JSON_NUMBERS, "1e400", "-1e400"])
 @pytest.mark.parametrize("field", [*NUMBERS, *COUNTS])
-async def test_nan_and_infinity_are_no_numbers(
+async def test_nan_and_infinity_are_refused(
     client: httpx.AsyncClient, engine: FakeEngine, field: str, literal: str
 ) -> None:
     assert_error(await chat_with_literal(client, field, literal), 400, "INVALID_REQUEST")
@@ -115,7 +115,7 @@ async def test_nan_and_infinity_are_no_numbers(
 
 @pytest.mark.parametrize("literal", ["1.5", "1.0", "1e0", "-0.0"])
 @pytest.mark.parametrize("field", COUNTS)
-async def test_a_number_with_a_fraction_or_an_exponent_is_no_integer(
+async def test_a_number_with_a_fraction_or_an_exponent_is_refused_as_an_integer(
     client: httpx.AsyncClient, engine: FakeEngine, field: str, literal: str
 ) -> None:
     assert_error(await chat_with_literal(client, field, literal), 400, "INVALID_REQUEST", field, param=field)
@@ -124,7 +124,7 @@ async def test_a_number_with_a_fraction_or_an_exponent_is_no_integer(
 
 @pytest.mark.parametrize("digits", [25, 400, 5000])
 @pytest.mark.parametrize("field", [*NUMBERS, "top_logprobs", "n"])
-async def test_an_enormous_integer_is_out_of_range(
+async def test_a_huge_integer_is_out_of_range(
     client: httpx.AsyncClient, engine: FakeEngine, field: str, digits: int
 ) -> None:
     assert_error(await chat_with_literal(client, field, "9" * digits), 400, "INVALID_REQUEST")
@@ -145,7 +145,7 @@ async def test_top_k_beyond_the_vocabulary_keeps_every_token(
 
 
 @pytest.mark.parametrize(
-    ("fields", "asked"),
+    ("fields", "expected"),
     [
         ({}, None),
         ({"logprobs": False}, None),
@@ -159,10 +159,10 @@ async def test_top_k_beyond_the_vocabulary_keeps_every_token(
     ],
     ids=json.dumps,
 )
-async def test_log_probabilities_are_asked_of_the_engine_only_when_wanted(
-    client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, object], asked: int | None
+async def test_the_engine_computes_log_probabilities_only_on_request(
+    client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, object], expected: int | None
 ) -> None:
-    assert (await sent(client, engine, **fields)).sampling == SamplingParams(top_logprobs=asked)
+    assert (await sent(client, engine, **fields)).sampling == SamplingParams(top_logprobs=expected)
 
 
 async def test_every_sampling_field_at_once_reaches_the_engine(
@@ -181,7 +181,7 @@ async def test_every_sampling_field_at_once_reaches_the_engine(
     assert (await sent(client, engine, logprobs=True, **fields)).sampling == expected
 
 
-async def test_one_bad_field_is_enough_to_refuse_a_request(
+async def test_one_invalid_field_is_enough_to_refuse_a_request(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     payload = body(temperature=0.5, top_p=1.01, n=2, max_tokens=5)

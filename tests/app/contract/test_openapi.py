@@ -1,4 +1,4 @@
-"""/openapi.json tells the truth about the contract."""
+"""/openapi.json describes the contract correctly."""
 
 import re
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ def walk(node: Any) -> Iterator[Schema]:
 
 
 def resolve(document: Schema, node: Schema) -> Schema:
-    """The node without `$ref`, and without the alternative that it is null."""
+    """The node with `$ref` resolved and the alternative `null` removed."""
     while "$ref" in node:
         siblings = {name: value for name, value in node.items() if name != "$ref"}
         target = document
@@ -90,7 +90,7 @@ def resolve(document: Schema, node: Schema) -> Schema:
 
 
 def operation(document: Schema, method: str, path: str) -> Schema:
-    """The operation, under whichever prefix it is documented; a path parameter may have any name."""
+    """The operation, documented with or without /v1. Its path parameter may have any name."""
     for documented, item in document["paths"].items():
         plain = documented.removeprefix("/v1").replace(":path}", "}")
         parts = ["{model}" if part.startswith("{") else part for part in plain.split("/")]
@@ -117,7 +117,7 @@ async def test_it_is_the_same_under_both_prefixes(client: httpx.AsyncClient, doc
     assert (await client.get("/v1/openapi.json")).json()["paths"] == document["paths"]
 
 
-async def test_every_reference_leads_somewhere(document: Schema) -> None:
+async def test_every_reference_resolves(document: Schema) -> None:
     references = [node for node in walk(document) if isinstance(node.get("$ref"), str)]
     for node in references:
         assert node["$ref"].startswith("#/")
@@ -125,7 +125,7 @@ async def test_every_reference_leads_somewhere(document: Schema) -> None:
     assert references
 
 
-async def test_operation_ids_are_told_apart(document: Schema) -> None:
+async def test_operation_ids_are_distinct(document: Schema) -> None:
     operations = [entry for item in document["paths"].values() for entry in item.values()]
     ids = [entry["operationId"] for entry in operations if "operationId" in entry]
     assert len(ids) == len(set(ids))
@@ -158,12 +158,12 @@ async def test_every_field_of_a_chat_request_is_documented(document: Schema, nam
     assert name not in TYPES or schema["type"] == TYPES[name]
 
 
-async def test_messages_and_model_are_required_and_nothing_else(document: Schema) -> None:
+async def test_only_messages_and_model_are_required(document: Schema) -> None:
     assert set(chat_request(document)["required"]) == {"messages", "model"}
 
 
 @pytest.mark.parametrize(("name", "bounds"), list(RANGES.items()))
-async def test_ranges_are_there(document: Schema, name: str, bounds: tuple[int, int | None]) -> None:
+async def test_ranges_are_documented(document: Schema, name: str, bounds: tuple[int, int | None]) -> None:
     schema = field(document, name)
     assert (schema.get("minimum"), schema.get("maximum")) == bounds
 
@@ -172,11 +172,11 @@ async def test_ranges_are_there(document: Schema, name: str, bounds: tuple[int, 
     ("name", "default"),
     [("temperature", 1), ("top_p", 1), ("steering_strength", 1), ("steering_concepts", [])],
 )
-async def test_defaults_are_there(document: Schema, name: str, default: Any) -> None:
+async def test_defaults_are_documented(document: Schema, name: str, default: Any) -> None:
     assert field(document, name)["default"] == default
 
 
-async def test_the_limits_of_this_server_are_there(serve) -> None:
+async def test_the_limits_of_this_server_are_documented(serve) -> None:
     limits = {"max_n": 3, "max_messages": 5, "max_logit_bias": 7, "max_examples": 9}
     client = await serve(limits={**limits, "max_example_characters": 11})
     document = (await client.get("/openapi.json")).json()
@@ -188,11 +188,11 @@ async def test_the_limits_of_this_server_are_there(serve) -> None:
     assert schemas["ConceptRequest"]["properties"]["examples"]["maxItems"] == 9
     text = schemas["PairedExample"]["properties"]["negative"]
     assert text["maxLength"] == 11
-    for blank in map(chr, range(0x3100)):  # beyond which there is no white space
+    for blank in map(chr, range(0x3100)):  # there is no white space above it
         assert bool(re.search(text["pattern"], blank)) == bool(blank.strip())
 
 
-async def test_the_vocabulary_ends_where_it_ends(document: Schema, tiny_tokenizer: Tokenizer) -> None:
+async def test_the_largest_token_id_is_documented(document: Schema, tiny_tokenizer: Tokenizer) -> None:
     ids = document["components"]["schemas"]["DetokenizeRequest"]["properties"]["token_ids"]["items"]
     assert (ids["minimum"], ids["maximum"]) == (0, tiny_tokenizer.get_vocab_size() - 1)
 
@@ -201,7 +201,7 @@ async def test_the_served_model_is_the_example(document: Schema) -> None:
     assert field(document, "model")["examples"] == ["tiny"]
 
 
-async def test_a_created_concept_leads_to_its_routes(document: Schema) -> None:
+async def test_a_created_concept_links_to_its_routes(document: Schema) -> None:
     links = operation(document, "post", CONCEPTS)["responses"]["201"]["links"]
     concept = f"{CONCEPTS}/{{model}}"
     ids = {operation(document, method, concept)["operationId"] for method in ("get", "delete")}
@@ -228,13 +228,13 @@ async def test_finish_reasons_are_an_enum(document: Schema) -> None:
     assert {"stop", "length", "content_filter"} in enums
 
 
-async def test_the_limits_of_stop_are_there(document: Schema) -> None:
+async def test_the_limits_of_stop_are_documented(document: Schema) -> None:
     nodes = list(walk(field(document, "stop")))
     assert any(node.get("maxItems") == 16 for node in nodes)
     assert any((node.get("minLength"), node.get("maxLength")) == (1, 256) for node in nodes)
 
 
-async def test_the_concepts_pattern_is_there(document: Schema) -> None:
+async def test_the_pattern_of_concept_ids_is_documented(document: Schema) -> None:
     patterns = [node["pattern"] for node in walk(field(document, "steering_concepts")) if "pattern" in node]
     assert patterns
     assert "_worker/" in patterns[0]
@@ -270,14 +270,14 @@ async def test_chats_errors_are_documented_in_the_contracts_shape(document: Sche
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_what_connections_are_told_is_documented_of_each_route(
+async def test_errors_of_the_connection_are_documented_for_each_route(
     document: Schema, method: str, path: str
 ) -> None:
     assert operation(document, method, path)["responses"].keys() >= {"408", "431", "500", "503"}
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_routes_that_need_a_token_say_so(document: Schema, method: str, path: str) -> None:
+async def test_routes_that_need_an_access_token_say_so(document: Schema, method: str, path: str) -> None:
     security = operation(document, method, path).get("security", document.get("security", []))
     schemes = document["components"]["securitySchemes"]
     named = [schemes[name] for requirement in security for name in requirement]
@@ -297,7 +297,7 @@ async def test_creating_a_concept_answers_201_with_its_report(document: Schema) 
     assert {"works", "summary", "warnings", "effects"} <= report["properties"].keys()
 
 
-async def test_a_concepts_examples_are_required_and_nothing_else(document: Schema) -> None:
+async def test_only_a_concepts_examples_are_required(document: Schema) -> None:
     content = operation(document, "post", CONCEPTS)["requestBody"]["content"]
     schema = resolve(document, content["application/json"]["schema"])
     assert schema["required"] == ["examples"]

@@ -1,4 +1,4 @@
-"""/version, /health, /metrics and /docs."""
+"""The routes /version, /health, /metrics and /docs."""
 
 import base64
 import hashlib
@@ -24,7 +24,9 @@ async def test_the_version_is_plain_text(client: httpx.AsyncClient, prefix: str)
 
 
 @prefixes
-async def test_health_follows_the_engine(client: httpx.AsyncClient, engine: FakeEngine, prefix: str) -> None:
+async def test_health_reports_whether_the_engine_is_available(
+    client: httpx.AsyncClient, engine: FakeEngine, prefix: str
+) -> None:
     assert (await client.get(f"{prefix}/health")).status_code == 200
     engine.available = False
     response = await client.get(f"{prefix}/health")
@@ -34,7 +36,7 @@ async def test_health_follows_the_engine(client: httpx.AsyncClient, engine: Fake
     assert (await client.get(f"{prefix}/health")).status_code == 200
 
 
-async def test_an_engine_that_is_down_leaves_the_other_routes_up(
+async def test_other_routes_work_while_the_engine_is_down(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     engine.available = False
@@ -62,7 +64,7 @@ async def test_docs_are_a_page(client: httpx.AsyncClient, prefix: str) -> None:
 
 
 @prefixes
-async def test_the_page_loads_nothing_from_elsewhere_and_may_not(
+async def test_the_page_loads_only_files_of_this_server_and_its_policy_forbids_others(
     client: httpx.AsyncClient, prefix: str
 ) -> None:
     page = await client.get(f"{prefix}/docs")
@@ -80,7 +82,7 @@ async def test_the_page_loads_nothing_from_elsewhere_and_may_not(
     assert "http" not in page.headers["content-security-policy"]
 
 
-async def test_the_pages_files_have_their_types_and_are_kept_by_browsers(client: httpx.AsyncClient) -> None:
+async def test_the_pages_files_have_content_types_and_are_cached(client: httpx.AsyncClient) -> None:
     for name, kind in (
         ("swagger-ui-bundle.js", "javascript"),
         ("swagger-ui.css", "css"),

@@ -13,7 +13,7 @@ from tests.app.fakes import FakeEngine
 
 
 def digest(name: str) -> str:
-    """What the engine knows the concept by."""
+    """The engine's key for the concept: the digest of its examples."""
     return digest_of(CONCEPTS[name])
 
 
@@ -35,7 +35,7 @@ async def test_a_concept_reaches_the_engine_at_strength_one(
 
 
 @pytest.mark.parametrize("name", ["a", "A-b_9", "-", HASHED_NAME, LONGEST_NAME])
-async def test_a_bare_id_names_the_same_concept(
+async def test_an_id_without_the_prefix_names_the_same_concept(
     client: httpx.AsyncClient, engine: FakeEngine, name: str
 ) -> None:
     request = await sent(client, engine, steering_concepts=[name])
@@ -140,6 +140,8 @@ async def test_an_unknown_concept_is_named_in_full(client: httpx.AsyncClient) ->
     assert_error(response, 404, "UNKNOWN_STEERING_CONCEPT", "_worker/" + "z" * 64 + " ")
 
 
-async def test_a_concept_named_many_times_is_one(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_a_concept_named_a_thousand_times_counts_once(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     request = await sent(client, engine, steering_concepts=["_worker/a", "a"] * 500)
     assert request.steering == SteeringSpec((digest("a"),), 1.0)

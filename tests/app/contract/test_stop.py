@@ -1,4 +1,4 @@
-"""`stop`: what it may be, where it ends the text, and that it is never returned."""
+"""`stop`: its valid values, where it ends the text, and that it is never returned."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from tests.app.fakes import HANG, FakeEngine, Step
 
 Spell = Callable[[str | bytes], list[int]]
 
-# The generated text, the stop sequences, and what is left.
+# The generated text, the stop sequences, and the returned text.
 CUTS = [
     ("hello world", "world", "hello "),
     ("hello world", ["world"], "hello "),
@@ -50,7 +50,7 @@ CUTS = [
 ]
 
 
-async def told(client: httpx.AsyncClient, streamed: bool, **fields: Any) -> tuple[str, str | None]:
+async def text_and_reason(client: httpx.AsyncClient, streamed: bool, **fields: Any) -> tuple[str, str | None]:
     """The text and the finish reason."""
     if streamed:
         chunks = await stream(client, **fields)
@@ -60,20 +60,20 @@ async def told(client: httpx.AsyncClient, streamed: bool, **fields: Any) -> tupl
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-@pytest.mark.parametrize(("text", "stop", "left"), CUTS)
+@pytest.mark.parametrize(("text", "stop", "kept"), CUTS)
 async def test_the_text_ends_before_the_stop_sequence_however_it_is_split(
     client: httpx.AsyncClient,
     engine: FakeEngine,
     spell: Spell,
     text: str,
     stop: str | list[str],
-    left: str,
+    kept: str,
     streamed: bool,
 ) -> None:
     ids = spell(text)
     for size in (1, 2, 3):
         engine.script = steps(*(ids[start : start + size] for start in range(0, len(ids), size)))
-        assert await told(client, streamed, stop=stop) == (left, "stop")
+        assert await text_and_reason(client, streamed, stop=stop) == (kept, "stop")
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -83,9 +83,9 @@ async def test_a_stop_sequence_within_one_token_ends_the_text_there(
     ids = tiny_tokenizer.encode("llo").ids
     assert len(ids) == 1
     engine.script = steps(spell("he"), ids)
-    assert await told(client, streamed, stop="l") == ("he", "stop")
-    assert await told(client, streamed, stop="lo") == ("hel", "stop")
-    assert await told(client, streamed, stop="el") == ("h", "stop")
+    assert await text_and_reason(client, streamed, stop="l") == ("he", "stop")
+    assert await text_and_reason(client, streamed, stop="lo") == ("hel", "stop")
+    assert await text_and_reason(client, streamed, stop="el") == ("h", "stop")
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -94,7 +94,7 @@ async def test_the_beginning_of_a_stop_sequence_is_returned_when_the_text_ends_i
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, finish: FinishReason, streamed: bool
 ) -> None:
     engine.script = steps(*([token_id] for token_id in spell("wait, wor")), finish=finish)
-    assert await told(client, streamed, stop=["world", "or!"]) == ("wait, wor", finish.value)
+    assert await text_and_reason(client, streamed, stop=["world", "or!"]) == ("wait, wor", finish.value)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -103,12 +103,12 @@ async def test_nothing_is_generated_after_the_stop_sequence(
 ) -> None:
     engine.script = steps(spell("abc"), spell("END"), HANG)
     async with asyncio.timeout(5):
-        assert await told(client, streamed, stop="END") == ("abc", "stop")
+        assert await text_and_reason(client, streamed, stop="END") == ("abc", "stop")
     assert engine.aborts[0][0] == engine.requests[0].request_id
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_choice_that_stops_leaves_the_others_alone(
+async def test_a_choice_that_stops_does_not_stop_the_others(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, streamed: bool
 ) -> None:
     def play(request: GenerationRequest) -> Iterable[Step]:
@@ -137,19 +137,19 @@ async def test_usage_counts_the_tokens_of_the_stop_sequence(
     assert answer["usage"]["completion_tokens"] == len("abcEND")
 
 
-async def test_a_stop_sequence_in_the_prompt_stops_nothing(
+async def test_a_stop_sequence_in_the_prompt_has_no_effect(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
 ) -> None:
     engine.script = steps(spell("fine"))
-    assert await told(client, False, stop=["hi", "assistant"]) == ("fine", "stop")
+    assert await text_and_reason(client, False, stop=["hi", "assistant"]) == ("fine", "stop")
 
 
 async def test_stop_sequences_of_one_request_do_not_stop_another(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
 ) -> None:
     engine.script = steps(spell("abc"))
-    assert (await told(client, False, stop="b"))[0] == "a"
-    assert (await told(client, False))[0] == "abc"
+    assert (await text_and_reason(client, False, stop="b"))[0] == "a"
+    assert (await text_and_reason(client, False))[0] == "abc"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ async def test_stops_within_the_limits_are_accepted(client: httpx.AsyncClient, s
     ],
     ids=lambda stop: json.dumps(stop)[:20],
 )
-async def test_any_other_stop_is_refused(client: httpx.AsyncClient, engine: FakeEngine, stop: Any) -> None:
+async def test_an_invalid_stop_is_refused(client: httpx.AsyncClient, engine: FakeEngine, stop: Any) -> None:
     error = assert_error(await chat(client, stop=stop), 400, "INVALID_REQUEST", "stop")
     assert error["param"].startswith("stop")
     assert engine.requests == []

@@ -1,4 +1,4 @@
-"""Whatever the tokens, their grouping into steps and the stop sequences: both ways of answering agree."""
+"""The streamed and the unstreamed answer agree, whatever the tokens, their steps and the stop sequences."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ SLOW = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCh
 
 
 def grouped(ids: list[int], sizes: list[int]) -> list[list[int]]:
-    """The tokens in steps of these sizes, the rest one by one."""
+    """Groups the tokens into steps of these sizes, and the rest into steps of one token."""
     groups, start = [], 0
     for size in [*sizes, *[1] * len(ids)]:
         if start < len(ids):
@@ -42,7 +42,7 @@ def grouped(ids: list[int], sizes: list[int]) -> list[list[int]]:
 
 
 def cut(raw: bytes, stops: list[str]) -> str:
-    """The text when bytes come one by one and generation ends as soon as a stop sequence is in it."""
+    """The expected text if bytes arrive one by one and the first complete stop sequence ends it."""
     for end in range(len(raw) + 1):
         text = raw[:end].decode(errors="ignore")
         found = [text.index(stop) for stop in stops if stop in text]
@@ -52,7 +52,7 @@ def cut(raw: bytes, stops: list[str]) -> str:
 
 
 async def both(client: httpx.AsyncClient, **fields: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The unstreamed answer's one choice and the streamed answer's chunks, after comparing them."""
+    """Checks that both answers agree. Returns the unstreamed answer's choice and the streamed chunks."""
     (choice,) = (await completion(client, **fields))["choices"]
     chunks = await stream(client, **fields)
     assert content_of(chunks).encode() == choice["message"]["content"].encode()
@@ -65,7 +65,7 @@ async def both(client: httpx.AsyncClient, **fields: Any) -> tuple[dict[str, Any]
 
 @SLOW
 @given(text=LETTERS, stops=STOPS, sizes=CUTTING, finish=FINISHES)
-async def test_with_stop_sequences_and_split_characters(
+async def test_answers_agree_with_stop_sequences_and_split_characters(
     client: httpx.AsyncClient,
     engine: FakeEngine,
     spell: Spell,
@@ -87,7 +87,7 @@ async def test_with_stop_sequences_and_split_characters(
 
 @SLOW
 @given(raw=st.binary(max_size=12), sizes=CUTTING, stops=STOPS, finish=FINISHES)
-async def test_with_bytes_that_are_no_text(
+async def test_answers_agree_with_bytes_that_are_not_utf_8(
     client: httpx.AsyncClient,
     engine: FakeEngine,
     spell: Spell,
@@ -105,7 +105,7 @@ async def test_with_bytes_that_are_no_text(
 
 @SLOW
 @given(ids=st.lists(st.sampled_from(SPOKEN), max_size=12), sizes=CUTTING, stops=STOPS)
-async def test_with_any_tokens_of_the_vocabulary(
+async def test_answers_agree_with_any_tokens_of_the_vocabulary(
     client: httpx.AsyncClient, engine: FakeEngine, ids: list[int], sizes: list[int], stops: list[str]
 ) -> None:
     engine.script = steps(*grouped(ids, sizes))

@@ -46,7 +46,7 @@ async def test_the_bytes_are_data_lines_and_empty_lines_and_end_with_done(
     assert all(isinstance(json.loads(payload), dict) for payload in payloads[:-1])
 
 
-async def test_the_headers_keep_caches_and_proxies_from_holding_the_events_back(
+async def test_the_headers_tell_caches_and_proxies_not_to_buffer(
     client: httpx.AsyncClient, abc: FakeEngine
 ) -> None:
     headers = (await chat(client, stream=True)).headers
@@ -101,7 +101,7 @@ async def test_an_empty_answer_is_a_role_chunk_and_a_finish_chunk(
 
 
 @pytest.mark.parametrize("finish", FinishReason)
-async def test_the_finish_reason_comes_in_a_chunk_of_its_own(
+async def test_the_finish_reason_has_its_own_chunk(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, finish: FinishReason
 ) -> None:
     engine.script = steps(spell("ab"), spell("c"), finish=finish)
@@ -125,7 +125,7 @@ async def test_each_content_chunk_carries_its_tokens_logprobs(
     assert carried == [choice["delta"]["content"].encode() for choice in contents]
 
 
-async def test_the_fingerprint_comes_with_the_finish_chunk_and_not_before(
+async def test_the_fingerprint_is_null_before_the_finish_chunk(
     client: httpx.AsyncClient, abc: FakeEngine
 ) -> None:
     expected = (await completion(client))["system_fingerprint"]
@@ -142,7 +142,9 @@ async def test_without_include_usage_there_is_no_usage(client: httpx.AsyncClient
         assert all(len(chunk["choices"]) == 1 for chunk in chunks)
 
 
-async def test_with_include_usage_one_more_chunk_holds_it(client: httpx.AsyncClient, abc: FakeEngine) -> None:
+async def test_with_include_usage_an_extra_chunk_has_the_usage(
+    client: httpx.AsyncClient, abc: FakeEngine
+) -> None:
     *chunks, last = await stream(client, stream_options=USAGE)
     prompt = len(abc.requests[0].prompt_token_ids)
     assert last["choices"] == []
@@ -152,7 +154,7 @@ async def test_with_include_usage_one_more_chunk_holds_it(client: httpx.AsyncCli
 
 
 def duet(spell: Spell) -> Callable[[GenerationRequest], Iterable[Step]]:
-    """Two choices that interleave; the second ends first."""
+    """A script with two choices whose tokens interleave. The second choice ends first."""
 
     def play(request: GenerationRequest) -> Iterable[Step]:
         yield events(request, spell("a"), 0) + events(request, spell("x"), 1)
@@ -175,7 +177,7 @@ async def test_every_choice_has_its_own_sequence(
         assert finish_of(chunks, index) == reason
 
 
-async def test_every_choices_last_chunk_and_no_other_has_the_fingerprint(
+async def test_only_each_choices_last_chunk_has_the_fingerprint(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
 ) -> None:
     engine.script = duet(spell)
@@ -213,7 +215,9 @@ async def test_text_that_may_become_a_stop_sequence_is_held_back(
     assert not {"E", "N"} & set(contents)
 
 
-async def test_both_ways_tell_the_same(client: httpx.AsyncClient, engine: FakeEngine, spell: Spell) -> None:
+async def test_the_streamed_and_the_unstreamed_answer_agree(
+    client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
+) -> None:
     engine.script = duet(spell)
     fields: dict[str, Any] = {"n": 2, "top_logprobs": 2, "seed": 1}
     answer = await completion(client, **fields)
@@ -224,5 +228,7 @@ async def test_both_ways_tell_the_same(client: httpx.AsyncClient, engine: FakeEn
         assert entries_of(chunks, index) == choice["logprobs"]["content"]
         assert finish_of(chunks, index) == choice["finish_reason"]
     assert chunks[-1]["usage"] == answer["usage"]
-    asked = [{name: getattr(r, name) for name in ("n", "sampling", "max_tokens")} for r in engine.requests]
-    assert asked[0] == asked[1]
+    requested = [
+        {name: getattr(r, name) for name in ("n", "sampling", "max_tokens")} for r in engine.requests
+    ]
+    assert requested[0] == requested[1]

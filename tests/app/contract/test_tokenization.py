@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize."""
+"""The routes /tokenize and /detokenize."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ async def detokenize(client: httpx.AsyncClient, token_ids: list[int]) -> str:
 
 
 @prefixes
-async def test_tokens_and_ids_are_the_models(
+async def test_tokens_and_ids_come_from_the_models_tokenizer(
     client: httpx.AsyncClient, tiny_tokenizer: Tokenizer, prefix: str
 ) -> None:
     response = await post(client, f"{prefix}/tokenize", {**BOTH, "prompt": "Hello, world"})
@@ -42,7 +42,7 @@ async def test_tokens_and_ids_are_the_models(
 
 
 @pytest.mark.parametrize(
-    ("asked", "given"),
+    ("requested", "given"),
     [
         ({"tokens": True, "token_ids": True}, ["token_ids", "tokens"]),
         ({"tokens": True, "token_ids": False}, ["tokens"]),
@@ -51,10 +51,10 @@ async def test_tokens_and_ids_are_the_models(
     ],
     ids=repr,
 )
-async def test_each_is_given_only_if_asked_for(
-    client: httpx.AsyncClient, asked: dict[str, bool], given: list[str]
+async def test_tokens_and_ids_are_returned_only_if_requested(
+    client: httpx.AsyncClient, requested: dict[str, bool], given: list[str]
 ) -> None:
-    answer = await tokenize(client, "Hello", **asked)
+    answer = await tokenize(client, "Hello", **requested)
     assert sorted(name for name, value in answer.items() if value is not None) == given
 
 
@@ -74,7 +74,7 @@ async def test_an_empty_prompt_has_no_tokens(client: httpx.AsyncClient) -> None:
     assert await tokenize(client, "") == {"tokens": [], "token_ids": []}
 
 
-async def test_a_model_that_cannot_chat_has_tokens_all_the_same(serve, templateless: FakeEngine) -> None:
+async def test_tokenize_works_for_a_model_without_a_chat_template(serve, templateless: FakeEngine) -> None:
     client = await serve(templateless)
     assert await detokenize(client, (await tokenize(client, "Hello"))["token_ids"]) == "Hello"
 
@@ -90,15 +90,15 @@ async def test_detokenize_gives_the_text(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-async def test_any_text_comes_back(client: httpx.AsyncClient, text: str) -> None:
+async def test_any_text_survives_tokenize_and_detokenize(client: httpx.AsyncClient, text: str) -> None:
     assert await detokenize(client, (await tokenize(client, text))["token_ids"]) == text
 
 
-async def test_no_tokens_are_the_empty_text(client: httpx.AsyncClient) -> None:
+async def test_no_tokens_detokenize_to_the_empty_text(client: httpx.AsyncClient) -> None:
     assert await detokenize(client, []) == ""
 
 
-async def test_part_of_a_character_is_no_fault(client: httpx.AsyncClient, byte_ids: list[int]) -> None:
+async def test_part_of_a_character_can_be_detokenized(client: httpx.AsyncClient, byte_ids: list[int]) -> None:
     result = await detokenize(client, [byte_ids[ord("a")], byte_ids[0xE6]])
     assert result.startswith("a")
 
@@ -114,14 +114,14 @@ async def test_an_unknown_model_is_not_found(client: httpx.AsyncClient, path: st
 
 
 @pytest.mark.parametrize("value", [None, 5, True, [], ["a"], {}], ids=json.dumps)
-async def test_a_prompt_that_is_no_string_is_refused(client: httpx.AsyncClient, value: Any) -> None:
+async def test_a_prompt_that_is_not_a_string_is_refused(client: httpx.AsyncClient, value: Any) -> None:
     response = await post(client, "/tokenize", {**BOTH, "prompt": value})
     assert_error(response, 400, "INVALID_REQUEST", "prompt", param="prompt")
 
 
 @pytest.mark.parametrize("value", ["true", 1, 0, [], {}, 1.0], ids=json.dumps)
 @pytest.mark.parametrize("field", ["tokens", "token_ids"])
-async def test_a_switch_that_is_no_boolean_is_refused(
+async def test_a_switch_that_is_not_a_boolean_is_refused(
     client: httpx.AsyncClient, field: str, value: Any
 ) -> None:
     response = await post(client, "/tokenize", {**BOTH, "prompt": "a", field: value})
@@ -133,13 +133,15 @@ async def test_a_switch_that_is_no_boolean_is_refused(
     [None, "1", 1, {}, True, [-1], [1.5], [1.0], ["1"], [True], [None], [[1]], [10**30], [259_000]],
     ids=json.dumps,
 )
-async def test_token_ids_that_are_none_are_refused(client: httpx.AsyncClient, value: Any) -> None:
+async def test_invalid_token_ids_are_refused(client: httpx.AsyncClient, value: Any) -> None:
     response = await post(client, "/detokenize", {"model": "tiny", "token_ids": value})
     error = assert_error(response, 400, "INVALID_REQUEST", "token_ids")
     assert error["param"].startswith("token_ids")
 
 
-async def test_the_vocabulary_ends_where_it_ends(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_the_first_id_outside_the_vocabulary_is_refused(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     last = engine.model.vocab_size - 1
     await detokenize(client, [last])
     response = await post(client, "/detokenize", {"model": "tiny", "token_ids": [last + 1]})
@@ -159,13 +161,13 @@ async def test_required_fields_are_required(client: httpx.AsyncClient, path: str
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
-async def test_fields_that_clients_inject_are_ignored(client: httpx.AsyncClient, path: str) -> None:
+async def test_unknown_fields_are_ignored(client: httpx.AsyncClient, path: str) -> None:
     payload = {**BOTH, "prompt": "a"} if path == "/tokenize" else {"model": "tiny", "token_ids": []}
     response = await post(client, path, {**payload, "hosting": "aleph-alpha", "tags": ["x"]})
     assert response.status_code == 200
 
 
-async def test_huge_inputs_are_refused_briefly(client: httpx.AsyncClient) -> None:
+async def test_huge_inputs_get_a_small_error(client: httpx.AsyncClient) -> None:
     huge = "x" * 2**20
     assert_error(await post(client, "/tokenize", {**BOTH, "prompt": {huge: huge}}), 400, "INVALID_REQUEST")
     response = await post(client, "/detokenize", {"model": "tiny", "token_ids": [huge] * 3})

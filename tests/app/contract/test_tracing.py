@@ -1,4 +1,4 @@
-"""A span for each request, with the names of the semantic conventions; and none where nobody asks."""
+"""Tracing: one span for each request, named by OpenTelemetry's semantic conventions. It is off by default."""
 
 import http.server
 import importlib.util
@@ -53,15 +53,17 @@ def provider(spans: InMemorySpanExporter) -> Iterator[TracerProvider]:
 
 
 @pytest.fixture
-def told() -> list[Observation]:
-    """What the log would have been told."""
+def observations() -> list[Observation]:
+    """The observations that the access log would have received."""
     return []
 
 
 @pytest.fixture
-async def traced(engine: FakeEngine, provider: TracerProvider, told: list[Observation], tmp_path: Any) -> Any:
+async def traced(
+    engine: FakeEngine, provider: TracerProvider, observations: list[Observation], tmp_path: Any
+) -> Any:
     settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path))
-    observers: list[Callable[[Observation], None]] = [Tracing(provider, "tiny").observe, told.append]
+    observers: list[Callable[[Observation], None]] = [Tracing(provider, "tiny").observe, observations.append]
     async with client_of(create_app(settings, engine, observers)) as client:
         yield client
 
@@ -71,8 +73,11 @@ def only(spans: InMemorySpanExporter) -> ReadableSpan:
     return span
 
 
-async def test_a_chat(
-    traced: httpx.AsyncClient, engine: FakeEngine, spans: InMemorySpanExporter, told: list[Observation]
+async def test_a_chat_has_a_span_with_its_numbers(
+    traced: httpx.AsyncClient,
+    engine: FakeEngine,
+    spans: InMemorySpanExporter,
+    observations: list[Observation],
 ) -> None:
     engine.script = reply([10, 11, 12], FinishReason.LENGTH)
     answer = await traced.post(CHAT, json=body(n=2, max_tokens=3, temperature=0.5, top_k=7))
@@ -108,10 +113,12 @@ async def test_a_chat(
     assert [event.name for event in span.events] == ["queued", "started", "first_token"]
     times = [span.start_time, *(event.timestamp for event in span.events), span.end_time]
     assert times == sorted(times)
-    assert told[0].trace_id == f"{span.context.trace_id:032x}"
+    assert observations[0].trace_id == f"{span.context.trace_id:032x}"
 
 
-async def test_the_callers_trace_goes_on(traced: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
+async def test_the_span_continues_the_callers_trace(
+    traced: httpx.AsyncClient, spans: InMemorySpanExporter
+) -> None:
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "a=b"}
     await traced.post(CHAT, json=body(), headers=headers)
     span = only(spans)
@@ -120,16 +127,16 @@ async def test_the_callers_trace_goes_on(traced: httpx.AsyncClient, spans: InMem
     assert span.context.trace_state.get("a") == "b"
 
 
-async def test_a_caller_that_is_not_sampled_is_not(
-    traced: httpx.AsyncClient, spans: InMemorySpanExporter, told: list[Observation]
+async def test_an_unsampled_callers_request_has_no_span(
+    traced: httpx.AsyncClient, spans: InMemorySpanExporter, observations: list[Observation]
 ) -> None:
     await traced.post(CHAT, json=body(), headers={"traceparent": f"00-{TRACE}-{PARENT}-00"})
     assert spans.get_finished_spans() == ()
-    assert told[0].trace_id == TRACE
+    assert observations[0].trace_id == TRACE
 
 
 @pytest.mark.parametrize("given", ["", "x", f"00-{TRACE}-{PARENT}", f"00-{'0' * 32}-{PARENT}-01", "\xff"])
-async def test_what_is_no_trace_starts_a_new_one(
+async def test_an_invalid_traceparent_starts_a_new_trace(
     traced: httpx.AsyncClient, spans: InMemorySpanExporter, given: str
 ) -> None:
     answer = await traced.get("/version", headers={"traceparent": given.encode("latin-1")})
@@ -137,7 +144,7 @@ async def test_what_is_no_trace_starts_a_new_one(
     assert only(spans).parent is None
 
 
-async def test_errors_are_told_by_their_code(
+async def test_a_failed_requests_span_has_the_error_code(
     traced: httpx.AsyncClient, engine: FakeEngine, spans: InMemorySpanExporter
 ) -> None:
     await traced.post(CHAT, json=body(temperature=9))
@@ -151,13 +158,13 @@ async def test_errors_are_told_by_their_code(
         if span.attributes
     ]
     assert found == [
-        (400, "INVALID_REQUEST", StatusCode.UNSET),  # as the conventions want it of a server
+        (400, "INVALID_REQUEST", StatusCode.UNSET),  # the conventions leave a server's status unset for a 4xx
         (200, "UNAVAILABLE", StatusCode.ERROR),
         (500, "INTERNAL", StatusCode.ERROR),
     ]
 
 
-async def test_probes_have_no_spans_and_words_are_in_none(
+async def test_probes_have_no_spans_and_spans_contain_no_texts(
     traced: httpx.AsyncClient, engine: FakeEngine, spans: InMemorySpanExporter, spell: Any
 ) -> None:
     for path in ("/health", "/metrics", "/v1/health"):
@@ -174,7 +181,7 @@ async def test_probes_have_no_spans_and_words_are_in_none(
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """An OTLP receiver, and what came: paths and bodies."""
+    """An OTLP receiver's URL, and the requests that it received: paths and bodies."""
     received: list[tuple[str, bytes]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -213,7 +220,7 @@ def test_spans_are_sent_to_a_collector(
         assert part in content
 
 
-def test_nothing_is_traced_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert start_tracing(TracingSettings(), "tiny") is None
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
@@ -222,7 +229,7 @@ def test_nothing_is_traced_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatc
     assert start_tracing(TracingSettings(endpoint="http://127.0.0.1:9"), "tiny") is None
 
 
-def test_a_server_without_it_does_not_import_its_sdk() -> None:
+def test_a_server_without_tracing_does_not_import_the_sdk() -> None:
     script = (
         "import sys, app.server; from app.settings import TracingSettings as S;"
         "assert app.server.start_tracing(S(), 'tiny') is None;"
@@ -233,19 +240,19 @@ def test_a_server_without_it_does_not_import_its_sdk() -> None:
     assert shown.strip() == "[]"
 
 
-@pytest.mark.parametrize("asked_by", ["tracing.endpoint", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
-def test_packages_that_lack_are_a_line_that_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, asked_by: str
+@pytest.mark.parametrize("setting", ["tracing.endpoint", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
+def test_missing_packages_are_a_one_line_error_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
     url = "http://127.0.0.1:9/v1/traces"
     monkeypatch.setattr(subject, "_is_installed", lambda module: False)
-    if asked_by.startswith("OTEL_"):
-        monkeypatch.setenv(asked_by, url)
-    with pytest.raises(StartError, match=rf"^{asked_by} asks for traces.*pip install '\.\[otel\]'$"):
-        start_tracing(TracingSettings(endpoint=None if asked_by.startswith("OTEL_") else url), "tiny")
+    if setting.startswith("OTEL_"):
+        monkeypatch.setenv(setting, url)
+    with pytest.raises(StartError, match=rf"^{setting} is set, but tracing .*pip install '\.\[otel\]'$"):
+        start_tracing(TracingSettings(endpoint=None if setting.startswith("OTEL_") else url), "tiny")
 
 
-def test_it_is_seen_whether_packages_are_there() -> None:
+def test_is_installed_detects_packages() -> None:
     assert subject._is_installed("opentelemetry.exporter.otlp.proto.http")
     assert importlib.util.find_spec("no_such_package") is None
     assert not subject._is_installed("no_such_package.of.any.kind")

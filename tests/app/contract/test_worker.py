@@ -1,7 +1,7 @@
-"""What a worker process says, as a client sees it: refusals, failures, and the worker's death.
+"""A worker process's refusals, failures and death, as a client of the gateway sees them.
 
-The worker here is a script that speaks the protocol; `max_tokens`, or the number of a concept's examples,
-tells it what to do.
+The worker here is a script that speaks the protocol. A request's `max_tokens`, or a concept's number of
+examples, tells it what to do.
 """
 
 import asyncio
@@ -84,7 +84,7 @@ streamed_or_not = pytest.mark.parametrize("streamed", [True, False])
 async def client(
     tmp_path: Path, model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway over a worker process of its own."""
+    """A client of a gateway with its own worker process."""
     root = str(Path(__file__).parents[3])
     source = WORKER.format(root=root, refusals=REFUSALS, fail=FAIL, die=DIE, hang=HANG)
     interpreter = tmp_path / "python"
@@ -100,7 +100,7 @@ async def client(
             yield client
 
 
-async def test_a_worker_answers_request_after_request(client: httpx.AsyncClient) -> None:
+async def test_a_worker_answers_several_requests(client: httpx.AsyncClient) -> None:
     for _ in range(3):
         answer = (await chat(client, max_tokens=5)).json()
         assert answer["choices"][0]["finish_reason"] == "stop"
@@ -119,7 +119,7 @@ async def test_each_refusal_has_its_status(client: httpx.AsyncClient, streamed: 
 
 @streamed_or_not
 @pytest.mark.parametrize("given", ["_worker/nobody-1", "nobody-1"])
-async def test_an_unknown_concept_is_not_found_by_its_id(
+async def test_an_unknown_concept_is_reported_by_its_id(
     client: httpx.AsyncClient, given: str, streamed: bool
 ) -> None:
     response = await chat(client, steering_concepts=[given], stream=streamed)
@@ -127,7 +127,7 @@ async def test_an_unknown_concept_is_not_found_by_its_id(
 
 
 @streamed_or_not
-async def test_a_concept_that_the_worker_has_lost_is_not_there_for_now(
+async def test_a_concept_that_the_worker_has_lost_is_unavailable(
     client: httpx.AsyncClient, streamed: bool
 ) -> None:
     response = await chat(client, steering_concepts=["kind"], stream=streamed)
@@ -150,13 +150,13 @@ async def test_a_concept_that_cannot_be_trained_is_refused(client: httpx.AsyncCl
     assert_error(refused, 400, "INVALID_REQUEST", "too much alike")
 
 
-async def test_the_workers_death_ends_a_creation(client: httpx.AsyncClient) -> None:
+async def test_a_creation_ends_when_the_worker_dies(client: httpx.AsyncClient) -> None:
     assert_error(await post(client, "/steering_concepts", examples(DIE)), 503, "UNAVAILABLE")
     assert_error(await post(client, "/steering_concepts", examples(1)), 503, "UNAVAILABLE")
     assert (await client.delete("/steering_concepts/kind")).status_code == 204
 
 
-async def test_a_concept_that_ends_the_worker_each_time_is_given_up(
+async def test_a_concept_whose_training_always_kills_the_worker_is_given_up(
     client: httpx.AsyncClient,
 ) -> None:
     assert_error(await post(client, "/steering_concepts", examples(DIE)), 503, "UNAVAILABLE")
@@ -168,7 +168,7 @@ async def test_a_concept_that_ends_the_worker_each_time_is_given_up(
     assert (await post(client, "/steering_concepts", examples(1))).status_code == 201
 
 
-async def test_a_request_that_fails_leaves_the_worker_in_service(client: httpx.AsyncClient) -> None:
+async def test_the_worker_serves_on_after_a_failed_request(client: httpx.AsyncClient) -> None:
     assert_error(await chat(client, max_tokens=FAIL), 500, "INTERNAL")
     response = await chat(client, max_tokens=FAIL, stream=True)
     last = event_payloads(response.content)[-1]
@@ -178,7 +178,7 @@ async def test_a_request_that_fails_leaves_the_worker_in_service(client: httpx.A
 
 
 @streamed_or_not
-async def test_the_workers_death_ends_what_runs_and_refuses_what_comes(
+async def test_the_workers_death_ends_running_requests_and_refuses_new_ones(
     client: httpx.AsyncClient, streamed: bool
 ) -> None:
     response = await chat(client, max_tokens=DIE, stream=streamed)

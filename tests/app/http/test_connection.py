@@ -1,4 +1,4 @@
-"""What a connection takes before there is a request: heads of some size, in some time, and bodies in time."""
+"""A connection's limits: size of the head, time for head and body, number of connections."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ PATIENT = {"header_seconds": 30, "body_seconds": 30}
 
 
 class App:
-    """Reads the body, says how long it was, and notes who left before."""
+    """Reads the body, answers its length, and counts the clients that disconnect before its end."""
 
     def __init__(self) -> None:
         self.left = 0
@@ -32,7 +32,7 @@ class App:
         self.go_on.set()
 
     def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
-        """POST /chat needs a place."""
+        """Refuses POST /chat while `is_full`."""
         assert all(name == name.lower() for name, _ in headers)
         if (method, target) == (b"POST", b"/chat?nice=true") and self.is_full:
             return raw_error(QueueFull(), {"x-own": "1"})
@@ -69,7 +69,7 @@ class Client:
 
     @asynccontextmanager
     async def dribbling(self, data: bytes) -> AsyncIterator[None]:
-        """Within, it sends this again and again, more often than any limit of time here."""
+        """Keeps sending `data` within the block, more often than any time limit of these tests."""
 
         async def dribble() -> None:
             with suppress(ConnectionError):
@@ -84,7 +84,7 @@ class Client:
         self._writer.close()
 
     async def read(self) -> bytes:
-        """What comes until the server closes the connection."""
+        """Everything that arrives until the server closes the connection."""
         async with asyncio.timeout(10):
             return await self._reader.read()
 
@@ -100,7 +100,7 @@ def app() -> App:
 
 @pytest.fixture
 async def connect(app: App) -> AsyncIterator[Callable[..., Any]]:
-    """`await connect(max_headers=3)`: a client of a server with these limits."""
+    """`await connect(max_headers=3)` returns a client of a server with these limits."""
     async with AsyncExitStack() as stack:
 
         async def start(**limits: float) -> Client:
@@ -113,11 +113,11 @@ async def connect(app: App) -> AsyncIterator[Callable[..., Any]]:
 
 
 @asynccontextmanager
-async def serving(app: App, limits: ServerSettings, told: int = 256) -> AsyncIterator[int]:
+async def serving(app: App, limits: ServerSettings, max_excess: int = 256) -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app,
-            http=connections_with(limits, lambda _, status: app.refusals.append(status), app, told),
+            http=connections_with(limits, lambda _, status: app.refusals.append(status), app, max_excess),
             log_level="critical",
             ws="none",
             lifespan="off",
@@ -148,7 +148,7 @@ def assert_refused(answer: bytes, status: int, code: str, *words: str) -> None:
     assert_error_payload(body, code, *words)
 
 
-async def test_what_keeps_to_the_limits_is_served(connect: Callable[..., Any]) -> None:
+async def test_requests_within_the_limits_are_served(connect: Callable[..., Any]) -> None:
     client = await connect(max_headers=4, max_header_bytes=300)
     for _ in range(3):
         request = post("Content-Length: 5", "X-Filling: " + "x" * 200, "X-Last: 1", body="hello")
@@ -157,7 +157,7 @@ async def test_what_keeps_to_the_limits_is_served(connect: Callable[..., Any]) -
 
 
 @pytest.mark.parametrize("piece", [50, 1000, 10**6])
-async def test_too_large_a_header_is_refused_however_it_comes(
+async def test_a_header_that_is_too_large_is_refused_however_it_is_split(
     connect: Callable[..., Any], app: App, piece: int
 ) -> None:
     client = await connect(max_header_bytes=1000)
@@ -166,13 +166,13 @@ async def test_too_large_a_header_is_refused_however_it_comes(
     assert_refused(await client.read(), 431, "HEADERS_TOO_LARGE", "1000")
 
 
-async def test_too_long_a_target_is_refused(connect: Callable[..., Any]) -> None:
+async def test_a_target_that_is_too_long_is_refused(connect: Callable[..., Any]) -> None:
     client = await connect(max_header_bytes=1000)
     await client.send(post("Content-Length: 0", path="/" + "x" * 1000))
     assert_refused(await client.read(), 431, "HEADERS_TOO_LARGE")
 
 
-async def test_a_header_without_an_end_is_refused_long_before_it_fills_the_memory(
+async def test_an_endless_header_is_refused_long_before_it_fills_the_memory(
     connect: Callable[..., Any],
 ) -> None:
     client = await connect(max_body_bytes=2**20)
@@ -187,14 +187,14 @@ async def test_too_many_headers_are_refused(connect: Callable[..., Any]) -> None
     assert_refused(await client.read(), 431, "HEADERS_TOO_LARGE", "100")
 
 
-async def test_trailers_are_limited_as_well(connect: Callable[..., Any]) -> None:
+async def test_trailers_are_limited(connect: Callable[..., Any]) -> None:
     client = await connect(max_header_bytes=1000)
     await client.send(post("Transfer-Encoding: chunked"), b"1\r\nx\r\n0\r\nX-Trailer: ")
     await client.send(*[b"x" * 100] * 20, pause=0.005)
     assert_refused(await client.read(), 431, "HEADERS_TOO_LARGE")
 
 
-async def test_a_long_body_in_small_chunks_is_no_head(connect: Callable[..., Any]) -> None:
+async def test_a_long_body_in_small_chunks_does_not_count_as_headers(connect: Callable[..., Any]) -> None:
     client = await connect(max_header_bytes=200)
     await client.send(post("Transfer-Encoding: chunked", "Connection: close"))
     for _ in range(100):
@@ -203,7 +203,7 @@ async def test_a_long_body_in_small_chunks_is_no_head(connect: Callable[..., Any
     assert b"100\r\n" in await client.read()
 
 
-async def test_the_next_head_after_a_long_body_is_counted_from_its_own_begin(
+async def test_the_size_of_a_head_does_not_include_the_body_before_it(
     connect: Callable[..., Any],
 ) -> None:
     client = await connect(max_header_bytes=1000)
@@ -220,19 +220,19 @@ async def test_slow_headers_are_answered_with_408(connect: Callable[..., Any]) -
         assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "headers", "1 seconds")
 
 
-async def test_a_client_that_says_nothing_is_left(connect: Callable[..., Any]) -> None:
+async def test_a_client_that_sends_nothing_is_disconnected(connect: Callable[..., Any]) -> None:
     client = await connect(header_seconds=0.2)
     assert await client.read() == b""
 
 
-async def test_empty_lines_are_nothing(connect: Callable[..., Any]) -> None:
+async def test_empty_lines_do_not_keep_a_connection_open(connect: Callable[..., Any]) -> None:
     client = await connect(header_seconds=0.3)
     async with client.dribbling(b"\r\n"):
         assert await client.read() == b""
 
 
 @pytest.mark.parametrize("is_full", [False, True])
-async def test_between_requests_a_connection_may_be_idle(
+async def test_a_connection_may_be_idle_between_requests(
     connect: Callable[..., Any], app: App, is_full: bool
 ) -> None:
     app.is_full = is_full
@@ -245,7 +245,7 @@ async def test_between_requests_a_connection_may_be_idle(
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 10000", "Transfer-Encoding: chunked"])
-async def test_a_body_that_does_not_come_is_answered_with_408(
+async def test_a_body_that_does_not_arrive_is_answered_with_408(
     connect: Callable[..., Any], app: App, length: str
 ) -> None:
     client = await connect(body_seconds=0.3)
@@ -255,7 +255,7 @@ async def test_a_body_that_does_not_come_is_answered_with_408(
     await until(lambda: app.left == 1)
 
 
-async def test_a_slow_body_does_not_hold_its_connection(connect: Callable[..., Any], app: App) -> None:
+async def test_a_slow_body_is_answered_with_408(connect: Callable[..., Any], app: App) -> None:
     client = await connect(body_seconds=0.3)
     await client.send(post("Content-Length: 1000"))
     async with client.dribbling(b"x"):
@@ -263,23 +263,23 @@ async def test_a_slow_body_does_not_hold_its_connection(connect: Callable[..., A
     await until(lambda: app.left == 1)
 
 
-async def test_a_body_that_comes_slowly_but_in_time_is_read(connect: Callable[..., Any]) -> None:
+async def test_a_slow_body_within_the_time_limit_is_read(connect: Callable[..., Any]) -> None:
     client = await connect(header_seconds=0.2, body_seconds=20)
     await client.send(post("Content-Length: 10", "Connection: close"))
     await client.send(*[b"x"] * 10, pause=0.05)
     assert b"10\r\n" in await client.read()
 
 
-async def test_an_unread_body_that_does_not_come_ends_the_connection(connect: Callable[..., Any]) -> None:
+async def test_an_unread_body_that_does_not_arrive_ends_the_connection(connect: Callable[..., Any]) -> None:
     client = await connect(body_seconds=0.3)
     await client.send(post("Content-Length: 1000", path="/unread"))
     assert (await client.read_until(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200")
     async with client.dribbling(b"x"):
-        with suppress(ConnectionResetError):  # It was ended while something was on its way.
+        with suppress(ConnectionResetError):  # The server may close while the client still sends.
             assert await client.read() == b""
 
 
-async def test_an_answer_takes_the_time_it_takes(connect: Callable[..., Any], app: App) -> None:
+async def test_the_time_limits_do_not_apply_to_responses(connect: Callable[..., Any], app: App) -> None:
     app.go_on.clear()
     client = await connect(header_seconds=1, body_seconds=1)
     await client.send(post("Content-Length: 0"), b"GE")
@@ -292,7 +292,7 @@ async def test_an_answer_takes_the_time_it_takes(connect: Callable[..., Any], ap
 
 
 @pytest.mark.parametrize("raw", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00"])
-async def test_what_is_no_http_is_told_so_in_the_contracts_words(
+async def test_bytes_that_are_not_http_get_the_contracts_error(
     connect: Callable[..., Any], raw: bytes
 ) -> None:
     client = await connect()
@@ -300,7 +300,7 @@ async def test_what_is_no_http_is_told_so_in_the_contracts_words(
     assert_refused(await client.read(), 400, "INVALID_REQUEST", "HTTP")
 
 
-async def test_nonsense_after_a_request_does_not_reach_into_its_answer(
+async def test_invalid_bytes_after_a_request_do_not_corrupt_its_response(
     connect: Callable[..., Any], app: App
 ) -> None:
     app.go_on.clear()
@@ -312,7 +312,9 @@ async def test_nonsense_after_a_request_does_not_reach_into_its_answer(
     app.go_on.set()
 
 
-async def test_a_broken_body_is_an_error_and_the_app_is_told(connect: Callable[..., Any], app: App) -> None:
+async def test_a_malformed_body_is_an_error_and_the_app_sees_a_disconnect(
+    connect: Callable[..., Any], app: App
+) -> None:
     client = await connect()
     await client.send(post("Transfer-Encoding: chunked"))
     await client.send(b"zzz\r\n", pause=0.05)
@@ -320,7 +322,7 @@ async def test_a_broken_body_is_an_error_and_the_app_is_told(connect: Callable[.
     await until(lambda: app.left == 1)
 
 
-async def test_an_error_says_no_more_than_it_should(connect: Callable[..., Any]) -> None:
+async def test_an_error_does_not_quote_the_request(connect: Callable[..., Any]) -> None:
     client = await connect()
     await client.send(b"secret-token: " + b"s" * 100 + b"\r\n\r\n")
     answer = await client.read()
@@ -344,7 +346,7 @@ UPGRADES = [
         ("Transfer-Encoding: chunked", b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n", b"7"),
     ],
 )
-async def test_who_asks_for_another_protocol_gets_this_one(
+async def test_an_upgrade_request_is_answered_with_http_1_1(
     connect: Callable[..., Any],
     upgrade: tuple[str, ...],
     pause: float,
@@ -362,7 +364,7 @@ async def test_who_asks_for_another_protocol_gets_this_one(
     assert answer.endswith(b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(length), length))
 
 
-async def test_a_body_after_an_offered_protocol_is_no_request(connect: Callable[..., Any]) -> None:
+async def test_the_body_of_an_upgrade_request_is_not_read_as_a_request(connect: Callable[..., Any]) -> None:
     client = await connect()
     hidden = post("Content-Length: 0")
     await client.send(post(*UPGRADES[0], f"Content-Length: {len(hidden)}"), hidden, pause=0.05)
@@ -371,7 +373,7 @@ async def test_a_body_after_an_offered_protocol_is_no_request(connect: Callable[
     assert b"%d\r\n0\r\n\r\n" % len(hidden) in answer
 
 
-async def test_a_body_after_an_offered_protocol_may_not_take_for_ever(connect: Callable[..., Any]) -> None:
+async def test_the_body_of_an_upgrade_request_has_a_time_limit(connect: Callable[..., Any]) -> None:
     client = await connect(body_seconds=0.3)
     await client.send(post(*UPGRADES[0], "Content-Length: 100"), b"x")
     assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "body")
@@ -386,10 +388,10 @@ def chat(*headers: str, body: str = "") -> bytes:
     return post(*headers, path="/chat?nice=true", body=body)
 
 
-async def test_what_has_no_place_is_answered_before_its_body_has_come(
+async def test_a_refused_chat_is_answered_before_its_body_arrives(
     connect: Callable[..., Any], app: App
 ) -> None:
-    """The connection is used again, as if an app had answered."""
+    """The connection stays open for the next request, as if the app had answered."""
     client = await full(connect, app)
     for _ in range(2):
         await client.send(chat("Content-Length: 11"))
@@ -413,7 +415,7 @@ async def test_what_has_no_place_is_answered_before_its_body_has_come(
 @pytest.mark.parametrize(
     "headers", [["Connection: close"], ["Expect: 100-continue"], ["Connection: upgrade", "Upgrade: h2c"]]
 )
-async def test_who_wants_more_than_an_answer_is_left_to_the_app(
+async def test_requests_with_special_connection_headers_are_left_to_the_app(
     connect: Callable[..., Any], app: App, headers: list[str]
 ) -> None:
     client = await full(connect, app)
@@ -421,9 +423,7 @@ async def test_who_wants_more_than_an_answer_is_left_to_the_app(
     assert b" 200 OK" in await client.read_until(b"0\r\n\r\n")
 
 
-async def test_requests_that_come_together_are_answered_in_their_order(
-    connect: Callable[..., Any], app: App
-) -> None:
+async def test_pipelined_requests_are_answered_in_order(connect: Callable[..., Any], app: App) -> None:
     client = await full(connect, app)
     app.go_on.clear()
     await client.send(post("Content-Length: 1", body="a") + chat("Content-Length: 2", body="bb"))
@@ -433,7 +433,7 @@ async def test_requests_that_come_together_are_answered_in_their_order(
     assert b"503" not in answers
 
 
-async def test_an_answered_requests_body_may_not_take_for_ever(connect: Callable[..., Any], app: App) -> None:
+async def test_the_body_of_a_refused_chat_has_a_time_limit(connect: Callable[..., Any], app: App) -> None:
     client = await full(connect, app, body_seconds=0.2)
     await client.send(chat("Content-Length: 11", body="hello"))
     answer = await client.read()
@@ -441,10 +441,10 @@ async def test_an_answered_requests_body_may_not_take_for_ever(connect: Callable
     assert answer.endswith(b'},"code":"QUEUE_FULL"}')
 
 
-async def test_connections_beyond_the_limit_are_told_so_and_then_cut(app: App) -> None:
+async def test_connections_above_the_limit_get_a_503_and_later_ones_are_closed(app: App) -> None:
     async with AsyncExitStack() as stack:
         limits = ServerSettings(**PATIENT, max_connections=2)
-        port = await stack.enter_async_context(serving(app, limits, told=1))
+        port = await stack.enter_async_context(serving(app, limits, max_excess=1))
 
         async def open_one() -> Client:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -457,15 +457,15 @@ async def test_connections_beyond_the_limit_are_told_so_and_then_cut(app: App) -
 
         served = [await open_one() for _ in range(2)]
         assert [b" 200 OK" in await ask(client) for client in served] == [True, True]
-        told = await open_one()
-        answer = await told.read()
+        excess = await open_one()
+        answer = await excess.read()
         assert_refused(answer, 503, "QUEUE_FULL", "too many connections")
         assert b"\r\nRetry-After: " in answer
         with suppress(ConnectionError):
             assert await (await open_one()).read() == b""
         assert app.refusals == [503, 503]
         assert b" 200 OK" in await ask(served[0])
-        for client in (served[1], told):
+        for client in (served[1], excess):
             client.leave()
         await asyncio.sleep(0.05)
         assert b" 200 OK" in await ask(await open_one())

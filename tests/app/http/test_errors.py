@@ -1,4 +1,4 @@
-"""Every error is small, of one shape, and says nothing of our inside."""
+"""Every error response is small, of one shape, and reveals nothing of the server's internals."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from app.http.errors import STATUS, ErrorResponse, error_body, for_caller
 
 
 @pytest.mark.parametrize("code", ErrorCode)
-def test_every_code_has_a_status_and_the_one_shape(code: ErrorCode) -> None:
+def test_every_code_has_a_status_and_the_same_shape(code: ErrorCode) -> None:
     response = ErrorResponse(ApiError(code, "message", "field"))
     body = json.loads(bytes(response.body))
     assert response.status_code == STATUS[code]
@@ -36,22 +36,22 @@ def test_headers_that_go_with_a_status(code: ErrorCode, header: str, value: str)
     assert ErrorResponse(ApiError(code, "message")).headers[header] == value
 
 
-def test_a_full_queue_does_not_call_all_back_in_the_same_moment() -> None:
-    told = {ErrorResponse(QueueFull()).headers["retry-after"] for _ in range(200)}
-    assert told == {"1", "2", "3", "4"}
+def test_retry_after_varies_so_that_clients_do_not_all_return_at_once() -> None:
+    reported = {ErrorResponse(QueueFull()).headers["retry-after"] for _ in range(200)}
+    assert reported == {"1", "2", "3", "4"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("/secret/path"), InternalError("/secret/path")])
-def test_a_fault_of_ours_is_logged_and_only_its_place_told(
+def test_an_internal_error_is_logged_and_the_caller_gets_only_the_request_id(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
-        told = for_caller(error, "r42")
-    assert "r42" in told.message
-    assert "secret" not in json.dumps(error_body(told))
+        reported = for_caller(error, "r42")
+    assert "r42" in reported.message
+    assert "secret" not in json.dumps(error_body(reported))
     assert "/secret/path" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["x" * 10**6, [[[[["x" * 10**6]]]]] * 10**4, {"x" * 10**6: 1}, 10**4000])
-def test_what_was_given_is_shortened(value: object) -> None:
+def test_given_values_are_shortened(value: object) -> None:
     assert len(shorten(value)) <= 100

@@ -1,4 +1,4 @@
-"""Whatever bytes come, the server answers as the contract says or hangs up, and serves the next client."""
+"""Malformed HTTP: the server answers with an error of the contract or closes, and serves the next client."""
 
 import gzip
 import hashlib
@@ -23,7 +23,7 @@ BODY = json.dumps(body()).encode()
 PAIR = '{"positive": "%s", "negative": "b"}'
 LIMITS = {"header_seconds": 1, "body_seconds": 1, "max_body_bytes": 2**20}
 Answer = tuple[int, bytes]
-"""An answer's status and body."""
+"""A response's status and body."""
 
 
 def get(
@@ -35,7 +35,7 @@ def get(
 
 
 def post(*headers: str, body: bytes = BODY, path: str = "/v1/chat/completions") -> bytes:
-    """Its length is announced unless a header says something of that."""
+    """Adds a Content-Length unless `headers` has one or a Transfer-Encoding."""
     framed = any(header.lower().startswith(("content-length", "transfer-encoding")) for header in headers)
     framing = [] if framed else [f"Content-Length: {len(body)}"]
     return get(path, *headers, *framing, method="POST") + body
@@ -46,7 +46,7 @@ def chunked(*chunks: bytes, coding: str = "chunked") -> bytes:
 
 
 def in_chat(content: str = '"hi"', stop: str = '"x"') -> bytes:
-    """A chat with this JSON in it."""
+    """A chat request with these JSON values."""
     message = f'{{"role": "user", "content": {content}}}'
     raw = f'{{"model": "tiny", "messages": [{message}], "stop": {stop}}}'
     return post(body=raw.encode("utf-8", "surrogatepass"))
@@ -58,7 +58,7 @@ def in_concept(examples: str = PAIR % "a", name: str = '"a"') -> bytes:
 
 
 def whole(data: bytes = BODY) -> bytes:
-    """As one chunk and the end."""
+    """The data as one chunk, and the last chunk."""
     return b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
 
 
@@ -168,7 +168,7 @@ OTHERS = {
     "any target": (get("*"), 404, "NOT_FOUND"),
     "trace": (get("/v1/models", method="TRACE"), 405, "METHOD_NOT_ALLOWED"),
 }
-"""What is no 400, and what it is instead."""
+"""Invalid requests with another error than 400: the request, its status and its code."""
 SERVED = {
     "target of a proxy": get("http://evil/v1/models"),
     "encoded path": get("/v1%2f%6dodels"),
@@ -176,7 +176,7 @@ SERVED = {
     "HTTP/1.0": get("/v1/models", version="HTTP/1.0"),
     "header of bytes": get("/v1/models", "X: \xff\xfe"),
     "upgrade to WebSocket": get("/v1/models", "Connection: Upgrade", "Upgrade: websocket"),
-    "body that nobody asked for": get("/v1/models", "Content-Length: 5") + b"hello",
+    "body of a GET request": get("/v1/models", "Content-Length: 5") + b"hello",
     "unknown expectation": post("Expect: 200-ok"),
     "chunks": chunked(whole(), coding="CHUNKED"),
     "chunk with an extension": chunked(b"%x;a=b\r\n%b\r\n0\r\nX: trailer\r\n\r\n" % (len(BODY), BODY)),
@@ -210,14 +210,14 @@ def address(
 
 @pytest.fixture
 def talk(address: tuple[str, int], caplog: pytest.LogCaptureFixture):
-    """`talk(bytes)`: what the server answers until it hangs up.
+    """`talk(bytes)` returns the server's responses until it closes the connection.
 
-    Afterwards it must serve another client, and have nothing to complain of in its log.
+    After the test, the server must serve another client, and its log must have no warnings.
     """
 
     def exchange(raw: bytes, shut: bool = False) -> list[Answer]:
         with socket.create_connection(address, timeout=10) as client:
-            with suppress(ConnectionError):  # where it has answered before it has read all
+            with suppress(ConnectionError):  # if the server answered before it read everything
                 client.sendall(raw)
                 if shut:
                     client.shutdown(socket.SHUT_WR)
@@ -230,7 +230,7 @@ def talk(address: tuple[str, int], caplog: pytest.LogCaptureFixture):
 
 def read_all(client: socket.socket) -> bytes:
     data = b""
-    with suppress(ConnectionError):  # where it did not read all that was sent
+    with suppress(ConnectionError):  # if the server did not read everything
         while piece := client.recv(2**16):
             data += piece
     return data
@@ -249,14 +249,14 @@ def answers(raw: bytes) -> list[Answer]:
 
 
 @pytest.mark.parametrize("name", INVALID)
-def test_what_is_no_request_is_a_400(talk, name: str) -> None:
+def test_an_invalid_request_is_a_400(talk, name: str) -> None:
     [(status, payload)] = talk(INVALID[name])
     assert status == 400
     assert_error_payload(payload, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_wrong_otherwise_has_a_status_of_its_own(talk, name: str) -> None:
+def test_other_errors_have_their_own_status(talk, name: str) -> None:
     raw, expected, code = OTHERS[name]
     [(status, payload)] = talk(raw)
     assert status == expected
@@ -264,12 +264,12 @@ def test_what_is_wrong_otherwise_has_a_status_of_its_own(talk, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_what_is_only_strange_is_served(talk, name: str) -> None:
+def test_unusual_but_valid_requests_are_served(talk, name: str) -> None:
     [(status, _)] = talk(SERVED[name])
     assert status == 200
 
 
-def test_a_length_that_is_too_short_leaves_no_second_request(talk, engine: FakeEngine) -> None:
+def test_the_rest_of_a_body_with_a_short_length_is_not_served_as_a_request(talk, engine: FakeEngine) -> None:
     before = len(engine.requests)
     hidden = post()
     for status, payload in talk(post("Content-Length: 2", body=b"{}x" + hidden)):
@@ -279,30 +279,32 @@ def test_a_length_that_is_too_short_leaves_no_second_request(talk, engine: FakeE
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
-def test_who_hangs_up_within_a_request_is_left(talk, engine: FakeEngine, part: float) -> None:
+def test_an_incomplete_request_gets_no_response_when_the_client_closes(
+    talk, engine: FakeEngine, part: float
+) -> None:
     before = len(engine.requests)
     raw = post()
     assert talk(raw[: int(part * len(raw))], shut=True) == []
     assert len(engine.requests) == before
 
 
-def test_requests_in_one_piece_are_answered_in_their_order(talk) -> None:
+def test_requests_in_one_packet_are_answered_in_order(talk) -> None:
     paths = ["/v1/models", "/nowhere", "/version", "/v1/models/x"]
     ahead = b"".join(get(path).replace(b"Connection: close\r\n", b"") for path in paths)
     assert [status for status, _ in talk(ahead + post())] == [200, 404, 200, 404, 200]
 
 
-def test_who_asks_first_is_told_to_go_on(talk) -> None:
+def test_expect_100_continue_is_answered_with_100(talk) -> None:
     assert [status for status, _ in talk(post("Expect: 100-continue"))] == [100, 200]
 
 
-def test_who_asks_first_and_may_not_is_not_told_to_go_on(talk) -> None:
-    asked = get("/v1/tokenize", "Expect: 100-continue", "Content-Length: 9", method="POST", token="wrong")
-    assert [status for status, _ in talk(asked)] == [401]
+def test_an_unauthorized_request_gets_no_100_continue(talk) -> None:
+    request = get("/v1/tokenize", "Expect: 100-continue", "Content-Length: 9", method="POST", token="wrong")
+    assert [status for status, _ in talk(request)] == [401]
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT"])
-def test_every_route_has_an_answer_to_every_method(talk, address: tuple[str, int], method: str) -> None:
+def test_every_route_answers_every_method(talk, address: tuple[str, int], method: str) -> None:
     paths = json.loads(talk(get("/openapi.json"))[0][1])["paths"]
     for path in paths:
         raw = get("/v1" + path.replace("{model}", "tiny").replace("{concept}", "x"), method=method)
@@ -316,17 +318,17 @@ def test_every_route_has_an_answer_to_every_method(talk, address: tuple[str, int
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     request=st.sampled_from([post(), chunked(whole()), get("/v1/models")]),
-    place=st.floats(0, 1, exclude_max=True),
+    position=st.floats(0, 1, exclude_max=True),
     length=st.integers(0, 4),
     junk=st.one_of(st.binary(max_size=4), st.sampled_from([b"\r\n", b"\n", b": ", b"\0", b"0", b"\r\n\r\n"])),
 )
-def test_damage_anywhere_breaks_nothing(
-    address: tuple[str, int], talk, request: bytes, place: float, length: int, junk: bytes
+def test_random_damage_to_a_request_breaks_nothing(
+    address: tuple[str, int], talk, request: bytes, position: float, length: int, junk: bytes
 ) -> None:
-    start = int(place * len(request))
+    start = int(position * len(request))
     with socket.create_connection(address, timeout=0.3) as client:
         client.sendall(request[:start] + junk + request[start + length :])
-        with suppress(TimeoutError, ConnectionError):  # what waits for more is left
+        with suppress(TimeoutError, ConnectionError):  # if the server waits for more bytes
             found = answers(read_all(client))
             for status, payload in found:
                 assert status < 500

@@ -1,4 +1,4 @@
-"""Around every request: who may call, how much, and what is told when we fail."""
+"""Middleware: authentication, body limit, error responses, admission control, order of chat requests."""
 
 import asyncio
 import hashlib
@@ -21,7 +21,7 @@ from app.telemetry.observation import Observation
 
 
 async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
-    """An app that reads the whole body and says how long it was."""
+    """An app that reads the whole body and answers its length."""
     length, more = 0, True
     while more:
         message = await receive()
@@ -46,21 +46,21 @@ async def call(app: object, path: str = "/x", **options: object) -> httpx.Respon
         return await client.post(path, **options)  # type: ignore[arg-type]
 
 
-def guarded(*tokens: str, open_metrics: bool = False) -> Authenticate:
+def guarded_app(*tokens: str, open_metrics: bool = False) -> Authenticate:
     known = [AccessToken(name="x", sha256=hashlib.sha256(token.encode()).hexdigest()) for token in tokens]
     return Authenticate(read_all, AccessTokens(known, AccessTokenFile(Path("/none"))), open_metrics)
 
 
 @pytest.mark.parametrize("header", ["Bearer one", "bearer two", "BEARER  one "])
-async def test_any_configured_token_passes(header: str) -> None:
-    assert (await call(guarded("one", "two"), headers={"authorization": header})).status_code == 200
+async def test_any_configured_access_token_is_accepted(header: str) -> None:
+    assert (await call(guarded_app("one", "two"), headers={"authorization": header})).status_code == 200
 
 
 @pytest.mark.parametrize(
     "header", ["", "one", "Basic one", "Bearer", "Bearer ", "Bearer One", "Bearer one two"]
 )
-async def test_anything_else_does_not(header: str) -> None:
-    answer = await call(guarded("one"), headers={"authorization": header})
+async def test_any_other_authorization_header_is_refused(header: str) -> None:
+    answer = await call(guarded_app("one"), headers={"authorization": header})
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
 
 
@@ -71,14 +71,14 @@ async def test_anything_else_does_not(header: str) -> None:
     + [(path, 401) for path in ("/metrics", "/nothing", "/healthy", "/health/", "/v12/health", "/v2/health")],
 )
 async def test_which_paths_are_open(prefix: str, path: str, status: int) -> None:
-    assert (await call(guarded("one"), prefix + path)).status_code == status
+    assert (await call(guarded_app("one"), prefix + path)).status_code == status
 
 
 async def test_metrics_can_be_opened() -> None:
-    assert (await call(guarded("one", open_metrics=True), "/metrics")).status_code == 200
+    assert (await call(guarded_app("one", open_metrics=True), "/metrics")).status_code == 200
 
 
-async def test_the_body_is_not_read_before_the_token() -> None:
+async def test_the_body_is_not_read_before_authentication() -> None:
     async def receive() -> Message:
         raise AssertionError("read")
 
@@ -87,7 +87,7 @@ async def test_the_body_is_not_read_before_the_token() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await guarded("one")({"type": "http", "path": "/x", "headers": []}, receive, send)
+    await guarded_app("one")({"type": "http", "path": "/x", "headers": []}, receive, send)
     assert sent[0]["status"] == 401
 
 
@@ -96,34 +96,34 @@ async def chunks(count: int) -> AsyncIterator[bytes]:
         yield b"x" * 10
 
 
-def limited() -> Observe:
+def limited_app() -> Observe:
     return Observe(LimitBody(read_all, 100), Metrics())
 
 
 @pytest.mark.parametrize("content", [b"x" * 100, chunks(10)], ids=["announced", "chunked"])
 async def test_a_body_up_to_the_limit_is_read(content: object) -> None:
-    assert (await call(limited(), content=content)).text == "100"
+    assert (await call(limited_app(), content=content)).text == "100"
 
 
 @pytest.mark.parametrize("content", [b"x" * 101, chunks(11)], ids=["announced", "chunked"])
 async def test_a_longer_body_is_refused(content: object) -> None:
-    answer = await call(limited(), content=content)
+    answer = await call(limited_app(), content=content)
     assert (answer.status_code, answer.json()["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 
-async def test_a_fault_is_a_500_with_the_request_id() -> None:
+async def test_an_exception_is_a_500_with_the_request_id() -> None:
     answer = await call(Observe(fail, Metrics()))
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
     assert "secret" not in answer.text
 
 
-async def test_half_an_answer_is_cut() -> None:
+async def test_an_exception_after_the_response_began_is_raised() -> None:
     with pytest.raises(RuntimeError, match="late"):
         await call(Observe(fail_late, Metrics()))
 
 
-async def test_answers_are_counted_by_route_and_status() -> None:
+async def test_responses_are_counted_by_route_and_status() -> None:
     metrics = Metrics()
     await call(Observe(read_all, metrics), "/whatever")
     assert b'tiller_requests_total{route="other",status="200"} 1.0' in metrics.render()
@@ -140,10 +140,10 @@ def admission(engine: Engine) -> AdmissionController:
 
 
 @pytest.mark.parametrize("target", [b"/chat/completions", b"/v1/chat/completions?nice=true"])
-async def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(target: bytes) -> None:
+async def test_the_doorkeeper_refuses_and_counts_a_chat_without_capacity(target: bytes) -> None:
     engine, metrics = Engine(room=1), Metrics()
-    told: list[Observation] = []
-    door = Doorkeeper(admission(engine), metrics, has_origins=False, observers=[told.append])
+    observations: list[Observation] = []
+    door = Doorkeeper(admission(engine), metrics, has_origins=False, observers=[observations.append])
     assert door.turn_away(b"POST", target, []) is None
     engine.room = 0
     head, _, body = (door.turn_away(b"POST", target, []) or b"").partition(b"\r\n\r\n")
@@ -153,10 +153,10 @@ async def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(tar
     assert b'"code":"QUEUE_FULL"' in body
     engine.available = False
     assert b'"code":"UNAVAILABLE"' in (door.turn_away(b"POST", target, []) or b"")
-    assert told == []
+    assert observations == []
     await asyncio.sleep(0)
     assert b'tiller_requests_total{route="/chat/completions",status="503"} 2.0' in metrics.render()
-    assert [(seen.route, seen.status, seen.error) for seen in told] == [
+    assert [(observation.route, observation.status, observation.error) for observation in observations] == [
         ("/chat/completions", 503, "QUEUE_FULL"),
         ("/chat/completions", 503, "UNAVAILABLE"),
     ]
@@ -166,23 +166,23 @@ async def test_a_chat_without_a_place_is_turned_away_at_the_door_and_counted(tar
     ("method", "target"),
     [(b"GET", b"/health"), (b"GET", b"/chat/completions"), (b"POST", b"/chat/completions/"), (b"POST", b"*")],
 )
-def test_all_else_passes_the_door(method: bytes, target: bytes) -> None:
+def test_the_doorkeeper_refuses_no_other_requests(method: bytes, target: bytes) -> None:
     door = Doorkeeper(admission(Engine(room=0)), Metrics(), has_origins=False)
     assert door.turn_away(method, target, []) is None
 
 
-async def test_pages_of_other_origins_get_their_refusal_from_the_app() -> None:
+async def test_the_doorkeeper_leaves_cross_origin_requests_to_the_app() -> None:
     door = Doorkeeper(admission(Engine(room=0)), Metrics(), has_origins=True)
     assert door.turn_away(b"POST", b"/chat/completions", [(b"origin", b"https://example.org")]) is None
     assert door.turn_away(b"POST", b"/chat/completions", [(b"host", b"x")])
 
 
 @pytest.mark.parametrize("status", [200, 401])
-async def test_a_place_that_was_taken_at_the_door_is_free_again_however_it_ends(status: int) -> None:
-    """Of requests that come together, each counts before the app has seen any."""
+async def test_a_reservation_of_the_doorkeeper_is_released_however_the_request_ends(status: int) -> None:
+    """Requests that arrive together count against the capacity before the app sees any of them."""
     admits = admission(Engine(room=2))
     door = Doorkeeper(admits, Metrics(), has_origins=False)
-    app = ReserveCapacity(guarded("one"), admits)
+    app = ReserveCapacity(guarded_app("one"), admits)
     header = [(b"authorization", b"Bearer one")] if status == 200 else []
     scope = {"type": "http", "method": "POST", "path": "/chat/completions", "headers": header, "state": {}}
     scopes = [{**scope, "state": {}} for _ in range(2)]
@@ -210,8 +210,8 @@ async def _nothing() -> Message:
     return {"type": "http.request", "body": b""}
 
 
-async def test_between_two_chats_all_else_has_its_turn() -> None:
-    """Also where one of them is given up while it waits."""
+async def test_other_tasks_run_between_the_starts_of_two_chats() -> None:
+    """This also holds if one of the waiting requests is cancelled."""
     begun: list[int] = []
     turns = 0
 

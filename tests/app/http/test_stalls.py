@@ -1,4 +1,4 @@
-"""Clients that take nothing, little or all of what is sent to them, over real sockets and in uvloop."""
+"""Clients that read nothing, little or everything of the data sent to them, over real sockets and uvloop."""
 
 import asyncio
 import socket
@@ -16,12 +16,12 @@ from app.http import stalls
 
 SECONDS = 1.5
 SENT = 8 * 2**20
-"""Bytes: more than the system buffers of both sides hold."""
+"""Bytes. More than the socket buffers of both sides hold together."""
 
 
 @pytest.fixture(params=["plain", "tls"])
 def contexts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple]:
-    """The server's and the client's."""
+    """The SSL contexts of the server and of the client. Both are None for plain TCP."""
     if request.param == "plain":
         yield None, None
         return
@@ -44,12 +44,12 @@ def contexts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple]:
     yield server, client
 
 
-def meet(contexts: tuple, content: bytes, behave: Callable[[socket.socket], None]) -> bool:
-    """Whether a client to whom `content` is sent, and who behaves so, has been cut at the end."""
-    return uvloop.run(_meet(contexts, content, behave))
+def is_lost(contexts: tuple, content: bytes, behave: Callable[[socket.socket], None]) -> bool:
+    """Sends `content` to a client that runs `behave`. Returns whether the connection is lost by then."""
+    return uvloop.run(_is_lost(contexts, content, behave))
 
 
-async def _meet(contexts: tuple, content: bytes, behave: Callable[[socket.socket], None]) -> bool:
+async def _is_lost(contexts: tuple, content: bytes, behave: Callable[[socket.socket], None]) -> bool:
     transports: list[asyncio.Transport] = []
 
     class Sender(asyncio.Protocol):
@@ -88,31 +88,31 @@ def _connect(address: tuple, context: ssl.SSLContext | None) -> socket.socket:
     return context.wrap_socket(connection, server_hostname="localhost") if context else connection
 
 
-def test_who_takes_nothing_is_cut(contexts: tuple) -> None:
+def test_a_client_that_reads_nothing_is_cut(contexts: tuple) -> None:
     received = 0
 
-    def take_nothing(connection: socket.socket) -> None:
+    def read_nothing(connection: socket.socket) -> None:
         nonlocal received
         time.sleep(2 * SECONDS)
         with suppress(ConnectionResetError):
             while data := connection.recv(65_536):
                 received += len(data)
 
-    assert meet(contexts, bytes(SENT), take_nothing)
+    assert is_lost(contexts, bytes(SENT), read_nothing)
     assert received < SENT
 
 
-def test_who_reads_slowly_is_waited_for(contexts: tuple) -> None:
-    def take_a_little(connection: socket.socket) -> None:
+def test_a_client_that_reads_slowly_is_not_cut(contexts: tuple) -> None:
+    def read_a_little(connection: socket.socket) -> None:
         began = time.monotonic()
         while time.monotonic() - began < 4 * SECONDS:
             time.sleep(0.05)
             assert connection.recv(32_768)
 
-    assert not meet(contexts, bytes(SENT), take_a_little)
+    assert not is_lost(contexts, bytes(SENT), read_a_little)
 
 
-def test_who_pauses_is_waited_for(contexts: tuple) -> None:
+def test_a_client_that_pauses_is_not_cut(contexts: tuple) -> None:
     def pause(connection: socket.socket) -> None:
         for _ in range(3):
             time.sleep(0.3 * SECONDS)
@@ -122,16 +122,16 @@ def test_who_pauses_is_waited_for(contexts: tuple) -> None:
                 assert data
                 received += len(data)
 
-    assert not meet(contexts, bytes(SENT), pause)
+    assert not is_lost(contexts, bytes(SENT), pause)
 
 
-def test_who_has_taken_all_may_be_silent(contexts: tuple) -> None:
+def test_a_client_that_has_read_everything_may_be_silent(contexts: tuple) -> None:
     def listen(connection: socket.socket) -> None:
         assert connection.recv(100) == b"hello"
         time.sleep(2 * SECONDS)
 
-    assert not meet(contexts, b"hello", listen)
+    assert not is_lost(contexts, b"hello", listen)
 
 
-def test_connections_that_have_ended_are_no_harm(contexts: tuple) -> None:
-    assert meet(contexts, b"hello", lambda connection: connection.shutdown(socket.SHUT_RDWR))
+def test_closed_connections_do_no_harm(contexts: tuple) -> None:
+    assert is_lost(contexts, b"hello", lambda connection: connection.shutdown(socket.SHUT_RDWR))

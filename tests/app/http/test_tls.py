@@ -1,4 +1,4 @@
-"""TLS: a server's certificate and key, and what is said of those that cannot be used."""
+"""TLS: the server's certificate and key, and the errors for files that cannot be used."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def openssl(*words: object) -> None:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of localhost and its key, the key once more with a password, and another key."""
+    """Two certificates for localhost with their keys, a key with a password, and a file that is not PEM."""
     directory = tmp_path_factory.mktemp("tls")
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
     subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
@@ -53,7 +53,7 @@ async def tiller_health(listener: socket.socket, directory: Path) -> tuple[int, 
     return done.exit_code, done.output.strip()
 
 
-async def test_a_server_with_a_certificate_is_reached_by_https_alone(app: FastAPI, directory: Path) -> None:
+async def test_a_server_with_a_certificate_serves_https_only(app: FastAPI, directory: Path) -> None:
     context = load_tls(tls(directory, "server.pem", "server.key"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(configure(app, ServerSettings(), context))
@@ -72,7 +72,7 @@ async def test_a_server_with_a_certificate_is_reached_by_https_alone(app: FastAP
 
 
 @pytest.mark.parametrize(
-    ("certificate", "key", "told"),
+    ("certificate", "key", "reason"),
     [
         ("none.pem", "server.key", r"server\.tls\.certificate: .*none\.pem cannot be read"),
         ("server.pem", "none.key", r"server\.tls\.key: .*none\.key cannot be read"),
@@ -82,7 +82,9 @@ async def test_a_server_with_a_certificate_is_reached_by_https_alone(app: FastAP
         ("server.pem", "text.pem", "cannot be used"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(directory: Path, certificate: str, key: str, told: str) -> None:
-    with pytest.raises(StartError, match=told) as error:
+def test_unusable_files_are_a_one_line_error(
+    directory: Path, certificate: str, key: str, reason: str
+) -> None:
+    with pytest.raises(StartError, match=reason) as error:
         load_tls(tls(directory, certificate, key))
     assert "\n" not in str(error.value)

@@ -1,7 +1,7 @@
-"""What app/http/connection.py takes from uvicorn's private classes.
+"""The private parts of uvicorn that app/http/connection.py uses.
 
-If this fails after an update of uvicorn, read app/http/connection.py beside uvicorn's httptools_impl.py, mend
-what changed, and only then raise the upper bound in pyproject.toml.
+If a test fails after an update of uvicorn, compare app/http/connection.py with uvicorn's httptools_impl.py,
+fix what changed, and only then raise the upper bound in pyproject.toml.
 """
 
 import inspect
@@ -28,35 +28,37 @@ OVERRIDDEN = {
 }
 ATTRIBUTES = ("connections", "cycle", "expect_100_continue", "flow", "headers", "loop", "parser", "pipeline")
 ATTRIBUTES += ("scope", "transport", "url")
-OF_A_CYCLE = ("disconnected", "keep_alive", "message_event", "response_complete", "response_started")
+CYCLE_ATTRIBUTES = ("disconnected", "keep_alive", "message_event", "response_complete", "response_started")
 
 
-def assigned(owner: type) -> str:
-    """The source of the class, in which its attributes are assigned."""
+def source_of(owner: type) -> str:
+    """The source of a class, where its attributes are assigned."""
     return inspect.getsource(owner)
 
 
 @pytest.mark.parametrize(("name", "parameters"), OVERRIDDEN.items())
-def test_a_method_that_is_overridden_or_called_is_there(name: str, parameters: list[str]) -> None:
+def test_a_method_that_is_overridden_or_called_exists(name: str, parameters: list[str]) -> None:
     assert list(inspect.signature(getattr(HttpToolsProtocol, name)).parameters) == parameters
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_an_attribute_that_is_used_is_assigned(name: str) -> None:
-    assert f"self.{name} = " in assigned(HttpToolsProtocol) or f"self.{name}: " in assigned(HttpToolsProtocol)
+    assert f"self.{name} = " in source_of(HttpToolsProtocol) or f"self.{name}: " in source_of(
+        HttpToolsProtocol
+    )
 
 
-@pytest.mark.parametrize("name", OF_A_CYCLE)
+@pytest.mark.parametrize("name", CYCLE_ATTRIBUTES)
 def test_an_attribute_of_a_cycle_is_assigned(name: str) -> None:
-    assert f"self.{name} = " in assigned(RequestResponseCycle)
+    assert f"self.{name} = " in source_of(RequestResponseCycle)
 
 
-def test_the_flow_says_whether_reading_is_paused() -> None:
-    assert "self.read_paused = " in assigned(FlowControl)
+def test_flow_control_has_read_paused() -> None:
+    assert "self.read_paused = " in source_of(FlowControl)
 
 
-def test_a_callback_that_uvicorn_gains_is_not_missed() -> None:
-    """connection.py has on_chunk_header for itself; uvicorn must not have one that it would hide."""
+def test_uvicorn_has_no_callback_that_connection_would_hide() -> None:
+    """connection.py adds on_chunk_header. If uvicorn had one too, connection.py would hide it."""
     assert not hasattr(HttpToolsProtocol, "on_chunk_header")
 
 
