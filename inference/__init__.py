@@ -1,1 +1,1 @@
-"""The worker: knows token ids and tensors; no HTTP, no text."""
+"""The worker process: runs a model on token ids. Knows no HTTP and no text."""

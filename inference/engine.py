@@ -1,4 +1,4 @@
-"""Many generations in one continuously filled batch: add, abort, step. Knows no sockets."""
+"""The engine: runs all requests in one continuous batch. Operations: add, abort, step. Knows no sockets."""
 
 import itertools
 import math
@@ -35,7 +35,7 @@ class Engine:
     def __init__(
         self, runner: ModelRunner, config: EngineConfig, directions: DirectionFiles | None = None
     ) -> None:
-        """`directions`: where trained concepts are kept; None: nowhere."""
+        """`directions`: the files of trained concepts. None: they are not stored."""
         self.runner = runner
         self.watch = StepWatch(config.max_step_seconds, computes_here=runner.model.device.type == "cpu")
         self._steps = StepRunner(runner, self.watch)
@@ -60,14 +60,14 @@ class Engine:
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling, not secrets
         self._numbers = itertools.count()
         self._sequences: dict[str, dict[int, Sequence]] = {}
-        self._probing: set[Sequence] = set()
+        self._probe_sequences: set[Sequence] = set()
         self._ahead: Step | None = None
-        """Runs already, beside the host's work for the step before."""
+        """The next step, which the device already runs while the host works on the current one."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to do, training included."""
-        return not self._sequences and not self._probing and self.trainer.is_idle
+        """Whether there are no requests and no training."""
+        return not self._sequences and not self._probe_sequences and self.trainer.is_idle
 
     @property
     def stats(self) -> EngineStats:
@@ -82,7 +82,7 @@ class Engine:
         )
 
     def add(self, request: GenerationRequest) -> SubmitResult:
-        """Queues the request's n sequences, or says why not and keeps nothing of it."""
+        """Queues the request's n sequences, or refuses the request as a whole."""
         if refusal := self._refusal(request):
             return refusal
         steering = self.steerer.steer(request.steering, request.n) if request.steering else None
@@ -94,16 +94,19 @@ class Engine:
         return SubmitResult(request.request_id)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """Ends one choice of a request, or all; no events follow. Harmless if they have ended."""
+        """Ends choice `index` of a request, or all choices (None). No events follow.
+
+        Does nothing for choices that have ended.
+        """
         choices = self._sequences.get(request_id, {})
         for sequence in list(choices.values()):
             if index is None or sequence.index == index:
                 self._finish(sequence)
 
     def step(self) -> StepReport:
-        """Computes the next tokens of what is most urgent. What cannot be computed ends, and nothing else.
+        """Computes the next tokens of the most urgent sequences. Requests that cannot be computed fail.
 
-        Raises BrokenEngineError and torch.AcceleratorError when nothing can be computed any more.
+        Raises BrokenEngineError or torch.AcceleratorError if the engine cannot compute anything any more.
         """
         self._add_probes()
         sequences, step = self._take_ahead() or self._launch()
@@ -116,7 +119,7 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError if the bookkeeping of blocks is wrong."""
+        """Raises RuntimeError if the bookkeeping of blocks is inconsistent."""
         self.blocks.check_integrity(self.scheduler.sequences())
 
     def _refusal(self, request: GenerationRequest) -> SubmitResult | None:
@@ -127,24 +130,24 @@ class Engine:
                 return SubmitResult(request.request_id, RefusalCode.UNKNOWN_STEERING_CONCEPT, concept)
         if len(request.prompt_token_ids) + request.max_tokens > self.context_length:
             return SubmitResult(request.request_id, RefusalCode.CONTEXT_LENGTH_EXCEEDED)
-        if request.n > self._num_places:
+        if request.n > self._num_free_slots:
             return SubmitResult(request.request_id, RefusalCode.QUEUE_FULL)
         return None
 
     def _fault(self, request: GenerationRequest) -> str | None:
-        """What the gateway should have refused, and what would end every request in the batch."""
+        """An error that the gateway should have refused, since it would fail every request in the batch."""
         ids = (*request.prompt_token_ids, *request.sampling.logit_bias)
         if request.request_id in self._sequences:
-            return "the request's id is in use"
+            return "request_id is already in use"
         if not request.prompt_token_ids or request.max_tokens < 1 or request.n < 1:
-            return "the request asks for nothing"
+            return "prompt_token_ids must not be empty, and max_tokens and n must be at least 1"
         if min(ids) < 0 or max(ids) >= self.runner.model.vocab_size:
             return "a token id is not in the model's vocabulary"
         return None
 
     @property
-    def _num_places(self) -> int:
-        """How many more of the requests' sequences can run or wait."""
+    def _num_free_slots(self) -> int:
+        """How many more sequences of requests can run or wait."""
         taken = sum(map(len, self._sequences.values()))
         return self.scheduler.max_running + self._max_queued - taken
 
@@ -153,17 +156,18 @@ class Engine:
         return scheduled, self._steps.launch(scheduled) if scheduled else None
 
     def _launch_ahead(self, step: Step) -> Step | None:
-        """Launches the step after `step`, of which the host knows no token yet, if it must be the same again.
+        """Launches the step after `step` before the host has read the tokens of `step`.
 
-        A sequence that turns out to have ended takes part in vain: its blocks may be given away, since the
-        device writes to them before it does what is launched later.
+        Returns None if the next step may need other sequences, or needs these tokens on the host. Sequences
+        that have already finished are computed and the result is discarded. Their blocks may be allocated
+        again, because the device writes to them before it runs steps that are launched later.
         """
         if self.runner.can_be_followed(step) and self.scheduler.extend(step.sequences):
             return self._steps.launch_after(step)
         return None
 
     def _take_ahead(self) -> tuple[list[Sequence], Step] | None:
-        """What was launched ahead, for the sequences that still run."""
+        """The step that was launched ahead, with the sequences that still run. None if there are none."""
         step, self._ahead = self._ahead, None
         if step is None:
             return None
@@ -173,31 +177,32 @@ class Engine:
         return (running, replace(step, sequences=running)) if running else None
 
     def _apply(self, scheduled: list[Sequence], outcome: StepOutcome) -> StepReport:
-        broken = {token.sequence for token in outcome.sampled if token.token_id == NOT_A_TOKEN}
+        """Appends the sampled tokens, registers full blocks, and ends sequences that finished or failed."""
+        not_finite = {token.sequence for token in outcome.sampled if token.token_id == NOT_A_TOKEN}
         failed = set(outcome.failed)
         computed = [sequence for sequence in scheduled if sequence not in failed] if failed else scheduled
         for sequence in computed:
             before = sequence.num_computed_tokens
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
             sequence.num_scheduled_tokens = 0
-            if sequence not in broken:
+            if sequence not in not_finite:
                 self.blocks.register(sequence, before)
         for sequence in computed:
             if sequence.probe is not None and sequence.num_uncomputed_tokens == 0:
-                self._take_back(sequence, sequence.probe)
-        failures = self._fail(broken, "the model's output is not finite")
-        failures += self._fail(failed, "it cannot be computed")
+                self._complete_probe(sequence, sequence.probe)
+        failures = self._fail(not_finite, "the model's output is not finite")
+        failures += self._fail(failed, "the request cannot be computed")
         events = [
             self._append(token) for token in outcome.sampled if token.sequence.status is not Status.FINISHED
         ]
         return StepReport(events=events, failures=failures)
 
     def _fail(self, sequences: set[Sequence], detail: str) -> list[Failure]:
-        """Ends the requests and trainings of these sequences; nothing of them is reused."""
+        """Ends the requests and trainings of these sequences, and removes their blocks' hashes."""
         failures = []
         for sequence in sequences:
             if sequence.probe is not None:
-                self._give_up(sequence, sequence.probe)
+                self._fail_probe(sequence, sequence.probe)
             elif sequence.status is not Status.FINISHED:
                 for choice in self._sequences[sequence.request_id].values():
                     self.blocks.discard(choice)
@@ -218,28 +223,29 @@ class Engine:
             steering = None if probe.vectors is None else self.steerer.acquire(probe.vectors)
             number = next(self._numbers)
             sequence = build_probe_sequence(probe, self.scheduler.clock(), number, steering)
-            self._probing.add(sequence)
+            self._probe_sequences.add(sequence)
             self.scheduler.add(sequence)
 
-    def _take_back(self, sequence: Sequence, probe: Probe) -> None:
+    def _complete_probe(self, sequence: Sequence, probe: Probe) -> None:
         if not math.isfinite(probe.mean_logprob):
             self.blocks.discard(sequence)
-        self._let_go(sequence)
-        self._probing.remove(sequence)
+        self._release(sequence)
+        self._probe_sequences.remove(sequence)
         self.trainer.take_back(probe)
 
-    def _give_up(self, sequence: Sequence, probe: Probe) -> None:
+    def _fail_probe(self, sequence: Sequence, probe: Probe) -> None:
         self.blocks.discard(sequence)
-        self._let_go(sequence)
-        self._probing.remove(sequence)
+        self._release(sequence)
+        self._probe_sequences.remove(sequence)
         self.trainer.give_up(probe)
 
-    def _let_go(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence) -> None:
+        """Releases the sequence's blocks and its row of the steering bank."""
         self.scheduler.finish(sequence)
         self.steerer.release(sequence.steering)
 
     def _finish(self, sequence: Sequence) -> None:
-        self._let_go(sequence)
+        self._release(sequence)
         choices = self._sequences[sequence.request_id]
         del choices[sequence.index]
         if not choices:
@@ -255,9 +261,9 @@ def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
 
 
 def _context_length(runner: ModelRunner, config: EngineConfig) -> int:
-    """What the model, the configuration and the KV cache allow a sequence, whichever is least.
+    """The limit for a sequence in tokens: the least of the model's, the configured and the KV cache's limit.
 
-    The last token of a sequence needs no place in the cache, since nothing is computed from it.
+    The last token of a sequence needs no slot in the KV cache, since nothing is computed from it.
     """
     limits = [runner.num_blocks * config.block_size + 1]
     limits += [length for length in (runner.model.context_length, config.context_length) if length]

@@ -1,4 +1,4 @@
-"""The worker's sign of life: two bytes a second, whatever it does. Knows no engine and no socket."""
+"""The worker's heartbeat: two bytes per second on a pipe, even during a step. Knows no engine."""
 
 import faulthandler
 import logging
@@ -16,10 +16,10 @@ _EXIT_STATUS = 70
 
 
 class Heartbeat:
-    """Beats in a thread of its own, so that a long step is no silence.
+    """Beats in its own thread, so that the heartbeat goes on during a long step.
 
-    A step that hangs ends the process: a kernel that never returns and a device that never answers can be
-    ended in no other way. Where every thread of it was is then in the log.
+    When a step hangs, logs the traceback of every thread and ends the process. There is no other way to end a
+    kernel that never returns, or the wait for a device that never answers.
     """
 
     def __init__(self, pipe: int) -> None:
@@ -31,16 +31,16 @@ class Heartbeat:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def watch(self, steps: StepWatch) -> None:
-        """From now on there are steps."""
+        """Starts to check for steps that hang."""
         self._watch = steps
 
     def _beat(self) -> None:
         fault = None
         while fault is None:
-            with suppress(OSError):  # The gateway has gone; its end of stdin says so, too.
+            with suppress(OSError):  # The gateway has exited. The thread that reads stdin notices it too.
                 os.write(self._pipe, b".")
             time.sleep(_INTERVAL_SECONDS)
             fault = self._watch.beat(_INTERVAL_SECONDS) if self._watch else None
-        _log.critical("%s; the worker ends", fault)
+        _log.critical("%s; the worker exits", fault)
         faulthandler.dump_traceback(all_threads=True)
         os._exit(_EXIT_STATUS)

@@ -1,7 +1,8 @@
 """The worker process: one engine behind a socket.
 
-Started by the gateway as `python -m inference.worker ENDPOINT`; the first frame that comes is an EngineConfig
-in JSON. When its stdin ends, the gateway has gone, and so does the worker. Its stdout says that it lives.
+The gateway starts it as `python -m inference.worker ENDPOINT`, and sends an EngineConfig in JSON as the first
+frame. The worker exits when its stdin closes, which means that the gateway has exited. Its stdout carries the
+heartbeat.
 """
 
 import logging
@@ -52,7 +53,7 @@ _STATS_SECONDS = 0.5
 
 
 class Worker:
-    """Moves commands from the socket into the engine and reports back out."""
+    """Passes commands from the socket to the engine, and sends its reports back."""
 
     def __init__(self, engine: Engine, socket: zmq.Socket[bytes]) -> None:
         self._engine = engine
@@ -66,7 +67,7 @@ class Worker:
         self._stopping = True
 
     def run(self) -> None:
-        """Raises what the engine raises: then nothing that it holds can be trusted."""
+        """Runs the engine until `stop` is called. Raises the engine's errors; its state is then invalid."""
         while not self._stopping:
             self._engine.watch.turn()
             was_idle = self._engine.is_idle
@@ -78,7 +79,7 @@ class Worker:
                 self._engine.check_integrity()
 
     def _changed_stats(self) -> EngineStats | None:
-        """None if they are the same as those sent last, or these were sent just before."""
+        """The engine's stats, or None if they have not changed, or if others were sent just before."""
         now = time.monotonic()
         if now - self._stats_sent < _STATS_SECONDS and not self._engine.is_idle:
             return None
@@ -93,7 +94,7 @@ class Worker:
             self._socket.send(protocol.encode(report))
 
     def _take_commands(self) -> list[SubmitResult]:
-        """Carries out what has arrived; waits for something only while the engine is idle."""
+        """Carries out the commands that have arrived. Waits for a command only while the engine is idle."""
         submit_results = []
         timeout = _IDLE_POLL_MILLISECONDS if self._engine.is_idle else 0
         while self._socket.poll(timeout):
@@ -114,7 +115,10 @@ class Worker:
 
 
 def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
-    """Loads the model. Raises SourceError, UnsupportedModelError, OSError and ValueError."""
+    """Loads the model and builds the engine.
+
+    Raises ConfigError, SourceError, UnsupportedModelError, KernelError, OSError and ValueError.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config)
@@ -140,13 +144,14 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
 def _direction_files(
     cache: Path, weights_digest: str, blocks: tuple[int, ...], config: EngineConfig
 ) -> DirectionFiles:
-    """Directions and doses hold for these weights and blocks only, and for one way of training."""
+    """The cache of directions and doses. Each combination of weights, blocks and training has its own."""
     rounding = [] if config.quantization == "none" else [config.quantization]
     name = "-".join([weights_digest[:32], *map(str, blocks), *rounding])
     return DirectionFiles(cache / "steering" / f"v{TRAINING_VERSION}" / name)
 
 
 def choose_device(config: EngineConfig) -> torch.device:
+    """Raises ConfigError if "cuda" is configured and torch finds no CUDA device."""
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -165,11 +170,11 @@ def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
 
 
 def _end_with_stdin(endpoint: str) -> None:
-    """Ends the process, whatever it is doing, once the gateway's end of stdin is closed."""
-    # Not sys.stdin.read: it would hold a lock that the interpreter needs to shut down.
+    """Ends the process, also during a step, when the gateway's end of stdin is closed."""
+    # Not sys.stdin.read, which holds a lock that the interpreter needs to shut down.
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    with suppress(OSError):  # what the gateway removes itself, unless it was killed just after it started us
+    with suppress(OSError):  # The gateway removes these files, unless it was killed just after it started us.
         file = Path(endpoint.removeprefix("ipc://"))
         file.unlink()
         file.parent.rmdir()
@@ -177,20 +182,20 @@ def _end_with_stdin(endpoint: str) -> None:
 
 
 def _hide_progress_bars() -> None:
-    """They are for people."""
+    """Progress bars would break up a log of JSON lines."""
     disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
 
 
 def _take_stdout() -> int:
-    """For the heartbeat alone; what else is printed goes to stderr from here on."""
+    """Reserves stdout for the heartbeat and returns its file descriptor. Later prints go to stderr."""
     pipe = os.dup(1)
     os.dup2(2, 1)
     return pipe
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The gateway handles Ctrl-C and then stops the worker.
     signal.signal(signal.SIGTERM, _exit_at_once)
     heartbeat = Heartbeat(_take_stdout())
     heartbeat.start()
@@ -211,7 +216,7 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes], heartbeat: Heartbeat
     try:
         engine, info = build_engine(config)
     except Exception as error:
-        logger.debug("could not start", exc_info=True)
+        logger.debug("the worker could not start", exc_info=True)
         socket.send(protocol.encode(protocol.StartFailed(_one_line(error))))
         return 1
     worker = Worker(engine, socket)
@@ -221,13 +226,13 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes], heartbeat: Heartbeat
     try:
         worker.run()
     except Exception:
-        logger.critical("the worker cannot go on", exc_info=True)
+        logger.critical("the worker exits after an error that it cannot recover from", exc_info=True)
         return 1
     return 0
 
 
 def _one_line(error: Exception) -> str:
-    """What an operator can act on; errors that are not ours are named by their type as well."""
+    """The message for the operator. Errors of other libraries get their type as a prefix."""
     if isinstance(error, ConfigError | SourceError | UnsupportedModelError | KernelError):
         return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]

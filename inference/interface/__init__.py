@@ -1,1 +1,1 @@
-"""All that the gateway may import from the worker: messages, configuration, logs, directories. No torch."""
+"""The only part of the worker that the gateway imports: messages, configuration, logs. Imports no torch."""

@@ -1,4 +1,4 @@
-"""The worker's configuration, frozen. Torch-free, so that the gateway can build it."""
+"""The worker's configuration, immutable. Imports no torch, so that the gateway can build it."""
 
 from typing import Literal
 
@@ -12,55 +12,55 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class ConfigError(Exception):
-    """What is configured cannot be done with this model or on this machine. One line for the operator."""
+    """The configuration does not work with this model or on this machine. The message is one line."""
 
 
 class LogConfig(msgspec.Struct, frozen=True):
-    """How a process logs."""
+    """Format and level of a process's log."""
 
     format: LogFormat = "text"
     level: LogLevel = "info"
-    """Lines of less weight are left out."""
+    """The lowest level that is logged."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
-    """What the worker needs to know before it loads a model."""
+    """The settings that the worker needs before it loads a model."""
 
     source: str = "embedded"
     """"embedded", a directory, or a Hugging Face hub id."""
     cache_directory: str = "~/.cache/tiller"
     replica: int = 0
-    """The number of this worker among those of one server, from 0; each takes a CUDA device in turn."""
+    """Number of this worker within the server, from 0. Workers take the CUDA devices in turn."""
     device: Device = "auto"
-    """"auto": cuda where there is one, else cpu."""
+    """"auto": cuda if the machine has a CUDA device, else cpu."""
     dtype: DType = "auto"
     """"auto": float32 on the CPU, the model's own dtype on CUDA."""
     quantization: Quantization = "none"
-    """"integer": linear layers multiply packed integer weights by rounded activations; on the CPU only.
+    """"integer": linear layers multiply packed integer weights by rounded activations. CPU only.
 
-    Weights that came in 4 bits stay exact in 4 bits, with 8-bit activations. All others are rounded to
-    8 bits, with 16-bit activations.
+    Weights that were already quantized to 4 bits keep their exact values, with 8-bit activations. All other
+    weights are rounded to 8 bits, with 16-bit activations.
     """
     threads: int | None = None
-    """CPU threads of one operation; None leaves the choice to torch."""
+    """CPU threads of one operation. None: torch chooses."""
     context_length: int | None = None
-    """Upper limit of prompt + completion in tokens; None: the model's own."""
+    """Limit for prompt + completion, in tokens. None: the model's own limit."""
     block_size: int = 16
-    """Tokens in one block of the KV cache."""
+    """Tokens per block of the KV cache."""
     kv_cache_gib: float | None = None
-    """Memory of the KV cache; None: 2 GiB on the CPU, what is free (less a tenth) on CUDA."""
+    """Memory for the KV cache, in GiB. None: 2 on the CPU; on CUDA at most 0.9 of the free memory."""
     max_batch_tokens: int = 512
-    """Tokens that one step may compute."""
+    """Limit for the tokens that one step computes."""
     max_running: int = 256
-    """Sequences that may run at the same time."""
+    """Limit for the sequences that run at the same time."""
     max_queued: int = 1024
-    """Sequences that may wait; a request beyond that is refused."""
+    """Limit for the sequences that wait. The engine refuses requests beyond it."""
     nice_ageing_seconds: float = 30.0
-    """A `nice` sequence yields to all others until it has waited this long."""
+    """A `nice` sequence ranks as if it had arrived this much later, in seconds."""
     max_step_seconds: float = 300.0
-    """A step that lasts longer hangs, and the worker ends. Most that hang are found sooner."""
+    """Limit for one step, in seconds. The worker exits after a longer one; it detects most hangs sooner."""
     steering_blocks: tuple[int, ...] | None = None
-    """The decoder blocks, from 0, whose output is steered; None: one at 0.6 of the depth."""
+    """Indices of the decoder blocks whose output is steered, from 0. None: one at 0.6 of the depth."""
     seed: int | None = None
-    """Makes sampling repeatable, for tests; None: from the operating system."""
+    """Makes sampling repeatable, for tests. None: a seed from the operating system."""
     log: LogConfig = LogConfig()

@@ -1,4 +1,4 @@
-"""Which directory a source of weights names, as far as that can be told without fetching. Torch-free."""
+"""Finds and checks a model's local directory. Downloads nothing and imports no torch."""
 
 import json
 import os
@@ -8,25 +8,28 @@ EMBEDDED = "embedded"
 
 
 class SourceError(Exception):
-    """The model cannot be had. The message is one line for the operator."""
+    """The model is not available. The message is one line for the operator."""
 
 
 def find_directory(source: str) -> Path | None:
-    """None: it has to be fetched first. Raises SourceError."""
+    """Returns the local directory that `source` names, or None if the model may have to be downloaded.
+
+    Raises SourceError if `source` is a path without a usable model.
+    """
     if source == EMBEDDED:
         return None
     directory = Path(os.path.expanduser(source))
     if directory.is_dir():
         return check_directory(directory)
     if directory.exists():
-        raise SourceError(f"{source} is no directory")
+        raise SourceError(f"{source} is not a directory")
     if source.count("/") != 1 or source.startswith((".", "~", "/")):
         raise SourceError(f"model directory {source} does not exist")
     return None
 
 
 def check_directory(directory: Path) -> Path:
-    """Raises SourceError where a model's files are missing."""
+    """Returns `directory`. Raises SourceError if a required file is missing or config.json is not valid."""
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
             raise SourceError(f"model directory {directory} has no {name}")
@@ -35,5 +38,5 @@ def check_directory(directory: Path) -> Path:
     except (OSError, ValueError) as error:
         raise SourceError(f"model directory {directory}: config.json cannot be read: {error}") from None
     if not isinstance(config, dict):
-        raise SourceError(f"model directory {directory}: config.json must hold an object")
+        raise SourceError(f"model directory {directory}: config.json must contain a JSON object")
     return directory

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all. Knows nothing of what is in them."""
+"""Writes files atomically. Knows nothing of their content."""
 
 import os
 import tempfile
@@ -6,14 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 TEMPORARY = ".*.tmp"
-"""Matches what a process that was killed leaves behind."""
+"""Glob pattern of the temporary files that a killed process leaves behind."""
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Creates or replaces a file. When this returns, the file survives a loss of power.
+    """Creates or replaces a file, and syncs it: after the return, the file survives a loss of power.
 
-    Creates missing directories. Raises OSError; the file is then the old one, or has no name in its
-    directory that is sure to survive. `mode`: the file's permissions.
+    Creates missing directories. `mode`: the file's permissions. Raises OSError; the old file is then still
+    in place, or the new file is in place but may not survive a loss of power.
     """
     _make_directory(path.parent)
     handle, scratch = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
@@ -32,7 +32,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Makes the names in a directory survive a loss of power. Raises OSError."""
+    """Syncs a directory, so that the names in it survive a loss of power. Raises OSError."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""How log lines look, in the gateway and in the worker: text, or one JSON object a line. Knows no requests.
+"""Formats log lines, in the gateway and in the worker: text, or one JSON object per line. Knows no requests.
 
-What a message names in its arguments, `_log.error("%(what)s failed", {"what": …})`, is a field of its line,
-and so is what is in the record's `fields`.
+The items of a record's `fields` attribute are added to its line. A message with named arguments, such as
+`_log.error("%(what)s failed", {"what": …})`, has these arguments as JSON fields too.
 """
 
 import json
@@ -15,32 +15,32 @@ from typing import Any
 from inference.interface.config import LogConfig
 
 _encode = json.JSONEncoder(default=str).encode
-_PLAIN = re.compile(r"[!#-<>-~]+")  # neither a space, nor what JSON or `name=value` begins with
+_PLAIN = re.compile(r"[!#-<>-~]+")  # printable ASCII, but no space, `"` or `=`
 
-_OURS = ("app", "inference", "tiller")
+_OWN_LOGGERS = ("app", "inference", "tiller")
 _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _ESCAPED |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 def set_up_logging(config: LogConfig, **fields: object) -> None:
-    """From now on this process logs to stderr in this form. `fields` are in each of its lines."""
+    """Makes this process log to stderr as `config` says. Adds `fields` to every line."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(fields) if config.format == "json" else TextFormatter(fields))
     level = config.level.upper()
-    # Others' debugging would drown ours, and nobody has looked what is in it.
+    # No debug lines from libraries: they would hide our own, and nobody has checked what they contain.
     logging.basicConfig(handlers=[handler], level="INFO" if level == "DEBUG" else level, force=True)
-    for name in _OURS:
+    for name in _OWN_LOGGERS:
         logging.getLogger(name).setLevel(level)
-    for name in logging.root.manager.loggerDict:  # Some libraries bring a form of their own.
+    for name in logging.root.manager.loggerDict:  # Some libraries install handlers of their own.
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     logging.captureWarnings(True)
-    # What no line shows need not be found out for each.
+    # No line shows these, so logging need not look them up for each record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class TextFormatter(logging.Formatter):
-    """`TIME LEVEL LOGGER: MESSAGE field=value …`; a traceback comes after it, in lines that are indented."""
+    """`TIME LEVEL LOGGER: MESSAGE field=value …`, followed by the indented lines of a traceback."""
 
     def __init__(self, fields: Mapping[str, object]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object: `time`, `level`, `logger`, `message`, the fields, and `exception` with a traceback."""
+    """One JSON object: `time`, `level`, `logger`, `message`, the fields, and a traceback as `exception`."""
 
     def __init__(self, fields: Mapping[str, object]) -> None:
         super().__init__()
@@ -83,12 +83,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def _more_fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Those that the message does not show."""
+    """The fields that are not part of the message."""
     return getattr(record, "fields", {})
 
 
 def _time(record: logging.LogRecord) -> str:
-    """In UTC, to the millisecond."""
+    """The record's time in UTC, with milliseconds."""
     return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
 
 
@@ -98,7 +98,7 @@ def _second(since_1970: int) -> str:
 
 
 def _show(value: object) -> str:
-    """As it is where that is plain, else as JSON."""
+    """Formats a field's value: numbers and plain words without quotes, everything else as JSON."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float):

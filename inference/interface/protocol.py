@@ -1,4 +1,4 @@
-"""The messages between gateway and worker: typed, dumb, torch-free.
+"""The messages between gateway and worker: typed data without logic. Imports no torch.
 
 A worker is one process that serves one model. Gateway and worker each hold one end of a ZeroMQ
 PAIR socket over a Unix socket; every message is one frame of MessagePack. The gateway sends
@@ -11,30 +11,33 @@ import msgspec
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
-    """How a token is chosen from a position's logits. The defaults change nothing."""
+    """How a token is sampled from the logits. The defaults sample from the model's own distribution."""
 
     temperature: float = 1.0
-    """Divides the logits; 0 takes the most likely token."""
+    """Divides the logits. 0: greedy, the most likely token is taken."""
     top_p: float = 1.0
     top_k: int | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
-    """Token id to a number added to its logit. <= -100 bans; >= 100 leaves only such tokens."""
+    """Maps a token id to a number that is added to its logit.
+
+    A bias <= -100 bans the token. If any bias is >= 100, only tokens with such a bias can be sampled.
+    """
     top_logprobs: int | None = None
-    """None: no log probabilities; k: those of the sampled token and of the k most likely ones."""
+    """k: report log probabilities of the sampled token and of the k most likely tokens. None: report none."""
 
 
 class SteeringSpec(msgspec.Struct, frozen=True):
-    """The concepts that a request's activations are steered by, and how strongly."""
+    """The concepts that steer a request's activations, and the strength."""
 
     concepts: tuple[str, ...]
-    """The digests of their examples, so that a name that comes to mean something else changes nothing."""
+    """Digests of the concepts' examples. New examples under an old name do not affect running requests."""
     strength: float
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, tag="submit"):
-    """One request into the engine: `n` sequences that continue the same prompt."""
+    """One request to the engine: generate `n` choices for the same prompt."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -47,38 +50,38 @@ class GenerationRequest(msgspec.Struct, frozen=True, tag="submit"):
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
-    """Nobody waits any more for choice `index` of a request, or for any of them (None)."""
+    """End choice `index` of a request, or all its choices (None)."""
 
     request_id: str
     index: int | None = None
 
 
 class TrainConcept(msgspec.Struct, frozen=True, tag="train"):
-    """Make a concept's direction and measure it, as low-priority work; or find both in the cache.
+    """Compute a concept's direction and measure it, at low priority, unless the cache has both.
 
-    The texts are token ids, without what comes before them in a conversation.
+    Each text is a list of token ids, without the prompt that precedes it.
     """
 
     concept: str
-    """The digest of the examples, in hex."""
+    """Digest of the examples, in hex."""
     prompt_token_ids: list[int]
-    """Comes before each text: the chat template up to the assistant's words."""
+    """The prompt that precedes each text: the chat template up to the assistant's words."""
     positive: list[list[int]]
     negative: list[list[int]]
     neutral: list[list[int]]
-    """Texts that any steering should leave alone; the same for all concepts of a model."""
+    """Unrelated texts, on which steering should have no effect. The same for all concepts of a model."""
     background: bool = False
-    """Work on it only while there is no request at all."""
+    """Train only while the engine has no requests."""
 
 
 class PrioritizeTraining(msgspec.Struct, frozen=True, tag="prioritize"):
-    """Somebody waits for a concept now: from here on its training is not `background`."""
+    """Treat a concept's training as not `background` from now on, because a caller waits for it."""
 
     concept: str
 
 
 class ForgetConcept(msgspec.Struct, frozen=True, tag="forget"):
-    """Drop a concept's direction, trained or in training. What is running keeps it."""
+    """Drop a concept's direction, or stop its training. Running requests keep the direction."""
 
     concept: str
 
@@ -88,18 +91,18 @@ Command = GenerationRequest | Abort | TrainConcept | PrioritizeTraining | Forget
 
 class FinishReason(StrEnum):
     STOP = "stop"
-    """The token is one of the request's stop tokens; it is no content."""
+    """The token is one of the request's stop tokens. It is not part of the content."""
     LENGTH = "length"
-    """The token is the last that max_tokens allows."""
+    """The token is the last one that max_tokens allows."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Log probabilities at one position, by the model's own distribution there."""
+    """Log probabilities at one position, from the logits before SamplingParams are applied."""
 
     logprob: float
-    """That of the sampled token."""
+    """Log probability of the sampled token."""
     top: list[tuple[int, float]]
-    """(token id, log probability) of the most likely tokens, best first."""
+    """(token id, log probability) of the most likely tokens, most likely first."""
 
 
 class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
@@ -120,130 +123,134 @@ class RefusalCode(StrEnum):
 
 
 class SubmitResult(msgspec.Struct, frozen=True, array_like=True):
-    """The answer to a GenerationRequest: accepted, or refused for a reason."""
+    """The answer to a GenerationRequest: accepted (`refusal` is None) or refused."""
 
     request_id: str
     refusal: RefusalCode | None = None
     detail: str = ""
-    """What was refused, such as the unknown concept's id."""
+    """What the refusal is about, such as the unknown concept's digest."""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
-    """An accepted request ends here, whole, because of a fault of the engine's."""
+    """All choices of an accepted request end here, because the engine failed to compute it."""
 
     request_id: str
     detail: str
 
 
 class Effect(msgspec.Struct, frozen=True):
-    """What a concept does at one strength."""
+    """The effect of a concept at one strength."""
 
     strength: float
     shift: float
-    """By how much the log odds of held-out positive over negative texts move, in nats per token."""
+    """Change of the log odds of held-out positive over negative texts, in nats per token."""
     perplexity_ratio: float
-    """Perplexity of neutral texts over that without steering."""
+    """Perplexity of the neutral texts, divided by their perplexity without steering."""
 
 
 class ConceptReport(msgspec.Struct, frozen=True):
-    """How well a concept works on one model, measured on examples held out of its direction."""
+    """How well a concept works on one model, measured on held-out contrastive pairs."""
 
     works: bool | None
-    """None: too few examples to tell."""
+    """None: there are too few examples to tell."""
     summary: str
-    """The same in words."""
+    """The verdict in words."""
     warnings: list[str]
     num_examples: int
     num_held_out: int
-    """Pairs that were measured, each with a direction made without it."""
+    """Number of pairs that were measured, each with a direction computed without it."""
     agreement: float | None
-    """Mean cosine between the differences of two pairs, -1 to 1; None with a single pair."""
+    """Mean cosine similarity between the differences of two pairs, -1 to 1. None if there is one pair."""
     effects: list[Effect]
-    """By strength, from -1 to 1."""
+    """Ordered by strength, from -1 to 1."""
     spearman: float | None
     """Rank correlation of strength and shift."""
     specificity: float | None
-    """Shift from -1 to +1, relative to that of random directions of the same norm."""
+    """Shift from strength -1 to +1, divided by the shift that random directions of the same norm cause."""
     block: int
-    """The decoder block whose output is steered, from 0."""
+    """Index of the decoder block whose output is steered, from 0."""
     dose: float
-    """Norm of what strength 1 adds, relative to the mean norm of that block's output."""
+    """Norm of the steering vector at strength 1, divided by the mean norm of that decoder block's output."""
 
 
 class TrainingState(StrEnum):
     TRAINING = "training"
-    """Its direction is being made."""
+    """The worker computes the direction."""
     MEASURING = "measuring"
-    """It can be used; its report is being made."""
+    """Requests can use the direction. The worker measures it for the report."""
     READY = "ready"
     FAILED = "failed"
 
 
 class TrainingUpdate(msgspec.Struct, frozen=True, array_like=True):
-    """How far a TrainConcept has come. The one that is READY or FAILED is its last."""
+    """The progress of a TrainConcept. The update that is READY or FAILED is the last one."""
 
     concept: str
     state: TrainingState
     progress: float = 0.0
     """0 to 1."""
     report: ConceptReport | None = None
-    """With READY."""
+    """Set if READY."""
     detail: str = ""
-    """With FAILED: what is wrong with the examples, for whoever made them; empty: a fault of ours."""
+    """If FAILED: what is wrong with the examples. Empty if the cause is an error in the worker."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):
-    """What an engine is at, and what it has done since it started."""
+    """The current load of an engine, and its counters since it started."""
 
     running: int = 0
-    """Sequences, as are those that wait."""
+    """Running sequences."""
     waiting: int = 0
+    """Waiting sequences."""
     blocks: int = 0
-    """Of the KV cache."""
+    """Blocks of the KV cache."""
     blocks_in_use: int = 0
     preemptions: int = 0
     prefix_cache_queries: int = 0
-    """Tokens of sequences that started, whose beginnings were looked for in the cache."""
+    """Tokens of started sequences, for which the prefix cache was searched."""
     prefix_cache_hits: int = 0
-    """Those of them that need not be computed."""
+    """The part of these tokens that was found in the prefix cache and is not computed again."""
 
 
 class StepReport(msgspec.Struct, frozen=True, tag="step"):
-    """What one turn of the worker's loop brought, for all requests together, in this order."""
+    """The results of one turn of the worker's loop, for all requests together.
+
+    A request's submit result comes before its start, its start before its events, and these before a failure.
+    """
 
     submit_results: list[SubmitResult] = []
     events: list[TokenEvent] = []
     failures: list[Failure] = []
     training: list[TrainingUpdate] = []
     starts: dict[str, float] = {}
-    """When a choice left the queue for the first time, by its request's id, in time.monotonic()."""
+    """Request id -> when one of its choices left the queue for the first time, by time.monotonic()."""
     stats: EngineStats | None = None
-    """Now and then, if they have changed."""
+    """Sent at intervals, if they have changed."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What the gateway needs to know of the loaded model."""
+    """The facts about the loaded model that the gateway needs."""
 
     directory: str
-    """Where tokenizer.json and the chat template lie."""
+    """Directory of tokenizer.json and the chat template."""
     context_length: int
-    """Prompt and completion together, in tokens."""
+    """Limit for prompt + completion, in tokens."""
     vocab_size: int
     stop_token_ids: tuple[int, ...]
     """The model's own end-of-turn tokens."""
     weights_digest: str
-    """Hex; changes when the weights do, and with nothing else."""
+    """Digest of the weights, in hex. It depends on nothing else."""
     dtype: str
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
-    """The model is loaded; the worker takes commands."""
+    """The model is loaded, and the worker accepts commands."""
 
     model: ModelInfo
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag="start_failed"):
-    """The worker could not start and ends. `message` is one line for the operator."""
+    """The worker could not start, and exits. `message` is one line for the operator."""
 
     message: str
 
@@ -260,10 +267,10 @@ _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Repor
 
 
 def decode_command(frame: bytes) -> Command:
-    """Raises msgspec.DecodeError on a frame that is no command."""
+    """Raises msgspec.DecodeError if the frame is not a command."""
     return _command_decoder.decode(frame)
 
 
 def decode_report(frame: bytes) -> Report:
-    """Raises msgspec.DecodeError on a frame that is no report."""
+    """Raises msgspec.DecodeError if the frame is not a report."""
     return _report_decoder.decode(frame)

@@ -1,1 +1,1 @@
-"""Runs steps on the model: memory, loading checks, forward and sample, recovery. Schedules nothing."""
+"""Runs steps on the model: cache size, checks after loading, forward, sampling, recovery. No scheduling."""

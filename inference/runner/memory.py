@@ -1,4 +1,4 @@
-"""How many blocks of the KV cache the memory holds, beside what steps need for themselves."""
+"""Computes how many KV cache blocks fit into memory, next to the memory that steps need."""
 
 import random
 
@@ -15,14 +15,14 @@ from inference.scheduling.sequence import build_sequences
 
 _GIB = 2**30
 _DEFAULT_CPU_CACHE_GIB = 2.0
-_CUDA_SHARE = 0.9  # of the free memory at most
-_CUDA_MARGIN = 1.2  # times what the largest step took
-_CUDA_GRAPHS = 1.0 * _GIB  # and what is captured
-_BYTES_PER_LOGIT = 16  # float32, a copy of the rows that draw at random, and some to work with
+_CUDA_SHARE = 0.9  # upper limit, as a share of the free memory
+_CUDA_MARGIN = 1.2  # factor for the memory that the largest step needs
+_CUDA_GRAPHS = 1.0 * _GIB  # reserved for captured steps
+_BYTES_PER_LOGIT = 16  # float32 logits, a copy of the rows that sample at random, and temporary tensors
 
 
 def num_blocks(model: CausalLM, config: EngineConfig, backend: Backend) -> int:
-    """At least one. Raises ConfigError if not even that has room."""
+    """The number of blocks, at least 1. Raises ConfigError if there is not enough memory for one block."""
     if config.kv_cache_gib is not None:
         memory = config.kv_cache_gib * _GIB
     elif model.device.type == "cuda":
@@ -32,12 +32,15 @@ def num_blocks(model: CausalLM, config: EngineConfig, backend: Backend) -> int:
     per_token = sum(shape.num_bytes for shape in model.layer_shapes)
     count = int(memory) // (per_token * config.block_size)
     if count < 1:
-        needed = f"a block of {config.block_size} tokens needs {per_token * config.block_size / _GIB:.3g}"
-        raise ConfigError(f"engine.kv_cache_gib: there are {max(memory, 0) / _GIB:.3g} GiB, and {needed}")
+        needed = f"one block of {config.block_size} tokens needs {per_token * config.block_size / _GIB:.3g}"
+        raise ConfigError(
+            f"engine.kv_cache_gib: the KV cache has {max(memory, 0) / _GIB:.3g} GiB, but {needed} GiB"
+        )
     return count
 
 
 def _free_on_cuda(model: CausalLM, config: EngineConfig, backend: Backend) -> float:
+    """Bytes of CUDA memory for the KV cache. Runs the largest step to measure the memory that steps need."""
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
     run_largest_step(model, config, backend)
@@ -50,7 +53,7 @@ def _free_on_cuda(model: CausalLM, config: EngineConfig, backend: Backend) -> fl
 
 @torch.inference_mode()
 def run_largest_step(model: CausalLM, config: EngineConfig, backend: Backend) -> None:
-    """One prompt of as many tokens as a step may compute, in a cache of its own."""
+    """Runs one prompt with as many tokens as a step can have, on a temporary cache."""
     count = min(config.max_batch_tokens, model.context_length or config.max_batch_tokens)
     cache = KVCache(model.layer_shapes, 1, count, model.device)
     builder = BatchBuilder(count, cache.padding_slot, model.device, in_place=backend.attend is not None)

@@ -1,4 +1,4 @@
-"""Runs scheduled sequences through the model: batch, forward, sample. Decides nothing."""
+"""Runs scheduled sequences through the model: batch, forward, sample. Makes no scheduling decisions."""
 
 import logging
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from inference.steering.injection import inject
 
 _log = logging.getLogger(__name__)
 
-_STEERED_DEPTH = 0.6  # of the blocks; docs/steering.md says why
+_STEERED_DEPTH = 0.6  # as a share of the decoder blocks; docs/steering.md gives the reason
 
 
 @dataclass(frozen=True)
 class SampledToken:
-    """`token_id` is sampler.NOT_A_TOKEN where the model's output was not finite."""
+    """A sequence's next token. `token_id` is sampler.NOT_A_TOKEN if the logits are not finite."""
 
     sequence: Sequence
     token_id: int
@@ -37,7 +37,7 @@ class SampledToken:
 
 @dataclass(frozen=True)
 class Step:
-    """What was launched for some sequences."""
+    """A step that was launched on the device."""
 
     sequences: list[Sequence]
     batch: Batch
@@ -45,7 +45,7 @@ class Step:
     """None if no sequence samples."""
 
     def read(self) -> list[SampledToken]:
-        """Waits for the device."""
+        """Waits for the device and returns the sampled tokens."""
         if self.sampled is None:
             return []
         rows = zip(self.batch.sampling, *self.sampled.read(), strict=True)
@@ -66,7 +66,7 @@ class ModelRunner:
         self._attend = backend.attend
         self._sampler = Sampler(model.vocab_size, model.device, backend.weigh)
         self.bank = SteeringBank(
-            # Every sequence may be steered by something else.
+            # Every sequence may have a different steering vector.
             num_rows=config.max_running + config.max_queued + MAX_TOKENS_IN_FLIGHT,
             blocks=_steered_blocks(model, config),
             hidden_size=model.hidden_size,
@@ -77,9 +77,12 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, scheduled: list[Sequence]) -> Step:
-        """Has each sequence's scheduled tokens computed, and sampled from for those that reach their end."""
+        """Computes the scheduled tokens of each sequence.
+
+        Samples a token for each sequence that has no uncomputed tokens left. Does not wait for the device.
+        """
         batch = self._builder.build(scheduled)
-        sampling = self._sampler.prepare(batch.sampling)  # before the device has work to wait for
+        sampling = self._sampler.prepare(batch.sampling)  # first, while the device is still idle
         if self._graphs is not None and self._graphs.can_run(batch):
             logits = self._graphs.run(batch)
             return Step(scheduled, batch, self._sampler.sample(logits, sampling))
@@ -93,9 +96,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch_after(self, step: Step) -> Step:
-        """Has the next token of each sequence of `step` computed, whose tokens the host need not know yet.
+        """Launches the next decode of the sequences of `step`, before the host has read the step's tokens.
 
-        For a step that `can_be_followed`. The sequences have blocks for one token more.
+        The step must pass `can_be_followed`, and the sequences must have blocks for one more token.
         """
         assert step.sampled is not None  # noqa: S101 - for the type checker
         assert self._graphs is not None  # noqa: S101
@@ -104,17 +107,17 @@ class ModelRunner:
         return Step(batch.sampling, batch, self._sampler.sample(self._graphs.run(batch), sampling))
 
     def can_be_followed(self, step: Step) -> bool:
-        """Whether the host needs nothing of the step's outcome to launch the next for the same sequences."""
+        """Whether the host can launch the next step of the same sequences without this step's tokens."""
         return (
             self._graphs is not None
             and self._graphs.can_run(step.batch)
-            and len(step.sequences) == len(step.batch.sampling)  # none has ended since
+            and len(step.sequences) == len(step.batch.sampling)  # none has finished since
             and not any(map(_needs_outcome, step.batch.sampling))
         )
 
     @torch.inference_mode()
     def _capture(self, capture: Capture, config: EngineConfig) -> Graphs | None:
-        """None, and a warning, where the model's code asks the device something on its way."""
+        """Captures decode steps. Returns None and logs a warning if the model's code waits for the device."""
         limits = self.num_blocks * config.block_size, self.model.context_length, config.context_length
         longest = min(limit for limit in limits if limit)
         try:
@@ -127,7 +130,7 @@ class ModelRunner:
                 device=self.model.device,
             )
         except RuntimeError as error:
-            _log.warning("the server will be slower, since steps cannot be captured: %s", error)
+            _log.warning("decode steps cannot be captured, so the server will be slower: %s", error)
             return None
 
     def _forward(self, batch: Batch) -> torch.Tensor:
@@ -135,24 +138,24 @@ class ModelRunner:
 
 
 def _needs_outcome(sequence: Sequence) -> bool:
-    """Whether the step after one that is not known yet depends on more than its token."""
+    """Whether the sequence's next step needs more from this step than the sampled token on the device."""
     sampling = sequence.sampling
     return bool(
         sampling.frequency_penalty
         or sampling.presence_penalty
         or sampling.top_logprobs is not None
-        or sequence.num_computed_tokens == 0  # the first token alone is never steered
+        or sequence.num_computed_tokens == 0  # the first token is not steered, but the second may be
     )
 
 
 def _steered_blocks(model: CausalLM, config: EngineConfig) -> tuple[int, ...]:
-    """Those configured, else one at _STEERED_DEPTH. Raises ConfigError."""
+    """The configured decoder blocks, or one at _STEERED_DEPTH. Raises ConfigError if one does not exist."""
     count = len(model.blocks)
     if config.steering_blocks is None:
         return (min(round(_STEERED_DEPTH * count), count - 1),)
     for block in config.steering_blocks:
         if not 0 <= block < count:
             raise ConfigError(
-                f"engine.steering_blocks has {block}, but the model's blocks are 0 to {count - 1}"
+                f"engine.steering_blocks contains {block}, but the model has decoder blocks 0 to {count - 1}"
             )
     return config.steering_blocks

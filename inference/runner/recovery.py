@@ -1,4 +1,4 @@
-"""Runs steps. When one fails, finds the sequences that cannot be computed, so that the others go on."""
+"""Runs steps. If a step fails, finds the sequences that cannot be computed, so that all others go on."""
 
 import logging
 from collections.abc import Callable
@@ -17,21 +17,22 @@ _log = logging.getLogger("tiller.worker")
 _Result = TypeVar("_Result")
 
 _MAX_ATTEMPTS = 48
-"""Of one step. Three sequences among 256 are found in less; what is then left fails together."""
+"""Limit for the attempts at one step. It suffices to find 3 bad sequences among 256. The rest then fails."""
 _MAX_LOST_STEPS = 3
+"""The engine is broken after this many steps in a row that compute nothing."""
 
 
 class BrokenEngineError(Exception):
-    """Nothing can be computed any more, whatever it is."""
+    """Several steps in a row have computed nothing."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step brought."""
+    """The result of a step."""
 
     sampled: list[SampledToken] = field(default_factory=list)
     failed: list[Sequence] = field(default_factory=list)
-    """Scheduled in vain: nothing of them was computed."""
+    """Scheduled sequences that could not be computed."""
 
 
 class StepRunner:
@@ -41,18 +42,18 @@ class StepRunner:
         self._lost_steps = 0
 
     def launch(self, scheduled: list[Sequence]) -> Step | None:
-        """None: it failed, and `finish` will try parts of it. Raises torch.AcceleratorError."""
+        """Returns None if the launch fails; `finish` then tries parts. Raises torch.AcceleratorError."""
         return self._try(lambda: self._runner.launch(scheduled), scheduled)
 
     def launch_after(self, step: Step) -> Step | None:
-        """None: it failed, and nothing is lost by that. Raises torch.AcceleratorError."""
+        """Returns None if the launch fails; this changes no sequence. Raises torch.AcceleratorError."""
         return self._try(lambda: self._runner.launch_after(step), step.sequences)
 
     def finish(self, scheduled: list[Sequence], step: Step | None) -> StepOutcome:
-        """Waits for what was launched; what fails together is tried in halves, down to single sequences.
+        """Waits for a step. If it failed, runs its sequences again in halves, down to single sequences.
 
-        A sequence is left as it was by an attempt that failed, down to its random numbers. Raises
-        BrokenEngineError when nothing at all has been computed for some steps, and torch.AcceleratorError.
+        A failed attempt leaves the sequences unchanged, including their random numbers. Raises
+        BrokenEngineError if several steps in a row have computed nothing, and torch.AcceleratorError.
         """
         outcome = StepOutcome()
         sampled = self._try(step.read, scheduled) if step else None
@@ -60,7 +61,7 @@ class StepRunner:
             self._try_parts(scheduled, outcome)
         else:
             outcome.sampled.extend(sampled)
-        self._judge(lost=len(outcome.failed) == len(scheduled))
+        self._count_lost_steps(lost=len(outcome.failed) == len(scheduled))
         return outcome
 
     def _try_parts(self, scheduled: list[Sequence], outcome: StepOutcome) -> None:
@@ -82,16 +83,17 @@ class StepRunner:
         return self._runner.launch(part).read()
 
     def _try(self, act: Callable[[], _Result], sequences: list[Sequence]) -> _Result | None:
+        """Returns the result of `act`, or None if it fails. Raises torch.AcceleratorError."""
         tokens = max(sum(sequence.num_scheduled_tokens for sequence in sequences), 1)
         try:
             with self._watch.computing(tokens):
                 return act()
         except torch.AcceleratorError:
             raise  # The device is unusable for the rest of the process's life.
-        except Exception as error:  # of any kind: out of memory, a kernel's, a bug's
+        except Exception as error:  # any kind: out of memory, a kernel's error, a bug
             if len(sequences) == 1:
                 request_id = sequences[0].request_id
-                what = f"request {request_id}" if request_id else "a training"
+                what = f"request {request_id}" if request_id else "a training probe"
                 _log.exception(
                     "%(what)s cannot be computed", {"what": what, "request_id": request_id or None}
                 )
@@ -99,7 +101,7 @@ class StepRunner:
                 _log.warning("a step of %d sequences failed: %r", len(sequences), error)
             return None
 
-    def _judge(self, lost: bool) -> None:
+    def _count_lost_steps(self, lost: bool) -> None:
         self._lost_steps = self._lost_steps + 1 if lost else 0
         if self._lost_steps >= _MAX_LOST_STEPS:
-            raise BrokenEngineError(f"nothing could be computed in {self._lost_steps} steps")
+            raise BrokenEngineError(f"{self._lost_steps} steps in a row have computed nothing")

@@ -1,4 +1,4 @@
-"""Whether a step hangs, judged by what its thread does and by the steps before it. Ends nothing."""
+"""Detects steps that hang, from the activity of the thread and from earlier steps. Ends no process itself."""
 
 import threading
 import time
@@ -9,49 +9,51 @@ from pathlib import Path
 from inference.interface.process_status import ProcessStatus
 
 _BLOCKED_SECONDS = 3.5
-"""That a step may wait and compute nothing. Who waits for other threads' shares computes one, too."""
+"""Limit for a step whose thread waits. The thread computes a share of each operation itself, so a step that
+works never waits this long for the other threads."""
 _LEAST_LIMIT_SECONDS = 20.0
-"""Any step may compile something that those before it did not need."""
-_MANY_TIMES = 20.0
+"""Every step may last this long, because it may compile something that earlier steps did not need."""
+_LONGEST_FACTOR = 20.0
+"""A step may last this many times as long as the longest step before it."""
 _NEGLIGIBLE_SECONDS = 0.001
-"""Of processor time, between two beats."""
+"""Processor time between two beats that counts as no computation."""
 
 
 class StepWatch:
-    """Told by the loop what it does, and by another thread that time passes.
+    """Detects a step that hangs. The worker's loop reports what it does; another thread reports each beat.
 
-    A step hangs if it is computed on the processor, but its thread only waits, and not for the disk; or if it
-    lasts many times as long as the longest before it, and computes no more than the largest before it; or if
-    it lasts longer than anything may. Time is counted in beats, not read off a clock, which goes on while the
-    whole process is stopped.
+    A step hangs in one of three cases. The CPU computes it, but its thread only waits, and not for the disk.
+    Or it lasts many times as long as the longest step before it, and has no more tokens than the largest step
+    before it. Or it exceeds the configured limit. Time is counted in beats, not read from a clock, because a
+    clock goes on while the whole process is stopped.
     """
 
     def __init__(self, limit: float, computes_here: bool) -> None:
-        """`limit`: seconds that any turn may last; `computes_here`: no other device does."""
+        """`limit`: the longest turn, in seconds. `computes_here`: whether the CPU computes the steps."""
         self._limit = limit
         self._activity = _Activity(threading.main_thread()) if computes_here else None
-        # What the loop writes:
+        # The loop writes these:
         self._turns = 0
-        self._tokens = 0  # that are computed now; 0: nothing is
-        self._most_tokens = 0  # of the steps in this turn
-        self._largest = 0  # of the steps in turns before it
-        # What the other thread writes:
-        self._seen = 0
-        self._lasting = 0.0
-        self._computing = 0.0
-        self._blocked = 0.0
-        self._longest = 0.0  # that was computed in a turn before this one
+        self._tokens = 0  # tokens that are computed now; 0: none
+        self._turn_tokens = 0  # tokens of the largest step in this turn
+        self._largest_tokens = 0  # tokens of the largest step in earlier turns
+        # The other thread writes these:
+        self._seen_turns = 0
+        self._turn_seconds = 0.0
+        self._computing_seconds = 0.0
+        self._blocked_seconds = 0.0
+        self._longest_seconds = 0.0  # computing time of the longest earlier turn
 
     def turn(self) -> None:
-        """The loop begins a turn."""
-        self._largest = max(self._largest, self._most_tokens)
-        self._most_tokens = 0
+        """Marks the beginning of a turn of the loop."""
+        self._largest_tokens = max(self._largest_tokens, self._turn_tokens)
+        self._turn_tokens = 0
         self._turns += 1
 
     @contextmanager
     def computing(self, tokens: int) -> Iterator[None]:
-        """Within, the main thread computes so many tokens, or waits for the device that does."""
-        self._most_tokens = max(self._most_tokens, tokens)
+        """While it lasts, the main thread computes `tokens` tokens, or waits for a device that does."""
+        self._turn_tokens = max(self._turn_tokens, tokens)
         self._tokens = tokens
         try:
             yield
@@ -59,35 +61,36 @@ class StepWatch:
             self._tokens = 0
 
     def beat(self, seconds: float) -> str | None:
-        """So much time has passed since the last beat. Says what hangs; None: nothing does."""
+        """Counts the `seconds` since the last beat. Returns a fault if a step hangs, else None."""
         waiting = self._activity is not None and self._activity.is_waiting()
-        if self._turns != self._seen:
-            self._seen = self._turns
-            self._longest = max(self._longest, self._computing)
-            self._lasting = self._computing = self._blocked = 0.0
+        if self._turns != self._seen_turns:
+            self._seen_turns = self._turns
+            self._longest_seconds = max(self._longest_seconds, self._computing_seconds)
+            self._turn_seconds = self._computing_seconds = self._blocked_seconds = 0.0
             return None
-        self._lasting += seconds
+        self._turn_seconds += seconds
         if not self._tokens:
-            self._blocked = 0.0
-            return self._too_long(self._lasting, self._limit)
-        self._computing += seconds
-        self._blocked = self._blocked + seconds if waiting else 0.0
-        if self._blocked >= _BLOCKED_SECONDS:
-            return f"a step has computed nothing for {self._blocked:g} seconds"
-        return self._too_long(self._lasting, self._step_limit)
+            self._blocked_seconds = 0.0
+            return self._too_long(self._turn_seconds, self._limit)
+        self._computing_seconds += seconds
+        self._blocked_seconds = self._blocked_seconds + seconds if waiting else 0.0
+        if self._blocked_seconds >= _BLOCKED_SECONDS:
+            return f"a step has computed nothing for {self._blocked_seconds:g} seconds"
+        return self._too_long(self._turn_seconds, self._step_limit)
 
     @property
     def _step_limit(self) -> float:
-        if self._tokens > self._largest:
+        """There is no estimate for a step larger than any before; only the configured limit applies to it."""
+        if self._tokens > self._largest_tokens:
             return self._limit
-        return min(self._limit, max(_LEAST_LIMIT_SECONDS, _MANY_TIMES * self._longest))
+        return min(self._limit, max(_LEAST_LIMIT_SECONDS, _LONGEST_FACTOR * self._longest_seconds))
 
     def _too_long(self, seconds: float, limit: float) -> str | None:
-        return f"a step has not ended for {limit:g} seconds" if seconds >= limit else None
+        return f"a step has not finished within {limit:g} seconds" if seconds >= limit else None
 
 
 class _Activity:
-    """What a thread has done since it was looked at last. Only Linux tells."""
+    """The activity of a thread since the last check. Known only on Linux."""
 
     def __init__(self, thread: threading.Thread) -> None:
         self._status = Path(f"/proc/self/task/{thread.native_id}/stat")
@@ -96,7 +99,7 @@ class _Activity:
         self._used = 0.0
 
     def is_waiting(self) -> bool:
-        """It has computed nothing, and waits for something that is no disk."""
+        """Whether the thread has computed nothing since the last check, and does not wait for the disk."""
         if self._clock is None:
             return False
         before, self._used = self._used, time.clock_gettime(self._clock)

@@ -1,7 +1,7 @@
-"""Whether a model says through our attention what it says through its own. Run once, when it is loaded.
+"""Checks that a model has the same output with the engine's attention as with its own. Runs once, at loading.
 
-A model can use transformers' attention interface and still keep state elsewhere (as recurrent layers
-do), or put into its attention mask what we never see. Such a model would answer, and answer wrongly.
+A model can use transformers' attention interface and still keep state elsewhere, as recurrent layers
+do, or use an attention mask that the engine's attention does not see. It would run, but give wrong answers.
 """
 
 import random
@@ -18,18 +18,18 @@ from inference.models.causal_lm import CausalLM, UnsupportedModelError
 from inference.scheduling.sequence import Sequence, build_sequences
 
 _LENGTHS = (48, 41, 33, 29, 22)
-_FIRST_PIECE = 19  # of each prompt; the rest but the last token is computed in a second step
+_FIRST_CHUNK = 19  # tokens of each prompt in the first step; the second computes all others but the last
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
-"""Allowed error of the log probabilities, relative to their spread."""
+"""Limit for the error of the log probabilities, relative to their standard deviation."""
 
 
 Expectation = list[tuple[list[int], torch.Tensor]]
-"""Prompts, and the log probabilities [vocab_size] of what follows."""
+"""Prompts, each with the log probabilities [vocab_size] of the next token."""
 
 
 @torch.inference_mode()
 def expect(model: CausalLM) -> Expectation:
-    """What the model's own code says, before anything in it is replaced."""
+    """The output of the model's own code. To be called before anything in the model is replaced."""
     rng = random.Random(0)  # noqa: S311 - any tokens will do
     prompts = [[rng.randrange(model.vocab_size) for _ in range(length)] for length in _LENGTHS]
     tensors = [torch.tensor(prompt, device=model.device) for prompt in prompts]
@@ -41,12 +41,14 @@ def expect(model: CausalLM) -> Expectation:
 
 @torch.inference_mode()
 def verify(model: CausalLM, backend: Backend, expectation: Expectation) -> None:
-    """Raises UnsupportedModelError if the engine says something else."""
-    ours = _run_paged(model, [prompt for prompt, _ in expectation], backend)
-    errors = [_error(logits, expected) for logits, (_, expected) in zip(ours, expectation, strict=True)]
-    # The median, since rounding may send a token to another expert.
+    """Raises UnsupportedModelError if the engine's output differs from the expectation."""
+    outputs = _run_paged(model, [prompt for prompt, _ in expectation], backend)
+    errors = [_error(logits, expected) for logits, (_, expected) in zip(outputs, expectation, strict=True)]
+    # The median, because rounding may route a token to another expert.
     if not statistics.median(errors) <= _TOLERANCE[model.dtype]:
-        raise UnsupportedModelError("its layers keep state outside of attention, or mask it in their own way")
+        raise UnsupportedModelError(
+            "the model's layers keep state outside of attention, or use an attention mask of their own"
+        )
 
 
 def _error(logits: torch.Tensor, expected: torch.Tensor) -> float:
@@ -56,12 +58,12 @@ def _error(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _run_paged(model: CausalLM, prompts: list[list[int]], backend: Backend) -> list[torch.Tensor]:
-    """Each prompt's last logits [vocab_size], computed in three steps over a small cache."""
+    """The logits [vocab_size] at the end of each prompt, computed in three steps on a small KV cache."""
     size = max(_LENGTHS)
     cache = KVCache(model.layer_shapes, len(prompts), size, model.device)
     builder = BatchBuilder(size, cache.padding_slot, model.device, in_place=backend.attend is not None)
     sequences = [_make_sequence(block, prompt) for block, prompt in enumerate(prompts)]
-    for end in (_FIRST_PIECE, -1, None):
+    for end in (_FIRST_CHUNK, -1, None):
         for sequence in sequences:
             computed = sequence.num_computed_tokens
             sequence.num_scheduled_tokens = len(sequence.token_ids[computed:end])
@@ -74,7 +76,7 @@ def _run_paged(model: CausalLM, prompts: list[list[int]], backend: Backend) -> l
 
 
 def _make_sequence(block: int, prompt: list[int]) -> Sequence:
-    """Lies in the block of its own number."""
+    """A sequence whose only block is `block`."""
     request = GenerationRequest("verification", prompt, max_tokens=1)
     [sequence] = build_sequences(request, 0.0, iter([block]), random.Random(0))  # noqa: S311
     sequence.block_table.append(block)

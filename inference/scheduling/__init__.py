@@ -1,1 +1,1 @@
-"""Which sequences the next step computes, and which KV cache blocks they hold. Imports no torch."""
+"""Schedules sequences and assigns KV cache blocks to them. Imports no torch."""

@@ -1,10 +1,10 @@
-"""Which block of the KV cache belongs to whom. Knows block numbers and token ids, no tensors.
+"""Assigns KV cache blocks to sequences, and finds cached prefixes. Knows no tensors.
 
-A block holds the keys and values of `block_size` consecutive tokens. A full block whose content
-is computed is registered under a hash that names everything its content depends on: all tokens
-up to its end, and what steers them. A later sequence that begins with the same tokens takes the
-block over instead of computing it. Blocks that nobody refers to keep their content until they
-are needed for something else, least recently used first.
+A block holds the keys and values of `block_size` consecutive tokens. When all its tokens are
+computed, a block is registered under a hash of everything its content depends on: all tokens up
+to its end, and their steering. A later sequence that begins with the same tokens shares the block
+instead of computing it. A block without references keeps its content until it is allocated again;
+the least recently used block is allocated first.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ class BlockManager:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._salt = secrets.token_bytes(32)  # so that nobody can aim at another user's blocks
+        self._salt = secrets.token_bytes(32)  # so that no client can construct a hash of another user's block
         self.num_prefix_cache_queries = 0
         self.num_prefix_cache_hits = 0
         self._references = [0] * num_blocks
@@ -33,9 +33,9 @@ class BlockManager:
         return len(self._free)
 
     def match_prefix(self, sequence: Sequence) -> None:
-        """Gives a sequence without blocks those computed ones that hold the beginning of it.
+        """Gives a sequence without blocks the cached blocks of its longest prefix, a prefix cache hit.
 
-        What `num_reusable_tokens` leaves out is left to compute.
+        The prefix has at most `num_reusable_tokens` tokens. The tokens after it remain to be computed.
         """
         for block in self._cached_prefix(sequence):
             self._acquire(block)
@@ -45,12 +45,18 @@ class BlockManager:
         self.num_prefix_cache_hits += sequence.num_computed_tokens
 
     def num_blocks_to_start(self, sequence: Sequence) -> int:
-        """How many free blocks a sequence without any would take to hold all its tokens."""
+        """How many free blocks a sequence without blocks needs, to hold all its tokens.
+
+        Does not count the cached blocks that other sequences hold, because it can share these.
+        """
         shared = sum(self._references[block] > 0 for block in self._cached_prefix(sequence))
         return self._num_blocks_for(sequence.num_tokens) - shared
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Gives `sequence` the blocks for `num_tokens` tokens in all, or nothing if they lack."""
+        """Allocates the blocks that `sequence` needs for `num_tokens` tokens in all.
+
+        Returns False and allocates nothing if there are not enough free blocks.
+        """
         missing = self._num_blocks_for(num_tokens) - len(sequence.block_table)
         if missing > len(self._free):
             return False
@@ -62,9 +68,9 @@ class BlockManager:
         return True
 
     def register(self, sequence: Sequence, num_computed_tokens: int) -> None:
-        """Makes the blocks that became full known to others.
+        """Registers the blocks that this step has filled, so that other sequences can share them.
 
-        `num_computed_tokens`: how many tokens of the sequence were computed before this step.
+        `num_computed_tokens`: the number of the sequence's computed tokens before this step.
         """
         first = num_computed_tokens // self.block_size
         last = sequence.num_computed_tokens // self.block_size
@@ -78,8 +84,8 @@ class BlockManager:
                 self._hash_of_block[block] = block_hash
 
     def free(self, sequence: Sequence) -> None:
-        """Takes all blocks from `sequence`. Their content may still be found by its hash."""
-        for block in reversed(sequence.block_table):  # a chain's end is reused first
+        """Releases all blocks of `sequence`. Their content can still be found by its hash."""
+        for block in reversed(sequence.block_table):  # the end of a prefix is reused before its beginning
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._free[block] = None
@@ -87,12 +93,12 @@ class BlockManager:
         sequence.num_computed_tokens = 0
 
     def discard(self, sequence: Sequence) -> None:
-        """Makes what the sequence's blocks hold unknown to others, since it cannot be trusted."""
+        """Removes the hashes of the sequence's blocks, because their content may be wrong."""
         for block in sequence.block_table:
             self._forget(block)
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Raises RuntimeError unless every block is accounted for. `sequences`: all that hold any."""
+        """Raises RuntimeError if the bookkeeping is inconsistent. `sequences`: all that hold blocks."""
         held = [0] * self.num_blocks
         for sequence in sequences:
             for block in sequence.block_table:
@@ -100,15 +106,15 @@ class BlockManager:
         if held != self._references:
             raise RuntimeError("the blocks' reference counts differ from the block tables")
         if {block for block, count in enumerate(held) if count == 0} != set(self._free):
-            raise RuntimeError("the free blocks are not those without a reference")
+            raise RuntimeError("the free blocks differ from the blocks without references")
         if {h: b for b, h in self._hash_of_block.items()} != self._block_of_hash:
-            raise RuntimeError("the two directions of the hash table differ")
+            raise RuntimeError("the table of hashes by block differs from the table of blocks by hash")
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        """The computed blocks that hold the beginning of a sequence, as far as it may reuse them."""
+        """The cached blocks of the sequence's longest prefix, within its `num_reusable_tokens`."""
         self._update_hashes(sequence)
         blocks = []
         for block_hash in sequence.block_hashes[: sequence.num_reusable_tokens // self.block_size]:
@@ -129,7 +135,7 @@ class BlockManager:
             del self._block_of_hash[block_hash]
 
     def _update_hashes(self, sequence: Sequence) -> None:
-        """Extends the SHA-256 chain over (parent, tokens, steering digest) to all full blocks."""
+        """Extends the SHA-256 chain to all full blocks, over (parent hash, tokens, steering digest)."""
         size = self.block_size
         for position in range(len(sequence.block_hashes), sequence.num_tokens // size):
             parent = sequence.block_hashes[-1] if position else self._salt

@@ -1,4 +1,4 @@
-"""A text that is read and not continued, to measure what the model makes of it. Knows no tensors."""
+"""Probes: texts that the model reads and does not continue, for measurements. Knows no tensors."""
 
 from dataclasses import dataclass, field
 
@@ -9,26 +9,26 @@ Array64 = NDArray[np.float64]
 Array32 = NDArray[np.float32]
 
 MAX_TOKENS_IN_FLIGHT = 256
-"""Of the content of probes: what training adds to a step at most, unless a single text is longer."""
+"""Limit for the content tokens that training adds to a step. A single longer text may exceed it."""
 MAX_TOKENS_BESIDE_REQUESTS = 64
-"""The same while requests run, so that their tokens come little later than without."""
+"""The same limit while requests run. It is lower, so that training hardly raises inter-token latency."""
 
 
 @dataclass(eq=False)
 class Probe:
-    """`prompt_token_ids` and then the content, which is what is measured.
+    """A prompt, followed by the content that is measured.
 
-    The content's hidden states, summed over its tokens, and its log probability are there when all of it
-    is computed.
+    When all tokens are computed, the probe has the sums of the hidden states over the content tokens, and the
+    log probability of each content token.
     """
 
     prompt_token_ids: list[int]
     content_token_ids: list[int]
-    vectors: Array32 | None = None  # [num steered blocks, hidden_size], added while it is read
+    vectors: Array32 | None = None  # steering vectors [num steered layers, hidden_size]; None: unsteered
     captures: bool = False
-    """Whether hidden states are wanted; the log probability always is."""
-    hidden_sum: Array64 = field(init=False)  # [num_layers, hidden_size] of the block outputs
-    norm_sum: Array64 = field(init=False)  # [num_layers] of the norms of the block outputs
+    """Whether to sum up hidden states. Log probabilities are always computed."""
+    hidden_sum: Array64 = field(init=False)  # [num_layers, hidden_size], sum of the layers' outputs
+    norm_sum: Array64 = field(init=False)  # [num_layers], sum of the norms of the layers' outputs
     logprobs: Array64 = field(init=False)  # [number of content tokens]
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class Probe:
         self.clear(0, 0)
 
     def clear(self, num_layers: int, hidden_size: int) -> None:
-        """Sets the sums to zero, before the content is computed or computed once more."""
+        """Sets the sums to zero, before the content is computed for the first time or again."""
         self.hidden_sum = np.zeros((num_layers, hidden_size))
         self.norm_sum = np.zeros(num_layers)
 
@@ -46,42 +46,42 @@ class Probe:
 
     @property
     def content_start(self) -> int:
-        """The position of the first token that is measured; never 0, which nothing comes before."""
+        """Position of the first content token. Never 0, since the token before it has to predict it."""
         return len(self.prompt_token_ids)
 
     @property
     def mean_hidden(self) -> Array64:
-        """[num_layers, hidden_size], over the content tokens."""
+        """Mean hidden states over the content tokens, [num_layers, hidden_size]."""
         return self.hidden_sum / len(self.content_token_ids)
 
     @property
     def mean_norm(self) -> Array64:
-        """[num_layers], over the content tokens."""
+        """Mean norms of the hidden states over the content tokens, [num_layers]."""
         return self.norm_sum / len(self.content_token_ids)
 
     @property
     def mean_logprob(self) -> float:
-        """Nats per content token."""
+        """Mean log probability of the content tokens, in nats."""
         return float(self.logprobs.mean())
 
 
 @dataclass(frozen=True)
 class ProbeSpan:
-    """The part of a probe's text that one step computes, as indices into the step's tokens."""
+    """The part of a probe that one step computes."""
 
     probe: Probe
     scored_tokens: range
-    """Those that predict a token of the content."""
+    """The step's tokens that predict a content token, as indices into the step's tokens."""
     scored_content: slice
-    """The tokens of the content that they predict."""
+    """The content tokens that they predict, as indices into the content."""
     captured_tokens: slice
-    """The content itself."""
+    """The content tokens in this step, as indices into the step's tokens."""
     starts_content: bool
-    """Whether the measured part begins here; not for the first time, if the probe was preempted."""
+    """Whether the content begins in this step. It begins again if the probe was preempted."""
 
 
 def locate(probe: Probe, first_position: int, tokens: range) -> ProbeSpan:
-    """`tokens`: where the part from `first_position` lies among the step's tokens."""
+    """The span of a step that computes `probe` from `first_position` on, as its tokens `tokens`."""
     before = probe.content_start - 1
     end = first_position + len(tokens)
     first = max(first_position, before)

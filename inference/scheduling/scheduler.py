@@ -1,12 +1,11 @@
-"""Which sequences the next step computes, and how many tokens of each. Knows no tensors.
+"""Decides which sequences the next step computes, and how many tokens of each. Knows no tensors.
 
-There is no prefill or decode phase: a sequence has tokens that are not computed yet, one of them
-while it generates, many while its prompt is read, and each step computes some of them under a
-budget. Generating sequences come first, then pieces of prompts, so that a long prompt never
-stalls the others' tokens.
+There is no separate prefill or decode phase. A sequence has uncomputed tokens: many during its
+prefill, one during its decode. Each step computes some of them, within a token budget. Decodes
+come first, then chunks of prompts, so that a long prefill never delays the others' tokens.
 
-Everything is ordered by one number, the sequence's rank: its arrival, put off by the ageing time
-if it is `nice`. So a nice sequence yields to all that arrive within that time, and no longer.
+One number orders all sequences, the rank: the arrival, plus the ageing time for a `nice` sequence.
+So a nice sequence yields to all sequences that arrive within the ageing time, but to no later ones.
 """
 
 import heapq
@@ -35,24 +34,24 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._waiting: list[tuple[float, int, Sequence]] = []
-        self._following: list[Sequence] = []
-        """They wait, and are not started before their leader has computed the prompt."""
+        self._followers: list[Sequence] = []
+        """Waiting sequences that do not start before their leader has computed the prompt."""
         self._starts: dict[str, float] = {}
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting) + len(self._following)
+        return len(self._waiting) + len(self._followers)
 
     def sequences(self) -> Iterator[Sequence]:
-        """All that wait or run."""
+        """All running and waiting sequences."""
         yield from self.running
         yield from (sequence for _, _, sequence in self._waiting)
-        yield from self._following
+        yield from self._followers
 
     def take_starts(self) -> dict[str, float]:
-        """When choices of requests left the queue since the last time, by the request's id.
+        """The requests with choices that started since the last call: request id -> time of the start.
 
-        One that was preempted has left it before.
+        Leaves out preempted sequences that started again.
         """
         starts, self._starts = self._starts, {}
         return starts
@@ -60,17 +59,17 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         sequence.status = Status.WAITING
         if sequence.awaits_leader:
-            self._following.append(sequence)
+            self._followers.append(sequence)
         else:
             heapq.heappush(self._waiting, (self._rank(sequence), sequence.number, sequence))
 
     def finish(self, sequence: Sequence) -> None:
-        """Lets go of a sequence, whether it runs or waits."""
+        """Removes a running or waiting sequence, and frees its blocks."""
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
             self.blocks.free(sequence)
-        elif sequence in self._following:
-            self._following.remove(sequence)
+        elif sequence in self._followers:
+            self._followers.remove(sequence)
         elif sequence.status is Status.WAITING:
             self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
             heapq.heapify(self._waiting)
@@ -78,17 +77,17 @@ class Scheduler:
         self._replace_leader(sequence)
 
     def schedule(self) -> list[Sequence]:
-        """The next step's sequences, each with its num_scheduled_tokens (>= 1) and blocks for them.
+        """The next step's sequences. Each has num_scheduled_tokens >= 1, and blocks for these tokens.
 
-        The token budget goes to running sequences and then to waiting ones. Among the running, those
-        that generate come before prompts that are being read, and `nice` ones that have not aged last.
+        Running sequences get the token budget before waiting ones. Among running sequences, decodes come
+        before prefills, and `nice` sequences that have not aged come last.
         """
         self._release_followers()
         self._make_room()
-        scheduled, blocks_lack = self._continue_running()
-        if blocks_lack:
-            # A generating sequence of low rank, scheduled early, may have lost its blocks to a
-            # prompt of higher rank that was scheduled after it.
+        scheduled, ran_out_of_blocks = self._continue_running()
+        if ran_out_of_blocks:
+            # A decode that was scheduled early may have been preempted later, for the blocks of a
+            # prefill that has an earlier rank.
             return [sequence for sequence in scheduled if sequence.status is Status.RUNNING]
         budget = self.max_batch_tokens - sum(sequence.num_scheduled_tokens for sequence in scheduled)
         while budget and (started := self._start_next(budget)):
@@ -97,12 +96,13 @@ class Scheduler:
         return scheduled
 
     def extend(self, sequences: list[Sequence]) -> bool:
-        """Gives each of them, which compute their newest token now, blocks for one more.
+        """Allocates blocks for one more token of each sequence, while a step computes their newest tokens.
 
-        False if the next step may have to be another: one of them will have ended, others wait, or blocks
-        lack. What was given then stays with the sequences.
+        Returns False if the next step may need other sequences: if one of these reaches its max_tokens,
+        if others wait or run, or if there are not enough blocks. Blocks that it has already allocated stay
+        with the sequences.
         """
-        if self._waiting or self._following or len(sequences) != len(self.running):
+        if self._waiting or self._followers or len(sequences) != len(self.running):
             return False
         return all(
             sequence.status is Status.RUNNING
@@ -112,37 +112,39 @@ class Scheduler:
         )
 
     def _continue_running(self) -> tuple[list[Sequence], bool]:
-        """Shares the budget out among running sequences; also says whether blocks lacked."""
+        """Divides the token budget among running sequences. Also returns whether the blocks ran out."""
         budget = self.max_batch_tokens
         scheduled: list[Sequence] = []
-        blocks_lack = False
+        ran_out_of_blocks = False
         ordered = sorted(self.running, key=self._urgency)
-        behind = sum(map(self._need, ordered))
+        needed_behind = sum(map(self._need, ordered))
         if self._waiting and self._fits(self._waiting[0][2]):
-            behind += self._need(self._waiting[0][2])
+            needed_behind += self._need(self._waiting[0][2])
         for sequence in ordered:
-            behind -= self._need(sequence)
+            needed_behind -= self._need(sequence)
             if budget == 0 or sequence.status is not Status.RUNNING:
                 continue
-            # A long prompt leaves up to half of the budget to those behind it.
-            share = max(-(-budget // 2), budget - behind)
-            blocks_lack |= not self._grant(sequence, share)
+            # A long prefill leaves up to half of the budget to the sequences behind it.
+            share = max(-(-budget // 2), budget - needed_behind)
+            ran_out_of_blocks |= not self._grant(sequence, share)
             if sequence.status is Status.RUNNING:
                 budget -= sequence.num_scheduled_tokens
                 scheduled.append(sequence)
-        return scheduled, blocks_lack
+        return scheduled, ran_out_of_blocks
 
     def _need(self, sequence: Sequence) -> int:
-        """The tokens for which those before a sequence leave room."""
+        """The number of tokens that sequences before this one leave to it, if the budget allows."""
         return 0 if self._yields(sequence) else sequence.num_uncomputed_tokens
 
     def _rank(self, sequence: Sequence) -> float:
         return sequence.arrival + (self.nice_ageing_seconds if sequence.nice else 0.0)
 
     def _yields(self, sequence: Sequence) -> bool:
+        """Whether the sequence is `nice` and has not aged yet."""
         return sequence.nice and self._rank(sequence) > self.clock()
 
     def _urgency(self, sequence: Sequence) -> tuple[bool, bool, float, int]:
+        """The sort key of running sequences, the most urgent first."""
         return (
             self._yields(sequence),
             not sequence.is_decoding,
@@ -151,23 +153,24 @@ class Scheduler:
         )
 
     def _grant(self, sequence: Sequence, budget: int) -> bool:
-        """Schedules what the budget allows of a running sequence; False if blocks lacked.
+        """Schedules up to `budget` tokens of a running sequence. Returns False if the blocks ran out.
 
-        Then those that rank last were preempted to get them, this one itself if it ranks last.
+        In that case preempts the sequences that rank last, until there are enough blocks. If `sequence`
+        itself ranks last, it is preempted and not scheduled.
         """
         num_tokens = min(sequence.num_uncomputed_tokens, budget)
-        enough = True
+        enough_blocks = True
         while not self.blocks.allocate(sequence, sequence.num_computed_tokens + num_tokens):
-            enough = False
+            enough_blocks = False
             victim = self._last_running()
             self._preempt(victim)
             if victim is sequence:
                 return False
         sequence.num_scheduled_tokens = num_tokens
-        return enough
+        return enough_blocks
 
     def _start_next(self, budget: int) -> Sequence | None:
-        """Moves the first waiting sequence into the batch, if there is room for it."""
+        """Starts the first waiting sequence, if it fits. Schedules up to `budget` of its tokens."""
         if not self._waiting or not self._fits(self._waiting[0][2]):
             return None
         sequence = heapq.heappop(self._waiting)[2]
@@ -182,12 +185,12 @@ class Scheduler:
         return sequence
 
     def _fits(self, sequence: Sequence) -> bool:
-        """Whether a waiting sequence can start and leave every running one a block to grow into."""
+        """Whether a waiting sequence can start, with one free block left for each running sequence."""
         needed = self.blocks.num_blocks_to_start(sequence) + len(self.running)
         return len(self.running) < self.max_running and needed <= self.blocks.num_free_blocks
 
     def _make_room(self) -> None:
-        """Sends yielding sequences back to wait, if that lets a more urgent one start."""
+        """Preempts sequences that yield, if that lets the first waiting sequence start."""
         if not self._waiting or self._yields(first := self._waiting[0][2]) or self._fits(first):
             return
         victims = sorted(filter(self._yields, self.running), key=self._rank)
@@ -201,7 +204,7 @@ class Scheduler:
         return max(self.running, key=lambda sequence: (self._rank(sequence), sequence.number))
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Takes a running sequence's blocks. It will compute its tokens again, and sample on."""
+        """Frees the blocks of a running sequence and makes it wait. It keeps its sampled tokens."""
         self.num_preemptions += 1
         self.running.remove(sequence)
         self.blocks.free(sequence)
@@ -209,15 +212,16 @@ class Scheduler:
         self.add(sequence)
 
     def _release_followers(self) -> None:
-        followers, self._following = self._following, []
+        """Queues the followers whose leader has computed the prompt."""
+        followers, self._followers = self._followers, []
         for sequence in followers:
             if not sequence.awaits_leader:
                 sequence.leader = None
             self.add(sequence)
 
     def _replace_leader(self, leader: Sequence) -> None:
-        """Where a leader ended before it computed the prompt, the first that follows it leads."""
-        followers = [sequence for sequence in self._following if sequence.leader is leader]
+        """If a leader ends before it has computed the prompt, makes its first follower the new leader."""
+        followers = [sequence for sequence in self._followers if sequence.leader is leader]
         if followers and leader.num_output_tokens == 0:
             first, *others = followers
             first.leader = None

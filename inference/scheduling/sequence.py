@@ -1,6 +1,6 @@
-"""One generation's state: its tokens, how many of them are computed, and where they lie.
+"""The state of one sequence: its tokens, how many of them are computed, and its KV cache blocks.
 
-Knows no tensors and no other sequence.
+Knows no tensors.
 """
 
 import random
@@ -19,9 +19,9 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 
 BAN = -100.0
-"""A logit_bias of this or less forbids the token."""
+"""A logit_bias of at most this value bans the token."""
 SELECT = 100.0
-"""With a logit_bias of this or more on any token, only such tokens can be chosen."""
+"""If any token has a logit_bias of at least this value, only such tokens can be sampled."""
 
 
 class Status(Enum):
@@ -32,32 +32,32 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class LogitBias:
-    """A request's logit_bias, made once for all its sequences and steps."""
+    """A request's logit_bias as arrays, built once for all its sequences and steps."""
 
     token_ids: IntArray
     values: FloatArray
-    """-inf where the token is forbidden."""
+    """The biases in the order of `token_ids`; -inf bans a token."""
     allowed_token_ids: IntArray
-    """If not empty, only these tokens can be chosen."""
+    """If not empty, only these tokens can be sampled."""
 
 
 @dataclass(frozen=True)
 class Steering:
-    """What is added to a sequence's activations: `scale` times a row of the steering bank."""
+    """The steering vectors that are added to a sequence's activations: `scale` times a row of the bank."""
 
     row: int
     scale: float
     digest: bytes
-    """Names the added values; sequences share blocks of the cache only when it is equal."""
+    """Identifies the added values. Sequences share cached blocks only if their digests are equal."""
 
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One choice of one request, or a probe.
+    """One choice of a request, or a probe.
 
-    `token_ids` is the prompt followed by what was sampled. The keys and values of the first
-    `num_computed_tokens` of them lie in the blocks of `block_table`; the next step computes
-    `num_scheduled_tokens` more.
+    `token_ids` is the prompt followed by the sampled tokens. The blocks of `block_table` hold the keys
+    and values of the first `num_computed_tokens` tokens. The next step computes `num_scheduled_tokens`
+    more.
     """
 
     request_id: str
@@ -69,23 +69,23 @@ class Sequence:
     nice: bool
     arrival: float
     number: int
-    """Counts the sequences of an engine, and decides between equals."""
+    """Serial number of the sequence in its engine. Decides between sequences of equal rank."""
     random: random.Random
     steering: Steering | None = None
     bias: LogitBias | None = None
     leader: "Sequence | None" = None
-    """The request's first choice, whose prompt blocks this one reuses."""
+    """The choice of the same request that computes the prompt. This sequence then shares its blocks."""
     probe: Probe | None = None
-    """Set if the tokens are only read and measured, and nothing is sampled."""
+    """Set if the sequence is a probe: the model reads its tokens, and nothing is sampled."""
     status: Status = Status.WAITING
     started: float | None = None
-    """When it left the queue for the first time."""
+    """When the sequence left the queue for the first time."""
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     num_scheduled_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
-    """Of the full blocks so far; they outlive a preemption, since the tokens do."""
+    """Hashes of the full blocks so far. A preemption keeps them, because it keeps the tokens."""
     output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))
     distinct_output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))
     _seen: set[int] = field(default_factory=set)
@@ -104,9 +104,9 @@ class Sequence:
         del self._drawn[:1]
 
     def draw(self, ahead: bool = False) -> int:
-        """32 random bits for the next token, the same until it is appended: a step may be repeated.
+        """32 random bits for the next token, or with `ahead` for the token after it.
 
-        `ahead`: for the one after that.
+        The bits stay the same until the token is appended, because a step that fails is repeated.
         """
         while len(self._drawn) <= ahead:
             self._drawn.append(self.random.getrandbits(32))
@@ -126,20 +126,20 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Only the newest token is left to compute."""
+        """Whether only the newest token is left to compute."""
         return self.num_uncomputed_tokens == 1
 
     @property
     def samples_next(self) -> bool:
-        """Whether the scheduled tokens end with the newest, so that the step samples one more."""
+        """Whether the scheduled tokens include the newest token, so that the step samples the next one."""
         return self.probe is None and self.num_scheduled_tokens == self.num_uncomputed_tokens
 
     @property
     def num_reusable_tokens(self) -> int:
-        """How many tokens at the beginning need not be computed if the cache has them.
+        """How many tokens at the beginning may come from the prefix cache.
 
-        The newest is computed in any case, since the step that computes it samples. What a probe
-        measures is computed, and so is the token before, which predicts the first of it.
+        The newest token is always computed, because the next token is sampled from its logits. A
+        probe's content is always computed, and so is the token before it, which predicts the content.
         """
         return self.num_tokens - 1 if self.probe is None else self.probe.content_start - 1
 
@@ -149,7 +149,7 @@ class Sequence:
 
     @property
     def awaits_leader(self) -> bool:
-        """Whether the leader is still computing the prompt that this sequence will reuse."""
+        """Whether the leader has not yet computed the prompt that this sequence will share."""
         return self.leader is not None and self.leader.num_output_tokens == 0
 
 
@@ -160,7 +160,7 @@ def build_sequences(
     seeds: random.Random,
     steering: Steering | None = None,
 ) -> list[Sequence]:
-    """The n sequences of a request; each draws its own random numbers from a seed of its own."""
+    """The n sequences of a request. Each has its own random stream, with a seed drawn from `seeds`."""
     sequences: list[Sequence] = []
     bias = _build_bias(request.sampling.logit_bias)
     for index in range(request.n):
@@ -185,7 +185,7 @@ def build_sequences(
 
 
 def build_probe_sequence(probe: Probe, arrival: float, number: int, steering: Steering | None) -> Sequence:
-    """A sequence of low priority that belongs to no request and ends when it is computed."""
+    """A sequence for a probe. It has low priority, belongs to no request, and samples nothing."""
     return Sequence(
         request_id="",
         index=0,
@@ -207,6 +207,6 @@ def _build_bias(logit_bias: dict[int, float]) -> LogitBias | None:
         return None
     token_ids = np.fromiter(logit_bias.keys(), np.int64, len(logit_bias))
     given = np.fromiter(logit_bias.values(), np.float64, len(logit_bias))
-    # Beyond +-100 a bias says no more than at it, and could be too large for a float32.
+    # A bias beyond +-100 has the same effect as +-100, and may be too large for a float32.
     values = np.where(given <= BAN, -np.inf, np.minimum(given, SELECT)).astype(np.float32)
     return LogitBias(token_ids, values, token_ids[given >= SELECT])

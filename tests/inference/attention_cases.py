@@ -1,4 +1,4 @@
-"""Attention in a paged cache, written down plainly, and what a kernel says of the same."""
+"""Reference attention over a paged KV cache, and the output of a kernel for the same inputs."""
 
 import torch
 
@@ -10,7 +10,10 @@ BLOCK = 4
 def plain(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int, softcap: float
 ) -> torch.Tensor:
-    """One query [heads, size] over its context [L, kv_heads, size]; [heads, value_size] in float64."""
+    """Attention of one query [heads, size] over its context [L, kv_heads, size], in float64.
+
+    Returns [heads, value_size].
+    """
     shared = len(query) // keys.shape[1]
     keys, values = (x.double().repeat_interleave(shared, 1) for x in (keys, values))
     scores = torch.einsum("hd,lhd->hl", query.double(), keys) * scale
@@ -32,9 +35,10 @@ def attend(
     softcap: float = 0.0,
     like: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `act` says of sequences of these lengths and numbers of new tokens, and the truth, on the CPU.
+    """The output of the kernel `act` and the reference, both on the CPU.
 
-    `like`: has the dtype to be computed in, and is on the device; float32 on the CPU if it is not given.
+    `sequences`: the length of each sequence and the number of its new tokens. `like`: a tensor with the dtype
+    and the device for the kernel. Default: float32 on the CPU.
     """
     like = torch.empty(0) if like is None else like
     torch.manual_seed(sum(length for length, _ in sequences) + size)

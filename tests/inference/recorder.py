@@ -1,4 +1,4 @@
-"""What captures steps: CUDA, or where it is not, what remembers what it was given, and does it again."""
+"""Captures steps for tests. On the CPU, a stand-in for CUDA keeps the call and runs it again."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +10,15 @@ from inference.compute.graphs import Replay
 
 aten = torch.ops.aten
 _REFUSED = {
-    # Their results depend on what the device has computed.
+    # The host has to wait for their results.
     *(aten._local_scalar_dense, aten.is_nonzero, aten.nonzero, aten.masked_select, aten._unique2),
-    # A tensor made from the host's numbers is copied from memory that is not pinned.
+    # It copies numbers from host memory that is not pinned.
     aten.lift_fresh,
 }
 
 
 class _NoWaiting(TorchDispatchMode):
-    """Refuses what waits for a GPU, as CUDA does while it captures."""
+    """Refuses operations that wait for a GPU, as CUDA does during a capture."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in _REFUSED or _chooses_by_mask(func, args):
@@ -33,7 +33,7 @@ def _chooses_by_mask(func: Any, args: Any) -> bool:
 
 
 class Recorder:
-    """A Capture that counts what is captured and replayed."""
+    """A Capture that counts captured and replayed steps."""
 
     def __init__(self) -> None:
         self.num_captured = 0

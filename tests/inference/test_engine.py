@@ -1,4 +1,4 @@
-"""Adding, aborting, refusing, failing: what an engine does with requests, not with numbers."""
+"""Tests how the engine adds, aborts, refuses and fails requests. test_exactness.py tests its output."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from inference.interface.protocol import (
 from tests.inference.conftest import VOCAB_SIZE, build_driver, request
 
 
-def test_a_request_beyond_the_context_is_refused(llama: PreTrainedModel) -> None:
+def test_a_request_longer_than_the_context_length_is_refused(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, context_length=20)
     refused = driver.engine.add(request("long", [5] * 10, 11))
     assert refused == SubmitResult("long", RefusalCode.CONTEXT_LENGTH_EXCEEDED)
@@ -23,7 +23,7 @@ def test_a_request_beyond_the_context_is_refused(llama: PreTrainedModel) -> None
     assert len(driver.run(request("fits", [5] * 10, 10))["fits", 0].token_ids) == 10
 
 
-def test_the_context_is_no_longer_than_the_cache(llama: PreTrainedModel) -> None:
+def test_the_context_length_is_limited_by_the_kv_cache(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, num_blocks=2, block_size=8)
     assert driver.engine.context_length == 17
     assert len(driver.run(request("all", [5] * 3, 14))["all", 0].token_ids) == 14
@@ -37,13 +37,13 @@ def test_a_full_queue_refuses_all_choices_of_a_request(llama: PreTrainedModel) -
     assert set(driver.run()) == {("a", 0), ("a", 1), ("c", 0)}
 
 
-def test_a_steering_concept_is_unknown(llama: PreTrainedModel) -> None:
+def test_an_unknown_steering_concept_is_refused(llama: PreTrainedModel) -> None:
     steering = SteeringSpec(("_worker/kind", "_worker/rude"), 0.0)
     refused = build_driver(llama).engine.add(GenerationRequest("a", [5], 5, steering=steering))
     assert refused == SubmitResult("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, "_worker/kind")
 
 
-def test_it_is_not_idle_while_it_trains(llama: PreTrainedModel) -> None:
+def test_the_engine_is_not_idle_during_a_training(llama: PreTrainedModel) -> None:
     engine = build_driver(llama).engine
     texts = [[9, 8], [7, 6]]
     engine.trainer.add(TrainConcept("kind", [5], texts, [[3, 4], [4, 3]], [[9, 9]]))
@@ -67,7 +67,7 @@ def test_one_choice_can_be_aborted(llama: PreTrainedModel) -> None:
     assert results["a", 1].finish_reason is None
 
 
-def test_an_abort_frees_all_that_was_held(llama: PreTrainedModel) -> None:
+def test_an_abort_frees_all_blocks(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, max_running=1)
     driver.engine.add(request("runs", [5] * 40, 100))
     driver.engine.add(request("waits", [6] * 40, 100))
@@ -79,7 +79,7 @@ def test_an_abort_frees_all_that_was_held(llama: PreTrainedModel) -> None:
     assert driver.step().events == []
 
 
-def test_a_request_whose_numbers_break_takes_down_only_itself(llama: PreTrainedModel) -> None:
+def test_logits_that_are_not_finite_end_only_their_own_request(llama: PreTrainedModel) -> None:
     with torch.no_grad():
         llama.model.embed_tokens.weight[13] = float("nan")
     driver = build_driver(llama)
@@ -96,8 +96,8 @@ def test_a_request_whose_numbers_break_takes_down_only_itself(llama: PreTrainedM
     assert driver.run(after)["after", 0].token_ids == build_driver(llama).run(after)["after", 0].token_ids
 
 
-def test_a_request_that_bans_every_token_ends_alone(llama: PreTrainedModel) -> None:
-    """The gateway refuses it."""
+def test_a_request_that_bans_every_token_fails_alone(llama: PreTrainedModel) -> None:
+    """The gateway refuses such requests, so they normally do not reach the engine."""
     healthy = request("healthy", [5, 6, 7], 12, temperature=1.0)
     alone = build_driver(llama).run(healthy)["healthy", 0].token_ids
     driver = build_driver(llama)
@@ -110,7 +110,7 @@ def test_a_request_that_bans_every_token_ends_alone(llama: PreTrainedModel) -> N
     assert {key: result.token_ids for key, result in driver.results.items()} == {("healthy", 0): alone}
 
 
-def test_a_choice_that_ends_while_another_breaks_harms_nobody(llama: PreTrainedModel) -> None:
+def test_a_choice_that_ends_while_another_one_fails_affects_no_other_request(llama: PreTrainedModel) -> None:
     with torch.no_grad():
         llama.model.embed_tokens.weight[13:60] = float("nan")
     for seed in range(5):
@@ -136,14 +136,14 @@ def test_a_choice_that_ends_while_another_breaks_harms_nobody(llama: PreTrainedM
         request("taken", [5]),
     ],
 )
-def test_what_would_break_a_step_is_not_let_in(llama: PreTrainedModel, faulty: GenerationRequest) -> None:
+def test_a_request_that_breaks_steps_is_refused(llama: PreTrainedModel, faulty: GenerationRequest) -> None:
     driver = build_driver(llama)
     driver.engine.add(request("taken", [5, 6], 10))
     assert driver.engine.add(faulty).refusal is RefusalCode.INTERNAL
     assert [len(result.token_ids) for result in driver.run().values()] == [10]
 
 
-def test_no_queue_at_all_still_lets_requests_run(llama: PreTrainedModel) -> None:
+def test_requests_run_with_max_queued_0(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, max_running=2, max_queued=0)
     assert driver.engine.add(request("a", [5], n=2)).refusal is None
     assert driver.engine.add(request("b", [5])).refusal is RefusalCode.QUEUE_FULL
@@ -151,7 +151,7 @@ def test_no_queue_at_all_still_lets_requests_run(llama: PreTrainedModel) -> None
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_sampling_repeats_with_the_seed(llama: PreTrainedModel, seed: int) -> None:
+def test_the_same_seed_samples_the_same_tokens(llama: PreTrainedModel, seed: int) -> None:
     drawn = [
         build_driver(llama, seed=s).run(request("a", [5, 6], 30, temperature=1.0))["a", 0].token_ids
         for s in (seed, seed, seed + 1)
@@ -159,7 +159,7 @@ def test_sampling_repeats_with_the_seed(llama: PreTrainedModel, seed: int) -> No
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_preemption_does_not_change_what_is_drawn(llama: PreTrainedModel) -> None:
+def test_preemption_does_not_change_sampled_tokens(llama: PreTrainedModel) -> None:
     requests = [request(f"r{i}", [5 + i] * 12, 40, temperature=1.0) for i in range(4)]
     roomy, tight = build_driver(llama), build_driver(llama, num_blocks=8, block_size=8)
     expected = {key: result.token_ids for key, result in roomy.run(*requests).items()}

@@ -1,4 +1,4 @@
-"""The oracle: the engine's output is plain transformers' output, whatever runs beside it."""
+"""Tests that the engine's output equals that of transformers, whatever else runs in the batch."""
 
 import random
 
@@ -25,7 +25,7 @@ def random_prompt(seed: int, length: int) -> list[int]:
 
 
 def reference_logprobs(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
-    """[T, vocab_size], by one plain forward pass."""
+    """Log probabilities [T, vocab_size] from one forward pass of transformers."""
     with plain_attention(model), torch.inference_mode():
         return model(torch.tensor([token_ids])).logits[0].float().log_softmax(-1)
 
@@ -42,13 +42,13 @@ def test_greedy_equals_generate_on_every_architecture(architecture: str) -> None
     model = make_model(architecture)
     prompts = [random_prompt(i, length) for i, length in enumerate([1, 5, 16, 17, 40, 100])]
     expected = [generate(model, prompt, 24) for prompt in prompts]
-    assert len({token for output in expected for token in output}) > 20, "too easy to tell anything"
+    assert len({token for output in expected for token in output}) > 20, "the outputs vary too little"
     driver = build_driver(model, max_batch_tokens=32)
     check_against_generate(driver, [request(f"r{i}", p, 24) for i, p in enumerate(prompts)], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_as_near_to_the_truth_as_transformers(dtype: torch.dtype) -> None:
+def test_half_precision_is_as_accurate_as_transformers(dtype: torch.dtype) -> None:
     prompt = random_prompt(0, 50)
     driver = build_driver(make_model("llama").to(dtype))
     result = driver.run(request("a", prompt, 60, temperature=1.0, top_logprobs=0))["a", 0]
@@ -65,7 +65,7 @@ def test_half_precision_is_as_near_to_the_truth_as_transformers(dtype: torch.dty
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 3, 7, 16, 64])
 @pytest.mark.parametrize("block_size", [1, 4, 16])
-def test_chunks_and_block_sizes_change_nothing(
+def test_chunk_and_block_sizes_do_not_change_the_output(
     llama: PreTrainedModel, max_batch_tokens: int, block_size: int
 ) -> None:
     prompts = [random_prompt(i, length) for i, length in enumerate([30, 2, 61])]
@@ -74,7 +74,7 @@ def test_chunks_and_block_sizes_change_nothing(
     check_against_generate(driver, [request(f"r{i}", p, 12) for i, p in enumerate(prompts)], expected)
 
 
-def test_a_prefix_from_the_cache_changes_nothing(llama: PreTrainedModel) -> None:
+def test_a_prefix_cache_hit_does_not_change_the_output(llama: PreTrainedModel) -> None:
     shared = random_prompt(0, 48)
     prompts = [shared + random_prompt(i, i) for i in range(1, 6)] + [shared]
     expected = [generate(llama, prompt, 20) for prompt in prompts]
@@ -94,18 +94,18 @@ def test_the_prefix_cache_is_used(llama: PreTrainedModel) -> None:
     assert (cold, driver.num_steps - cold) == (10, 1)
 
 
-def test_an_answer_becomes_the_next_prompts_cached_prefix(llama: PreTrainedModel) -> None:
+def test_an_answer_is_a_cached_prefix_of_the_next_prompt(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, max_batch_tokens=16)
     prompt = random_prompt(0, 40)
     answer = driver.run(request("first", prompt, 40))["first", 0].token_ids
     steps = driver.num_steps
     follow_up = prompt + answer + random_prompt(1, 10)
     check_against_generate(driver, [request("second", follow_up, 5)], [generate(llama, follow_up, 5)])
-    assert driver.num_steps - steps == 5 + 1  # 90 tokens, 64 of them cached, 26 to read
+    assert driver.num_steps - steps == 5 + 1  # 90 tokens: 64 are cached, 26 are computed
 
 
 @pytest.mark.parametrize("num_blocks", [9, 12, 20])
-def test_preemption_changes_nothing(llama: PreTrainedModel, num_blocks: int) -> None:
+def test_preemption_does_not_change_the_output(llama: PreTrainedModel, num_blocks: int) -> None:
     prompts = [random_prompt(i, 10 + 3 * i) for i in range(6)]
     expected = [generate(llama, prompt, 40) for prompt in prompts]
     driver = build_driver(llama, num_blocks=num_blocks, block_size=8, max_batch_tokens=24)
@@ -113,7 +113,7 @@ def test_preemption_changes_nothing(llama: PreTrainedModel, num_blocks: int) -> 
     assert driver.engine.scheduler.num_preemptions > 0
 
 
-def test_requests_that_come_and_go_change_nothing(llama: PreTrainedModel) -> None:
+def test_requests_that_come_and_go_do_not_change_the_output_of_others(llama: PreTrainedModel) -> None:
     rng = random.Random(7)
     prompts = [random_prompt(i, rng.randrange(1, 90)) for i in range(24)]
     lengths = [rng.randrange(1, 30) for _ in prompts]
@@ -141,14 +141,14 @@ def test_the_choices_of_a_greedy_request_are_all_the_same(llama: PreTrainedModel
     assert [results["a", i].token_ids for i in range(4)] == [generate(llama, prompt, 15)] * 4
 
 
-def test_a_prompt_is_read_once_for_all_choices(llama: PreTrainedModel) -> None:
+def test_a_prompt_is_computed_once_for_all_choices(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, max_batch_tokens=16)
     driver.run(request("a", random_prompt(3, 160), 1, n=5))
-    # Ten steps for the first choice; the others read what does not fill a block, or the last one.
+    # Ten steps for the first choice. Each of the others computes the last block of the prompt.
     assert driver.num_steps <= 10 + 5
 
 
-def test_it_stops_at_a_stop_token_where_generate_does(llama: PreTrainedModel) -> None:
+def test_it_stops_at_the_same_stop_token_as_generate(llama: PreTrainedModel) -> None:
     prompt = random_prompt(1, 20)
     free = generate(llama, prompt, 30)
     stop = free[9]
@@ -159,7 +159,7 @@ def test_it_stops_at_a_stop_token_where_generate_does(llama: PreTrainedModel) ->
     assert len(expected) <= 10
 
 
-def test_logprobs_are_those_of_a_plain_forward_pass(llama: PreTrainedModel) -> None:
+def test_logprobs_equal_those_of_a_plain_forward_pass(llama: PreTrainedModel) -> None:
     prompt = random_prompt(5, 33)
     sampling = {
         "temperature": 1.7,

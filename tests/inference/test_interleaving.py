@@ -1,7 +1,7 @@
-"""Whatever comes in whatever order, every answer is what it is alone, and nothing is left behind.
+"""Tests that requests in any order get the same output as alone, and that the engine then holds no resources.
 
-The engine is the real one. Its model is a function that reads, through the block tables, what the tokens
-before left in the cache: a block that is taken too early, shared wrongly or not written changes the answer.
+The engine is the real one. Its model is a hash function that reads the states of the earlier tokens through
+the block tables. A block that is reused too early, shared by mistake or not written changes the output.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ from inference.steering.directions import Calibration, Direction
 
 VOCAB_SIZE = 9
 POISON = 0
-"""What comes after it is no number; nobody samples it."""
+"""Logits after this token are not finite. It is never sampled."""
 BEGINNING = [5, 6, 7, 8] * 6
 CONCEPTS = ("warm", "cold")
 NOTHING = b"not written"
 
 
 def state_of(token_id: int, digest: bytes, before: list[bytes]) -> bytes:
-    """What a token leaves in the cache, which depends on all before it."""
+    """The state that a token stores in the cache. It depends on the states of all tokens before it."""
     return hashlib.blake2b(bytes([token_id]) + digest + b"".join(before), digest_size=8).digest()
 
 
@@ -51,14 +51,14 @@ def sample(state: bytes, drawn: int) -> int:
 
 @dataclass(frozen=True)
 class FakeStep:
-    """Like model_runner.Step; positions and tokens are those that the device knows."""
+    """Like model_runner.Step, with the positions and tokens that the device knows."""
 
     sequences: list[Sequence]
     positions: dict[Sequence, int]
-    """Of the newest tokens of the sequences that sample."""
+    """Position of the newest token, for each sequence that samples."""
     tokens: dict[Sequence, int]
     single: bool
-    """Each sequence samples, and computed one token."""
+    """Whether each sequence computed one token and samples."""
 
     def read(self) -> list[SampledToken]:
         return [SampledToken(sequence, token_id, None) for sequence, token_id in self.tokens.items()]
@@ -66,13 +66,13 @@ class FakeStep:
 
 @dataclass
 class FakeRunner:
-    """A ModelRunner whose cache holds states. `runs_ahead`: as with captured steps."""
+    """A ModelRunner whose cache holds states. `runs_ahead`: whether steps can be launched ahead."""
 
     num_blocks: int
     block_size: int
     runs_ahead: bool
     faults: int = 0
-    """How many of the next launches for several sequences fail, after all was computed."""
+    """Number of the next launches with several sequences that fail, after the computation."""
     cache: dict[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,9 +107,9 @@ class FakeRunner:
         positions = {sequence: position + 1 for sequence, position in step.positions.items()}
         tokens = {}
         for sequence, token_id in step.tokens.items():
-            given = max(token_id, 0)
-            self._compute(sequence, positions[sequence], given)
-            token_ids = [*sequence.token_ids, given]
+            clamped = max(token_id, 0)
+            self._compute(sequence, positions[sequence], clamped)
+            token_ids = [*sequence.token_ids, clamped]
             tokens[sequence] = self._sample(sequence, positions[sequence], token_ids, ahead=True)
         self._fail(step.sequences)
         return FakeStep(step.sequences, positions, tokens, single=True)
@@ -137,39 +137,39 @@ class FakeRunner:
 
 @dataclass
 class Choice:
-    """One choice of a request, as its caller sees it."""
+    """One choice of a request, as the client sees it."""
 
     expected: list[int]
     finish: FinishReason
     token_ids: list[int] = field(default_factory=list)
     reason: FinishReason | None = None
-    left: bool = False
-    """Nobody waits for it: it was aborted, or failed."""
+    cancelled: bool = False
+    """Whether it was aborted or failed."""
 
     @property
     def ended(self) -> bool:
-        return self.left or self.reason is not None
+        return self.cancelled or self.reason is not None
 
 
-def alone(sequence: Sequence) -> Choice:
-    """What a sequence that has just been added says if there is no other."""
+def run_alone(sequence: Sequence) -> Choice:
+    """The expected output of a new sequence, computed without any other sequence."""
     draws, digest = deepcopy(sequence.random), sequence.steering_digest
-    token_ids, states, said = list(sequence.token_ids), [], []
+    token_ids, states, outputs = list(sequence.token_ids), [], []
     while True:
         for token_id in token_ids[len(states) :]:
             states.append(state_of(token_id, digest, list(states)))
         drawn = draws.getrandbits(32) if sequence.sampling.temperature else 0
-        said.append(sample(states[-1], drawn))
-        token_ids.append(said[-1])
-        if said[-1] in sequence.stop_token_ids:
-            return Choice(said, FinishReason.STOP)
-        if len(said) == sequence.max_tokens:
-            return Choice(said, FinishReason.LENGTH)
+        outputs.append(sample(states[-1], drawn))
+        token_ids.append(outputs[-1])
+        if outputs[-1] in sequence.stop_token_ids:
+            return Choice(outputs, FinishReason.STOP)
+        if len(outputs) == sequence.max_tokens:
+            return Choice(outputs, FinishReason.LENGTH)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request, most of which begin alike."""
+class RequestSpec:
+    """The parameters of a request. Most prompts share a prefix: `shared` tokens of BEGINNING, then `own`."""
 
     shared: int
     own: list[int]
@@ -194,9 +194,9 @@ class Asked:
         )
 
 
-CROWD = st.lists(
+REQUESTS = st.lists(
     st.builds(
-        Asked,
+        RequestSpec,
         shared=st.sampled_from([0, 1, 7, 16, 21, len(BEGINNING)]),
         own=st.lists(st.sampled_from(BEGINNING), min_size=1, max_size=6),
         max_tokens=st.integers(1, 14),
@@ -216,7 +216,7 @@ class Interleaving(RuleBasedStateMachine):
     """Requests come, go and run in any order, on engines of any size."""
 
     @initialize(
-        first=CROWD,
+        first=REQUESTS,
         num_blocks=st.integers(8, 40),
         block_size=st.integers(1, 4),
         max_batch_tokens=st.sampled_from([1, 3, 5, 8, 13, 24]),
@@ -225,7 +225,7 @@ class Interleaving(RuleBasedStateMachine):
         runs_ahead=st.booleans(),
     )
     def start(
-        self, first: list[Asked], num_blocks: int, block_size: int, runs_ahead: bool, **config: int
+        self, first: list[RequestSpec], num_blocks: int, block_size: int, runs_ahead: bool, **config: int
     ) -> None:
         self.now = 0.0
         self.runner = FakeRunner(num_blocks, block_size, runs_ahead)
@@ -238,20 +238,20 @@ class Interleaving(RuleBasedStateMachine):
         self.poisoned: set[str] = set()
         self.submit(first)
 
-    @rule(asked=CROWD)
-    def submit(self, asked: list[Asked]) -> None:
-        for one in asked:
-            self._submit(one)
+    @rule(specs=REQUESTS)
+    def submit(self, specs: list[RequestSpec]) -> None:
+        for spec in specs:
+            self._submit(spec)
 
-    def _submit(self, asked: Asked) -> None:
+    def _submit(self, spec: RequestSpec) -> None:
         request_id = f"r{len(self.requests)}"
-        refusal = self.engine.add(asked.request(request_id)).refusal
+        refusal = self.engine.add(spec.request(request_id)).refusal
         if refusal is not None:
             assert refusal in (RefusalCode.CONTEXT_LENGTH_EXCEEDED, RefusalCode.QUEUE_FULL)
             return
         sequences = self.engine._sequences[request_id]
-        self.requests[request_id] = {index: alone(sequence) for index, sequence in sequences.items()}
-        if asked.poison:
+        self.requests[request_id] = {index: run_alone(sequence) for index, sequence in sequences.items()}
+        if spec.poison:
             self.poisoned.add(request_id)
 
     @precondition(lambda self: self.requests)
@@ -260,7 +260,7 @@ class Interleaving(RuleBasedStateMachine):
         request_id = which.choice(list(self.requests))
         self.engine.abort(request_id, index)
         for position, choice in self.requests[request_id].items():
-            choice.left |= not choice.ended and index in (None, position)
+            choice.cancelled |= not choice.ended and index in (None, position)
 
     @rule(seconds=st.floats(0, 40))
     def wait(self, seconds: float) -> None:
@@ -287,7 +287,7 @@ class Interleaving(RuleBasedStateMachine):
         for failure in report.failures:
             assert failure.request_id in self.poisoned
             for choice in self.requests[failure.request_id].values():
-                choice.left = True
+                choice.cancelled = True
         self.engine.check_integrity()
 
     @invariant()
@@ -301,12 +301,12 @@ class Interleaving(RuleBasedStateMachine):
             if self.engine.is_idle:
                 break
             self._step()
-        assert self.engine.is_idle, "it does not come to an end"
+        assert self.engine.is_idle, "the engine does not become idle"
         self._step()
         for request_id, choices in self.requests.items():
             for choice in choices.values():
                 assert choice.ended
-                if not choice.left:
+                if not choice.cancelled:
                     assert request_id not in self.poisoned
                     assert (choice.token_ids, choice.reason) == (choice.expected, choice.finish)
         assert self.engine.blocks.num_free_blocks == self.engine.blocks.num_blocks

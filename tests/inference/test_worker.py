@@ -1,4 +1,4 @@
-"""The worker as its gateway meets it: a process behind a socket."""
+"""Tests the worker from the gateway's side, as a process behind a socket."""
 
 import signal
 import subprocess
@@ -71,11 +71,11 @@ class Process:
         self._socket.send(encode(command))
 
     def receive(self) -> Report:
-        assert self._socket.poll(TIMEOUT_MILLISECONDS), "the worker says nothing"
+        assert self._socket.poll(TIMEOUT_MILLISECONDS), "the worker sends no report"
         return decode_report(self._socket.recv())
 
     def receive_steps(self, num_events: int) -> list[StepReport]:
-        """Reports until so many tokens have come."""
+        """The next reports, until they have `num_events` tokens."""
         reports: list[StepReport] = []
         while sum(len(report.events) for report in reports) < num_events:
             report = self.receive()
@@ -84,7 +84,7 @@ class Process:
         return reports
 
     def receive_training(self, concept: str) -> list[TrainingUpdate]:
-        """The updates on one concept, to the end of its training."""
+        """The updates about one concept, until its training ends."""
         updates: list[TrainingUpdate] = []
         while not updates or updates[-1].state not in (TrainingState.READY, TrainingState.FAILED):
             report = self.receive()
@@ -110,12 +110,12 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cache_with_kernels(directory: Path) -> Path:
-    """An empty cache, but for the kernels, which take long to compile."""
-    kept = Path(EngineConfig().cache_directory).expanduser()
-    build.load(kept)
+    """A cache with nothing but the compiled kernels, since compiling takes long."""
+    shared_cache = Path(EngineConfig().cache_directory).expanduser()
+    build.load(shared_cache)
     cache = directory / "cache"
     cache.mkdir()
-    (cache / "kernels").symlink_to(kept / "kernels")
+    (cache / "kernels").symlink_to(shared_cache / "kernels")
     return cache
 
 
@@ -132,7 +132,7 @@ def worker(tmp_path: Path, model_directory: Path) -> Iterator[Process]:
     process.close()
 
 
-def test_it_serves_until_its_gateway_is_gone(worker: Process, model_directory: Path) -> None:
+def test_it_serves_until_the_gateway_exits(worker: Process, model_directory: Path) -> None:
     started = worker.receive()
     assert isinstance(started, Started)
     assert started.model.directory == str(model_directory)
@@ -155,9 +155,9 @@ def test_it_serves_until_its_gateway_is_gone(worker: Process, model_directory: P
     events = [event for report in reports for event in report.events]
     model = make_model("llama")
     for request_id, index, prompt in [("a", 0, [5, 6, 7]), ("b", 0, [9] * 20), ("b", 1, [9] * 20)]:
-        mine = [event for event in events if (event.request_id, event.index) == (request_id, index)]
-        assert [event.token_id for event in mine] == generate(model, prompt, 8)
-        assert [event.finish_reason for event in mine] == [None] * 7 + ["length"]
+        its_events = [event for event in events if (event.request_id, event.index) == (request_id, index)]
+        assert [event.token_id for event in its_events] == generate(model, prompt, 8)
+        assert [event.finish_reason for event in its_events] == [None] * 7 + ["length"]
 
     worker.stdin.close()
     assert worker.process.wait(timeout=10) == 0
@@ -179,7 +179,7 @@ def test_an_abort_ends_a_generation_and_nothing_else(worker: Process) -> None:
     assert worker.process.wait(timeout=10) == 0
 
 
-def test_it_trains_concepts_steers_by_them_and_forgets_them(worker: Process, tmp_path: Path) -> None:
+def test_it_trains_concepts_steers_with_them_and_forgets_them(worker: Process, tmp_path: Path) -> None:
     assert isinstance(worker.receive(), Started)
     positive, negative = ([[start + i, start + i + 1] for i in range(8)] for start in (10, 40))
     training = TrainConcept("kind", [2, 7], positive, negative, [[90, 91, 92], [93, 94]])
@@ -222,7 +222,7 @@ def test_it_trains_concepts_steers_by_them_and_forgets_them(worker: Process, tmp
         ("", {"device": "cuda"}, "engine.device is cuda, but torch finds no CUDA device"),
     ],
 )
-def test_what_keeps_it_from_starting_is_one_line(
+def test_a_failed_start_is_reported_in_one_line(
     tmp_path: Path, model_directory: Path, source: str, config: dict[str, str], message: str
 ) -> None:
     if config and torch.cuda.is_available():
@@ -242,7 +242,7 @@ def test_what_keeps_it_from_starting_is_one_line(
         ({"device": "cpu", "replica": 1}, "cpu"),
     ],
 )
-def test_each_worker_takes_a_device_in_turn(
+def test_workers_take_the_devices_in_turn(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, object], device: str
 ) -> None:
     taken: list[torch.device] = []
@@ -253,18 +253,18 @@ def test_each_worker_takes_a_device_in_turn(
     assert taken == ([] if device == "cpu" else [torch.device(device)])
 
 
-def test_it_says_what_the_engine_is_at(worker: Process) -> None:
+def test_it_reports_the_engines_stats(worker: Process) -> None:
     started = worker.receive()
     assert isinstance(started, Started)
     worker.send(request("a", [5] * 40, 30))
     reports = worker.receive_steps(30)
-    while not (said := [report.stats for report in reports if report.stats]) or said[-1].running:
+    while not (stats := [report.stats for report in reports if report.stats]) or stats[-1].running:
         report = worker.receive()
         assert isinstance(report, StepReport)
         reports.append(report)
-    assert said[0].running == 1
-    assert said[0].blocks_in_use > 0
-    assert said[-1].blocks_in_use == 0
-    assert said[-1].blocks == said[0].blocks > 0
-    assert said[-1].prefix_cache_queries == 40
-    assert len(said) < len(reports)
+    assert stats[0].running == 1
+    assert stats[0].blocks_in_use > 0
+    assert stats[-1].blocks_in_use == 0
+    assert stats[-1].blocks == stats[0].blocks > 0
+    assert stats[-1].prefix_cache_queries == 40
+    assert len(stats) < len(reports)

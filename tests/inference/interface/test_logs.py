@@ -1,4 +1,4 @@
-"""What log lines look like: readable for people, or for machines, and each line one event."""
+"""Tests the format of log lines, as text and as JSON. Each record is one event that no value can break up."""
 
 import json
 import logging
@@ -56,7 +56,7 @@ def test_fields_follow_the_message() -> None:
     assert parsed("m", fields=fields) | fields == parsed("m", fields=fields)
 
 
-def test_what_a_message_names_is_a_field() -> None:
+def test_named_arguments_of_a_message_are_json_fields() -> None:
     assert text("%(what)s failed", {"what": "it"}, fields={"a": 1}).endswith("x: it failed a=1")
     line = parsed("%(what)s failed", {"what": "it"}, fields={"a": 1})
     assert (line["message"], line["what"], line["a"]) == ("it failed", "it", 1)
@@ -70,7 +70,7 @@ def test_fields_of_the_process_are_in_every_line() -> None:
 @pytest.mark.parametrize(
     "evil", ["a\nINFO b", "a\r\nb", "a\x1b[2Jb", "a\x85b", "a\u2028b", "\x00", 'a" x="b', "\ud800"]
 )
-def test_nobody_forges_a_line_or_moves_the_cursor(evil: str) -> None:
+def test_no_value_can_forge_a_line_or_move_the_cursor(evil: str) -> None:
     for line in (text("m %s", evil), text("m", fields={"field": evil})):
         assert line.encode("utf-8", "backslashreplace").decode().isprintable(), line
     line = JsonFormatter({}).format(record("m %s", evil, fields={"field": evil}))
@@ -107,7 +107,7 @@ def logged(form: str, level: str) -> list[str]:
     return done.stderr.splitlines()
 
 
-def test_a_process_logs_what_its_level_asks_for() -> None:
+def test_level_debug_applies_to_our_loggers_only() -> None:
     lines = [json.loads(line) for line in logged("json", "debug")]
     assert all(line["worker"] == 1 for line in lines)
     shown = [(line["logger"], line["message"]) for line in lines if line["logger"] != "py.warnings"]
@@ -120,7 +120,7 @@ def test_a_process_logs_what_its_level_asks_for() -> None:
     assert shown == [*ours, ("others", "info"), ("others", "warning")]
 
 
-def test_less_is_logged_where_less_is_wanted() -> None:
+def test_lines_below_the_level_are_left_out() -> None:
     assert [line.split()[1] for line in logged("text", "warning")[1:] if "Z WARNING" in line] == [
         "WARNING"
     ] * 4

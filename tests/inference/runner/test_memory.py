@@ -1,4 +1,4 @@
-"""The KV cache gets what memory there is, and steps keep theirs."""
+"""Tests how much memory the KV cache gets, and that enough is left for steps."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ def per_block(model: CausalLM) -> int:
     return 16 * sum(shape.num_bytes for shape in model.layer_shapes)
 
 
-def test_what_is_configured_is_taken(llama: PreTrainedModel) -> None:
+def test_the_configured_size_is_used(llama: PreTrainedModel) -> None:
     model = CausalLM(llama)
     blocks = memory.num_blocks(model, EngineConfig(kv_cache_gib=0.5), TORCH)
     assert blocks == GIB // 2 // per_block(model)
     with pytest.raises(
-        ConfigError, match=r"kv_cache_gib: there are 1e-09 GiB, and a block of 16 tokens needs"
+        ConfigError, match=r"kv_cache_gib: the KV cache has 1e-09 GiB, but one block of 16 tokens needs"
     ):
         memory.num_blocks(model, EngineConfig(kv_cache_gib=1e-9), TORCH)
 
@@ -40,7 +40,7 @@ def test_the_largest_step_can_be_run(llama: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("free", "taken", "expected"), [(80, 1, 72.0), (20, 2, 20 - 1.2 * 2 - 1), (2, 3, None)]
 )
-def test_on_cuda_steps_keep_what_they_need(
+def test_on_cuda_enough_memory_is_left_for_steps(
     llama: PreTrainedModel, free: int, taken: int, expected: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = CausalLM(llama)
@@ -56,7 +56,7 @@ def test_on_cuda_steps_keep_what_they_need(
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(memory, "run_largest_step", lambda *_: None)
     if expected is None:
-        with pytest.raises(ConfigError, match="there are 0 GiB"):
+        with pytest.raises(ConfigError, match="the KV cache has 0 GiB"):
             memory.num_blocks(model, EngineConfig(), TORCH)
         return
     blocks = memory.num_blocks(model, EngineConfig(), TORCH)

@@ -1,4 +1,4 @@
-"""Steps that fail: who ends, who does not notice, and when it is hopeless."""
+"""Tests steps that fail: which requests end, which go on unchanged, and when the engine gives up."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -20,7 +20,10 @@ Fault = Callable[[list[Sequence]], Exception | None]
 
 
 def break_steps(driver: Driver, fault: Fault) -> list[int]:
-    """From now on attempts fail as `fault` says, after all was computed. Returns the attempts' sizes."""
+    """Makes launches raise the error that `fault` returns, after the computation.
+
+    Returns a list to which each launch adds the number of its sequences.
+    """
     sizes: list[int] = []
     launch = driver.engine.runner.launch
 
@@ -44,7 +47,7 @@ def poison(*request_ids: str) -> Fault:
 
 
 def mixed_requests(count: int = 12, top_logprobs: int | None = 2) -> list[GenerationRequest]:
-    """Long and short prompts, one or two choices, greedy and at random."""
+    """Requests with long and short prompts, one or two choices, greedy and random sampling."""
     return [
         request(
             f"r{i}",
@@ -59,7 +62,7 @@ def mixed_requests(count: int = 12, top_logprobs: int | None = 2) -> list[Genera
 
 
 def run_to_the_end(driver: Driver, requests: list[GenerationRequest]) -> list[str]:
-    """The ids of the requests that failed."""
+    """Runs the requests until the engine is idle. Returns the ids of the requests that failed."""
     for one in requests:
         assert driver.engine.add(one).refusal is None
     failed = []
@@ -85,7 +88,7 @@ def undisturbed(llama: PreTrainedModel) -> dict[tuple[str, int], object]:
 
 
 @pytest.mark.parametrize("poisonous", [("r0",), ("r7",), ("r11",), ("r3", "r8")])
-def test_what_cannot_be_computed_ends_alone_and_changes_nothing_of_the_others(
+def test_a_request_that_cannot_be_computed_fails_alone_and_does_not_change_the_others(
     llama: PreTrainedModel, undisturbed: dict[tuple[str, int], object], poisonous: tuple[str, ...]
 ) -> None:
     driver = build_driver(llama, max_batch_tokens=48, block_size=4)
@@ -95,7 +98,7 @@ def test_what_cannot_be_computed_ends_alone_and_changes_nothing_of_the_others(
     assert outputs(driver, without=poisonous) == expected
 
 
-def test_what_breaks_while_it_runs_ends_then(
+def test_a_request_that_breaks_while_it_runs_fails_then(
     llama: PreTrainedModel, undisturbed: dict[tuple[str, int], object]
 ) -> None:
     driver = build_driver(llama, max_batch_tokens=48, block_size=4)
@@ -116,27 +119,27 @@ def test_a_batch_that_needs_too_much_memory_is_computed_in_parts(
 ) -> None:
     driver = build_driver(llama, max_batch_tokens=48, block_size=4)
     sizes = break_steps(
-        driver, lambda scheduled: torch.OutOfMemoryError("no room") if len(scheduled) > 3 else None
+        driver, lambda scheduled: torch.OutOfMemoryError("out of memory") if len(scheduled) > 3 else None
     )
     assert run_to_the_end(driver, mixed_requests()) == []
     assert outputs(driver) == undisturbed
     assert max(sizes) > 3
 
 
-def test_a_fault_that_passes_is_not_noticed(
+def test_a_temporary_fault_does_not_change_the_output(
     llama: PreTrainedModel, undisturbed: dict[tuple[str, int], object]
 ) -> None:
     driver = build_driver(llama, max_batch_tokens=48, block_size=4)
     attempts: Iterator[bool] = iter([True, False, False] * 1000)
     break_steps(
-        driver, lambda scheduled: RuntimeError("a while") if len(scheduled) > 1 and next(attempts) else None
+        driver, lambda scheduled: RuntimeError("fault") if len(scheduled) > 1 and next(attempts) else None
     )
     assert run_to_the_end(driver, mixed_requests()) == []
     assert outputs(driver) == undisturbed
 
 
 @pytest.mark.parametrize(
-    ("place", "method"),
+    ("owner", "method"),
     [
         (BatchBuilder, "build"),
         (BatchBuilder, "follow"),
@@ -147,16 +150,16 @@ def test_a_fault_that_passes_is_not_noticed(
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_wherever_in_a_step_a_fault_comes_all_is_computed_in_the_end(
+def test_a_temporary_fault_anywhere_in_a_step_does_not_change_the_output(
     llama: PreTrainedModel,
     undisturbed: dict[tuple[str, int], object],
     monkeypatch: pytest.MonkeyPatch,
-    place: type,
+    owner: type,
     method: str,
 ) -> None:
-    """With steps that are launched ahead, which need no log probabilities to be known."""
+    """Without log probabilities, so that steps are launched ahead too."""
     driver = build_driver(llama, capture=Recorder(), max_batch_tokens=48, block_size=4)
-    act, calls = getattr(place, method), itertools.count(1)
+    act, calls = getattr(owner, method), itertools.count(1)
     faults = 0
 
     def fail_now_and_then(*arguments: object, **options: object) -> object:
@@ -167,25 +170,25 @@ def test_wherever_in_a_step_a_fault_comes_all_is_computed_in_the_end(
             raise RuntimeError("a bug")
         return result
 
-    monkeypatch.setattr(place, method, fail_now_and_then)
+    monkeypatch.setattr(owner, method, fail_now_and_then)
     assert run_to_the_end(driver, mixed_requests(top_logprobs=None)) == []
     assert faults
     assert outputs(driver) == undisturbed
 
 
-def test_blocks_of_what_failed_are_not_found_by_others(llama: PreTrainedModel) -> None:
+def test_blocks_of_a_failed_request_are_not_reused(llama: PreTrainedModel) -> None:
     alone = build_driver(llama).run(request("late", [9] * 40, 8))["late", 0].token_ids
     driver = build_driver(llama)
-    broken = break_steps(driver, poison("bad"))
+    sizes = break_steps(driver, poison("bad"))
     assert run_to_the_end(driver, [request("bad", [9] * 40, 8)]) == ["bad"]
-    assert broken == [1]
-    with torch.no_grad():  # what an operation that broke off may have left
+    assert sizes == [1]
+    with torch.no_grad():  # an operation that failed may have left such values
         for keys in driver.engine.runner._cache.keys:
             keys[: driver.engine.runner._cache.padding_slot] = float("nan")
     assert driver.run(request("late", [9] * 40, 8))["late", 0].token_ids == alone
 
 
-def test_one_among_many_is_found_in_few_attempts(llama: PreTrainedModel) -> None:
+def test_one_bad_request_among_many_is_found_in_few_attempts(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, max_batch_tokens=256)
     sizes = break_steps(driver, poison("r100"))
     for i in range(128):
@@ -194,7 +197,7 @@ def test_one_among_many_is_found_in_few_attempts(llama: PreTrainedModel) -> None
     assert len(sizes) <= 2 * 7 + 1
 
 
-def test_the_search_ends_even_if_most_of_a_step_is_broken(llama: PreTrainedModel) -> None:
+def test_the_number_of_attempts_is_limited_if_most_requests_are_bad(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, max_batch_tokens=512)
     sizes = break_steps(driver, poison(*(f"r{i}" for i in range(1, 200))))
     requests = [request(f"r{i}", [5, 6], 2) for i in range(200)]
@@ -203,7 +206,7 @@ def test_the_search_ends_even_if_most_of_a_step_is_broken(llama: PreTrainedModel
     assert len(sizes) < 60
 
 
-def test_after_some_steps_that_compute_nothing_it_is_hopeless(llama: PreTrainedModel) -> None:
+def test_three_steps_in_a_row_that_compute_nothing_break_the_engine(llama: PreTrainedModel) -> None:
     driver = build_driver(llama)
     break_steps(driver, lambda scheduled: RuntimeError("always"))
     for i in range(2):
@@ -213,7 +216,7 @@ def test_after_some_steps_that_compute_nothing_it_is_hopeless(llama: PreTrainedM
         driver.engine.step()
 
 
-def test_a_step_that_succeeds_gives_hope_again(llama: PreTrainedModel) -> None:
+def test_a_successful_step_resets_the_count_of_lost_steps(llama: PreTrainedModel) -> None:
     driver = build_driver(llama)
     break_steps(driver, poison(*(f"bad{i}" for i in range(6))))
     for i in range(6):
@@ -222,7 +225,7 @@ def test_a_step_that_succeeds_gives_hope_again(llama: PreTrainedModel) -> None:
     assert all(len(driver.results[f"good{i}", 0].token_ids) == 2 for i in range(6))
 
 
-def test_a_lost_device_is_not_tried_again(llama: PreTrainedModel) -> None:
+def test_a_step_on_a_lost_device_is_not_repeated(llama: PreTrainedModel) -> None:
     driver = build_driver(llama)
     sizes = break_steps(driver, lambda scheduled: torch.AcceleratorError("CUDA error: device-side assert"))
     driver.engine.add(request("a", [5], 5, n=2))
@@ -231,7 +234,7 @@ def test_a_lost_device_is_not_tried_again(llama: PreTrainedModel) -> None:
     assert sizes == [1]
 
 
-def test_each_fault_is_in_the_log_with_the_request(
+def test_the_log_names_the_request_that_failed(
     llama: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = build_driver(llama)

@@ -1,4 +1,4 @@
-"""Which steps hang, and which take their time. Beats come from the test; only threads' activity is real."""
+"""Tests which steps count as hanging. The test sends the beats; only the activity of threads is real."""
 
 import hashlib
 import threading
@@ -15,7 +15,7 @@ LIMIT = 300.0
 
 
 def beats(watch: StepWatch, seconds: float) -> tuple[float, str | None]:
-    """Beats for so long, or until something hangs: when that was, and what it is."""
+    """Beats for `seconds`, or until a fault. Returns the time of the last beat and the fault."""
     for number in range(1, int(2 * seconds) + 1):
         if fault := watch.beat(0.5):
             return number / 2, fault
@@ -23,7 +23,7 @@ def beats(watch: StepWatch, seconds: float) -> tuple[float, str | None]:
 
 
 def run_step(watch: StepWatch, tokens: int, seconds: float) -> tuple[float, str | None]:
-    """One turn of the loop, with a step that lasts so long."""
+    """One turn of the loop, with a step that lasts `seconds`."""
     watch.turn()
     with watch.computing(tokens):
         return beats(watch, seconds)
@@ -31,42 +31,42 @@ def run_step(watch: StepWatch, tokens: int, seconds: float) -> tuple[float, str 
 
 @pytest.fixture
 def watch() -> StepWatch:
-    """Of an engine on another device, on which a thread may wait."""
+    """For an engine on another device, for which the thread may wait."""
     return StepWatch(LIMIT, computes_here=False)
 
 
-def test_of_the_first_steps_nothing_is_known(watch: StepWatch) -> None:
+def test_only_the_configured_limit_applies_to_the_first_steps(watch: StepWatch) -> None:
     assert run_step(watch, 8, 250) == (250, None)
-    assert run_step(watch, 9, 1000) == (300.5, "a step has not ended for 300 seconds")
+    assert run_step(watch, 9, 1000) == (300.5, "a step has not finished within 300 seconds")
 
 
 def test_a_step_may_last_many_times_as_long_as_the_longest_before(watch: StepWatch) -> None:
-    run_step(watch, 512, 2.5)  # The first beat may come at once.
+    run_step(watch, 512, 2.5)  # 2 seconds count: the first beat ends the turn before
     run_step(watch, 1, 0.5)
     assert run_step(watch, 512, 39) == (39, None)
     watch = StepWatch(LIMIT, computes_here=False)
     run_step(watch, 512, 2.5)
-    assert run_step(watch, 512, 100) == (40.5, "a step has not ended for 40 seconds")
+    assert run_step(watch, 512, 100) == (40.5, "a step has not finished within 40 seconds")
 
 
-def test_short_steps_may_be_followed_by_one_that_compiles_something(watch: StepWatch) -> None:
+def test_a_step_after_short_ones_has_time_to_compile_something(watch: StepWatch) -> None:
     for _ in range(5):
         run_step(watch, 512, 0.5)
-    assert run_step(watch, 100, 100) == (20.5, "a step has not ended for 20 seconds")
+    assert run_step(watch, 100, 100) == (20.5, "a step has not finished within 20 seconds")
 
 
-def test_a_larger_step_than_all_before_may_take_its_time(watch: StepWatch) -> None:
+def test_only_the_configured_limit_applies_to_a_step_larger_than_all_before(watch: StepWatch) -> None:
     for _ in range(5):
         run_step(watch, 1, 0.5)
     assert run_step(watch, 512, 200) == (200, None)
 
 
-def test_the_configured_limit_holds_for_all(watch: StepWatch) -> None:
+def test_the_configured_limit_applies_to_every_step(watch: StepWatch) -> None:
     watch = StepWatch(3, computes_here=False)
     run_step(watch, 512, 2)
-    assert run_step(watch, 1, 100) == (3.5, "a step has not ended for 3 seconds")
+    assert run_step(watch, 1, 100) == (3.5, "a step has not finished within 3 seconds")
     watch.turn()
-    assert beats(watch, 100) == (3.5, "a step has not ended for 3 seconds")
+    assert beats(watch, 100) == (3.5, "a step has not finished within 3 seconds")
 
 
 def test_a_loop_between_steps_may_wait_for_the_disk(watch: StepWatch) -> None:
@@ -78,13 +78,13 @@ def test_a_loop_between_steps_may_wait_for_the_disk(watch: StepWatch) -> None:
     assert beats(watch, 250) == (250, None)
 
 
-def test_what_is_computed_by_this_thread_must_not_only_wait() -> None:
-    """`time.sleep` is as good as a lock: the thread waits while another one beats."""
+def test_a_step_on_the_cpu_that_only_waits_hangs() -> None:
+    """`time.sleep` stands for a lock: this thread waits while another one beats."""
     watch = StepWatch(LIMIT, computes_here=True)
     watch.turn()
     with ThreadPoolExecutor(1) as pool, watch.computing(1):
         beating = pool.submit(beats, watch, 100)
-        while not beating.done():  # a wait without end but for this test's sake
+        while not beating.done():  # would last forever in a step that hangs
             time.sleep(0.2)
     assert beating.result()[1] == "a step has computed nothing for 3.5 seconds"
 
@@ -94,7 +94,7 @@ def beat_slowly(watch: StepWatch, ended: threading.Event) -> Iterator[str | None
         yield watch.beat(0.5)
 
 
-def test_what_computes_or_waits_for_the_disk_is_let_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_computes_or_waits_for_the_disk_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     watch, ended = StepWatch(LIMIT, computes_here=True), threading.Event()
     watch.turn()
     with ThreadPoolExecutor(1) as pool, watch.computing(1):

@@ -1,4 +1,4 @@
-"""Who holds which block, and who may share one. No tensors."""
+"""Tests which sequence holds which KV cache block, and which sequences share blocks. Without tensors."""
 
 import random
 
@@ -25,12 +25,12 @@ def compute(blocks: BlockManager, sequence: Sequence) -> None:
 
 
 def cached_tokens(blocks: BlockManager, token_ids: list[int], steering_digest: bytes = b"") -> int:
-    """How many tokens of a new sequence are found, which then goes away again."""
+    """How many tokens of a new sequence are in the prefix cache. Frees the sequence again."""
     sequence = make_sequence(token_ids, steering_digest)
     blocks.match_prefix(sequence)
-    found = sequence.num_computed_tokens
+    num_cached = sequence.num_computed_tokens
     blocks.free(sequence)
-    return found
+    return num_cached
 
 
 def test_a_computed_prefix_is_found_in_whole_blocks() -> None:
@@ -73,8 +73,8 @@ def test_steered_and_unsteered_hold_different_blocks() -> None:
 
 
 @pytest.mark.parametrize(("prompt_length", "reusable"), [(1, 0), (4, 0), (5, 4), (8, 4), (9, 8)])
-def test_what_a_probe_measures_is_left_to_compute(prompt_length: int, reusable: int) -> None:
-    """And the token before it, which predicts the first of it."""
+def test_a_probes_content_is_always_computed(prompt_length: int, reusable: int) -> None:
+    """The token before the content is computed too, since it predicts the first content token."""
     blocks = BlockManager(num_blocks=32, block_size=4)
     tokens = list(range(16))
     compute(blocks, make_sequence(tokens))
@@ -84,7 +84,7 @@ def test_what_a_probe_measures_is_left_to_compute(prompt_length: int, reusable: 
     assert sequence.num_computed_tokens == reusable
 
 
-def test_sharing_and_freeing_keep_the_references_right() -> None:
+def test_sharing_and_freeing_keep_the_reference_counts_right() -> None:
     blocks = BlockManager(num_blocks=8, block_size=4)
     first, second = make_sequence(list(range(9))), make_sequence(list(range(10)))
     compute(blocks, first)
@@ -106,12 +106,12 @@ def test_the_least_recently_used_content_is_overwritten_first() -> None:
         sequence = make_sequence(list(range(start, start + 8)))
         compute(blocks, sequence)
         blocks.free(sequence)
-    compute(blocks, make_sequence(list(range(200, 206))))  # needs two blocks: those of the first
+    compute(blocks, make_sequence(list(range(200, 206))))  # takes the first sequence's two blocks
     assert cached_tokens(blocks, [*range(8), 1]) == 0
     assert cached_tokens(blocks, [*range(100, 108), 1]) == 8
 
 
-def test_starting_needs_only_blocks_that_nobody_holds() -> None:
+def test_a_start_needs_no_free_blocks_for_cached_blocks_in_use() -> None:
     blocks = BlockManager(num_blocks=8, block_size=4)
     held, cached = make_sequence(list(range(8))), make_sequence(list(range(100, 108)))
     compute(blocks, held)
@@ -130,7 +130,7 @@ def test_discarded_content_is_not_found_again() -> None:
     blocks.check_integrity([sequence])
 
 
-def test_it_gives_all_blocks_or_none() -> None:
+def test_it_allocates_all_blocks_or_none() -> None:
     blocks = BlockManager(num_blocks=3, block_size=4)
     sequence = make_sequence(list(range(13)))
     assert not blocks.allocate(sequence, 13)
@@ -146,7 +146,7 @@ def test_hashes_differ_between_processes() -> None:
     assert first.block_hashes != second.block_hashes
 
 
-def test_check_integrity_notices_a_lost_block() -> None:
+def test_check_integrity_detects_a_lost_block() -> None:
     blocks = BlockManager(num_blocks=4, block_size=4)
     sequence = make_sequence(list(range(8)))
     compute(blocks, sequence)

@@ -1,4 +1,4 @@
-"""Who runs next, who waits, who yields. No tensors: computing is pretended."""
+"""Tests which sequences run, wait and yield. Without a model: a stand-in marks tokens as computed."""
 
 import itertools
 import random
@@ -12,8 +12,8 @@ from inference.scheduling.scheduler import Scheduler
 from inference.scheduling.sequence import Sequence, Status, build_sequences
 
 
-class Bench:
-    """A scheduler with a clock to turn and a model that samples token 7."""
+class Harness:
+    """A scheduler with a clock that the test sets, and a stand-in for the model that samples token 7."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Bench:
         return sequences
 
     def step(self) -> dict[Sequence, int]:
-        """One step; what was scheduled of whom."""
+        """Runs one step. Returns the number of scheduled tokens of each sequence."""
         self.now += 0.01
         scheduled = self.scheduler.schedule()
         amounts = {sequence: sequence.num_scheduled_tokens for sequence in scheduled}
@@ -60,8 +60,8 @@ class Bench:
 
     def _compute(self, sequence: Sequence, amount: int) -> None:
         assert amount >= 1
-        room = len(sequence.block_table) * self.blocks.block_size
-        assert sequence.num_computed_tokens + amount <= room
+        capacity = len(sequence.block_table) * self.blocks.block_size
+        assert sequence.num_computed_tokens + amount <= capacity
         samples = sequence.samples_next
         before = sequence.num_computed_tokens
         sequence.num_computed_tokens += amount
@@ -73,161 +73,161 @@ class Bench:
                 self.scheduler.finish(sequence)
 
 
-def test_a_long_prompt_does_not_stall_a_running_answer() -> None:
-    bench = Bench(max_batch_tokens=8)
-    [short] = bench.add(3)
-    bench.step()
-    [long] = bench.add(40)
+def test_a_long_prefill_does_not_delay_decodes() -> None:
+    harness = Harness(max_batch_tokens=8)
+    [short] = harness.add(3)
+    harness.step()
+    [long] = harness.add(40)
     for _ in range(5):
-        assert bench.step() == {short: 1, long: 7}
+        assert harness.step() == {short: 1, long: 7}
 
 
-def test_a_short_prompt_need_not_wait_until_a_long_one_is_read() -> None:
-    bench = Bench(max_batch_tokens=8)
-    [long] = bench.add(40)
-    assert bench.step() == {long: 8}
-    [short] = bench.add(6)
-    assert bench.step() == {long: 4, short: 4}
-    assert bench.step() == {long: 6, short: 2}
-    assert bench.step() == {short: 1, long: 7}
+def test_a_short_prefill_does_not_wait_for_the_end_of_a_long_one() -> None:
+    harness = Harness(max_batch_tokens=8)
+    [long] = harness.add(40)
+    assert harness.step() == {long: 8}
+    [short] = harness.add(6)
+    assert harness.step() == {long: 4, short: 4}
+    assert harness.step() == {long: 6, short: 2}
+    assert harness.step() == {short: 1, long: 7}
 
 
-def test_a_long_prompt_takes_the_whole_step_while_nobody_else_can_start() -> None:
-    bench = Bench(max_batch_tokens=8, max_running=1)
-    [long] = bench.add(40)
-    bench.add(6)
+def test_a_long_prefill_gets_the_whole_budget_if_no_other_sequence_can_start() -> None:
+    harness = Harness(max_batch_tokens=8, max_running=1)
+    [long] = harness.add(40)
+    harness.add(6)
     for _ in range(5):
-        assert bench.step() == {long: 8}
+        assert harness.step() == {long: 8}
 
 
 def test_first_come_first_served() -> None:
-    bench = Bench(max_running=2)
-    first, second, third = (bench.add(3, 4)[0] for _ in range(3))
-    assert set(bench.step()) == {first, second}
+    harness = Harness(max_running=2)
+    first, second, third = (harness.add(3, 4)[0] for _ in range(3))
+    assert set(harness.step()) == {first, second}
     for _ in range(3):
-        bench.step()
-    assert set(bench.step()) == {third}
+        harness.step()
+    assert set(harness.step()) == {third}
 
 
 def test_a_nice_sequence_starts_after_all_others() -> None:
-    bench = Bench(max_running=1)
-    [nice] = bench.add(3, 2, nice=True)
-    [later] = bench.add(3, 2)
-    assert list(bench.step()) == [later]
-    bench.step()
-    assert list(bench.step()) == [nice]
+    harness = Harness(max_running=1)
+    [nice] = harness.add(3, 2, nice=True)
+    [later] = harness.add(3, 2)
+    assert list(harness.step()) == [later]
+    harness.step()
+    assert list(harness.step()) == [nice]
 
 
-def test_a_running_nice_sequence_gives_its_place_away() -> None:
-    bench = Bench(max_running=1)
-    [nice] = bench.add(3, 50, nice=True)
-    bench.step()
-    [other] = bench.add(3, 2)
-    assert list(bench.step()) == [other]
+def test_a_running_nice_sequence_is_preempted_for_its_slot() -> None:
+    harness = Harness(max_running=1)
+    [nice] = harness.add(3, 50, nice=True)
+    harness.step()
+    [other] = harness.add(3, 2)
+    assert list(harness.step()) == [other]
     assert nice.status is Status.WAITING
-    bench.step()
-    assert list(bench.step()) == [nice]
-    assert nice.num_output_tokens == 2, "what it had is kept"
+    harness.step()
+    assert list(harness.step()) == [nice]
+    assert nice.num_output_tokens == 2, "it keeps the token sampled before its preemption"
 
 
-def test_a_running_nice_sequence_gives_its_blocks_away() -> None:
-    bench = Bench(num_blocks=8)
-    [nice] = bench.add(20, 10, nice=True)
-    bench.step()
-    [other] = bench.add(20, 2)
-    assert list(bench.step()) == [other]
+def test_a_running_nice_sequence_is_preempted_for_its_blocks() -> None:
+    harness = Harness(num_blocks=8)
+    [nice] = harness.add(20, 10, nice=True)
+    harness.step()
+    [other] = harness.add(20, 2)
+    assert list(harness.step()) == [other]
     assert nice.status is Status.WAITING
 
 
-def test_nice_sequences_get_what_the_others_leave_of_a_step() -> None:
-    bench = Bench(max_batch_tokens=8)
-    [nice] = bench.add(2, 50, nice=True)
-    bench.step()
-    [prompt] = bench.add(12)
-    assert bench.step() == {nice: 1, prompt: 7}  # it starts with what is left of the step
-    [other] = bench.add(6)
-    assert bench.step() == {prompt: 4, nice: 1, other: 3}  # what runs comes before what starts
-    assert bench.step() == {prompt: 1, other: 3, nice: 1}
+def test_nice_sequences_get_the_rest_of_the_token_budget() -> None:
+    harness = Harness(max_batch_tokens=8)
+    [nice] = harness.add(2, 50, nice=True)
+    harness.step()
+    [prompt] = harness.add(12)
+    assert harness.step() == {nice: 1, prompt: 7}  # the new sequence starts with the rest of the budget
+    [other] = harness.add(6)
+    assert harness.step() == {prompt: 4, nice: 1, other: 3}  # running sequences come before new ones
+    assert harness.step() == {prompt: 1, other: 3, nice: 1}
 
 
 def test_a_nice_sequence_is_not_starved() -> None:
-    bench = Bench(max_running=1, nice_ageing_seconds=5.0)
-    [nice] = bench.add(3, 1, nice=True)
+    harness = Harness(max_running=1, nice_ageing_seconds=5.0)
+    [nice] = harness.add(3, 1, nice=True)
     started_at = None
     for _ in range(2000):
-        bench.add(3, 1)
-        if nice in bench.step():
-            started_at = bench.now
+        harness.add(3, 1)
+        if nice in harness.step():
+            started_at = harness.now
             break
     assert started_at is not None
     assert 5.0 <= started_at < 15.0
 
 
-def test_without_blocks_the_last_come_is_preempted_and_resumes() -> None:
-    bench = Bench(num_blocks=6, block_size=4, max_running=4)
-    [first] = bench.add(8, 12)
-    [second] = bench.add(8, 12)
+def test_if_blocks_run_out_the_newest_sequence_is_preempted_and_resumes() -> None:
+    harness = Harness(num_blocks=6, block_size=4, max_running=4)
+    [first] = harness.add(8, 12)
+    [second] = harness.add(8, 12)
     preempted = False
     for _ in range(60):
-        bench.step()
+        harness.step()
         preempted |= second.status is Status.WAITING
         assert first.status is not Status.WAITING
     assert preempted
     assert (first.num_output_tokens, second.num_output_tokens) == (12, 12)
 
 
-def test_choices_wait_until_the_first_one_has_read_the_prompt() -> None:
-    bench = Bench(max_batch_tokens=8)
-    first, second, third = bench.add(20, 3, n=3)
-    assert bench.step() == {first: 8}
-    assert bench.step() == {first: 8}
-    assert bench.step() == {first: 4}
-    assert bench.step() == {first: 1, second: 4, third: 3}
+def test_choices_wait_until_the_first_one_has_computed_the_prompt() -> None:
+    harness = Harness(max_batch_tokens=8)
+    first, second, third = harness.add(20, 3, n=3)
+    assert harness.step() == {first: 8}
+    assert harness.step() == {first: 8}
+    assert harness.step() == {first: 4}
+    assert harness.step() == {first: 1, second: 4, third: 3}
 
 
-def test_when_the_first_choice_is_gone_the_second_reads_the_prompt() -> None:
-    bench = Bench(max_batch_tokens=8)
-    first, second, third = bench.add(20, 3, n=3)
-    bench.step()
-    bench.scheduler.finish(first)
-    assert bench.step() == {second: 8}  # after the 8 tokens that the first one left
-    assert bench.step() == {second: 4}
-    assert bench.step() == {second: 1, third: 4}
+def test_if_the_first_choice_ends_early_the_second_computes_the_prompt() -> None:
+    harness = Harness(max_batch_tokens=8)
+    first, second, third = harness.add(20, 3, n=3)
+    harness.step()
+    harness.scheduler.finish(first)
+    assert harness.step() == {second: 8}  # the first one's 8 tokens are cached
+    assert harness.step() == {second: 4}
+    assert harness.step() == {second: 1, third: 4}
 
 
-def test_nice_sequences_stay_where_their_going_would_not_help() -> None:
-    bench = Bench(num_blocks=12, block_size=4)
-    [old] = bench.add(20, 20)
-    bench.step()
-    [nice] = bench.add(4, 50, nice=True)
-    bench.step()
-    bench.add(40)  # has no room while the first one runs
+def test_nice_sequences_are_not_preempted_if_that_would_not_free_enough_blocks() -> None:
+    harness = Harness(num_blocks=12, block_size=4)
+    [old] = harness.add(20, 20)
+    harness.step()
+    [nice] = harness.add(4, 50, nice=True)
+    harness.step()
+    harness.add(40)  # does not fit while the first one runs
     for _ in range(3):
-        assert nice in bench.step()
+        assert nice in harness.step()
     assert old.num_output_tokens == 5
 
 
-def test_nice_sequences_stay_where_a_cached_prefix_leaves_room() -> None:
-    bench = Bench(num_blocks=14, block_size=4)
-    [old] = bench.add(20, 20)
-    [nice] = bench.add(8, 50, nice=True)
-    bench.step()
+def test_nice_sequences_are_not_preempted_if_a_cached_prefix_saves_enough_blocks() -> None:
+    harness = Harness(num_blocks=14, block_size=4)
+    [old] = harness.add(20, 20)
+    [nice] = harness.add(8, 50, nice=True)
+    harness.step()
     request = GenerationRequest("s", [*old.token_ids[:20], 1, 2], 5)
-    [sharing] = build_sequences(request, bench.now, bench._numbers, bench._seeds)
-    bench.scheduler.add(sharing)
-    assert set(bench.step()) == {old, nice, sharing}
+    [sharing] = build_sequences(request, harness.now, harness._numbers, harness._seeds)
+    harness.scheduler.add(sharing)
+    assert set(harness.step()) == {old, nice, sharing}
 
 
-def test_a_finished_sequence_leaves_nothing_behind() -> None:
-    bench = Bench(max_running=1)
-    [running] = bench.add(9)
-    [waiting] = bench.add(9)
-    bench.step()
-    bench.scheduler.finish(running)
-    bench.scheduler.finish(waiting)
-    assert list(bench.scheduler.sequences()) == []
-    assert bench.blocks.num_free_blocks == bench.blocks.num_blocks
-    assert bench.step() == {}
+def test_a_finished_sequence_holds_no_blocks() -> None:
+    harness = Harness(max_running=1)
+    [running] = harness.add(9)
+    [waiting] = harness.add(9)
+    harness.step()
+    harness.scheduler.finish(running)
+    harness.scheduler.finish(waiting)
+    assert list(harness.scheduler.sequences()) == []
+    assert harness.blocks.num_free_blocks == harness.blocks.num_blocks
+    assert harness.step() == {}
 
 
 ACTIONS = st.lists(
@@ -248,50 +248,50 @@ ACTIONS = st.lists(
     max_running=st.integers(1, 6),
 )
 @settings(max_examples=150, deadline=None)
-def test_whatever_comes_every_sequence_ends_and_no_block_is_lost(
+def test_every_sequence_ends_and_no_block_is_lost(
     actions: list[tuple], num_blocks: int, max_batch_tokens: int, max_running: int
 ) -> None:
-    bench = Bench(num_blocks=num_blocks, max_batch_tokens=max_batch_tokens, max_running=max_running)
+    harness = Harness(num_blocks=num_blocks, max_batch_tokens=max_batch_tokens, max_running=max_running)
     sequences: list[Sequence] = []
     for name, *arguments in actions:
         if name == "add":
             length, max_tokens, nice, n = arguments
-            sequences += bench.add(length, max_tokens, nice=nice, n=n)
+            sequences += harness.add(length, max_tokens, nice=nice, n=n)
         elif name == "step":
             for _ in range(arguments[0]):
-                bench.step()
+                harness.step()
         elif name == "wait":
-            bench.now += arguments[0]
+            harness.now += arguments[0]
         elif arguments[0] < len(sequences):
-            bench.scheduler.finish(sequences[arguments[0]])
+            harness.scheduler.finish(sequences[arguments[0]])
     tokens = sum(s.num_tokens + s.max_tokens for s in sequences)
     for _ in range(20 * tokens + 20):
-        if not any(True for _ in bench.scheduler.sequences()):
+        if not any(True for _ in harness.scheduler.sequences()):
             break
-        bench.step()
+        harness.step()
     assert all(sequence.status is Status.FINISHED for sequence in sequences)
-    assert bench.blocks.num_free_blocks == num_blocks
+    assert harness.blocks.num_free_blocks == num_blocks
 
 
-def test_it_says_once_when_a_request_left_the_queue() -> None:
-    bench = Bench(max_running=1)
-    [first] = bench.add(4)
-    bench.step()
-    assert bench.scheduler.take_starts() == {"r": first.started} == {"r": 0.01}
-    [second] = bench.add(4)
-    bench.step()
-    assert bench.scheduler.take_starts() == {}, "it still waits"
-    bench.scheduler._preempt(first)
-    bench.scheduler.finish(first)
-    bench.step()
-    assert bench.scheduler.take_starts() == {"r": second.started} == {"r": 0.03}
+def test_it_reports_once_when_a_request_left_the_queue() -> None:
+    harness = Harness(max_running=1)
+    [first] = harness.add(4)
+    harness.step()
+    assert harness.scheduler.take_starts() == {"r": first.started} == {"r": 0.01}
+    [second] = harness.add(4)
+    harness.step()
+    assert harness.scheduler.take_starts() == {}, "it still waits"
+    harness.scheduler._preempt(first)
+    harness.scheduler.finish(first)
+    harness.step()
+    assert harness.scheduler.take_starts() == {"r": second.started} == {"r": 0.03}
 
 
-def test_what_was_preempted_does_not_leave_the_queue_again() -> None:
-    bench = Bench()
-    [sequence] = bench.add(4)
-    bench.step()
-    bench.scheduler.take_starts()
-    bench.scheduler._preempt(sequence)
-    assert bench.step() != {}
-    assert bench.scheduler.take_starts() == {}
+def test_a_start_after_a_preemption_is_not_reported() -> None:
+    harness = Harness()
+    [sequence] = harness.add(4)
+    harness.step()
+    harness.scheduler.take_starts()
+    harness.scheduler._preempt(sequence)
+    assert harness.step() != {}
+    assert harness.scheduler.take_starts() == {}
