@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -71,8 +72,8 @@ def create_app(settings: Settings, engine: Engine, observers: Sequence[Observer]
     for module in (chat, concepts, models, tokenization, operations, docs):
         app.include_router(module.router)
         app.include_router(module.router, prefix="/v1", include_in_schema=False)
-    document = build_openapi(app, settings, gateway.tokenizer.size)
-    app.openapi = lambda: document  # type: ignore[method-assign]
+    build = partial(build_openapi, app, settings, gateway.tokenizer.size)
+    app.openapi = cache(build)  # type: ignore[method-assign]
     return app
 
 

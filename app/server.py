@@ -116,6 +116,7 @@ def _refusals(metrics: Metrics) -> Callable[[str, int], None]:
 
 def _start_app(settings: Settings, engine: Engine, observers: Sequence[Observer]) -> FastAPI:
     app = create_app(settings, engine, observers)
+    app.openapi()  # builds the document and caches it, so that no request has to wait for it
     gateway: Gateway = app.state.gateway
     if settings.steering.train_at_start:
         gateway.concepts.train_all()
