@@ -29,11 +29,14 @@ SLOW = (
     "tests/test_dockerfile.py",
     "tests/test_installation.py",
     # Kernels in Triton's interpreter, generated requests, and clients that wait.
+    "tests/app/http/test_connection.py",
+    "tests/app/http/test_malformed_http.py",
     "tests/app/http/test_stalls.py",
     "tests/app/test_schemathesis.py",
     "tests/benchmarks/test_gpu.py",
     "tests/inference/backends/cuda/test_fusion.py",
     "tests/inference/backends/cuda/test_paged_attention.py",
+    "tests/inference/steering/test_serving.py",
 )
 """Folders and files that `make test-fast` leaves out."""
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")

@@ -1,5 +1,6 @@
 """Sampled tokens follow the distributions that the parameters define."""
 
+import itertools
 import math
 import random
 from pathlib import Path
@@ -34,28 +35,33 @@ def weigh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 _weigh = sampler.weigh
 
 
+def make_sequences(count: int, seed: int = 0, **sampling: object) -> list[Sequence]:
+    """The choices of one request, each with random numbers of its own."""
+    request = GenerationRequest("r", [0], max_tokens=100, n=count, sampling=SamplingParams(**sampling))
+    return build_sequences(request, 0.0, itertools.count(), random.Random(seed))
+
+
 def make_sequence(output: list[int] | None = None, seed: int = 0, **sampling: object) -> Sequence:
-    request = GenerationRequest("r", [0], max_tokens=100, sampling=SamplingParams(**sampling))
-    [sequence] = build_sequences(request, 0.0, iter([0]), random.Random(seed))
+    [sequence] = make_sequences(1, seed, **sampling)
     for token_id in output or []:
         sequence.append(token_id)
     return sequence
 
 
-class StepOutcome(NamedTuple):
+class SampleResult(NamedTuple):
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
 
 
-def sample(sequences: list[Sequence], logits: torch.Tensor = LOGITS) -> StepOutcome:
+def sample(sequences: list[Sequence], logits: torch.Tensor = LOGITS) -> SampleResult:
     drawer = Sampler(logits.shape[-1], torch.device("cpu"), _weigh)
     rows = logits.repeat(len(sequences), 1) if logits.dim() == 1 else logits.clone()
-    return StepOutcome(*drawer.sample(rows, drawer.prepare(sequences)).read())
+    return SampleResult(*drawer.sample(rows, drawer.prepare(sequences)).read())
 
 
 def distribution(draws: int = 8000, logits: torch.Tensor = LOGITS, **sampling: object) -> torch.Tensor:
     """How often each token was sampled."""
-    sequences = [make_sequence(seed=i, **sampling) for i in range(draws)]
+    sequences = make_sequences(draws, **sampling)
     return torch.bincount(torch.tensor(sample(sequences, logits).token_ids), minlength=logits.shape[-1])
 
 
