@@ -173,7 +173,7 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _refuse_open_network(settings: Settings) -> None:
-    if settings.has_tokens or _is_loopback(settings.server.host):
+    if settings.has_access_tokens or _is_loopback(settings.server.host):
         return
     raise SettingsError(
         f"server.host {settings.server.host} is not a loopback address, but there are no access tokens: "

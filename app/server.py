@@ -226,7 +226,7 @@ def _welcome(settings: Settings, listener: socket.socket) -> None:
         _log.info("serving %(model)s at %(url)s", {"model": settings.model.name, "url": url})
         return
     body = {"model": settings.model.name, "messages": [{"role": "user", "content": "Hello!"}]}
-    token = " -H 'Authorization: Bearer TOKEN'" if settings.has_tokens else ""
+    token = " -H 'Authorization: Bearer TOKEN'" if settings.has_access_tokens else ""
     print(
         f"Tiller {__version__} serves {settings.model.name} at {url} (API: {url}/docs). Try:\n"
         f"  curl {url}/chat/completions{token} -H 'Content-Type: application/json' -d '{json.dumps(body)}'",

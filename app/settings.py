@@ -275,7 +275,7 @@ class Settings(BaseSettings):
         return Path(self.data_directory).expanduser() / "tokens.json"
 
     @property
-    def has_tokens(self) -> bool:
+    def has_access_tokens(self) -> bool:
         """Whether callers need an access token. They still do if the last one in the file was revoked."""
         return bool(self.auth.tokens) or os.path.exists(self.token_file)
 

@@ -115,7 +115,7 @@ def stop(engine: Engine) -> None:
 
 
 def add_concepts(engine: Engine, count: int) -> list[str]:
-    blocks, size = len(engine.runner.model.blocks), engine.runner.model.hidden_size
+    blocks, size = len(engine.runner.model.layers), engine.runner.model.hidden_size
     rng = np.random.default_rng(0)
     engine.steerer.calibration = Calibration((10.0,) * blocks, cap=0.3)
     names = [f"c{i}" for i in range(count)]

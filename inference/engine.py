@@ -40,9 +40,9 @@ class Engine:
         self.watch = StepWatch(config.max_step_seconds, computes_here=runner.model.device.type == "cpu")
         self._steps = StepRunner(runner, self.watch)
         self.steerer = Steerer(runner.bank)
-        self.blocks = BlockManager(runner.num_blocks, config.block_size)
+        self.block_manager = BlockManager(runner.num_blocks, config.block_size)
         self.scheduler = Scheduler(
-            self.blocks,
+            self.block_manager,
             max_batch_tokens=config.max_batch_tokens,
             max_running=config.max_running,
             nice_ageing_seconds=config.nice_ageing_seconds,
@@ -54,7 +54,7 @@ class Engine:
             vocab_size=runner.model.vocab_size,
             # The cache holds the last token of a probe as well.
             max_tokens=min(self.context_length, runner.num_blocks * config.block_size),
-            shape=(len(runner.model.blocks), runner.model.hidden_size),
+            shape=(len(runner.model.layers), runner.model.hidden_size),
         )
         self._max_queued = config.max_queued
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling, not secrets
@@ -74,11 +74,11 @@ class Engine:
         return EngineStats(
             running=len(self.scheduler.running),
             waiting=self.scheduler.num_waiting,
-            blocks=self.blocks.num_blocks,
-            blocks_in_use=self.blocks.num_blocks - self.blocks.num_free_blocks,
+            blocks=self.block_manager.num_blocks,
+            blocks_in_use=self.block_manager.num_blocks - self.block_manager.num_free_blocks,
             preemptions=self.scheduler.num_preemptions,
-            prefix_cache_queries=self.blocks.num_prefix_cache_queries,
-            prefix_cache_hits=self.blocks.num_prefix_cache_hits,
+            prefix_cache_queries=self.block_manager.num_prefix_cache_queries,
+            prefix_cache_hits=self.block_manager.num_prefix_cache_hits,
         )
 
     def add(self, request: GenerationRequest) -> SubmitResult:
@@ -120,7 +120,7 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Raises RuntimeError if the bookkeeping of blocks is inconsistent."""
-        self.blocks.check_integrity(self.scheduler.sequences())
+        self.block_manager.check_integrity(self.scheduler.sequences())
 
     def _refusal(self, request: GenerationRequest) -> SubmitResult | None:
         if fault := self._fault(request):
@@ -186,7 +186,7 @@ class Engine:
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
             sequence.num_scheduled_tokens = 0
             if sequence not in not_finite:
-                self.blocks.register(sequence, before)
+                self.block_manager.register(sequence, before)
         for sequence in computed:
             if sequence.probe is not None and sequence.num_uncomputed_tokens == 0:
                 self._complete_probe(sequence, sequence.probe)
@@ -205,7 +205,7 @@ class Engine:
                 self._fail_probe(sequence, sequence.probe)
             elif sequence.status is not Status.FINISHED:
                 for choice in self._sequences[sequence.request_id].values():
-                    self.blocks.discard(choice)
+                    self.block_manager.discard(choice)
                 self.abort(sequence.request_id)
                 failures.append(Failure(sequence.request_id, detail))
         return failures
@@ -219,7 +219,7 @@ class Engine:
         return TokenEvent(sequence.request_id, sequence.index, token.token_id, reason, token.logprobs)
 
     def _add_probes(self) -> None:
-        for probe in self.trainer.hand_out(serving=bool(self._sequences)):
+        for probe in self.trainer.next_probes(serving=bool(self._sequences)):
             steering = None if probe.vectors is None else self.steerer.acquire(probe.vectors)
             number = next(self._numbers)
             sequence = build_probe_sequence(probe, self.scheduler.clock(), number, steering)
@@ -228,16 +228,16 @@ class Engine:
 
     def _complete_probe(self, sequence: Sequence, probe: Probe) -> None:
         if not math.isfinite(probe.mean_logprob):
-            self.blocks.discard(sequence)
+            self.block_manager.discard(sequence)
         self._release(sequence)
         self._probe_sequences.remove(sequence)
-        self.trainer.take_back(probe)
+        self.trainer.complete_probe(probe)
 
     def _fail_probe(self, sequence: Sequence, probe: Probe) -> None:
-        self.blocks.discard(sequence)
+        self.block_manager.discard(sequence)
         self._release(sequence)
         self._probe_sequences.remove(sequence)
-        self.trainer.give_up(probe)
+        self.trainer.fail_probe(probe)
 
     def _release(self, sequence: Sequence) -> None:
         """Releases the sequence's blocks and its row of the steering bank."""

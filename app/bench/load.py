@@ -23,7 +23,7 @@ from app.bench.client import (
     first_model,
 )
 from app.bench.figures import Measurement, Point
-from app.bench.prompts import FEWEST_WORDS, Prompts
+from app.bench.prompts import MIN_WORDS, Prompts
 
 _PROBES = (4, 36)
 """Lengths, in words, of the two prompts that show how a server counts tokens."""
@@ -118,7 +118,7 @@ class Contender:
         """
         few = Workload(min(_WARM_UP_TOKENS, self.workload.tokens), banned=self.workload.banned)
         async with connect(self.target) as client:
-            await _loop(client, self._bodies(few, FEWEST_WORDS, concurrency), concurrency)
+            await _loop(client, self._bodies(few, MIN_WORDS, concurrency), concurrency)
 
     async def send_one(self) -> None:
         """Sends one request, so that a paused server is warm again. Ignores errors."""

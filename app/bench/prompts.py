@@ -2,7 +2,7 @@
 
 import random
 
-FEWEST_WORDS = 4
+MIN_WORDS = 4
 """Minimum length of a prompt, in words. Enough for all prompts of a run to differ."""
 
 # Most tokenizers encode each of these words as one token.
@@ -38,12 +38,12 @@ class Prompts:
         self._drawn: set[str] = set()
 
     def draw(self, words: int) -> str:
-        """Returns the next prompt. It has at least FEWEST_WORDS words."""
+        """Returns the next prompt. It has at least MIN_WORDS words."""
         while True:
             # Each prompt has its own seed. Servers with different templates need prompts of slightly
             # different lengths, and still get the same words, up to that difference.
             generator = random.Random(f"{self._seed} {self._tried}")  # noqa: S311 - not for secrets
-            prompt = " ".join(generator.choices(_WORDS, k=max(words, FEWEST_WORDS)))
+            prompt = " ".join(generator.choices(_WORDS, k=max(words, MIN_WORDS)))
             self._tried += 1
             if prompt not in self._drawn:
                 self._drawn.add(prompt)

@@ -9,7 +9,7 @@ from typing import Any
 from app.bench.figures import Figures
 
 Column = Callable[[Figures], str]
-NONE = "–"
+NO_VALUE = "–"
 
 _COLUMNS: dict[str, Column] = {
     "prompt tokens": lambda row: _number(row.prompt_tokens_p50, ".0f"),
@@ -80,8 +80,8 @@ def _flat(row: Figures) -> dict[str, Any]:
 
 
 def _number(value: float | None, style: str) -> str:
-    return NONE if value is None else format(value, style)
+    return NO_VALUE if value is None else format(value, style)
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return NONE if seconds is None else f"{seconds * 1e3:.0f}"
+    return NO_VALUE if seconds is None else f"{seconds * 1e3:.0f}"

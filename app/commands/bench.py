@@ -12,7 +12,7 @@ from app.bench.client import BenchError, Target, Workload, parse_target
 from app.bench.figures import Measurement, summarize
 from app.bench.load import Plan, compare
 from app.bench.plot import check_plot, draw
-from app.commands.errors import reporting
+from app.commands.errors import exit_on_errors
 
 _LOCAL = "http://127.0.0.1:8000"
 
@@ -54,7 +54,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure chat servers under load: throughput, time to first token, inter-token latency."""
-    with reporting(BenchError, OSError):
+    with exit_on_errors(BenchError, OSError):
         plan = Plan(
             parse_numbers(concurrency, least=1),
             parse_numbers(prompt_tokens, least=1),

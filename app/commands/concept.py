@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.errors import CommandError, reporting
+from app.commands.errors import CommandError, exit_on_errors
 from app.concepts.concept import Example, digest_of
 
 _ROUTE = "/steering_concepts"
@@ -78,7 +78,7 @@ def delete(concept: ConceptId, url: Url = _LOCAL, token: Token = None) -> None:
 
 @contextmanager
 def _reporting_errors() -> Iterator[None]:
-    with reporting():
+    with exit_on_errors():
         try:
             yield
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -24,7 +24,7 @@ def fail(message: str, status: int = FAILED) -> NoReturn:
 
 
 @contextmanager
-def reporting(*kinds: type[Exception], status: int = FAILED) -> Iterator[None]:
+def exit_on_errors(*kinds: type[Exception], status: int = FAILED) -> Iterator[None]:
     """Ends the command with the error's message if the block raises one of these errors or CommandError."""
     reported: tuple[type[Exception], ...] = (CommandError, *kinds)
     try:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.errors import MISUSED, fail, reporting
+from app.commands.errors import MISUSED, exit_on_errors, fail
 from app.configuration import SettingsError, default_config, read_settings
 from app.settings import ServerSettings
 
@@ -22,7 +22,7 @@ def health(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 4.0,
 ) -> None:
     """Check whether the server on this machine serves requests. Exit status: 0 if it does, else 1."""
-    with reporting(SettingsError, status=MISUSED):
+    with exit_on_errors(SettingsError, status=MISUSED):
         server = read_settings(default_config(config)).server
     if fault := _fault(server, timeout):
         fail(fault)

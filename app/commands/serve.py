@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.errors import MISUSED, reporting
+from app.commands.errors import MISUSED, exit_on_errors
 
 
 def serve(
@@ -26,7 +26,7 @@ def serve(
 
     given = {"host": host, "port": port}
     overrides = {key: value for key, value in given.items() if value is not None}
-    with reporting(SettingsError, status=MISUSED):
+    with exit_on_errors(SettingsError, status=MISUSED):
         settings = load_settings(default_config(config), server=overrides)
-    with reporting(StartError):
+    with exit_on_errors(StartError):
         server.run(settings)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from app.commands.errors import CommandError, reporting
+from app.commands.errors import CommandError, exit_on_errors
 from app.configuration import SettingsError, default_config, read_settings
 from app.limits.access_tokens import AccessTokenFile, AccessTokenFileError
 from app.settings import AccessScope, AccessToken
@@ -104,7 +104,7 @@ def revoke(name: Name, config: Config = None) -> None:
 
 @contextmanager
 def _reporting_errors() -> Iterator[None]:
-    with reporting(SettingsError, AccessTokenFileError):
+    with exit_on_errors(SettingsError, AccessTokenFileError):
         try:
             yield
         except ValidationError as error:

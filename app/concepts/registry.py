@@ -93,7 +93,7 @@ class Concepts:
             except ApiError as error:
                 raise _unusable(concept, error) from None
 
-    def refused(self, concepts: Sequence[Concept]) -> ApiError:
+    def refusal_error(self, concepts: Sequence[Concept]) -> ApiError:
         """The error for a request that the engine refuses for an unknown concept, though all were usable."""
         for concept in concepts:
             if not self._is_current(concept):

@@ -40,7 +40,7 @@ class Authenticate:
     def _caller(self, scope: Scope) -> AccessToken | None:
         """The caller's access token, or None if the path is open. Raises Unauthorized."""
         self._tokens.refresh()
-        if not self._tokens.guarded or unversioned(scope["path"]) in self._open_paths:
+        if not self._tokens.required or unversioned(scope["path"]) in self._open_paths:
             return None
         token = self._tokens.find(_bearer_token(Headers(scope=scope)))
         if token is None:

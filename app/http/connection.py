@@ -35,10 +35,10 @@ Headers = list[tuple[bytes, bytes]]
 class Door(Protocol):
     """Decides about each request before the app is called."""
 
-    def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
+    def refuse(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
         """The whole HTTP response to a request that is refused; None if the app is to answer."""
 
-    def let_in(self, scope: HTTPScope) -> None:
+    def accept(self, scope: HTTPScope) -> None:
         """Called for a request that was not turned away, just before the app. May add to the app's scope."""
 
 
@@ -125,14 +125,14 @@ class Connection(HttpToolsProtocol):
         self._check_head()
         self._enter(_Part.BODY)
         is_plain = self._is_plain
-        if is_plain and (answer := self.door.turn_away(self.parser.get_method(), self.url, self.headers)):
+        if is_plain and (answer := self.door.refuse(self.parser.get_method(), self.url, self.headers)):
             self.cycle = _Answered()  # type: ignore[assignment]
             self.transport.write(answer)
             self.on_response_complete()
             return
         super().on_headers_complete()
         if is_plain:
-            self.door.let_in(self.scope)
+            self.door.accept(self.scope)
         self._body_is_left = self.parser.should_upgrade() and bool(self._framing())
 
     def on_chunk_header(self) -> None:

@@ -112,13 +112,13 @@ class Doorkeeper:
         self._has_origins = has_origins
         self._observers = observers
 
-    def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
+    def refuse(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
         if not _generates(method.decode(), target.partition(b"?")[0].decode("latin-1")):
             return None
         if self._has_origins and any(name == b"origin" for name, _ in headers):
             return None
         try:
-            self._admission.check_room(1)
+            self._admission.check_capacity(1)
         except ApiError as error:
             return self._refuse(error)
         return None
@@ -137,7 +137,7 @@ class Doorkeeper:
         for observe in self._observers:
             observe(observation)
 
-    def let_in(self, scope: HTTPScope) -> None:
+    def accept(self, scope: HTTPScope) -> None:
         """Reserves capacity for a chat request. ReserveCapacity releases it, or answers if there is none."""
         if _generates(scope["method"], scope["path"]):
             with suppress(ApiError):

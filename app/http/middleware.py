@@ -139,7 +139,7 @@ def _complete(observation: Observation, scope: Scope) -> None:
     headers = Headers(scope=scope)
     observation.client_request_id = _client_request_id(headers)
     observation.trace_headers = {name: headers[name] for name in _TRACE_HEADERS if name in headers}
-    observation.end()
+    observation.mark_ended()
 
 
 def _client_request_id(headers: Headers) -> str | None:

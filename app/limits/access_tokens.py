@@ -74,7 +74,7 @@ class AccessTokens:
         self._file = file
         self._stamp = file.stamp()
         self._known = _by_digest(configured, file.read())
-        self.guarded = bool(configured) or self._stamp is not None
+        self.required = bool(configured) or self._stamp is not None
 
     def find(self, token: str) -> AccessToken | None:
         """Compares only digests, so that the time it takes reveals nothing about the valid access tokens."""
@@ -86,7 +86,7 @@ class AccessTokens:
         if stamp == self._stamp:
             return
         self._stamp = stamp
-        self.guarded = True
+        self.required = True
         try:
             self._known = _by_digest(self._configured, self._file.read())
         except AccessTokenFileError as error:

@@ -35,7 +35,7 @@ class AdmissionController:
 
         Raises UNAVAILABLE or QUEUE_FULL.
         """
-        self.check_room(1)
+        self.check_capacity(1)
         return Reservation(self)
 
     def admit(self, caller: AccessToken | None, nice: bool, reservation: "Reservation") -> "AdmittedRequest":
@@ -49,7 +49,7 @@ class AdmissionController:
         return AdmittedRequest(reservation, account)
 
     @contextmanager
-    def counting(self, caller: AccessToken | None) -> Iterator[None]:
+    def track_request(self, caller: AccessToken | None) -> Iterator[None]:
         """Counts a request that needs no engine capacity, while the context is open. Raises RATE_LIMITED."""
         account = self._account(caller, nice=False)
         account.check_requests()
@@ -59,11 +59,11 @@ class AdmissionController:
         finally:
             account.requests -= 1
 
-    def check_room(self, choices: int) -> None:
+    def check_capacity(self, choices: int) -> None:
         """Raises UNAVAILABLE if the engine is down, QUEUE_FULL if it has no capacity for these choices."""
         if not self._engine.available:
             raise EngineUnavailable
-        if self._reserved + choices > self._engine.room:
+        if self._reserved + choices > self._engine.free_capacity:
             raise QueueFull
 
     def change_reserved(self, choices: int) -> None:
@@ -92,7 +92,7 @@ class Reservation:
     def resize(self, choices: int) -> None:
         """Changes the reservation to this number of choices. Raises UNAVAILABLE or QUEUE_FULL."""
         more = choices - self._choices
-        self._admission.check_room(more)
+        self._admission.check_capacity(more)
         self._admission.change_reserved(more)
         self._choices = choices
 

@@ -22,7 +22,7 @@ from app.schemas.completions import ChatCompletion
 from app.settings import AccessScope
 from app.telemetry.observation import Observation
 from app.text.generation_request import check_model, generation_request
-from app.text.transcript import Heading, Transcript
+from app.text.transcript import AnswerHeader, Transcript
 from app.workers.engine import Generation
 from inference.interface.protocol import GenerationRequest
 
@@ -57,26 +57,26 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
     try:
         chat = await read_json(request, ChatRequest, gateway.settings.limits)
         wanted, concepts = await _prepare(gateway, chat, admitted, observation.request_id, nice)
-        observation.asked = wanted
+        observation.generation_request = wanted
         if gateway.settings.log.texts:
             observation.messages = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
             observation.answers = [""] * chat.n
         if wanted.steering:
             async with while_connected(request.receive):
                 await gateway.concepts.make_usable(concepts)
-        observation.queue()
+        observation.mark_submitted()
         generation = await _start(gateway, wanted, concepts, admitted, request.receive)
-        observation.begin(generation.queue_seconds)
+        observation.mark_first_token(generation.queue_seconds)
     except BaseException:
         admitted.end()
         raise
-    heading = Heading(
+    header = AnswerHeader(
         "chatcmpl-" + observation.request_id,
         int(time.time()),
         gateway.settings.model.name,
         gateway.system_fingerprint,
     )
-    transcript = Transcript(heading, gateway.tokenizer, wanted, chat.stop)
+    transcript = Transcript(header, gateway.tokenizer, wanted, chat.stop)
     answer = Answer(observation, generation, transcript, gateway.metrics, admitted)
     if chat.stream:
         return AnswerStream(answer, chat.stream_options.include_usage)
@@ -125,13 +125,13 @@ async def _start(
 async def _wait_for_begin(generation: Generation, seconds: float, receive: Receive) -> None:
     """Raises QUEUE_FULL, ClientDisconnect, or the exception that ended the generation before it began."""
     disconnect = asyncio.ensure_future(receive())  # The body is read, so the next message is the disconnect.
-    awaited: set[asyncio.Future[Any]] = {generation.begun, disconnect}
+    awaited: set[asyncio.Future[Any]] = {generation.first_events, disconnect}
     try:
         await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         disconnect.cancel()
-    if generation.begun.done():
-        generation.begun.result()
+    if generation.first_events.done():
+        generation.first_events.result()
     elif disconnect.done():
         raise ClientDisconnect
     else:
@@ -143,5 +143,5 @@ async def _submit(gateway: Gateway, wanted: GenerationRequest, concepts: Sequenc
         return await gateway.engine.submit(wanted)
     except ApiError as error:
         if error.code is ErrorCode.UNKNOWN_STEERING_CONCEPT and concepts:
-            raise gateway.concepts.refused(concepts) from None
+            raise gateway.concepts.refusal_error(concepts) from None
         raise

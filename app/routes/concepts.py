@@ -59,7 +59,7 @@ async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     - 503 `QUEUE_FULL`: too many concepts are being created.
     - 503 `UNAVAILABLE`: the engine is down, or the concept cannot be stored.
     """
-    with gateway.admission.counting(caller_of(request)):
+    with gateway.admission.track_request(caller_of(request)):
         wanted = await read_json(request, ConceptRequest, gateway.settings.limits)
         if wanted.model is not None:
             check_model(wanted.model, gateway.settings.model.name)

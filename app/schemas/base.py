@@ -43,7 +43,7 @@ class RequestModel(BaseModel):
         return data
 
 
-def broken(rule: str, given: object, *at: str | int) -> PydanticCustomError:
+def rule_error(rule: str, given: object, *at: str | int) -> PydanticCustomError:
     """The error that a validator raises. The message is the field's path, `rule` and the value `given`.
 
     `at`: the path from the validated field to the value at fault.

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.schemas.base import RequestModel, broken, limits_of
+from app.schemas.base import RequestModel, limits_of, rule_error
 from app.schemas.concepts import ID_PATTERN, ConceptId, full_id
 
 MAX_STOPS = 16
@@ -39,11 +39,11 @@ def _join_parts(content: Any) -> Any:
         return content
     for position, part in enumerate(content):
         if not isinstance(part, dict):
-            raise broken("must be an object", part, position)
+            raise rule_error("must be an object", part, position)
         if part.get("type") != "text":
-            raise broken("must be 'text', the only supported type", part.get("type"), position, "type")
+            raise rule_error("must be 'text', the only supported type", part.get("type"), position, "type")
         if not isinstance(part.get("text"), str):
-            raise broken("must be a string", part.get("text"), position, "text")
+            raise rule_error("must be a string", part.get("text"), position, "text")
     return "".join(part["text"] for part in content)
 
 
@@ -66,12 +66,12 @@ class StreamOptions(RequestModel):
 
 def _parse_bias(given: Any) -> Any:
     if not isinstance(given, dict):
-        raise broken("must be an object that maps token ids to numbers", given)
+        raise rule_error("must be an object that maps token ids to numbers", given)
     for key, value in given.items():
         if not re.fullmatch(_DECIMAL[1:-1], key):
-            raise broken("is not a token id", key, key)
+            raise rule_error("is not a token id", key, key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-            raise broken("must be a finite number", value, key)
+            raise rule_error("must be a finite number", value, key)
     return {int(key): float(value) for key, value in given.items()}
 
 
@@ -89,19 +89,19 @@ def _as_tuple(stop: Any) -> Any:
 
 
 def _reject(given: Any) -> Any:
-    raise broken("is unsupported", given)
+    raise rule_error("is unsupported", given)
 
 
 def _name_concepts(given: Any) -> Any:
     """Returns the full ids, which begin with `_worker/`. Keeps the order and removes duplicates."""
     if not isinstance(given, list):
-        raise broken("must be an array of strings", given)
+        raise rule_error("must be an array of strings", given)
     for position, concept in enumerate(given):
         if not isinstance(concept, str) or not re.fullmatch(ID_PATTERN, concept):
-            raise broken("must match ^_worker/[a-zA-Z0-9-_]{1,64}$", concept, position)
+            raise rule_error("must match ^_worker/[a-zA-Z0-9-_]{1,64}$", concept, position)
     distinct = tuple(dict.fromkeys(map(full_id, given)))
     if len(distinct) > MAX_STEERING_CONCEPTS:
-        raise broken(f"must name at most {MAX_STEERING_CONCEPTS} concepts", given)
+        raise rule_error(f"must name at most {MAX_STEERING_CONCEPTS} concepts", given)
     return distinct
 
 
@@ -201,7 +201,7 @@ class ChatRequest(RequestModel):
         else:
             limit, what = limits.max_logit_bias, "entries"
         if isinstance(given, list | dict) and len(given) > limit:
-            raise broken(f"must have at most {limit} {what}", len(given))
+            raise rule_error(f"must have at most {limit} {what}", len(given))
         return given
 
     @field_validator("n")
@@ -209,7 +209,7 @@ class ChatRequest(RequestModel):
     def _check_n(cls, n: int, info: ValidationInfo) -> int:
         limit = limits_of(info).max_n
         if n > limit:
-            raise broken(f"must be at most {limit}", n)
+            raise rule_error(f"must be at most {limit}", n)
         return n
 
     @field_validator("messages")
@@ -220,15 +220,15 @@ class ChatRequest(RequestModel):
             expected = "assistant" if position % 2 else "user"
             if message.role != expected:
                 rule = f"must be '{expected}' (an optional system message, then user and assistant in turn)"
-                raise broken(rule, message.role, first + position, "role")
+                raise rule_error(rule, message.role, first + position, "role")
         if (len(messages) - first) % 2 == 0:
-            raise broken("must end with a user message", messages[-1].role if messages else [])
+            raise rule_error("must end with a user message", messages[-1].role if messages else [])
         return messages
 
     @model_validator(mode="after")
     def _check_token_limits(self) -> "ChatRequest":
         if len(self._token_limits) > 1:
-            raise broken(
+            raise rule_error(
                 "must be equal to its aliases max_completion_tokens and maximum_tokens",
                 sorted(self._token_limits),
                 "max_tokens",

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.schemas.base import RequestModel, broken, limits_of
+from app.schemas.base import RequestModel, limits_of, rule_error
 from inference.interface.protocol import ConceptReport
 
 ID_PREFIX = "_worker/"
@@ -34,9 +34,9 @@ def full_id(given: str) -> str:
 def _check_text(text: str, info: ValidationInfo) -> str:
     limit = limits_of(info).max_example_characters
     if len(text) > limit:
-        raise broken(f"must have at most {limit} characters", text)
+        raise rule_error(f"must have at most {limit} characters", text)
     if not text.strip():
-        raise broken("must not be blank", text)
+        raise rule_error("must not be blank", text)
     return text
 
 
@@ -58,7 +58,7 @@ class PairedExample(RequestModel):
     @model_validator(mode="after")
     def _check_difference(self) -> "PairedExample":
         if self.positive == self.negative:
-            raise broken("must differ from positive", self.negative, "negative")
+            raise rule_error("must differ from positive", self.negative, "negative")
         return self
 
 
@@ -81,7 +81,7 @@ class ConceptRequest(RequestModel):
         """Runs before the examples are validated, because a request may contain very many of them."""
         limit = limits_of(info).max_examples
         if isinstance(examples, list) and not 1 <= len(examples) <= limit:
-            raise broken(f"must have 1 to {limit} items", len(examples))
+            raise rule_error(f"must have 1 to {limit} items", len(examples))
         return examples
 
 

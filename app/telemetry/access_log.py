@@ -40,10 +40,10 @@ def log_refusal(status: int) -> None:
 
 
 def _chat_fields(seen: Observation) -> dict[str, object]:
-    if seen.asked is None:
+    if seen.generation_request is None:
         return {}
     return {
-        "prompt_tokens": len(seen.asked.prompt_token_ids),
+        "prompt_tokens": len(seen.generation_request.prompt_token_ids),
         "completion_tokens": seen.usage.completion_tokens if seen.usage else 0,
         "queue_seconds": _rounded(seen.queue_seconds),
         "first_token_seconds": _rounded(seen.first_token_seconds),

@@ -100,18 +100,18 @@ class Metrics:
 
     def count_generation(self, seen: Observation) -> None:
         """Counts a generation that has ended, has failed or was aborted."""
-        if seen.usage is None or seen.asked is None:
+        if seen.usage is None or seen.generation_request is None:
             return
         self._prompt_tokens.inc(seen.usage.prompt_tokens)
         self._completion_tokens.inc(seen.usage.completion_tokens)
-        self._aborts.inc(not seen.ended)
+        self._aborts.inc(not seen.is_complete)
         if seen.concepts:
             self._steered.labels(str(seen.concepts)).inc()
-        seen.end()
-        choices, tokens = seen.asked.n, seen.usage.completion_tokens
+        seen.mark_ended()
+        choices, tokens = seen.generation_request.n, seen.usage.completion_tokens
         if seen.first_token_seconds is not None and tokens > choices:
             self._per_token.observe((seen.seconds - seen.first_token_seconds) * choices / (tokens - choices))
-        if seen.ended:
+        if seen.is_complete:
             self._whole.observe(seen.seconds)
 
     def count_training(self, state: ConceptState) -> None:

@@ -39,9 +39,9 @@ class Observation:
         """The caller's `traceparent` and `tracestate`."""
         self.trace_id: str | None = None
 
-        self.asked: GenerationRequest | None = None
+        self.generation_request: GenerationRequest | None = None
         """The request to the engine, for a chat."""
-        self.queued_seconds: float | None = None
+        self.submit_seconds: float | None = None
         """From the arrival until the request was submitted to the engine."""
         self.queue_seconds: float | None = None
         """From the submission until the engine started its first choice."""
@@ -57,23 +57,24 @@ class Observation:
     @property
     def concepts(self) -> int:
         """The number of different steering concepts of a chat."""
-        return len(self.asked.steering.concepts) if self.asked and self.asked.steering else 0
+        steering = self.generation_request.steering if self.generation_request else None
+        return len(steering.concepts) if steering else 0
 
     @property
-    def ended(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every choice of a chat has a finish reason."""
         return bool(self.finish_reasons) and None not in (self.finish_reasons or ())
 
-    def queue(self) -> None:
+    def mark_submitted(self) -> None:
         """Called when the request is submitted to the engine."""
-        self.queued_seconds = time.perf_counter() - self.arrived
+        self.submit_seconds = time.perf_counter() - self.arrived
 
-    def begin(self, queue_seconds: float | None) -> None:
+    def mark_first_token(self, queue_seconds: float | None) -> None:
         """Called when the first token arrives. `queue_seconds`: from Generation."""
         self.first_token_seconds = time.perf_counter() - self.arrived
         self.queue_seconds = queue_seconds
 
-    def end(self) -> None:
+    def mark_ended(self) -> None:
         """Called when the answer ends."""
         self.seconds = time.perf_counter() - self.arrived
 

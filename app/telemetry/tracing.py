@@ -73,15 +73,15 @@ class Tracing:
         return {name: value for name, value in attributes.items() if value is not None}
 
     def _chat_attributes(self, seen: Observation) -> Mapping[str, str | int | float | list[str] | None]:
-        if seen.asked is None:
+        if seen.generation_request is None:
             return {}
-        sampling = seen.asked.sampling
+        sampling = seen.generation_request.sampling
         return {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "tiller",
             "gen_ai.request.model": self._model,
-            "gen_ai.request.max_tokens": seen.asked.max_tokens,
-            "gen_ai.request.choice.count": seen.asked.n,
+            "gen_ai.request.max_tokens": seen.generation_request.max_tokens,
+            "gen_ai.request.choice.count": seen.generation_request.n,
             "gen_ai.request.temperature": sampling.temperature,
             "gen_ai.request.top_p": sampling.top_p,
             "gen_ai.request.top_k": sampling.top_k,
@@ -91,7 +91,7 @@ class Tracing:
             "gen_ai.response.model": self._model,
             "gen_ai.response.finish_reasons": [reason or "error" for reason in seen.finish_reasons or ()],
             "gen_ai.response.time_to_first_chunk": seen.first_token_seconds,
-            "gen_ai.usage.input_tokens": len(seen.asked.prompt_token_ids),
+            "gen_ai.usage.input_tokens": len(seen.generation_request.prompt_token_ids),
             "gen_ai.usage.output_tokens": seen.usage.completion_tokens if seen.usage else 0,
             "tiller.queue_seconds": seen.queue_seconds,
             "tiller.steering.concepts": seen.concepts,
@@ -138,10 +138,10 @@ def _is_installed(module: str) -> bool:
 def _events(seen: Observation) -> dict[str, float]:
     """Event names, with seconds from the request's arrival."""
     events = {
-        "queued": seen.queued_seconds,
+        "queued": seen.submit_seconds,
         "started": None,
         "first_token": seen.first_token_seconds,
     }
-    if seen.queued_seconds is not None and seen.queue_seconds is not None:
-        events["started"] = seen.queued_seconds + seen.queue_seconds
+    if seen.submit_seconds is not None and seen.queue_seconds is not None:
+        events["started"] = seen.submit_seconds + seen.queue_seconds
     return {name: seconds for name, seconds in events.items() if seconds is not None}

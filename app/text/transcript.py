@@ -32,7 +32,7 @@ _LOGPROB_FLOOR = -9999.0
 
 
 @dataclass(frozen=True)
-class Heading:
+class AnswerHeader:
     """The fields that a completion, or all chunks of one stream, share."""
 
     id: str
@@ -58,12 +58,12 @@ class Transcript:
 
     def __init__(
         self,
-        heading: Heading,
+        header: AnswerHeader,
         tokenizer: Tokenizer,
         request: protocol.GenerationRequest,
         stop: Sequence[str] = (),
     ) -> None:
-        self._heading = heading
+        self._header = header
         self._prompt_tokens = len(request.prompt_token_ids)
         self._with_logprobs = request.sampling.top_logprobs is not None
         self._choices = [_Choice(tokenizer, stop) for _ in range(request.n)]
@@ -105,12 +105,12 @@ class Transcript:
         for step in steps:
             texts[step.index].append(step.text)
             logprobs[step.index] += step.logprobs
-        heading = self._heading
+        header = self._header
         return ChatCompletion(
-            id=heading.id,
-            created=heading.created,
-            model=heading.model,
-            system_fingerprint=heading.system_fingerprint,
+            id=header.id,
+            created=header.created,
+            model=header.model,
+            system_fingerprint=header.system_fingerprint,
             choices=[
                 Choice(
                     index=index,
@@ -135,11 +135,11 @@ class Transcript:
             chunks.append(self._chunk(ChunkChoice(step.index, delta, self._logprobs(step.logprobs))))
         if step.finish_reason:
             last = ChunkChoice(step.index, Delta(), None, step.finish_reason)
-            chunks.append(self._chunk(last, self._heading.system_fingerprint))
+            chunks.append(self._chunk(last, self._header.system_fingerprint))
         return chunks
 
     def usage_chunk(self) -> ChatChunk:
-        return self._chunk(None, self._heading.system_fingerprint, self.usage)
+        return self._chunk(None, self._header.system_fingerprint, self.usage)
 
     def _logprobs(self, entries: list[TokenLogprob]) -> Logprobs | None:
         return Logprobs(entries) if self._with_logprobs else None
@@ -148,9 +148,9 @@ class Transcript:
         self, choice: ChunkChoice | None, system_fingerprint: str | None = None, usage: Usage | None = None
     ) -> ChatChunk:
         return ChatChunk(
-            id=self._heading.id,
-            created=self._heading.created,
-            model=self._heading.model,
+            id=self._header.id,
+            created=self._header.created,
+            model=self._header.model,
             system_fingerprint=system_fingerprint,
             choices=[] if choice is None else [choice],
             usage=usage,

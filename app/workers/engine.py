@@ -21,7 +21,7 @@ class Generation(Protocol):
     EngineUnavailable if the engine is lost, and InternalError if this request fails in the engine.
     """
 
-    begun: "asyncio.Future[None]"
+    first_events: "asyncio.Future[None]"
     """Done once the first events have arrived. Raises the error if the request fails before that."""
     queue_seconds: float | None
     """Seconds in the engine's queue until the first choice started. None: no choice has started."""
@@ -45,7 +45,7 @@ class Engine(Protocol):
         """The latest known state of each worker."""
 
     @property
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         """How many more choices the engine can take, to run or to wait."""
 
     async def wait_available(self) -> None:

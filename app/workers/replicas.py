@@ -81,10 +81,10 @@ class Replicas:
         return any(replica.available for replica in self._replicas)
 
     @property
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         """The sum over available replicas. If all are down: over all, so that the error is not QUEUE_FULL."""
         available = [replica for replica in self._replicas if replica.available]
-        return sum(replica.room for replica in available or self._replicas)
+        return sum(replica.free_capacity for replica in available or self._replicas)
 
     @property
     def workers(self) -> Sequence[WorkerState]:

@@ -65,11 +65,11 @@ class SupervisedEngine:
         return not self._draining and self._worker is not None and self._worker.available
 
     @property
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         """The full capacity while there is no worker."""
-        return (
-            self._config.max_running + self._config.max_queued if self._worker is None else self._worker.room
-        )
+        if self._worker is None:
+            return self._config.max_running + self._config.max_queued
+        return self._worker.free_capacity
 
     @property
     def workers(self) -> Sequence[WorkerState]:

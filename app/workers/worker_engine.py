@@ -60,7 +60,7 @@ class WorkerEngine:
         self.max_unread = max_unread
         self._socket = socket
         self._model = model
-        self._room = capacity
+        self._free_capacity = capacity
         self._generations: dict[str, WorkerGeneration] = {}
         self._trainings: dict[str, asyncio.Queue[TrainingUpdate | ApiError]] = {}
         self._available = True
@@ -79,8 +79,8 @@ class WorkerEngine:
         return self._available
 
     @property
-    def room(self) -> int:
-        return self._room
+    def free_capacity(self) -> int:
+        return self._free_capacity
 
     @property
     def load(self) -> int:
@@ -90,7 +90,7 @@ class WorkerEngine:
     async def submit(self, request: GenerationRequest) -> "WorkerGeneration":
         if not self._available:
             raise EngineUnavailable
-        self._room -= request.n
+        self._free_capacity -= request.n
         generation = WorkerGeneration(self, request)
         self._generations[request.request_id] = generation
         self.send(request)
@@ -132,7 +132,7 @@ class WorkerEngine:
 
     def release(self, request_id: str, choices: int, last: bool) -> None:
         """Frees the capacity of ended choices. `last`: drops the request; later reports on it are ignored."""
-        self._room += choices
+        self._free_capacity += choices
         if last:
             self._generations.pop(request_id, None)
 
@@ -222,7 +222,7 @@ class WorkerGeneration:
         self._weight = 1 + (request.sampling.top_logprobs or 0)
         self._arrived: asyncio.Queue[list[TokenEvent] | ApiError] = asyncio.Queue()
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.first_events: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.queue_seconds: float | None = None
         self.delivered: float | None = None
         """When the latest events arrived, by time.perf_counter()."""
@@ -262,8 +262,8 @@ class WorkerGeneration:
         events = [event for event in events if event.index in self._running]
         self._arrived.put_nowait(events)
         self._unread += self._weight * len(events)
-        if not self.begun.done():
-            self.begun.set_result(None)
+        if not self.first_events.done():
+            self.first_events.set_result(None)
         if ended := {event.index for event in events if event.finish_reason}:
             self._end(ended)
         if self._unread > self._engine.max_unread and self._running:
@@ -276,9 +276,9 @@ class WorkerGeneration:
             self.admitted.set_exception(error)
             return
         self._arrived.put_nowait(error)
-        if not self.begun.done():
-            self.begun.set_exception(error)
-            self.begun.exception()  # marks it as retrieved: perhaps nobody waits for it
+        if not self.first_events.done():
+            self.first_events.set_exception(error)
+            self.first_events.exception()  # marks it as retrieved: perhaps nobody waits for it
 
     def _end(self, choices: set[int]) -> None:
         ending = self._running & choices

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from app.bench.figures import percentile
-from app.bench.report import NONE
+from app.bench.report import NO_VALUE
 from benchmarks.resources import MIB
 
 
@@ -250,8 +250,8 @@ def _answer(streamed: bool) -> str:
 
 
 def _microseconds(seconds: float | None) -> str:
-    return NONE if seconds is None else f"{seconds * 1e6:.0f}"
+    return NO_VALUE if seconds is None else f"{seconds * 1e6:.0f}"
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return NONE if seconds is None else f"{seconds * 1e3:.1f}"
+    return NO_VALUE if seconds is None else f"{seconds * 1e3:.1f}"

@@ -26,7 +26,7 @@ class InsideEngine:
     def __init__(self, model: ModelInfo, script: Script) -> None:
         self.model = model
         self.available = True
-        self.room = sys.maxsize
+        self.free_capacity = sys.maxsize
         self._script = script
         self._generations: dict[str, InsideGeneration] = {}
 
@@ -72,12 +72,12 @@ class InsideGeneration:
         self._engine = engine
         self._request_id = request_id
         self._arrived: asyncio.Queue[list[TokenEvent]] = asyncio.Queue()
-        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.first_events: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def deliver(self, events: list[TokenEvent]) -> None:
         self._arrived.put_nowait(events)
-        if not self.begun.done():
-            self.begun.set_result(None)
+        if not self.first_events.done():
+            self.first_events.set_result(None)
 
     async def __aiter__(self) -> AsyncGenerator[list[TokenEvent], None]:
         try:

@@ -126,7 +126,7 @@ def _measure(model: str, arguments: argparse.Namespace, limits: Limits) -> Itera
     for count in counts:
         yield speed.decode(engine, model, count, context, steps, limits, work)
     yield from speed.steering(engine, model, counts[-1], context, steps // 4, rounds=2 if quick else 8)
-    blocks = tuple(range(len(engine.runner.model.blocks) * 4 // 5))  # the last fifth is never steered
+    blocks = tuple(range(len(engine.runner.model.layers) * 4 // 5))  # the last fifth is never steered
     del engine
     gc.collect()
     engine = _build(model, arguments, blocks)

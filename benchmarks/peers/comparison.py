@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from app.bench.figures import Figures, Point
-from app.bench.report import NONE, Column
+from app.bench.report import NO_VALUE, Column
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def columns(figures: Sequence[Figures], peers: Collection[str], generate: float 
     found = ratios(figures, peers)
     more: dict[str, Column] = {}
     if found:
-        more["x best peer"] = lambda row: str(found.get((row.server, row.point), NONE))
+        more["x best peer"] = lambda row: str(found.get((row.server, row.point), NO_VALUE))
         more["best peer"] = lambda row: (
-            found[row.server, row.point].peer if (row.server, row.point) in found else NONE
+            found[row.server, row.point].peer if (row.server, row.point) in found else NO_VALUE
         )
     if generate is not None:
         more["x generate"] = lambda row: f"{row.output_tokens_per_second / generate:.2f}"

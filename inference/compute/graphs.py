@@ -28,17 +28,17 @@ class Graphs:
         forward: Callable[[Batch], torch.Tensor],
         capture: Capture,
         *,
-        most_sequences: int,
-        most_blocks: int,
-        spare_slot: int,
+        max_sequences: int,
+        max_blocks: int,
+        padding_slot: int,
         device: torch.device,
     ) -> None:
         """Captures `forward` for each batch size.
 
-        `most_blocks`: KV cache blocks per sequence. `spare_slot`: a cache slot that belongs to no sequence.
+        `max_blocks`: KV cache blocks per sequence. `padding_slot`: a cache slot that belongs to no sequence.
         """
-        self._sizes = _sizes(most_sequences)
-        self._inputs = _Inputs(self._sizes[-1], most_blocks, spare_slot, device)
+        self._sizes = _sizes(max_sequences)
+        self._inputs = _Inputs(self._sizes[-1], max_blocks, padding_slot, device)
         self._replays: dict[int, tuple[Replay, torch.Tensor]] = {}
         for size in reversed(self._sizes):  # the largest first: the others reuse its memory
             self._replays[size] = capture(partial(forward, self._inputs.batch(size)))
@@ -64,18 +64,18 @@ class Graphs:
 class _Inputs:
     """The input tensors of captured steps. Padding rows write to the spare slot."""
 
-    def __init__(self, most_sequences: int, most_blocks: int, spare_slot: int, device: torch.device) -> None:
+    def __init__(self, max_sequences: int, max_blocks: int, padding_slot: int, device: torch.device) -> None:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
-        self._spare_slot = spare_slot
-        self._indices = torch.arange(most_sequences + 1, device=device)
-        self._token_ids = zeros(most_sequences)
-        self._positions = zeros(most_sequences)
-        self._slot_mapping = zeros(most_sequences).fill_(spare_slot)
-        self._block_tables = zeros(most_sequences, most_blocks, dtype=torch.int32)
-        self._rows = zeros(most_sequences)
-        self._scales = zeros(most_sequences, 1, dtype=torch.float32)
+        self._padding_slot = padding_slot
+        self._indices = torch.arange(max_sequences + 1, device=device)
+        self._token_ids = zeros(max_sequences)
+        self._positions = zeros(max_sequences)
+        self._slot_mapping = zeros(max_sequences).fill_(padding_slot)
+        self._block_tables = zeros(max_sequences, max_blocks, dtype=torch.int32)
+        self._rows = zeros(max_sequences)
+        self._scales = zeros(max_sequences, 1, dtype=torch.float32)
 
     def batch(self, size: int) -> Batch:
         """A batch over the first `size` rows."""
@@ -102,7 +102,7 @@ class _Inputs:
         self._block_tables[:count, :width].copy_(batch.attention_metadata.block_tables)
         if count < size:
             self._positions[count:size].zero_()
-            self._slot_mapping[count:size].fill_(self._spare_slot)
+            self._slot_mapping[count:size].fill_(self._padding_slot)
         if batch.steering is None:
             self._rows[:size].zero_()
         else:

@@ -64,7 +64,7 @@ class SamplingBatch:
     bias: Entries | None
     allowed_tokens: Entries | None
     """In a row that has entries here, only these tokens can be sampled. The values are 0."""
-    drawing: torch.Tensor | None  # [R] rows that sample at random; the others take the maximum
+    random_rows: torch.Tensor | None  # [R] rows that sample at random; the others take the maximum
     temperature: torch.Tensor  # [R, 1]
     uniform: torch.Tensor  # [R, 1] float64 in [0, 1)
     truncated: torch.Tensor | None  # [R'] indices into R: rows with top_k or top_p
@@ -104,8 +104,8 @@ class Sampler:
     def prepare(self, sequences: list[Sequence], ahead: bool = False) -> SamplingBatch:
         """The parameters for each sequence's next token, or with `ahead` for the token after it."""
         params = [sequence.sampling for sequence in sequences]
-        drawing = [row for row, p in enumerate(params) if not _is_greedy(p)]
-        drawn = [params[row] for row in drawing]
+        random_rows = [row for row, p in enumerate(params) if not _is_greedy(p)]
+        drawn = [params[row] for row in random_rows]
         truncated = [i for i, p in enumerate(drawn) if p.top_k is not None or p.top_p < 1]
         num_logprobs = [p.top_logprobs for p in params]
         logprob_rows = [row for row, k in enumerate(num_logprobs) if k is not None]
@@ -113,9 +113,9 @@ class Sampler:
             **_entries("penalties", _penalties(sequences)),
             **_entries("bias", _biases(sequences)),
             **_entries("allowed_tokens", _allowed_tokens(sequences)),
-            "drawing": np.array(drawing, np.int64),
+            "random_rows": np.array(random_rows, np.int64),
             "temperature": _column([p.temperature for p in drawn], np.float32),
-            "uniform": _column([_uniform(sequences[row], ahead) for row in drawing], np.float64),
+            "uniform": _column([_uniform(sequences[row], ahead) for row in random_rows], np.float64),
             "truncated": np.array(truncated, np.int64),
             "top_k": _column([drawn[i].top_k or self.vocab_size for i in truncated], np.int64),
             "top_p": _column([drawn[i].top_p for i in truncated], np.float64),
@@ -126,7 +126,7 @@ class Sampler:
             penalties=_take_entries("penalties", tensors),
             bias=_take_entries("bias", tensors),
             allowed_tokens=_take_entries("allowed_tokens", tensors),
-            drawing=tensors["drawing"] if drawing else None,
+            random_rows=tensors["random_rows"] if random_rows else None,
             temperature=tensors["temperature"],
             uniform=tensors["uniform"],
             truncated=tensors["truncated"] if truncated else None,
@@ -150,12 +150,12 @@ class Sampler:
         return Sampled(self._choose(logits, batch), logprobs, batch)
 
     def _choose(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-        if batch.drawing is not None and len(batch.drawing) == len(logits):
+        if batch.random_rows is not None and len(batch.random_rows) == len(logits):
             highest, tokens = self._draw(logits, batch)
         else:
             highest, tokens = logits.max(-1)  # the first one of equal logits
-            if batch.drawing is not None:
-                _, tokens[batch.drawing] = self._draw(logits[batch.drawing], batch)
+            if batch.random_rows is not None:
+                _, tokens[batch.random_rows] = self._draw(logits[batch.random_rows], batch)
         return torch.where(highest.isfinite(), tokens, NOT_A_TOKEN)
 
     def _draw(self, logits: torch.Tensor, batch: SamplingBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
 _PROBE_NAME = "tiller_probe"
 
-BlockHook = Callable[[torch.Tensor, Batch], None]
+LayerHook = Callable[[torch.Tensor, Batch], None]
 """Is called with a decoder block's output [T, hidden_size] and the batch."""
 
 
@@ -42,7 +42,7 @@ class CausalLM:
         self._model = model
         self._own_attention = model.config._attn_implementation
         self.layer_shapes, attentions = _examine_layers(model)
-        self.blocks = _decoder_blocks(model, attentions)
+        self.layers = _decoder_blocks(model, attentions)
         """The decoder blocks. The model calls each one, and its attention, with `forward_context`."""
         attention.register()
         model.set_attn_implementation(attention.NAME)
@@ -81,7 +81,7 @@ class CausalLM:
         ).logits
         return logits[0].float()
 
-    def hook_block(self, index: int, act: BlockHook) -> RemovableHandle:
+    def hook_layer(self, index: int, act: LayerHook) -> RemovableHandle:
         """Calls `act` with a decoder block's output in every forward pass. `act` may change it in place."""
 
         def hook(block: nn.Module, args: Any, arguments: dict[str, Any], output: Any) -> None:  # noqa: ARG001
@@ -89,7 +89,7 @@ class CausalLM:
                 hidden = output[0] if isinstance(output, tuple) else output
                 act(hidden[0], arguments["forward_context"].batch)
 
-        return self.blocks[index].register_forward_hook(hook, with_kwargs=True)
+        return self.layers[index].register_forward_hook(hook, with_kwargs=True)
 
     def reference_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The float32 logits [T, vocab_size] of one sequence [T], computed with the model's own attention."""

@@ -14,15 +14,15 @@ _log = logging.getLogger(__name__)
 
 def adapt(model: CausalLM, config: EngineConfig) -> Backend:
     """Returns the back end. Raises UnsupportedModelError, or KernelError if quantization is not available."""
-    expectation = verification.expect(model)
+    expectation = verification.compute_reference(model)
     backend = selection.choose_backend(model, config)
     if backend.fuse:
         model.transform(backend.fuse)
     try:
-        verification.verify(model, backend, expectation)
+        verification.check(model, backend, expectation)
     except Exception as error:
         # Either the kernels do not support this model, or the model itself is not supported.
-        verification.verify(model, TORCH, expectation)
+        verification.check(model, TORCH, expectation)
         _log.warning("the kernels do not work for this model, so the server will be slower: %s", error)
         backend = replace(TORCH, quantize=backend.quantize)
     if config.quantization != "none":

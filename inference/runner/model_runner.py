@@ -124,9 +124,9 @@ class ModelRunner:
             return Graphs(
                 self._forward,
                 capture,
-                most_sequences=min(config.max_running, config.max_batch_tokens),
-                most_blocks=-(-longest // config.block_size),
-                spare_slot=self._cache.padding_slot,
+                max_sequences=min(config.max_running, config.max_batch_tokens),
+                max_blocks=-(-longest // config.block_size),
+                padding_slot=self._cache.padding_slot,
                 device=self.model.device,
             )
         except RuntimeError as error:
@@ -150,7 +150,7 @@ def _needs_outcome(sequence: Sequence) -> bool:
 
 def _steered_blocks(model: CausalLM, config: EngineConfig) -> tuple[int, ...]:
     """The configured decoder blocks, or one at _STEERED_DEPTH. Raises ConfigError if one does not exist."""
-    count = len(model.blocks)
+    count = len(model.layers)
     if config.steering_blocks is None:
         return (min(round(_STEERED_DEPTH * count), count - 1),)
     for block in config.steering_blocks:

@@ -28,7 +28,7 @@ Expectation = list[tuple[list[int], torch.Tensor]]
 
 
 @torch.inference_mode()
-def expect(model: CausalLM) -> Expectation:
+def compute_reference(model: CausalLM) -> Expectation:
     """The output of the model's own code. To be called before anything in the model is replaced."""
     rng = random.Random(0)  # noqa: S311 - any tokens will do
     prompts = [[rng.randrange(model.vocab_size) for _ in range(length)] for length in _LENGTHS]
@@ -40,7 +40,7 @@ def expect(model: CausalLM) -> Expectation:
 
 
 @torch.inference_mode()
-def verify(model: CausalLM, backend: Backend, expectation: Expectation) -> None:
+def check(model: CausalLM, backend: Backend, expectation: Expectation) -> None:
     """Raises UnsupportedModelError if the engine's output differs from the expectation."""
     outputs = _run_paged(model, [prompt for prompt, _ in expectation], backend)
     errors = [_error(logits, expected) for logits, (_, expected) in zip(outputs, expectation, strict=True)]

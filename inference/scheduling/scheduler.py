@@ -26,7 +26,7 @@ class Scheduler:
         nice_ageing_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.blocks = blocks
+        self.block_manager = blocks
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         self.nice_ageing_seconds = nice_ageing_seconds
@@ -67,7 +67,7 @@ class Scheduler:
         """Removes a running or waiting sequence, and frees its blocks."""
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
-            self.blocks.free(sequence)
+            self.block_manager.free(sequence)
         elif sequence in self._followers:
             self._followers.remove(sequence)
         elif sequence.status is Status.WAITING:
@@ -107,7 +107,7 @@ class Scheduler:
         return all(
             sequence.status is Status.RUNNING
             and sequence.num_output_tokens + 1 < sequence.max_tokens
-            and self.blocks.allocate(sequence, sequence.num_tokens + 1)
+            and self.block_manager.allocate(sequence, sequence.num_tokens + 1)
             for sequence in sequences
         )
 
@@ -160,7 +160,7 @@ class Scheduler:
         """
         num_tokens = min(sequence.num_uncomputed_tokens, budget)
         enough_blocks = True
-        while not self.blocks.allocate(sequence, sequence.num_computed_tokens + num_tokens):
+        while not self.block_manager.allocate(sequence, sequence.num_computed_tokens + num_tokens):
             enough_blocks = False
             victim = self._last_running()
             self._preempt(victim)
@@ -174,8 +174,8 @@ class Scheduler:
         if not self._waiting or not self._fits(self._waiting[0][2]):
             return None
         sequence = heapq.heappop(self._waiting)[2]
-        self.blocks.match_prefix(sequence)
-        self.blocks.allocate(sequence, sequence.num_tokens)
+        self.block_manager.match_prefix(sequence)
+        self.block_manager.allocate(sequence, sequence.num_tokens)
         sequence.status = Status.RUNNING
         if sequence.started is None and sequence.probe is None:
             sequence.started = self.clock()
@@ -186,8 +186,8 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a waiting sequence can start, with one free block left for each running sequence."""
-        needed = self.blocks.num_blocks_to_start(sequence) + len(self.running)
-        return len(self.running) < self.max_running and needed <= self.blocks.num_free_blocks
+        needed = self.block_manager.num_blocks_to_start(sequence) + len(self.running)
+        return len(self.running) < self.max_running and needed <= self.block_manager.num_free_blocks
 
     def _make_room(self) -> None:
         """Preempts sequences that yield, if that lets the first waiting sequence start."""
@@ -195,7 +195,7 @@ class Scheduler:
             return
         victims = sorted(filter(self._yields, self.running), key=self._rank)
         held = sum(len(victim.block_table) for victim in victims)
-        if self.blocks.num_blocks_to_start(first) > self.blocks.num_free_blocks + held:
+        if self.block_manager.num_blocks_to_start(first) > self.block_manager.num_free_blocks + held:
             return
         while victims and not self._fits(first):
             self._preempt(victims.pop())
@@ -207,7 +207,7 @@ class Scheduler:
         """Frees the blocks of a running sequence and makes it wait. It keeps its sampled tokens."""
         self.num_preemptions += 1
         self.running.remove(sequence)
-        self.blocks.free(sequence)
+        self.block_manager.free(sequence)
         sequence.num_scheduled_tokens = 0
         self.add(sequence)
 

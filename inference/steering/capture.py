@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from inference.compute.batch import Batch
-from inference.models.causal_lm import BlockHook, CausalLM
+from inference.models.causal_lm import CausalLM, LayerHook
 from inference.scheduling.probe import ProbeSpan
 
 
@@ -17,13 +17,13 @@ def capturing(model: CausalLM, spans: list[ProbeSpan]) -> Iterator[None]:
     captured = [span for span in spans if span.probe.captures]
     for span in captured:
         if span.starts_content:
-            span.probe.clear(len(model.blocks), model.hidden_size)
+            span.probe.clear(len(model.layers), model.hidden_size)
     captured = [span for span in captured if span.captured_tokens.start < span.captured_tokens.stop]
     before = [(span.probe, span.probe.hidden_sum.copy(), span.probe.norm_sum.copy()) for span in captured]
     with ExitStack() as stack:
         if captured:
-            for layer in range(len(model.blocks)):
-                stack.callback(model.hook_block(layer, _add_up(captured, layer)).remove)
+            for layer in range(len(model.layers)):
+                stack.callback(model.hook_layer(layer, _add_up(captured, layer)).remove)
         try:
             yield
         except BaseException:
@@ -32,7 +32,7 @@ def capturing(model: CausalLM, spans: list[ProbeSpan]) -> Iterator[None]:
             raise
 
 
-def _add_up(spans: list[ProbeSpan], layer: int) -> BlockHook:
+def _add_up(spans: list[ProbeSpan], layer: int) -> LayerHook:
     def add_up(hidden: torch.Tensor, batch: Batch) -> None:  # noqa: ARG001
         for span in spans:
             content = hidden[span.captured_tokens].double()

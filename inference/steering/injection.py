@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from inference.compute.batch import Batch
-from inference.models.causal_lm import BlockHook, CausalLM
+from inference.models.causal_lm import CausalLM, LayerHook
 from inference.steering.bank import SteeringBank
 
 Steer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
@@ -23,10 +23,10 @@ def steer(hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, scale
 def inject(model: CausalLM, bank: SteeringBank, steer: Steer = steer) -> None:
     """Adds hooks to the model, so that its forward pass steers from now on."""
     for vectors, block in zip(bank.vectors, bank.blocks, strict=True):
-        model.hook_block(block, _add(vectors, steer))
+        model.hook_layer(block, _add(vectors, steer))
 
 
-def _add(vectors: torch.Tensor, steer: Steer) -> BlockHook:  # vectors: [num_rows, hidden_size]
+def _add(vectors: torch.Tensor, steer: Steer) -> LayerHook:  # vectors: [num_rows, hidden_size]
     def add(hidden: torch.Tensor, batch: Batch) -> None:
         if batch.steering is not None:
             steer(hidden, vectors, batch.steering.rows, batch.steering.scales)

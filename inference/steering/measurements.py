@@ -110,7 +110,7 @@ class Examples:
             pairs, lambda pair: dose * self._unit_without[pair % folds], dose * self._unit
         )
 
-    def pushed(self, pairs: list[int], vectors: Array32) -> Measurement:
+    def steered_by(self, pairs: list[int], vectors: Array32) -> Measurement:
         """Probes for `pairs` only, steered by any vectors."""
         return self._factory.read(pairs, lambda _: vectors, None)
 

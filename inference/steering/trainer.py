@@ -56,7 +56,7 @@ class _Job:
         self._out.update(taken)
         return taken
 
-    def take_back(self, probe: Probe) -> None:
+    def complete_probe(self, probe: Probe) -> None:
         self._out.remove(probe)
         self._done += len(probe.content_token_ids)
         if not math.isfinite(probe.mean_logprob):
@@ -117,7 +117,7 @@ class Trainer:
         self._steerer.remove(concept)
         self._files.remove(concept)
 
-    def hand_out(self, serving: bool) -> list[Probe]:
+    def next_probes(self, serving: bool) -> list[Probe]:
         """The probes to compute next. Background trainings wait while the engine is `serving` requests."""
         limit = MAX_TOKENS_BESIDE_REQUESTS if serving else MAX_TOKENS_IN_FLIGHT
         room = limit - sum(len(probe.content_token_ids) for probe in self._owners)
@@ -128,19 +128,19 @@ class Trainer:
         self._owners.update(dict.fromkeys(probes, job))
         return probes
 
-    def take_back(self, probe: Probe) -> None:
+    def complete_probe(self, probe: Probe) -> None:
         """Takes a computed probe."""
         job = self._owners.pop(probe)
         if self._jobs.get(job.concept) is not job:
             return
         try:
-            job.take_back(probe)
+            job.complete_probe(probe)
         except UntrainableError as error:
             self._fail(job, str(error))
         else:
             self._post_progress(job)
 
-    def give_up(self, probe: Probe) -> None:
+    def fail_probe(self, probe: Probe) -> None:
         """Ends the training of a probe that cannot be computed."""
         job = self._owners.pop(probe)
         if self._jobs.get(job.concept) is job:

@@ -174,7 +174,9 @@ def _measure_specificity(
     """
     directions = _random_directions(_NUM_RANDOM_DIRECTIONS, examples.difference.shape, seed)
     units = [examples.unit_vectors(direction) for direction in directions]
-    both = [(examples.pushed(pairs, -dose * unit), examples.pushed(pairs, dose * unit)) for unit in units]
+    both = [
+        (examples.steered_by(pairs, -dose * unit), examples.steered_by(pairs, dose * unit)) for unit in units
+    ]
     yield [probe for down, up in both for probe in down.probes + up.probes]
     typical = float(np.mean([abs(examples.shift(up) - examples.shift(down)) for down, up in both]))
     return (effects[-1].shift - effects[0].shift) / typical if typical else None

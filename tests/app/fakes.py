@@ -148,7 +148,7 @@ class FakeGeneration:
     queue_seconds: float | None = 0.0
 
     @property
-    def begun(self) -> "asyncio.Future[None]":
+    def first_events(self) -> "asyncio.Future[None]":
         return self.engine.start or _done()
 
     async def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
@@ -179,7 +179,7 @@ class FakeGeneration:
             self.free_room()
 
     def free_room(self) -> None:
-        self.engine.room += self.request.n if self.holds_room else 0
+        self.engine.free_capacity += self.request.n if self.holds_room else 0
         self.holds_room = False
 
 
@@ -240,7 +240,7 @@ class FakeEngine:
     training: TrainingScript = train_well
     refusal: Exception | None = None
     """`submit` raises it: an app.errors.ApiError, like the real engine."""
-    room: int = 1280
+    free_capacity: int = 1280
     stats: EngineStats = field(default_factory=EngineStats)
     start: "asyncio.Future[None] | None" = None
     """Submitted requests begin when it is done. None means that they begin at once."""
@@ -270,7 +270,7 @@ class FakeEngine:
         self.requests.append(request)
         if self.refusal is not None:
             raise self.refusal
-        self.room -= request.n
+        self.free_capacity -= request.n
         return FakeGeneration(self, request)
 
     async def train(self, command: TrainConcept) -> AsyncIterator[TrainingUpdate]:

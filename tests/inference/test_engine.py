@@ -75,7 +75,7 @@ def test_an_abort_frees_all_blocks(llama: PreTrainedModel) -> None:
     driver.engine.abort("runs")
     driver.engine.abort("waits")
     assert driver.engine.is_idle
-    assert driver.engine.blocks.num_free_blocks == driver.engine.blocks.num_blocks
+    assert driver.engine.block_manager.num_free_blocks == driver.engine.block_manager.num_blocks
     assert driver.step().events == []
 
 

@@ -79,7 +79,7 @@ class FakeRunner:
         self.model = SimpleNamespace(
             vocab_size=VOCAB_SIZE,
             context_length=None,
-            blocks=[None],
+            layers=[None],
             hidden_size=len(CONCEPTS),
             device=torch.device("cpu"),
         )
@@ -309,7 +309,7 @@ class Interleaving(RuleBasedStateMachine):
                 if not choice.cancelled:
                     assert request_id not in self.poisoned
                     assert (choice.token_ids, choice.reason) == (choice.expected, choice.finish)
-        assert self.engine.blocks.num_free_blocks == self.engine.blocks.num_blocks
+        assert self.engine.block_manager.num_free_blocks == self.engine.block_manager.num_blocks
         assert list(self.engine.scheduler.sequences()) == []
         assert self.runner.bank.num_free_rows == 64
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from app.bench.figures import Figures, Measurement, Point, percentile, summarize
-from app.bench.prompts import FEWEST_WORDS, Prompts
+from app.bench.prompts import MIN_WORDS, Prompts
 from app.bench.records import Record, read_stream
 from app.bench.report import by_point, problems, table, to_json
 
@@ -184,14 +184,14 @@ def test_no_prompt_occurs_twice() -> None:
     prompts = Prompts(seed=0)
     drawn = [prompts.draw(1) for _ in range(3000)] + [prompts.draw(100) for _ in range(100)]
     assert len(set(drawn)) == len(drawn)
-    assert {len(prompt.split()) for prompt in drawn} == {FEWEST_WORDS, 100}
+    assert {len(prompt.split()) for prompt in drawn} == {MIN_WORDS, 100}
 
 
 def test_a_duplicate_prompt_is_replaced_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.bench.prompts._WORDS", ["one", "two"])
     prompts = Prompts(seed=0)
-    drawn = {prompts.draw(1) for _ in range(2**FEWEST_WORDS)}
-    assert len(drawn) == 2**FEWEST_WORDS
+    drawn = {prompts.draw(1) for _ in range(2**MIN_WORDS)}
+    assert len(drawn) == 2**MIN_WORDS
 
 
 def test_the_seed_determines_the_prompts() -> None:

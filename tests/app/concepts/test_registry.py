@@ -534,11 +534,11 @@ async def test_a_concept_that_the_engine_has_lost_is_trained_again(
 ) -> None:
     await concepts.create(concept())
     found = concepts.find(["kind"])
-    assert concepts.refused(found).code is ErrorCode.UNAVAILABLE
+    assert concepts.refusal_error(found).code is ErrorCode.UNAVAILABLE
     await concepts.make_usable(found)
     assert len(engine.trainings) == 2
     await concepts.delete("kind")
-    assert concepts.refused(found).code is ErrorCode.UNKNOWN_STEERING_CONCEPT
+    assert concepts.refusal_error(found).code is ErrorCode.UNKNOWN_STEERING_CONCEPT
 
 
 async def test_all_concepts_are_trained_in_the_background_one_after_the_other(

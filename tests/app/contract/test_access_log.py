@@ -96,7 +96,7 @@ async def test_a_refusal_names_its_code(serve: Any, engine: FakeEngine, lines: A
     await client.post(CHAT, json=body(max_tokens=10**6), headers=HEADERS)
     engine.refusal = QueueFull()
     await client.post(CHAT, json=body(), headers=HEADERS)
-    engine.room = 0
+    engine.free_capacity = 0
     await client.post(CHAT, json=body(), headers=HEADERS)
     await client.get("/nothing/here", headers=HEADERS)
     shown = [(line["route"], line["status"], line["error"], line.get("token")) for line in lines()]

@@ -66,7 +66,7 @@ def say_max_tokens(spell: Spell) -> Script:
 async def test_under_tenfold_overload_exactly_as_many_requests_as_fit_are_served(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, streamed: bool
 ) -> None:
-    engine.room = room = 8
+    engine.free_capacity = room = 8
     engine.start = asyncio.get_running_loop().create_future()
     engine.script = say_max_tokens(spell)
     numbers = range(1, 10 * room + 1)
@@ -83,7 +83,7 @@ async def test_under_tenfold_overload_exactly_as_many_requests_as_fit_are_served
         else:
             assert_error(answer, 503, "QUEUE_FULL")
             assert int(answer.headers["retry-after"]) >= 1
-    assert engine.room == room
+    assert engine.free_capacity == room
     assert (await completion(client))["choices"]
 
 
@@ -95,17 +95,17 @@ def text_of(answer: httpx.Response, streamed: bool) -> str:
 
 
 async def test_every_choice_needs_a_slot(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    engine.room = 3
+    engine.free_capacity = 3
     assert_error(await chat(client, n=4), 503, "QUEUE_FULL")
     assert (await chat(client, n=3)).status_code == 200
-    assert engine.room == 3
+    assert engine.free_capacity == 3
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 3}, {"logit_bias": {"300": 1}}, {"max_tokens": 10**6}])
 async def test_a_refused_request_releases_its_slot(
     client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any]
 ) -> None:
-    engine.room = 1
+    engine.free_capacity = 1
     for _ in range(3):
         assert (await chat(client, **fields)).status_code == 400
     assert (await chat(client)).status_code == 200
@@ -114,7 +114,7 @@ async def test_a_refused_request_releases_its_slot(
 async def test_a_full_queue_is_reported_before_the_body_is_read(
     shared: tuple[FakeEngine, FastAPI], engine: FakeEngine
 ) -> None:
-    engine.room = 0
+    engine.free_capacity = 0
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -129,7 +129,7 @@ async def test_a_full_queue_is_reported_before_the_body_is_read(
 
 async def test_refusals_are_counted_under_the_chat_route(serve, engine: FakeEngine) -> None:
     client = await serve()
-    engine.room = 0
+    engine.free_capacity = 0
     for prefix in ("", "/v1"):
         assert_error(await post(client, prefix + CHAT, body()), 503, "QUEUE_FULL")
     assert (await client.get(CHAT)).status_code == 405
@@ -145,7 +145,7 @@ async def test_a_full_queue_is_reported_before_the_prompt_is_rendered(
 ) -> None:
     prompts = shared[1].state.gateway.prompts
     monkeypatch.setattr(prompts, "render", lambda messages: pytest.fail("rendered"))
-    engine.room = 1
+    engine.free_capacity = 1
     assert_error(await chat(client, n=2), 503, "QUEUE_FULL")
 
 
@@ -157,7 +157,7 @@ async def test_a_request_that_waits_too_long_gets_a_503(serve, engine: FakeEngin
     assert_error(answer, 503, "QUEUE_FULL", "0.05 seconds")
     assert "retry-after" in answer.headers
     assert was_aborted(engine, engine.requests[0])
-    assert engine.room == FakeEngine.room
+    assert engine.free_capacity == FakeEngine.free_capacity
     engine.start.set_result(None)
     assert (await chat(client, stream=streamed)).status_code == 200
 
@@ -173,7 +173,7 @@ async def test_a_failure_before_the_first_token_has_its_own_status(
     answer = await chatting
     assert_error(answer, 503, "UNAVAILABLE")
     assert "retry-after" in answer.headers
-    assert engine.room == FakeEngine.room
+    assert engine.free_capacity == FakeEngine.free_capacity
 
 
 async def test_the_wait_limit_does_not_apply_after_the_first_token(
@@ -321,6 +321,6 @@ async def test_a_client_that_disconnects_releases_everything_it_reserved(
         await chatting
         engine.start = None
         assert was_aborted(engine, engine.requests[0])
-        assert engine.room == FakeEngine.room
+        assert engine.free_capacity == FakeEngine.free_capacity
         assert (await post(client, CHAT, body(messages=[user("hi")], max_tokens=5))).status_code == 200
         assert await stream(client, max_tokens=5)

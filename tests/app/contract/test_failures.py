@@ -169,7 +169,7 @@ async def test_a_bug_in_detokenization_ends_only_its_own_request(
     assert_error_payload(payload, "INTERNAL")
     assert "secret" not in response.text
     assert was_aborted(engine, engine.requests[-1])
-    assert engine.room == FakeEngine.room
+    assert engine.free_capacity == FakeEngine.free_capacity
     engine.script = steps(spell("a"))
     assert (await chat(client)).status_code == 200
 

@@ -31,14 +31,14 @@ class App:
         self.go_on = asyncio.Event()
         self.go_on.set()
 
-    def turn_away(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
+    def refuse(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
         """Refuses POST /chat while `is_full`."""
         assert all(name == name.lower() for name, _ in headers)
         if (method, target) == (b"POST", b"/chat?nice=true") and self.is_full:
             return raw_error(QueueFull(), {"x-own": "1"})
         return None
 
-    def let_in(self, scope: HTTPScope) -> None:
+    def accept(self, scope: HTTPScope) -> None:
         scope["state"]["let in"] = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -131,7 +131,7 @@ async def test_responses_are_counted_by_route_and_status() -> None:
 
 class Engine:
     def __init__(self, room: int) -> None:
-        self.room = room
+        self.free_capacity = room
         self.available = True
 
 
@@ -144,15 +144,15 @@ async def test_the_doorkeeper_refuses_and_counts_a_chat_without_capacity(target:
     engine, metrics = Engine(room=1), Metrics()
     observations: list[Observation] = []
     door = Doorkeeper(admission(engine), metrics, has_origins=False, observers=[observations.append])
-    assert door.turn_away(b"POST", target, []) is None
-    engine.room = 0
-    head, _, body = (door.turn_away(b"POST", target, []) or b"").partition(b"\r\n\r\n")
+    assert door.refuse(b"POST", target, []) is None
+    engine.free_capacity = 0
+    head, _, body = (door.refuse(b"POST", target, []) or b"").partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
     for name in (b"Retry-After", b"x-request-id", b"x-content-type-options"):
         assert head.count(b"\r\n" + name + b": ") == 1
     assert b'"code":"QUEUE_FULL"' in body
     engine.available = False
-    assert b'"code":"UNAVAILABLE"' in (door.turn_away(b"POST", target, []) or b"")
+    assert b'"code":"UNAVAILABLE"' in (door.refuse(b"POST", target, []) or b"")
     assert observations == []
     await asyncio.sleep(0)
     assert b'tiller_requests_total{route="/chat/completions",status="503"} 2.0' in metrics.render()
@@ -168,13 +168,13 @@ async def test_the_doorkeeper_refuses_and_counts_a_chat_without_capacity(target:
 )
 def test_the_doorkeeper_refuses_no_other_requests(method: bytes, target: bytes) -> None:
     door = Doorkeeper(admission(Engine(room=0)), Metrics(), has_origins=False)
-    assert door.turn_away(method, target, []) is None
+    assert door.refuse(method, target, []) is None
 
 
 async def test_the_doorkeeper_leaves_cross_origin_requests_to_the_app() -> None:
     door = Doorkeeper(admission(Engine(room=0)), Metrics(), has_origins=True)
-    assert door.turn_away(b"POST", b"/chat/completions", [(b"origin", b"https://example.org")]) is None
-    assert door.turn_away(b"POST", b"/chat/completions", [(b"host", b"x")])
+    assert door.refuse(b"POST", b"/chat/completions", [(b"origin", b"https://example.org")]) is None
+    assert door.refuse(b"POST", b"/chat/completions", [(b"host", b"x")])
 
 
 @pytest.mark.parametrize("status", [200, 401])
@@ -187,13 +187,13 @@ async def test_a_reservation_of_the_doorkeeper_is_released_however_the_request_e
     scope = {"type": "http", "method": "POST", "path": "/chat/completions", "headers": header, "state": {}}
     scopes = [{**scope, "state": {}} for _ in range(2)]
     for one in scopes:
-        door.let_in(one)  # type: ignore[arg-type]
-    assert door.turn_away(b"POST", b"/chat/completions", [])
+        door.accept(one)  # type: ignore[arg-type]
+    assert door.refuse(b"POST", b"/chat/completions", [])
     sent: list[Message] = []
 
     async def receive() -> Message:
         with pytest.raises(QueueFull):
-            admits.check_room(1)
+            admits.check_capacity(1)
         return {"type": "http.request", "body": b""}
 
     async def send(message: Message) -> None:
@@ -201,9 +201,9 @@ async def test_a_reservation_of_the_doorkeeper_is_released_however_the_request_e
 
     await app(scopes[0], receive, send)
     assert sent[0]["status"] == status
-    admits.check_room(1)
+    admits.check_capacity(1)
     await app(scopes[1], receive if status == 401 else _nothing, send)
-    admits.check_room(2)
+    admits.check_capacity(2)
 
 
 async def _nothing() -> Message:

@@ -85,10 +85,10 @@ def test_an_invalid_file_is_an_error_of_one_line(file: AccessTokenFile, content:
 
 def test_the_server_accepts_everybody_until_there_is_an_access_token(file: AccessTokenFile) -> None:
     tokens = AccessTokens([], file)
-    assert not tokens.guarded
+    assert not tokens.required
     file.write([token()])
     tokens.refresh()
-    assert tokens.guarded
+    assert tokens.required
     assert tokens.find("secret") == token()
 
 
@@ -98,11 +98,11 @@ def test_a_running_server_never_stops_requiring_access_tokens(file: AccessTokenF
     for change in (lambda: file.write([]), file.path.unlink):
         change()
         tokens.refresh()
-        assert tokens.guarded
+        assert tokens.required
         assert tokens.find("secret") is None
-    assert not AccessTokens([], file).guarded
+    assert not AccessTokens([], file).required
     file.write([])
-    assert AccessTokens([], file).guarded
+    assert AccessTokens([], file).required
 
 
 def test_a_file_that_becomes_invalid_changes_nothing_and_is_reported_once(
@@ -213,4 +213,4 @@ def test_a_created_token_allows_a_public_address(config: Path) -> None:
     with pytest.raises(SettingsError, match="tiller token new"):
         load_settings(config, server={"host": "0.0.0.0"})
     create_token("ada", "--config", config)
-    assert load_access_tokens(load_settings(config, server={"host": "0.0.0.0"})).guarded
+    assert load_access_tokens(load_settings(config, server={"host": "0.0.0.0"})).required

@@ -12,7 +12,7 @@ from app.settings import AccessToken, LimitSettings
 
 @dataclass
 class Engine:
-    room: int = 10
+    free_capacity: int = 10
     available: bool = True
 
 
@@ -68,7 +68,7 @@ def test_capacity_is_reserved_only_once(engine: Engine, clock: Clock) -> None:
 
 
 def test_an_engine_that_is_down_takes_precedence_over_a_full_queue(engine: Engine, clock: Clock) -> None:
-    engine.room, engine.available = 0, False
+    engine.free_capacity, engine.available = 0, False
     with pytest.raises(EngineUnavailable):
         build(engine, clock).reserve()
 
@@ -78,13 +78,13 @@ def test_choices_handed_over_to_the_engine_are_not_counted_twice(engine: Engine,
     admitted = admit(admission, None, False)
     admitted.reserve(10, 1)
     admitted.hand_over()
-    admission.check_room(10)
-    engine.room = 0
+    admission.check_capacity(10)
+    engine.free_capacity = 0
     admitted.end()
     with pytest.raises(QueueFull):
-        admission.check_room(1)
-    engine.room = 10
-    admission.check_room(10)
+        admission.check_capacity(1)
+    engine.free_capacity = 10
+    admission.check_capacity(10)
 
 
 def test_requests_are_counted_per_access_token_and_nice_ones_separately(engine: Engine, clock: Clock) -> None:

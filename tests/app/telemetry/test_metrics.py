@@ -39,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def seen(choices: int = 1, concepts: int = 0) -> Observation:
     steering = SteeringSpec(tuple(map(str, range(concepts))), 1.0) if concepts else None
     found = Observation("r")
-    found.asked = GenerationRequest("r", [0] * 10, 100, choices, steering=steering)
+    found.generation_request = GenerationRequest("r", [0] * 10, 100, choices, steering=steering)
     return found
 
 
@@ -53,11 +53,11 @@ def end(metrics: Metrics, found: Observation, tokens: int, *reasons: FinishReaso
 def test_a_generation(clock: list[float]) -> None:
     metrics, steered = Metrics(), seen(choices=2, concepts=3)
     clock[0] = 102.0
-    steered.begin(queue_seconds=0.5)
+    steered.mark_first_token(queue_seconds=0.5)
     metrics.count_first_token(steered)
-    begun = samples(metrics)
-    assert begun["tiller_time_to_first_token_seconds_sum"] == 2.0, "reported before the end"
-    assert begun["tiller_queue_time_seconds_sum"] == 0.5
+    at_first_token = samples(metrics)
+    assert at_first_token["tiller_time_to_first_token_seconds_sum"] == 2.0, "reported before the end"
+    assert at_first_token["tiller_queue_time_seconds_sum"] == 0.5
     clock[0] = 106.0
     found = end(metrics, steered, 42, "stop", "length")
     assert found["tiller_time_per_output_token_seconds_sum"] == pytest.approx(0.2)  # 4 s, 20 intervals each
@@ -79,7 +79,7 @@ def test_a_generation_whose_client_disconnected(clock: list[float]) -> None:
 
 def test_a_single_token_has_no_inter_token_latency(clock: list[float]) -> None:
     metrics, single = Metrics(), seen()
-    single.begin(queue_seconds=None)
+    single.mark_first_token(queue_seconds=None)
     metrics.count_first_token(single)
     found = end(metrics, single, 1, "length")
     assert found["tiller_time_to_first_token_seconds_count"] == 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.schemas.completions import TokenLogprob
 from app.text.tokenizer import Tokenizer
-from app.text.transcript import Heading, Progress, Transcript
+from app.text.transcript import AnswerHeader, Progress, Transcript
 from inference.interface.protocol import (
     FinishReason,
     GenerationRequest,
@@ -20,7 +20,7 @@ from inference.interface.protocol import (
 )
 from tests.app.fakes import END_OF_TURN
 
-HEADING = Heading("chatcmpl-1", 1763800000, "tiny", "fp_1")
+HEADING = AnswerHeader("chatcmpl-1", 1763800000, "tiny", "fp_1")
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ class FakeReplica:
     """A worker that admits every request unless `refusal` is set or a concept is unknown."""
 
     load: int = 0
-    room: int = 100
+    free_capacity: int = 100
     restarts: int = 0
     available: bool = True
     refusal: ApiError | None = None
@@ -270,10 +270,10 @@ def test_each_worker_has_its_own_state() -> None:
 
 
 async def test_the_room_is_the_sum_over_available_replicas() -> None:
-    one, other = FakeReplica(room=3), FakeReplica(room=4)
+    one, other = FakeReplica(free_capacity=3), FakeReplica(free_capacity=4)
     replicas = Replicas([one, other])
-    assert replicas.room == 7
+    assert replicas.free_capacity == 7
     one.available = False
-    assert replicas.room == 4
+    assert replicas.free_capacity == 4
     other.available = False
-    assert replicas.room == 7, "new requests get UNAVAILABLE, not QUEUE_FULL"
+    assert replicas.free_capacity == 7, "new requests get UNAVAILABLE, not QUEUE_FULL"

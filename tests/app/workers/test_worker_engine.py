@@ -147,38 +147,38 @@ async def test_aborting_everything_ends_an_iteration_that_waits(pair: tuple[Work
 async def test_every_choice_takes_capacity_until_it_has_ended(pair: tuple[WorkerEngine, Worker]) -> None:
     engine, worker = pair
     generation = await submitted(pair, n=2)
-    assert engine.room == 1
+    assert engine.free_capacity == 1
     await worker.report(events=[TokenEvent("r", 0, 5, FinishReason.STOP), TokenEvent("r", 0, 5)])
-    await generation.begun
-    assert engine.room == 2
+    await generation.first_events
+    assert engine.free_capacity == 2
     generation.abort()
     generation.abort()
-    assert engine.room == 3
+    assert engine.free_capacity == 3
 
 
 async def test_a_refused_request_takes_no_capacity(pair: tuple[WorkerEngine, Worker]) -> None:
     engine, worker = pair
     task = asyncio.create_task(engine.submit(request()))
     await worker.receive()
-    assert engine.room == 2
+    assert engine.free_capacity == 2
     await worker.report(submit_results=[SubmitResult("r", RefusalCode.QUEUE_FULL)])
     with pytest.raises(ApiError):
         await task
-    assert engine.room == 3
+    assert engine.free_capacity == 3
 
 
 async def test_a_generation_begins_with_its_first_events(pair: tuple[WorkerEngine, Worker]) -> None:
     generation = await submitted(pair)
-    assert not generation.begun.done()
+    assert not generation.first_events.done()
     await pair[1].report(events=[TokenEvent("r", 0, 5)])
-    await asyncio.wait_for(generation.begun, 5)
+    await asyncio.wait_for(generation.first_events, 5)
 
 
 async def test_a_generation_that_fails_first_never_begins(pair: tuple[WorkerEngine, Worker]) -> None:
     generation = await submitted(pair)
     await pair[1].report(failures=[Failure("r", "reason")])
     with pytest.raises(InternalError, match="reason"):
-        await generation.begun
+        await generation.first_events
 
 
 async def test_leaving_the_iteration_aborts(pair: tuple[WorkerEngine, Worker]) -> None:

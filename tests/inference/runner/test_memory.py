@@ -31,7 +31,7 @@ def test_the_configured_size_is_used(llama: PreTrainedModel) -> None:
 def test_the_largest_step_can_be_run(llama: PreTrainedModel) -> None:
     sizes = []
     model = CausalLM(llama)
-    model.hook_block(0, lambda hidden, batch: sizes.append(len(hidden)))
+    model.hook_layer(0, lambda hidden, batch: sizes.append(len(hidden)))
     memory.run_largest_step(model, EngineConfig(max_batch_tokens=300), TORCH)
     memory.run_largest_step(model, EngineConfig(max_batch_tokens=3000), TORCH)
     assert sizes == [300, 512]

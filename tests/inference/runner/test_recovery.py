@@ -68,7 +68,7 @@ def run_to_the_end(driver: Driver, requests: list[GenerationRequest]) -> list[st
     failed = []
     while not driver.engine.is_idle:
         failed += [failure.request_id for failure in driver.step().failures]
-    assert driver.engine.blocks.num_free_blocks == driver.engine.blocks.num_blocks
+    assert driver.engine.block_manager.num_free_blocks == driver.engine.block_manager.num_blocks
     return failed
 
 

@@ -25,9 +25,9 @@ class Harness:
         nice_ageing_seconds: float = 30.0,
     ) -> None:
         self.now = 0.0
-        self.blocks = BlockManager(num_blocks, block_size)
+        self.block_manager = BlockManager(num_blocks, block_size)
         self.scheduler = Scheduler(
-            self.blocks,
+            self.block_manager,
             max_batch_tokens=max_batch_tokens,
             max_running=max_running,
             nice_ageing_seconds=nice_ageing_seconds,
@@ -55,18 +55,18 @@ class Harness:
         assert len(self.scheduler.running) <= self.scheduler.max_running
         for sequence, amount in amounts.items():
             self._compute(sequence, amount)
-        self.blocks.check_integrity(self.scheduler.sequences())
+        self.block_manager.check_integrity(self.scheduler.sequences())
         return amounts
 
     def _compute(self, sequence: Sequence, amount: int) -> None:
         assert amount >= 1
-        capacity = len(sequence.block_table) * self.blocks.block_size
+        capacity = len(sequence.block_table) * self.block_manager.block_size
         assert sequence.num_computed_tokens + amount <= capacity
         samples = sequence.samples_next
         before = sequence.num_computed_tokens
         sequence.num_computed_tokens += amount
         sequence.num_scheduled_tokens = 0
-        self.blocks.register(sequence, before)
+        self.block_manager.register(sequence, before)
         if samples:
             sequence.append(7)
             if sequence.num_output_tokens >= sequence.max_tokens:
@@ -226,7 +226,7 @@ def test_a_finished_sequence_holds_no_blocks() -> None:
     harness.scheduler.finish(running)
     harness.scheduler.finish(waiting)
     assert list(harness.scheduler.sequences()) == []
-    assert harness.blocks.num_free_blocks == harness.blocks.num_blocks
+    assert harness.block_manager.num_free_blocks == harness.block_manager.num_blocks
     assert harness.step() == {}
 
 
@@ -270,7 +270,7 @@ def test_every_sequence_ends_and_no_block_is_lost(
             break
         harness.step()
     assert all(sequence.status is Status.FINISHED for sequence in sequences)
-    assert harness.blocks.num_free_blocks == num_blocks
+    assert harness.block_manager.num_free_blocks == num_blocks
 
 
 def test_it_reports_once_when_a_request_left_the_queue() -> None:

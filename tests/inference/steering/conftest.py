@@ -150,11 +150,11 @@ class Feeder:
         self._due = probes
         self.computed: list[Probe] = []
 
-    def hand_out(self, serving: bool) -> list[Probe]:
+    def next_probes(self, serving: bool) -> list[Probe]:
         probes, self._due = self._due, []
         return probes
 
-    def take_back(self, probe: Probe) -> None:
+    def complete_probe(self, probe: Probe) -> None:
         self.computed.append(probe)
 
     def take_updates(self) -> list[TrainingUpdate]:

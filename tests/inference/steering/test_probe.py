@@ -153,7 +153,7 @@ def test_probes_and_running_requests_do_not_change_each_other(
 
 def test_a_computed_probe_leaves_no_row_block_or_hook(llama: PreTrainedModel) -> None:
     driver = steered_driver(llama)
-    bank, blocks = driver.engine.runner.bank, driver.engine.blocks
+    bank, blocks = driver.engine.runner.bank, driver.engine.block_manager
     free = bank.num_free_rows
     compute(driver, make_probes())
     assert bank.num_free_rows == free
@@ -170,7 +170,7 @@ def test_blocks_of_a_probe_with_nan_are_not_reused(llama: PreTrainedModel) -> No
     broken = Probe(text[:3], text[3:], captures=True)
     compute(driver, [broken])
     assert np.isnan(broken.mean_logprob)
-    assert set(driver.engine.blocks._hash_of_block) == set()
+    assert set(driver.engine.block_manager._hash_of_block) == set()
 
 
 @pytest.mark.parametrize("num_prompt", [1, 2, 4])

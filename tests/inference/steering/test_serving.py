@@ -228,4 +228,4 @@ def test_random_requests_and_aborts_get_the_output_of_a_request_alone(
     for (request_id, _), result in results.items():
         assert result.token_ids == expected[int(request_id)][: len(result.token_ids)]
     assert bank.num_free_rows == free
-    assert driver.engine.blocks.num_free_blocks == num_blocks
+    assert driver.engine.block_manager.num_free_blocks == num_blocks

@@ -41,7 +41,7 @@ READY, FAILED = TrainingState.READY, TrainingState.FAILED
 
 
 def check_nothing_is_left(driver: Driver) -> None:
-    bank, blocks = driver.engine.runner.bank, driver.engine.blocks
+    bank, blocks = driver.engine.runner.bank, driver.engine.block_manager
     assert driver.engine.is_idle
     assert bank.num_free_rows == bank.vectors.shape[1] - 1
     assert blocks.num_free_blocks == blocks.num_blocks
@@ -553,19 +553,19 @@ def test_the_number_of_tokens_in_flight_is_limited(llama: PreTrainedModel, servi
     command = TrainConcept("kind", PROMPT, texts, make_texts(2, 6, range(40, 70), range(1, 150)), NEUTRAL)
     out: set[Probe] = set()
     most = []
-    hand_out, take_back = driver.engine.trainer.hand_out, driver.engine.trainer.take_back
+    next_probes, complete = driver.engine.trainer.next_probes, driver.engine.trainer.complete_probe
 
     def count_out(serving: bool) -> list[Probe]:
-        probes = hand_out(serving)
+        probes = next_probes(serving)
         out.update(probes)
         most.append(sorted(len(probe.content_token_ids) for probe in out))
         return probes
 
     def count_back(probe: Probe) -> None:
         out.remove(probe)
-        take_back(probe)
+        complete(probe)
 
-    driver.engine.trainer.hand_out, driver.engine.trainer.take_back = count_out, count_back
+    driver.engine.trainer.next_probes, driver.engine.trainer.complete_probe = count_out, count_back
     number = 0
     driver.engine.trainer.add(command)
     while not driver.engine.trainer.is_idle:
