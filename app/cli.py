@@ -4,11 +4,11 @@ import sys
 
 import typer
 
+from app.commands.access_token import access_token_commands
 from app.commands.bench import bench
 from app.commands.concept import concept_commands
 from app.commands.health import health
 from app.commands.serve import serve
-from app.commands.token import token_commands
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def build_commands() -> typer.Typer:
     tiller = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     tiller.command("serve")(serve)
     tiller.command("health")(health)
-    tiller.add_typer(token_commands(), name="token")
+    tiller.add_typer(access_token_commands(), name="token")
     tiller.add_typer(concept_commands(), name="concept")
     tiller.command("bench")(bench)
     return tiller

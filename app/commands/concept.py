@@ -110,13 +110,17 @@ async def _train(client: httpx.AsyncClient, concept: Json) -> Json:
     async with client:
         # The training may take any time, so httpx must not time out.
         creating = asyncio.create_task(client.post(_ROUTE, json=concept, timeout=None))
-        with _progress_bar() as show:
-            while not creating.done():
-                await asyncio.wait({creating}, timeout=_POLL_SECONDS)
-                seen = await client.get(_path(_name_of(concept)))
-                if seen.is_success:
-                    show(seen.json())
-    return _content(await creating)
+        try:
+            with _progress_bar() as show:
+                while not creating.done():
+                    await asyncio.wait({creating}, timeout=_POLL_SECONDS)
+                    seen = await client.get(_path(_name_of(concept)))
+                    if seen.is_success:
+                        show(seen.json())
+        finally:  # If the progress cannot be read, the error of the creation is not reported as well.
+            creating.cancel()
+            await asyncio.gather(creating, return_exceptions=True)
+    return _content(creating.result())
 
 
 @contextmanager

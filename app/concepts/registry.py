@@ -29,7 +29,7 @@ from app.telemetry.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 3
-"""How often to start a concept's training if the engine is lost. The training itself may crash it."""
+"""How often to start a concept's training if the engine is lost. The training itself may crash the engine."""
 
 
 class _Entry:
@@ -38,7 +38,7 @@ class _Entry:
     def __init__(self, concept: Concept) -> None:
         self.concept = concept
         self.stored = SharedFuture()
-        """Settled once the creation has ended. Not settled: the concept is in creation."""
+        """Settled once the concept is stored, or with an error. Until then it is in creation."""
 
     def fail_waiters(self, error: ApiError) -> None:
         """Raises `error` in all callers that wait for the creation. The creation goes on."""
@@ -48,7 +48,10 @@ class _Entry:
 
 
 class Concepts:
-    """Runs in one event loop. Only disk operations and tokenization run on other threads."""
+    """All steering concepts of the server. The methods run in one event loop.
+
+    While the server runs, disk operations and tokenization run on other threads.
+    """
 
     def __init__(
         self, store: ConceptStore, trainings: Trainings, metrics: Metrics, limits: LimitSettings
@@ -81,7 +84,7 @@ class Concepts:
         """Trains the untrained concepts, and returns when the engine can steer by all of these concepts.
 
         Raises INVALID_REQUEST if the model cannot use one of them, UNKNOWN_STEERING_CONCEPT if one was
-        deleted in the meantime, or UNAVAILABLE.
+        deleted in the meantime, INTERNAL if a training fails without a fault of its examples, or UNAVAILABLE.
         """
         for concept in concepts:
             if not self._is_current(concept):
@@ -94,7 +97,10 @@ class Concepts:
                 raise _unusable(concept, error) from None
 
     def refusal_error(self, concepts: Sequence[Concept]) -> ApiError:
-        """The error for a request that the engine refuses for an unknown concept, though all were usable."""
+        """The error for a request whose concepts were all usable, but one is unknown to the engine.
+
+        If none of the concepts was deleted, this also makes the next request train them again.
+        """
         for concept in concepts:
             if not self._is_current(concept):
                 return _unknown(concept.id, "steering_concepts")
@@ -107,7 +113,7 @@ class Concepts:
 
         The creation goes on if the caller stops waiting. If the engine is lost, the caller gets UNAVAILABLE
         and the creation goes on when the engine is back. Raises INVALID_REQUEST or MISSING_CAPABILITY if the
-        concept cannot be trained, CONFLICT, QUEUE_FULL, or UNAVAILABLE.
+        concept cannot be trained, CONFLICT, QUEUE_FULL, UNAVAILABLE or INTERNAL.
         """
         if names_other_examples(wanted):
             raise InvalidRequest("name is a digest, but not the digest of these examples", "name")
@@ -121,7 +127,7 @@ class Concepts:
         return self._detail(entry.concept)
 
     async def delete(self, given_id: str) -> None:
-        """Deletes a created concept, permanently once this returns.
+        """Deletes a concept that a caller has created. Once this returns, the deletion is permanent.
 
         Requests that wait for the concept fail. Requests that already use it go on. Raises
         UNKNOWN_STEERING_CONCEPT, CONFLICT or UNAVAILABLE.
@@ -148,7 +154,7 @@ class Concepts:
                 _log.warning("%s cannot be used with this model: %s", entry.concept.id, error.message)
 
     async def _train(self, entry: _Entry, start: Callable[[Concept], Training]) -> None:
-        """Trains a concept, and starts again if the engine is lost. Raises the training's error."""
+        """Trains a concept, and starts again if the engine is lost. Raises the error of a failed training."""
         for _ in range(_MAX_ATTEMPTS):
             if not self._is_current(entry.concept):
                 return
@@ -186,10 +192,10 @@ class Concepts:
             _log.exception("concept %s cannot be stored", entry.concept.id)
             self._drop(entry, InternalError())
         finally:
-            entry.stored.settle(EngineUnavailable())  # cancelled, because the event loop ends
+            entry.stored.settle(EngineUnavailable())  # has an effect only if the event loop ends first
 
     async def _finish(self, entry: _Entry) -> None:
-        """Waits until the concept is stored and ready. Raises the error if the creation fails."""
+        """Waits until the concept is stored and trained. Raises the error if the creation fails."""
         await entry.stored.wait()
         try:
             if self._is_current(entry.concept):
@@ -201,7 +207,7 @@ class Concepts:
             raise _deleted(entry.concept)
 
     async def _on_disk(self, act: Callable[[], None], what: str) -> None:
-        """Runs a disk operation on another thread. `what`: its past participle, for error messages."""
+        """Runs a disk operation on another thread. `what`: "stored" or "deleted", for error messages."""
         try:
             await to_thread.run_sync(act)
         except OSError:

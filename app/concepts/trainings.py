@@ -23,7 +23,7 @@ _IN_PROGRESS = (ConceptState.TRAINING, ConceptState.MEASURING)
 
 
 class SharedFuture:
-    """An event that many tasks can wait for. It can carry an error."""
+    """An event that many tasks can wait for. If it carries an error, `wait` raises this error."""
 
     def __init__(self) -> None:
         self._settled = asyncio.Event()
@@ -40,7 +40,7 @@ class SharedFuture:
         return self._settled.is_set()
 
     async def wait(self) -> None:
-        """Raises the error, if there is one."""
+        """Returns once the event is settled. Raises its error, if it has one."""
         await self._settled.wait()
         if self._error is not None:
             raise self._error
@@ -57,9 +57,9 @@ class Training:
         self.error: ApiError | None = None
         """Why the training failed."""
         self.usable = SharedFuture()
-        """Settled once the engine can steer by the concept."""
+        """Settled once the engine can steer by the concept, or with an error if it never can."""
         self.ended = SharedFuture()
-        """Settled once the training is ready or has failed."""
+        """Settled once the training is READY, or with an error once it has failed or stopped."""
 
     def update(self, update: TrainingUpdate) -> None:
         if update.state is TrainingState.FAILED:
@@ -79,7 +79,7 @@ class Training:
         self.end(error)
 
     def reset(self) -> None:
-        """Back to UNTRAINED: the training stopped without a result, since the engine or the server ended."""
+        """Sets the state to UNTRAINED. The training has stopped without a result, but it has not failed."""
         self.state, self.progress = ConceptState.UNTRAINED, 0.0
         self.end(EngineUnavailable())
 
@@ -98,7 +98,7 @@ class Trainings:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def wait_available(self) -> None:
-        """Returns once the engine can train; raises EngineUnavailable if it never will again."""
+        """Returns once the engine can train. Raises EngineUnavailable if it will never train again."""
         await self._engine.wait_available()
 
     def get(self, concept: Concept) -> Training | None:
@@ -106,7 +106,10 @@ class Trainings:
         return self._trainings.get(concept.digest)
 
     def start(self, concept: Concept, background: bool = False) -> Training:
-        """Returns the current training, or starts a new one. Prioritizes a background training if needed."""
+        """Returns the latest training, even a failed one. Starts one if there is none or it has stopped.
+
+        If the latest training runs in the background and `background` is false, prioritizes it.
+        """
         training = self.get(concept)
         if training is None or training.state is ConceptState.UNTRAINED:
             return self._begin(concept, background)
@@ -127,7 +130,7 @@ class Trainings:
             training.end(ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, "the steering concept was deleted"))
 
     def invalidate(self, concept: Concept) -> None:
-        """Drops a READY training that the engine has lost. The next `start` trains the concept again."""
+        """Drops a READY training whose result the engine has lost. The next `start` begins a new one."""
         training = self.get(concept)
         if training and training.state is ConceptState.READY:
             del self._trainings[concept.digest]
@@ -155,5 +158,5 @@ class Trainings:
             training.fail(InternalError())
         finally:
             if training.state in _IN_PROGRESS:
-                training.reset()  # cancelled at the end of the event loop, or forgotten
+                training.reset()  # the event loop ends, or the concept was deleted
             self._metrics.count_training(training.state)

@@ -104,7 +104,7 @@ async def respond(answer: Answer, receive: Receive) -> Response:
 
 @asynccontextmanager
 async def while_connected(receive: Receive) -> AsyncIterator[None]:
-    """Cancels the block as soon as the client disconnects, and then raises ClientDisconnect."""
+    """Cancels the `with` block when the client disconnects, and then raises ClientDisconnect."""
     with anyio.CancelScope() as scope:
         watcher = asyncio.create_task(_cancel_at_disconnect(receive, scope))
         try:

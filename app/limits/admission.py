@@ -1,7 +1,8 @@
-"""Admission control: engine capacity, concurrent requests and tokens per minute of each caller.
+"""Admission control: refuses requests that exceed the engine's capacity or the caller's limits.
 
-Runs before anything is computed for a request. Keeps its state in memory, so a restart resets it. Knows no
-HTTP and no prompts.
+All callers share the capacity. Each caller has its own limits: concurrent requests, and tokens per minute.
+Runs before the engine computes anything for a request. Keeps its state in memory, so a restart resets it.
+Knows no HTTP and no prompts.
 """
 
 import math
@@ -16,7 +17,7 @@ from app.workers.engine import Engine
 _TYPICAL_ANSWER = 256
 """Tokens to reserve for a choice without max_tokens. `AdmittedRequest.end` corrects the number later."""
 _LONGEST_ANSWER = 10**9
-"""Upper bound for max_tokens here. The check against the context length refuses such requests later."""
+"""A larger max_tokens counts as this number here. Later, the check of the context length refuses it."""
 
 
 class AdmissionController:
@@ -28,7 +29,7 @@ class AdmissionController:
         self._clock = clock
         self._accounts: dict[tuple[str, bool], _Account] = {}
         self._reserved = 0
-        """Choices with a reservation whose request the engine does not have yet."""
+        """Number of reserved choices. The engine does not count these choices yet."""
 
     def reserve(self) -> "Reservation":
         """Reserves capacity for one choice of a new request. The caller must release the reservation.
@@ -39,7 +40,7 @@ class AdmissionController:
         return Reservation(self)
 
     def admit(self, caller: AccessToken | None, nice: bool, reservation: "Reservation") -> "AdmittedRequest":
-        """Counts the request against the caller's limits, before its body is read.
+        """Counts the request against the caller's limit for concurrent requests, before its body is read.
 
         The code that calls this must call `end` on the result. All callers without an access token share one
         account. A caller's `nice` requests count separately, with the same limits. Raises RATE_LIMITED.
@@ -81,7 +82,7 @@ class AdmissionController:
 
 
 class Reservation:
-    """Engine capacity for a request's choices, from its arrival until the engine itself counts them."""
+    """Engine capacity for a request's choices, from the request's arrival until the engine counts them."""
 
     def __init__(self, admission: AdmissionController) -> None:
         """Reserves capacity for one choice. The caller has checked that there is capacity."""
@@ -138,13 +139,13 @@ class AdmittedRequest:
 
     def _take_tokens(self, count: int) -> None:
         if self._bucket and (seconds := self._bucket.take(count, self._tokens)):
-            rule = f"this access token has used up its {self._bucket.capacity} tokens per minute"
+            rule = f"this caller has used up its {self._bucket.capacity} tokens per minute"
             raise RateLimited(f"{rule}; try again in {math.ceil(seconds)} seconds", seconds)
         self._tokens += count
 
 
 class TokenBucket:
-    """The tokens that a caller may use now. Refills steadily; holds at most one minute's tokens."""
+    """The tokens that a caller may use now. The bucket refills steadily, up to one minute's tokens."""
 
     def __init__(self, capacity: int, clock: Callable[[], float]) -> None:
         self.capacity = capacity
@@ -187,10 +188,10 @@ class _Account:
     def check_requests(self) -> None:
         """Raises RATE_LIMITED if the caller has as many requests in progress as it may have."""
         if self.requests >= self.max_requests:
-            rule = f"this access token has {self.requests} requests in progress, which is its limit"
+            rule = f"this caller has {self.requests} requests in progress, which is its limit"
             raise RateLimited(rule, 1)
 
     def limit_tokens(self, per_minute: int | None, clock: Callable[[], float]) -> None:
-        """Starts a new bucket if the limit has changed. None: no limit."""
+        """Starts a new bucket if the limit has changed. `per_minute` is None if there is no limit."""
         if (self.bucket.capacity if self.bucket else None) != per_minute:
             self.bucket = TokenBucket(per_minute, clock) if per_minute else None

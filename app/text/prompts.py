@@ -25,9 +25,10 @@ from app.errors import InternalError, InvalidRequest, StartError, clip
 from app.schemas.chat import Message
 from app.text.tokenizer import Tokenizer
 
-# Characters. A shorter prompt takes about a millisecond, so a thread is not worth its cost.
+# Number of characters. Shorter messages take about a millisecond, so a thread is not worth its cost.
 _LONG_PROMPT = 8_192
 
+# Unicode's private use areas.
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
@@ -60,16 +61,17 @@ class PromptRenderer:
         stand_ins = self._choose_stand_ins(messages)
         masked = self._apply(messages, stand_ins) if stand_ins else rendered
         control_tokens = self._tokenizer.control_tokens
+        # If the text has only the template's control tokens, the tokenizer has read it as intended.
         expected = [control_tokens[name] for name in self._control_token.findall(masked)]
         if [token_id for token_id in token_ids if token_id in self._control_ids] == expected:
             return token_ids
         return self._encode_pieces(masked, stand_ins)
 
     def _choose_stand_ins(self, messages: Sequence[Message]) -> dict[int, str]:
-        """Maps characters that can begin or end a control token to characters that no message contains.
+        """Maps each character that can begin or end a control token's name to one that no message contains.
 
-        Empty if the messages contain no such character. After the replacement, every control token in the
-        rendered text comes from the template.
+        Leaves out characters that the messages do not contain. After the replacement, every control token in
+        the rendered text comes from the template.
         """
         used = set().union(*(message.content for message in messages))
         unused = (chr(code) for code in itertools.chain(*_PRIVATE_USE) if chr(code) not in used)
@@ -145,7 +147,7 @@ def _compile(source: str) -> jinja2.Template:
 
 
 def _line(error: Exception) -> str:
-    """Names the template's line. Tracebacks call the template's file `<template>`."""
+    """Says in which line of the template the error is. Tracebacks call the template's file `<template>`."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
     return f" in line {lines[-1]}" if lines else ""

@@ -43,7 +43,7 @@ class AnswerHeader:
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What one engine step adds to a choice. `text` can be empty only in the last one of a choice."""
+    """What one engine step adds to a choice. Only in a choice's last Progress may `text` be empty."""
 
     index: int
     text: str
@@ -160,8 +160,8 @@ class Transcript:
 class _Choice:
     """The text of one choice, and its log probabilities.
 
-    `take` returns a token's log probabilities once it has returned text beyond the token's start. So it never
-    returns those of a token that lies wholly in a removed stop sequence.
+    `take` returns a token's log probabilities once it has returned text beyond the token's start. If the
+    whole token lies in a removed stop sequence, this never happens, and `take` drops them.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
@@ -169,6 +169,7 @@ class _Choice:
         self._detokenizer = Detokenizer(stop, tokenizer.strips_leading_space)
         self._text = ""
         self._waiting: deque[tuple[int, TokenLogprob]] = deque()
+        """Log probabilities not returned yet, each with the position in the text where its token starts."""
         self.tokens = 0
         """Number of generated tokens, without the end-of-turn token."""
         self.finish_reason: FinishReason | None = None
@@ -190,7 +191,7 @@ class _Choice:
             self.finish_reason = "stop"
 
     def take(self) -> tuple[str, list[TokenLogprob]]:
-        """The text that has become final since the last call, with its log probabilities."""
+        """The text that has become final since the last call, with the log probabilities of its tokens."""
         text, self._text = self._text, ""
         entries = []
         while self._waiting and self._waiting[0][0] < self._detokenizer.released:

@@ -52,7 +52,7 @@ class Engine(Protocol):
         """Returns once the engine accepts requests; raises EngineUnavailable if it never will again."""
 
     async def submit(self, request: GenerationRequest) -> Generation:
-        """Returns once the engine has admitted the request. The call itself already reduces `room`.
+        """Returns once the engine has admitted the request. The call itself already reduces `free_capacity`.
 
         Raises an ApiError if the engine refuses the request, EngineUnavailable if the engine is down.
         """

@@ -1,4 +1,4 @@
-"""Combines several workers into one engine and routes requests. Knows no messages and no processes."""
+"""Combines several workers into one engine and routes requests. Knows no sockets and no processes."""
 
 import asyncio
 import os
@@ -16,17 +16,20 @@ from app.workers.supervisor import supervise
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
 
-_CHUNK = 64
-"""Tokens. Only prompt prefixes whose length is a multiple of this are compared."""
-_MAX_CHUNKS = 64
+_SPAN = 64
+"""Number of tokens. Only prompt prefixes whose length is a multiple of it are compared."""
+_MAX_SPANS = 64
+"""Only prompt prefixes of at most so many spans are compared."""
 _MAX_AHEAD = 4
-"""How many more requests a worker with a prefix cache hit may have than the least loaded worker."""
+"""How many more requests a worker that has computed a prefix may have than the least loaded worker."""
 
 # After these refusals another worker may still admit the request.
 _TRY_ANOTHER = {ErrorCode.UNAVAILABLE, ErrorCode.QUEUE_FULL, ErrorCode.UNKNOWN_STEERING_CONCEPT}
 
 
 class Replica(Engine, Protocol):
+    """The engine of one worker, or several workers as one engine."""
+
     @property
     def load(self) -> int:
         """How many requests are in progress."""
@@ -57,10 +60,11 @@ async def run_replicas(config: EngineConfig, count: int) -> AsyncIterator[Replic
 class Replicas:
     """Implements app.workers.engine.Engine.
 
-    A request goes to the least loaded worker, or to a worker that has computed a prefix of its prompt if that
-    worker has only a few requests more. Workers that are down get no requests. One worker trains a concept.
-    The others load its steering vector from the cache directory when a request names the concept. A worker
-    that cannot load it refuses the request, which then goes to the next worker.
+    A request goes to the worker that has computed the longest prefix of its prompt, unless this worker has
+    many more requests than the least loaded worker. In that case, or if no worker has computed a prefix, the
+    request goes to the least loaded worker. Workers that are down get no requests. One worker trains a
+    concept. The others load its steering vector from the cache directory when a request names the concept. A
+    worker that cannot load the vector refuses the request. The request then goes to the next worker.
     """
 
     def __init__(self, replicas: Sequence[Replica], max_remembered: int = 100_000) -> None:
@@ -82,7 +86,7 @@ class Replicas:
 
     @property
     def free_capacity(self) -> int:
-        """The sum over available replicas. If all are down: over all, so that the error is not QUEUE_FULL."""
+        """The sum over the available replicas, or over all replicas if all are down."""
         available = [replica for replica in self._replicas if replica.available]
         return sum(replica.free_capacity for replica in available or self._replicas)
 
@@ -106,7 +110,7 @@ class Replicas:
                 task.cancel()
 
     async def submit(self, request: GenerationRequest) -> Generation:
-        """Tries the replicas in order: a refused request has had no effect, so the next one may take it."""
+        """Tries the replicas in order. A refused request has had no effect, so the next one may take it."""
         prefixes = list(_prefix_hashes(request.prompt_token_ids))
         refusal: ApiError = EngineUnavailable()
         for number in self._in_order(prefixes):
@@ -159,8 +163,8 @@ class Replicas:
 
 
 def _prefix_hashes(prompt: list[int]) -> Iterator[int]:
-    """Hashes of the prompt's first chunk, its first two chunks, and so on."""
+    """Hashes of the first span of the prompt, of its first two spans, and so on."""
     prefix = 0
-    for end in range(_CHUNK, min(len(prompt), _CHUNK * _MAX_CHUNKS) + 1, _CHUNK):
-        prefix = hash((prefix, tuple(prompt[end - _CHUNK : end])))
+    for end in range(_SPAN, min(len(prompt), _SPAN * _MAX_SPANS) + 1, _SPAN):
+        prefix = hash((prefix, tuple(prompt[end - _SPAN : end])))
         yield prefix

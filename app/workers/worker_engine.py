@@ -51,10 +51,10 @@ class WorkerEngine:
         timing: Timing = Timing(),
         max_unread: int = 2**16,
     ) -> None:
-        """`capacity`: choices that may run or wait in the worker.
+        """`capacity`: how many choices may run or wait in the worker.
 
-        `max_unread`: limit for one request's unread tokens, counting their top_logprobs. 2**16 take about
-        10 MB.
+        `max_unread`: how many tokens of one request may be unread. Each of a token's top_logprobs counts like
+        one more token. 2**16 unread tokens take about 10 MB.
         """
         self._timing = timing
         self.max_unread = max_unread
@@ -192,7 +192,7 @@ class WorkerEngine:
         for event in report.events:
             events.setdefault(event.request_id, []).append(event)
         now = time.perf_counter()
-        since: dict[float, int] = {}  # previous delivery -> tokens; most tokens share the same one
+        since: dict[float, int] = {}  # time of the previous delivery -> tokens; most share the same time
         for request_id, its_events in events.items():
             if generation := self._generations.get(request_id):
                 if before := generation.delivered:
@@ -254,7 +254,7 @@ class WorkerGeneration:
             self.fail(_refusal(result))
 
     def start(self, at: float) -> None:
-        """A choice has left the worker's queue. `at`: time.monotonic(), which the processes share."""
+        """A choice has left the worker's queue. `at`: time.monotonic(), a clock that both processes share."""
         if self.queue_seconds is None:
             self.queue_seconds = max(0.0, at - self._submitted)
 

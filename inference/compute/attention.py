@@ -1,4 +1,4 @@
-"""Attention over the block KV cache for sequences of different lengths, as transformers models call it.
+"""Attention over the paged KV cache for sequences of different lengths, as transformers models call it.
 
 transformers looks up attention functions by name (`AttentionInterface`) and passes them every keyword
 argument of the model call. `paged_attention` finds the batch in the argument `forward_context`.
@@ -19,8 +19,8 @@ from inference.compute.kv_cache import KVCache
 NAME = "tiller_paged"
 
 _HONOURED = frozenset({"scaling", "sliding_window", "softcap"})
-# Models also pass these arguments, and `paged_attention` can ignore them: rotary positions are already
-# applied, inference has no dropout, and Tiller has its own cache. Tiller itself passes `forward_context`.
+# Models also pass these arguments, and `paged_attention` needs none of them: rotary positions are already
+# applied, inference has no dropout, and Tiller has its own cache. Only `forward_context` comes from Tiller.
 _IRRELEVANT = frozenset(
     {
         "cache_position",
@@ -43,7 +43,7 @@ class PagedInputs(NamedTuple):
     key_cache: torch.Tensor  # [slots, num_kv_heads, key_size]
     value_cache: torch.Tensor  # [slots, num_kv_heads, value_size]
     slot_mapping: torch.Tensor  # [T] slots of the new keys and values
-    block_tables: torch.Tensor  # int32 [N, most blocks per sequence]
+    block_tables: torch.Tensor  # int32 [N, highest number of blocks of a sequence]
     cu_seqlens: torch.Tensor  # [N + 1] index of each sequence's first token; the last entry is T
     positions: torch.Tensor  # [T]
     block_size: int
@@ -54,9 +54,9 @@ Attend = Callable[
 ]
 """Computes attention of queries [1, num_heads, T, key_size], and stores keys and values.
 
-Arguments: queries, new keys and new values (both [1, num_kv_heads, T, size]), the inputs, num_decodes (the
-first sequences, with one token each), scaling, sliding window and softcap (0: none). Returns
-[T, num_heads, value_size].
+Arguments: queries, new keys and new values (both [1, num_kv_heads, T, size]), the inputs, num_decodes (how
+many sequences have one token in this step; they come first), scaling, sliding window (0: none) and softcap
+(0: none). Returns [T, num_heads, value_size].
 """
 
 
@@ -71,7 +71,7 @@ class ForwardContext:
 
     @property
     def num_decodes(self) -> int:
-        """Number of sequences with one token each. They come first in the batch."""
+        """Number of sequences with one token in this step, which come first. 0 if the batch is for SDPA."""
         return 0 if self.batch.attention_metadata is None else self.batch.attention_metadata.num_decodes
 
     def paged_inputs(self, layer: int) -> PagedInputs | None:
@@ -150,7 +150,7 @@ def _attend(
     sliding_window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:  # [B * Q, num_heads, value_size]
-    """Folds the heads that share a key head into the query axis: one SDPA call, without repeated keys."""
+    """Folds the heads that share a key head into the query axis, so that no key is repeated for SDPA."""
     num_rows, num_queries = group.query_positions.shape
     num_heads, key_size = queries.shape[1:]
     shared = num_heads // num_kv_heads
@@ -186,7 +186,7 @@ def _softcapped_attention(
 
 
 def unsupported_arguments(module: nn.Module, arguments: dict[str, Any]) -> list[str]:
-    """Names the arguments that the model passes to its attention and `paged_attention` does not support."""
+    """The names of those arguments of the model's attention that `paged_attention` does not support."""
     names = [
         name for name, given in arguments.items() if given is not None and name not in _HONOURED | _IRRELEVANT
     ]

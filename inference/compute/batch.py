@@ -14,7 +14,7 @@ from inference.compute.transfer import upload
 from inference.scheduling.probe import ProbeSpan, locate
 from inference.scheduling.sequence import Sequence
 
-_MAX_GATHERED_TOKENS = 2**17  # limit for the context that one SDPA call gathers, padding included
+_MAX_GATHERED_TOKENS = 2**17  # limit for the context tokens that one SDPA call gathers, padding included
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class AttentionGroup:
     _masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, sliding_window: int | None, repeats: int) -> torch.Tensor:
-        """[B, 1, repeats * Q, L], True where a query sees a key: not a later one, and inside the window.
+        """[B, 1, repeats * Q, L], True where a query sees a key.
 
-        The mask repeats the rows of the Q queries `repeats` times. It is built once for all layers.
+        A query sees the keys at its own position and before it, inside the window. The mask repeats the rows
+        of the Q queries `repeats` times. It is built once for all layers with the same arguments.
         """
         key = sliding_window, repeats
         if key not in self._masks:
@@ -51,10 +52,10 @@ class AttentionGroup:
 class AttentionMetadata:
     """Locates the contexts of a batch's N sequences, for attention that reads the KV cache in place."""
 
-    block_tables: torch.Tensor  # int32 [N, most blocks per sequence]
+    block_tables: torch.Tensor  # int32 [N, highest number of blocks of a sequence]
     cu_seqlens: torch.Tensor  # [N + 1] index of each sequence's first token; the last entry is T
     num_decodes: int
-    """Number of sequences with one token each. They come first in the batch."""
+    """Number of sequences with one token in this step. They come first in the batch."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Batch:
     """None if attention does not read the KV cache in place."""
     groups: list[AttentionGroup]
     """Empty if attention reads the KV cache in place."""
-    logit_tokens: torch.Tensor  # [S + P] indices into T: tokens to sample from, then tokens to score
+    logit_tokens: torch.Tensor  # [S + P] indices of tokens: first those to sample from, then those to score
     sampling: list[Sequence]
     """The S sequences that sample, in the order of `logit_tokens`."""
     probes: list[ProbeSpan]
@@ -97,7 +98,7 @@ class BatchBuilder:
         self.in_place = in_place
 
     def build(self, scheduled: list[Sequence]) -> Batch:
-        # Decodes come first, sorted by context length, so that similar lengths share an SDPA call.
+        # Decodes come first. Those with similar context lengths are neighbours, and share an SDPA call.
         ordered = sorted(scheduled, key=_group_key)
         counts = [sequence.num_scheduled_tokens for sequence in ordered]
         positions = np.concatenate([_positions(sequence) for sequence in ordered])
@@ -137,9 +138,9 @@ class BatchBuilder:
         )
 
     def follow(self, batch: Batch, token_ids: torch.Tensor) -> Batch:
-        """The decode step after `batch`. Every token of `batch` sampled one token: `token_ids` [T].
+        """The decode step after `batch`. `token_ids` [T]: the token that each sequence has sampled.
 
-        Does not need the values of `token_ids` on the host.
+        `batch` has one token per sequence. Does not need the values of `token_ids` on the host.
         """
         sequences = batch.sampling
         tensors = upload(
@@ -207,7 +208,7 @@ class BatchBuilder:
 
 
 def _split(ordered: list[Sequence]) -> Iterator[list[int]]:
-    """Indices of the sequences of each SDPA call, within the limit for gathered contexts."""
+    """Indices of the sequences of each SDPA call. Only a call with one sequence may exceed the limit."""
     for (_, width), members in groupby(range(len(ordered)), key=lambda i: _group_key(ordered[i])):
         indices = list(members)
         size = max(1, _MAX_GATHERED_TOKENS >> width)

@@ -22,7 +22,7 @@ from inference.compute.kv_cache import LayerShape
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
 
-_PROBE_NAME = "tiller_probe"
+_RECORDER_NAME = "tiller_recorder"
 
 LayerHook = Callable[[torch.Tensor, Batch], None]
 """Is called with a decoder block's output [T, hidden_size] and the batch."""
@@ -60,7 +60,7 @@ class CausalLM:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The end tokens in the model's generation config, or in its config if that has none."""
+        """The end tokens in the model's generation config. If it has none, those in the model's config."""
         generation = self._model.generation_config
         ids = getattr(generation, "eos_token_id", None)
         if ids is None:
@@ -82,7 +82,7 @@ class CausalLM:
         return logits[0].float()
 
     def hook_layer(self, index: int, act: LayerHook) -> RemovableHandle:
-        """Calls `act` with a decoder block's output in every forward pass. `act` may change it in place."""
+        """Calls `act` with a decoder block's output in every `forward`. `act` may change it in place."""
 
         def hook(block: nn.Module, args: Any, arguments: dict[str, Any], output: Any) -> None:  # noqa: ARG001
             if "forward_context" in arguments:  # missing when the model runs with its own attention
@@ -149,7 +149,10 @@ def _check_needs_no_code(directory: Path) -> None:
 
 
 def _check_config(config: Any) -> None:
-    """Raises UnsupportedModelError for options that fail only in contexts too long for a test at start."""
+    """Raises UnsupportedModelError if the model has an encoder, or options that fail only in long contexts.
+
+    The verification at the start uses short contexts, so it does not find these options.
+    """
     if config.is_encoder_decoder:
         raise UnsupportedModelError("models with an encoder are not supported")
     text = config.get_text_config()
@@ -167,7 +170,7 @@ def _check_rope(config: Any) -> None:
             raise UnsupportedModelError(f"rotary embeddings of type {kind!r} are not supported")
 
 
-class _LayerProbe:
+class _LayerRecorder:
     """Records what each attention layer stores, while one token runs through the model."""
 
     def __init__(self) -> None:
@@ -201,26 +204,29 @@ def _record_layer(
     attention_mask: torch.Tensor | None,  # noqa: ARG001 - part of the interface
     **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function that computes nothing. The call passes the _LayerProbe as `forward_context`.
+    """An attention function that computes nothing. The call passes the _LayerRecorder as `forward_context`.
 
-    transformers' registry of attention functions lives as long as the process, so it must hold no model.
+    transformers' registry of attention functions lives as long as the process. So this function must not hold
+    a model, and gets the _LayerRecorder from its arguments.
     """
-    probe = arguments.get("forward_context")
-    if not isinstance(probe, _LayerProbe):
+    recorder = arguments.get("forward_context")
+    if not isinstance(recorder, _LayerRecorder):
         raise UnsupportedModelError("the model does not pass its keyword arguments on to its attention")
-    probe.record(module, key, value, arguments)
+    recorder.record(module, key, value, arguments)
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 
 
 def _examine_layers(model: PreTrainedModel) -> tuple[list[LayerShape], list[nn.Module]]:
-    """Runs one token through the model. Returns what each attention layer stores, and its module, by layer.
+    """Runs one token through the model. Returns two lists with one entry per layer.
 
-    Raises UnsupportedModelError if the model does not call transformers' attention interface once in every
-    layer, or uses arguments that `paged_attention` does not support.
+    The first list has the shapes of the keys and values that the attention layer stores. The second has the
+    modules of the attention layers. Raises UnsupportedModelError if a layer does not call transformers'
+    attention interface exactly once, if it needs arguments that `paged_attention` does not support, or if
+    only the model's own attention mask applies a sliding window.
     """
-    AttentionInterface.register(_PROBE_NAME, _record_layer)
-    model.set_attn_implementation(_PROBE_NAME)
-    probe = _LayerProbe()
+    AttentionInterface.register(_RECORDER_NAME, _record_layer)
+    model.set_attn_implementation(_RECORDER_NAME)
+    recorder = _LayerRecorder()
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     with torch.inference_mode():
         model(
@@ -228,22 +234,22 @@ def _examine_layers(model: PreTrainedModel) -> tuple[list[LayerShape], list[nn.M
             position_ids=token,
             use_cache=False,
             logits_to_keep=token[0],
-            forward_context=probe,
+            forward_context=recorder,
         )
     text = model.config.get_text_config()
     layers = range(text.num_hidden_layers)
-    if sorted(probe.shapes) != list(layers):
+    if sorted(recorder.shapes) != list(layers):
         raise UnsupportedModelError("not all of the model's layers use transformers' attention interface")
     for layer, kind in enumerate(getattr(text, "layer_types", None) or ()):
-        if kind == "sliding_attention" and probe.windows[layer] is None:
+        if kind == "sliding_attention" and recorder.windows[layer] is None:
             raise UnsupportedModelError(
                 "the model applies its sliding windows only in its attention mask, which is not supported"
             )
-    return [probe.shapes[layer] for layer in layers], [probe.modules[layer] for layer in layers]
+    return [recorder.shapes[layer] for layer in layers], [recorder.modules[layer] for layer in layers]
 
 
 def _decoder_blocks(model: PreTrainedModel, attentions: list[nn.Module]) -> list[nn.Module]:
-    """The modules of the model's ModuleList that has one attention layer in each module, in order."""
+    """The decoder blocks: finds the ModuleList in which module i contains attention layer i."""
     for modules in model.modules():
         if isinstance(modules, nn.ModuleList) and len(modules) == len(attentions):
             pairs = zip(modules, attentions, strict=True)
@@ -253,7 +259,7 @@ def _decoder_blocks(model: PreTrainedModel, attentions: list[nn.Module]) -> list
 
 
 def _checksum(tensor: torch.Tensor) -> str:
-    """Exact integer sums over the tensor's bits, weighted by row and by column."""
+    """Two exact integer sums over the tensor's bits: one weighted by row, the other by column."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     if tensor.numel() == 0:
         return "empty"

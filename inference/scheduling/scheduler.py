@@ -19,14 +19,14 @@ from inference.scheduling.sequence import Sequence, Status
 class Scheduler:
     def __init__(
         self,
-        blocks: BlockManager,
+        block_manager: BlockManager,
         *,
         max_batch_tokens: int,
         max_running: int,
         nice_ageing_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.block_manager = blocks
+        self.block_manager = block_manager
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         self.nice_ageing_seconds = nice_ageing_seconds

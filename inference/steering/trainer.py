@@ -1,6 +1,7 @@
-"""Trains concepts while requests run: hands out a few probes at a time and takes them back computed.
+"""Trains concepts while requests run: hands out a few probes at a time, and takes the computed probes back.
 
-Knows which training is next, and its progress. Does not know how training works or what computes the probes.
+Knows which training is next, and how far each one is. Does not know how training works or what computes the
+probes.
 """
 
 import itertools
@@ -38,7 +39,7 @@ class _Job:
         return min(self._done / self._total, 0.99)
 
     def advance(self) -> ConceptReport | None:
-        """Continues the training if all its probes are computed. Returns the report if that was the end."""
+        """Continues the training if all its probes are computed. Returns the report if this ends it."""
         while not self._due and not self._out:
             try:
                 self._due.extend(next(self._work))
@@ -48,7 +49,7 @@ class _Job:
         return None
 
     def take(self, max_tokens: int, at_least: int) -> list[Probe]:
-        """The next probes, up to `max_tokens` in total. Takes `at_least` probes even if they are longer."""
+        """The next probes, up to `max_tokens` content tokens. Takes `at_least` probes, however long."""
         taken: list[Probe] = []
         while self._due and (len(taken) < at_least or len(self._due[0].content_token_ids) <= max_tokens):
             taken.append(self._due.popleft())
@@ -73,7 +74,7 @@ class Trainer:
         max_tokens: int,
         shape: tuple[int, int],
     ) -> None:
-        """`max_tokens`: limit for a prompt and a text together. `shape`: number of layers, hidden size."""
+        """`max_tokens`: limit for a prompt and a text together. `shape`: (number of layers, hidden size)."""
         self._steerer = steerer
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
@@ -84,7 +85,7 @@ class Trainer:
         self._jobs: dict[str, _Job] = {}
         self._owners: dict[Probe, _Job] = {}
         self._updates: dict[str, TrainingUpdate] = {}
-        """The newest update of each concept, if it was not taken yet."""
+        """The newest update of each concept, until `take_updates` returns it."""
 
     @property
     def is_idle(self) -> bool:
@@ -110,7 +111,7 @@ class Trainer:
             job.background = False
 
     def forget(self, concept: str) -> None:
-        """Deletes the concept. It gets no more updates; results of its probes in flight are discarded."""
+        """Deletes the concept. Posts no more updates for it, and discards its probes in flight."""
         self._updates.pop(concept, None)
         self._jobs.pop(concept, None)
         self._reports.pop(concept, None)
@@ -141,7 +142,7 @@ class Trainer:
             self._post_progress(job)
 
     def fail_probe(self, probe: Probe) -> None:
-        """Ends the training of a probe that cannot be computed."""
+        """Ends the training that needs this probe, because the probe cannot be computed."""
         job = self._owners.pop(probe)
         if self._jobs.get(job.concept) is job:
             self._fail(job)
@@ -156,7 +157,7 @@ class Trainer:
         return updates
 
     def _fault(self, command: TrainConcept) -> str | None:
-        """Why the command is invalid, or None. An invalid command would end every request in the batch."""
+        """What is wrong with the command, or None. A wrong command would end every request in the batch."""
         prompt = command.prompt_token_ids
         texts = [*command.positive, *command.negative, *command.neutral]
         ids = itertools.chain(prompt, *texts)
@@ -171,7 +172,7 @@ class Trainer:
         return None
 
     def _next_job(self, serving: bool) -> _Job | None:
-        """The oldest training that a caller waits for, or else the oldest one if no request runs."""
+        """The oldest training that a caller waits for. If none: the oldest, while no request runs."""
         jobs = self._jobs.values()
         foreground = next((job for job in jobs if not job.background), None)
         return foreground or (None if serving else next(iter(jobs), None))

@@ -17,6 +17,7 @@ import schemathesis
 from schemathesis import engine as schemathesis_engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
+from schemathesis.specs.openapi import schemas as _schemas  # noqa: F401 - else imported in the middle of a test
 
 from app.settings import Settings
 from tests.app.contract.support import CONCEPTS, store_concepts

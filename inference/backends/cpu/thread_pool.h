@@ -1,5 +1,5 @@
 // Threads that help the calling thread. Unlike in OpenMP, nobody waits for a thread that has not taken any
-// work. A thread that shares its core with another process delays the others by at most one range.
+// work. If a thread shares its core with another process, the caller waits for at most one of its ranges.
 #pragma once
 
 #include <atomic>
@@ -23,8 +23,8 @@ class ThreadPool {
   }
 
   // Calls act(context, begin, end) for ranges of `range_size` indices until all of [0, count) are done, in
-  // this thread and in the pool's threads. Starts threads until there are `helpers`. Does nothing and returns
-  // false if another thread is using the pool, or if count is 2^31 - 1 or more.
+  // this thread and in the pool's threads. First starts threads until the pool has `helpers` of them. Does
+  // nothing and returns false if another thread is using the pool, or if count is 2^31 - 1 or more.
   bool run(int64_t count, int64_t range_size, int helpers, Act act, const void* context) {
     const std::unique_lock lock(busy_, std::try_to_lock);
     if (!lock.owns_lock() || count >= kClosed) return false;
@@ -36,8 +36,9 @@ class ThreadPool {
   }
 
  private:
-  static constexpr int64_t kClosed = INT32_MAX;  // as the next index: no range can be taken
-  // Polls before a thread goes to sleep. They take longer than the time from one layer to the next.
+  static constexpr int64_t kClosed = INT32_MAX;  // if this is the next index, no range can be taken
+  // How often a helper thread polls for a job before it sleeps, and the calling thread for the end of a job
+  // before it yields. So many polls take longer than the time from one layer to the next.
   static constexpr int kSpins = 4000;
 
   static void pause(int spins) {
@@ -47,7 +48,7 @@ class ThreadPool {
     if (spins % kSpins == kSpins - 1) std::this_thread::yield();
   }
 
-  // The epoch in the high 32 bits, and the next index to be taken in the low 32 bits.
+  // A ticket has the epoch in its high 32 bits, and the next index to take in its low 32 bits.
   static uint64_t ticket_of(uint32_t epoch, int64_t next) {
     return static_cast<uint64_t>(epoch) << 32 | static_cast<uint64_t>(next);
   }
@@ -68,7 +69,7 @@ class ThreadPool {
     if (asleep_.load(std::memory_order_seq_cst) > 0) epoch_.notify_all();
   }
 
-  // Takes and computes ranges of the job with this number until none is left, or until another job starts.
+  // Takes and computes ranges of this epoch's job until none is left, or until another job starts.
   void take_ranges(uint32_t epoch) {
     const int64_t count = count_.load(std::memory_order_relaxed),
                   range_size = range_size_.load(std::memory_order_relaxed);
@@ -108,9 +109,9 @@ class ThreadPool {
   }
 
   std::mutex busy_;                 // held by the thread that calls run
-  int started_ = 0;                 // helper threads
-  std::atomic<uint32_t> epoch_{0};  // number of the current job
-  std::atomic<int> asleep_{0};      // helper threads
+  int started_ = 0;                 // how many helper threads there are
+  std::atomic<uint32_t> epoch_{0};  // number of the current job, from 1 on
+  std::atomic<int> asleep_{0};      // how many helper threads sleep
   std::atomic<uint64_t> ticket_{ticket_of(0, kClosed)};
   std::atomic<int64_t> count_{0}, range_size_{1}, done_{0};  // the current job; done_: finished indices
   std::atomic<Act> act_{nullptr};

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from inference.backends.cuda.kernels import attention as kernels
+from inference.backends.cuda.kernels import paged_attention as kernels
 from inference.compute.attention import PagedInputs
 
 _MIN_ROWS = 16  # each side of a matrix that tl.dot multiplies must have this size at least

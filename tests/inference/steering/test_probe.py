@@ -57,8 +57,8 @@ def check(model: PreTrainedModel, probe: Probe) -> None:
     assert content.shape == (NUM_LAYERS, count, HIDDEN_SIZE)
     mean = content.mean(1).numpy()
     error = np.linalg.norm(probe.mean_hidden - mean, axis=1)
-    assert (error <= 1e-5 * np.linalg.norm(mean, axis=1)).all()
-    np.testing.assert_allclose(probe.mean_norm, content.norm(dim=2).mean(1).numpy(), rtol=1e-5)
+    assert (error <= 5e-5 * np.linalg.norm(mean, axis=1)).all()
+    np.testing.assert_allclose(probe.mean_norm, content.norm(dim=2).mean(1).numpy(), rtol=5e-5)
 
 
 def compute(driver: Driver, probes: list[Probe]) -> None:

@@ -29,7 +29,7 @@ Config = Annotated[
 ]
 
 
-def token_commands() -> typer.Typer:
+def access_token_commands() -> typer.Typer:
     commands = typer.Typer(no_args_is_help=True, help="Create, list and revoke access tokens.")
     commands.command("new")(new)
     commands.command("list")(list_tokens)
