@@ -19,7 +19,7 @@ from inference.interface.protocol import GenerationRequest, ModelInfo, TrainConc
 _SPAN = 64
 """Number of tokens. Only prompt prefixes whose length is a multiple of it are compared."""
 _MAX_SPANS = 64
-"""Only prompt prefixes of at most so many spans are compared."""
+"""Maximum number of spans of a prompt prefix that is compared."""
 _MAX_AHEAD = 4
 """How many more requests a worker that has computed a prefix may have than the least loaded worker."""
 
