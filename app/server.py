@@ -225,7 +225,8 @@ def _welcome(settings: Settings, listener: socket.socket) -> None:
     if settings.log.format == "json":
         _log.info("serving %(model)s at %(url)s", {"model": settings.model.name, "url": url})
         return
-    body = {"model": settings.model.name, "messages": [{"role": "user", "content": "Hello!"}]}
+    messages = [{"role": "user", "content": "Hello!"}]
+    body = {"model": settings.model.name, "max_tokens": 64, "temperature": 0.2, "messages": messages}
     token = " -H 'Authorization: Bearer TOKEN'" if settings.has_access_tokens else ""
     print(
         f"Tiller {__version__} serves {settings.model.name} at {url} (API: {url}/docs). Try:\n"

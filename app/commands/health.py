@@ -21,7 +21,10 @@ def health(
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 4.0,
 ) -> None:
-    """Check whether the server on this machine serves requests. Exit status: 0 if it does, else 1."""
+    """Check whether the server on this machine serves requests.
+
+    Exit status: 0 if it does, 1 if it does not, 2 if the configuration is wrong.
+    """
     with exit_on_errors(SettingsError, status=MISUSED):
         server = read_settings(default_config(config)).server
     if fault := _fault(server, timeout):
