@@ -1,6 +1,7 @@
 """Makes prompts of random common words: the same for all servers, and each only once in a run."""
 
 import random
+from collections.abc import Sequence
 
 MIN_WORDS = 4
 """Minimum length of a prompt, in words. Enough for all prompts of a run to differ."""
@@ -32,7 +33,9 @@ _WORDS = """
 class Prompts:
     """A sequence of distinct prompts. The same seed gives the same words at the same positions."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, vocabulary: Sequence[str] = _WORDS) -> None:
+        """`vocabulary`: the words that prompts consist of."""
+        self._vocabulary = vocabulary
         self._seed = seed
         self._tried = 0
         self._drawn: set[str] = set()
@@ -43,7 +46,7 @@ class Prompts:
             # Each prompt has its own seed. Servers with different templates need prompts of slightly
             # different lengths, and still get the same words, up to that difference.
             generator = random.Random(f"{self._seed} {self._tried}")  # noqa: S311 - not for secrets
-            prompt = " ".join(generator.choices(_WORDS, k=max(words, MIN_WORDS)))
+            prompt = " ".join(generator.choices(self._vocabulary, k=max(words, MIN_WORDS)))
             self._tried += 1
             if prompt not in self._drawn:
                 self._drawn.add(prompt)

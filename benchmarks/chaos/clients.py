@@ -16,7 +16,6 @@ _CHAT = "/v1/chat/completions"
 _PATIENCE_SECONDS = 180.0
 _PAUSE_SECONDS = 0.5
 """Pause after a failed request. Replaces the pause that Retry-After asks for."""
-_STREAMED, _LEAVING = 0.5, 0.15  # shares of the requests
 _LEAVES_AFTER_SECONDS = 2.0  # at most
 _SHOWN = 5  # problems
 
@@ -96,13 +95,22 @@ def _read_stream(text: str) -> str:
 
 
 async def ask_on(
-    client: httpx.AsyncClient, questions: Sequence[Question], until: float, rng: random.Random, tally: Tally
+    client: httpx.AsyncClient,
+    questions: Sequence[Question],
+    until: float,
+    rng: random.Random,
+    tally: Tally,
+    streamed: float = 0.5,
+    leaving: float = 0.15,
 ) -> None:
-    """Sends one request after the other. `until`: a time of time.monotonic()."""
+    """Sends one request after the other. `until`: a time of time.monotonic().
+
+    `streamed`, `leaving`: shares of the requests that are streamed, and that the client leaves early.
+    """
     while time.monotonic() < until:
         question = rng.choice(questions)
-        asking = asyncio.ensure_future(ask(client, question.body, rng.random() < _STREAMED))
-        if rng.random() < _LEAVING:
+        asking = asyncio.ensure_future(ask(client, question.body, rng.random() < streamed))
+        if rng.random() < leaving:
             await asyncio.wait([asking], timeout=rng.uniform(0, _LEAVES_AFTER_SECONDS))
             if asking.cancel():
                 tally.count(Fate.LEFT)

@@ -187,9 +187,8 @@ def test_no_prompt_occurs_twice() -> None:
     assert {len(prompt.split()) for prompt in drawn} == {MIN_WORDS, 100}
 
 
-def test_a_duplicate_prompt_is_replaced_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bench.prompts._WORDS", ["one", "two"])
-    prompts = Prompts(seed=0)
+def test_a_duplicate_prompt_is_replaced_by_another() -> None:
+    prompts = Prompts(seed=0, vocabulary=["one", "two"])
     drawn = {prompts.draw(1) for _ in range(2**MIN_WORDS)}
     assert len(drawn) == 2**MIN_WORDS
 
