@@ -42,13 +42,14 @@ class ConceptStore:
         return list(concepts.values())
 
     def write(self, concept: Concept) -> None:
-        """Writes a concept's file, which then survives a loss of power. On OSError it leaves no file."""
-        target = self._file(concept.id)
+        """Writes a concept's file, which then survives a loss of power. On OSError no new file is left."""
+        target, content = self._file(concept.id), _encode(concept)
         try:
-            write_atomically(target, _encode(concept))
+            write_atomically(target, content)
         except BaseException:
             with suppress(OSError):
-                target.unlink()
+                if target.read_bytes() == content:  # not an older file, which a failed write leaves in place
+                    target.unlink()
             raise
         self.problems = [problem for problem in self.problems if problem.file != target.name]
 

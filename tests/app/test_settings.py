@@ -48,6 +48,11 @@ def test_the_command_line_beats_the_environment_beats_the_file(
     assert (server.port, server.host, server.max_body_bytes) == (3, "127.0.0.2", 3)
 
 
+def test_the_former_name_of_integer_quantization_is_read(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, "engine: {quantization: int8}"))
+    assert settings.engine_config.quantization == "integer"
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "server:\n", "server: {}\n"])
 def test_an_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> None:
     assert load_settings(write(tmp_path, text)).model_dump() == Settings().model_dump()

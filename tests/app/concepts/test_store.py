@@ -193,6 +193,26 @@ def test_a_failed_write_leaves_nothing(
     assert os.listdir(created) == []
 
 
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_keeps_an_older_file(
+    store: ConceptStore, created: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """An invalid file has no concept, so a new concept may get its name. A full disk must not delete it."""
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    created.mkdir(parents=True)
+    store.write(concept())
+    [file] = created.iterdir()
+    file.write_text("written by hand, with a mistake")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, fail)
+        with pytest.raises(OSError, match="No space left"):
+            store.write(concept())
+    assert file.read_text() == "written by hand, with a mistake"
+
+
 def test_a_write_whose_directory_cannot_be_synced_leaves_nothing(
     store: ConceptStore, created: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
