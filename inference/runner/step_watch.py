@@ -62,26 +62,28 @@ class StepWatch:
 
     def beat(self, seconds: float) -> str | None:
         """Counts the `seconds` since the last beat. Returns a fault if a step hangs, else None."""
+        # Each is read once, because the loop goes on meanwhile, and the turn last: if the two others are of
+        # different turns, the turn has changed.
+        largest_tokens, tokens, turns = self._largest_tokens, self._tokens, self._turns
         waiting = self._activity is not None and self._activity.is_waiting()
-        if self._turns != self._seen_turns:
-            self._seen_turns = self._turns
+        if turns != self._seen_turns:
+            self._seen_turns = turns
             self._longest_seconds = max(self._longest_seconds, self._computing_seconds)
             self._turn_seconds = self._computing_seconds = self._blocked_seconds = 0.0
             return None
         self._turn_seconds += seconds
-        if not self._tokens:
+        if not tokens:
             self._blocked_seconds = 0.0
             return self._too_long(self._turn_seconds, self._limit)
         self._computing_seconds += seconds
         self._blocked_seconds = self._blocked_seconds + seconds if waiting else 0.0
         if self._blocked_seconds >= _BLOCKED_SECONDS:
             return f"a step has computed nothing for {self._blocked_seconds:g} seconds"
-        return self._too_long(self._turn_seconds, self._step_limit)
+        return self._too_long(self._turn_seconds, self._step_limit(tokens, largest_tokens))
 
-    @property
-    def _step_limit(self) -> float:
+    def _step_limit(self, tokens: int, largest_tokens: int) -> float:
         """There is no estimate for a step larger than any before; only the configured limit applies to it."""
-        if self._tokens > self._largest_tokens:
+        if tokens > largest_tokens:
             return self._limit
         return min(self._limit, max(_LEAST_LIMIT_SECONDS, _LONGEST_FACTOR * self._longest_seconds))
 

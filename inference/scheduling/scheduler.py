@@ -80,19 +80,20 @@ class Scheduler:
         """The next step's sequences. Each has num_scheduled_tokens >= 1, and blocks for these tokens.
 
         Running sequences get the token budget before waiting ones. Among running sequences, decodes come
-        before prefills, and `nice` sequences that have not aged come last.
+        before prefills, and `nice` sequences that have not aged come last. Raises RuntimeError if the
+        numbers of tokens do not fit the budget, which is a bug of the scheduler.
         """
+        now = self.clock()  # One time for the whole step: a sequence that ages during it would count twice.
         self._release_followers()
-        self._make_room()
-        scheduled, ran_out_of_blocks = self._continue_running()
+        self._make_room(now)
+        scheduled, ran_out_of_blocks = self._continue_running(now)
         if ran_out_of_blocks:
             # A decode that was scheduled early may have been preempted later, for the blocks of a
             # prefill that has an earlier rank.
-            return [sequence for sequence in scheduled if sequence.status is Status.RUNNING]
-        budget = self.max_batch_tokens - sum(sequence.num_scheduled_tokens for sequence in scheduled)
-        while budget and (started := self._start_next(budget)):
-            budget -= started.num_scheduled_tokens
-            scheduled.append(started)
+            scheduled = [sequence for sequence in scheduled if sequence.status is Status.RUNNING]
+        else:
+            scheduled += self._start_waiting(scheduled, now)
+        self._check_budget(scheduled)
         return scheduled
 
     def extend(self, sequences: list[Sequence]) -> bool:
@@ -111,17 +112,24 @@ class Scheduler:
             for sequence in sequences
         )
 
-    def _continue_running(self) -> tuple[list[Sequence], bool]:
+    def _check_budget(self, scheduled: list[Sequence]) -> None:
+        amounts = [sequence.num_scheduled_tokens for sequence in scheduled]
+        if min(amounts, default=1) < 1 or sum(amounts) > self.max_batch_tokens:
+            raise RuntimeError(f"the scheduler gave {amounts} tokens to a step of {self.max_batch_tokens}")
+
+    def _continue_running(self, now: float) -> tuple[list[Sequence], bool]:
         """Divides the token budget among running sequences. Also returns whether the blocks ran out."""
         budget = self.max_batch_tokens
         scheduled: list[Sequence] = []
         ran_out_of_blocks = False
-        ordered = sorted(self.running, key=self._urgency)
-        needed_behind = sum(map(self._need, ordered))
+        ordered = sorted(self.running, key=lambda sequence: self._urgency(sequence, now))
+        # Counted once, because a preemption makes all tokens of its victim uncomputed.
+        needs = [self._need(sequence, now) for sequence in ordered]
+        needed_behind = sum(needs)
         if self._waiting and self._fits(self._waiting[0][2]):
-            needed_behind += self._need(self._waiting[0][2])
-        for sequence in ordered:
-            needed_behind -= self._need(sequence)
+            needed_behind += self._need(self._waiting[0][2], now)
+        for sequence, need in zip(ordered, needs, strict=True):
+            needed_behind -= need
             if budget == 0 or sequence.status is not Status.RUNNING:
                 continue
             # A long prefill leaves up to half of the budget to the sequences behind it.
@@ -132,21 +140,21 @@ class Scheduler:
                 scheduled.append(sequence)
         return scheduled, ran_out_of_blocks
 
-    def _need(self, sequence: Sequence) -> int:
+    def _need(self, sequence: Sequence, now: float) -> int:
         """The number of tokens that sequences before this one leave to it, if the budget allows."""
-        return 0 if self._yields(sequence) else sequence.num_uncomputed_tokens
+        return 0 if self._yields(sequence, now) else sequence.num_uncomputed_tokens
 
     def _rank(self, sequence: Sequence) -> float:
         return sequence.arrival + (self.nice_ageing_seconds if sequence.nice else 0.0)
 
-    def _yields(self, sequence: Sequence) -> bool:
+    def _yields(self, sequence: Sequence, now: float) -> bool:
         """Whether the sequence is `nice` and has not aged yet."""
-        return sequence.nice and self._rank(sequence) > self.clock()
+        return sequence.nice and self._rank(sequence) > now
 
-    def _urgency(self, sequence: Sequence) -> tuple[bool, bool, float, int]:
+    def _urgency(self, sequence: Sequence, now: float) -> tuple[bool, bool, float, int]:
         """The sort key of running sequences, the most urgent first."""
         return (
-            self._yields(sequence),
+            self._yields(sequence, now),
             not sequence.is_decoding,
             self._rank(sequence),
             sequence.number,
@@ -169,7 +177,16 @@ class Scheduler:
         sequence.num_scheduled_tokens = num_tokens
         return enough_blocks
 
-    def _start_next(self, budget: int) -> Sequence | None:
+    def _start_waiting(self, scheduled: list[Sequence], now: float) -> list[Sequence]:
+        """Starts waiting sequences with the budget that the `scheduled` ones have left."""
+        budget = self.max_batch_tokens - sum(sequence.num_scheduled_tokens for sequence in scheduled)
+        starting: list[Sequence] = []
+        while budget and (started := self._start_next(budget, now)):
+            budget -= started.num_scheduled_tokens
+            starting.append(started)
+        return starting
+
+    def _start_next(self, budget: int, now: float) -> Sequence | None:
         """Starts the first waiting sequence, if it fits. Schedules up to `budget` of its tokens."""
         if not self._waiting or not self._fits(self._waiting[0][2]):
             return None
@@ -178,7 +195,7 @@ class Scheduler:
         self.block_manager.allocate(sequence, sequence.num_tokens)
         sequence.status = Status.RUNNING
         if sequence.started is None and sequence.probe is None:
-            sequence.started = self.clock()
+            sequence.started = now
             self._starts.setdefault(sequence.request_id, sequence.started)
         sequence.num_scheduled_tokens = min(sequence.num_uncomputed_tokens, budget)
         self.running.append(sequence)
@@ -189,11 +206,12 @@ class Scheduler:
         needed = self.block_manager.num_blocks_to_start(sequence) + len(self.running)
         return len(self.running) < self.max_running and needed <= self.block_manager.num_free_blocks
 
-    def _make_room(self) -> None:
+    def _make_room(self, now: float) -> None:
         """Preempts sequences that yield, if that lets the first waiting sequence start."""
-        if not self._waiting or self._yields(first := self._waiting[0][2]) or self._fits(first):
+        if not self._waiting or self._yields(first := self._waiting[0][2], now) or self._fits(first):
             return
-        victims = sorted(filter(self._yields, self.running), key=self._rank)
+        yielding = [sequence for sequence in self.running if self._yields(sequence, now)]
+        victims = sorted(yielding, key=self._rank)
         held = sum(len(victim.block_table) for victim in victims)
         if self.block_manager.num_blocks_to_start(first) > self.block_manager.num_free_blocks + held:
             return

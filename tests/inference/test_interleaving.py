@@ -223,20 +223,33 @@ class Interleaving(RuleBasedStateMachine):
         max_running=st.integers(1, 8),
         max_queued=st.integers(2, 20),
         runs_ahead=st.booleans(),
+        clock=st.integers(0, 2**32).map(random.Random),
     )
     def start(
-        self, first: list[RequestSpec], num_blocks: int, block_size: int, runs_ahead: bool, **config: int
+        self,
+        first: list[RequestSpec],
+        num_blocks: int,
+        block_size: int,
+        runs_ahead: bool,
+        clock: random.Random,
+        **config: int,
     ) -> None:
         self.now = 0.0
+        self.ticks = clock
         self.runner = FakeRunner(num_blocks, block_size, runs_ahead)
         self.engine = Engine(self.runner, EngineConfig(block_size=block_size, seed=0, **config))
-        self.engine.scheduler.clock = lambda: self.now
+        self.engine.scheduler.clock = self._clock
         self.engine.steerer.calibration = Calibration(norms=(1.0,), cap=1.0)
         for column, concept in enumerate(CONCEPTS):
             self.engine.steerer.add(concept, Direction(np.eye(len(CONCEPTS))[column : column + 1], 0.1))
         self.requests: dict[str, dict[int, Choice]] = {}
         self.poisoned: set[str] = set()
         self.submit(first)
+
+    def _clock(self) -> float:
+        """Moves on by some seconds at one call in ten, also inside a step."""
+        self.now += self.ticks.expovariate(0.1) if self.ticks.random() < 0.1 else 0.0
+        return self.now
 
     @rule(specs=REQUESTS)
     def submit(self, specs: list[RequestSpec]) -> None:

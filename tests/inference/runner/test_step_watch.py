@@ -1,10 +1,14 @@
 """Tests which steps count as hanging. The test sends the beats; only the activity of threads is real."""
 
 import hashlib
+import itertools
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import FrameType
 
 import pytest
 
@@ -67,6 +71,53 @@ def test_the_configured_limit_applies_to_every_step(watch: StepWatch) -> None:
     assert run_step(watch, 1, 100) == (3.5, "a step has not finished within 3 seconds")
     watch.turn()
     assert beats(watch, 100) == (3.5, "a step has not finished within 3 seconds")
+
+
+def interrupted_beat(watch: StepWatch, moment: int, act: Callable[[], None]) -> tuple[bool, str | None]:
+    """A beat during which another thread acts, before the beat's instruction number `moment`.
+
+    Returns whether the beat has that many instructions, and the fault.
+    """
+    remaining = itertools.count(moment, -1)
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        frame.f_trace_opcodes = frame.f_code.co_filename == step_watch.__file__
+        if event == "opcode" and next(remaining) == 0:
+            act()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        fault = watch.beat(0.5)
+    finally:
+        sys.settrace(before)
+    return next(remaining) < 0, fault
+
+
+@pytest.mark.parametrize("next_tokens", [None, 0, 1])
+def test_a_large_step_that_ends_during_a_beat_does_not_hang(next_tokens: int | None) -> None:
+    """The next turn does not begin during the beat (None), or begins without a step (0), or with a step."""
+    for moment in itertools.count():
+        watch = StepWatch(LIMIT, computes_here=False)
+        run_step(watch, 8, 0.5)
+        watch.turn()
+        with ExitStack() as step:
+            step.enter_context(watch.computing(512))
+            assert beats(watch, 25)[1] is None, "only the configured limit applies to it"
+
+            def end_step(watch: StepWatch = watch, step: ExitStack = step) -> None:
+                step.close()
+                if next_tokens is not None:
+                    watch.turn()
+                if next_tokens:
+                    step.enter_context(watch.computing(next_tokens))
+
+            was_interrupted, fault = interrupted_beat(watch, moment, end_step)
+            assert fault is None
+        if not was_interrupted:
+            break
+    assert moment > 20
 
 
 def test_a_loop_between_steps_may_wait_for_the_disk(watch: StepWatch) -> None:

@@ -2,18 +2,24 @@
 
 import itertools
 import random
+from collections.abc import Iterable, Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.interface.protocol import GenerationRequest
 from inference.scheduling.block_manager import BlockManager
+from inference.scheduling.probe import Probe
 from inference.scheduling.scheduler import Scheduler
-from inference.scheduling.sequence import Sequence, Status, build_sequences
+from inference.scheduling.sequence import Sequence, Status, build_probe_sequence, build_sequences
 
 
 class Harness:
-    """A scheduler with a clock that the test sets, and a stand-in for the model that samples token 7."""
+    """A scheduler with a clock that the test sets, and a stand-in for the model that samples token 7.
+
+    Each call of the clock moves it on by the next of `ticks`, in seconds. After the last one it stands still.
+    """
 
     def __init__(
         self,
@@ -23,19 +29,25 @@ class Harness:
         max_batch_tokens: int = 32,
         max_running: int = 8,
         nice_ageing_seconds: float = 30.0,
+        ticks: Iterable[float] = (),
     ) -> None:
         self.now = 0.0
+        self.ticks = iter(ticks)
         self.block_manager = BlockManager(num_blocks, block_size)
         self.scheduler = Scheduler(
             self.block_manager,
             max_batch_tokens=max_batch_tokens,
             max_running=max_running,
             nice_ageing_seconds=nice_ageing_seconds,
-            clock=lambda: self.now,
+            clock=self._clock,
         )
         self._numbers = itertools.count()
         self._seeds = random.Random(0)
         self._prompts = random.Random(1)
+
+    def _clock(self) -> float:
+        self.now += next(self.ticks, 0.0)
+        return self.now
 
     def add(self, length: int, max_tokens: int = 100, *, nice: bool = False, n: int = 1) -> list[Sequence]:
         prompt = [self._prompts.randrange(10**6) for _ in range(length)]
@@ -44,6 +56,13 @@ class Harness:
         for sequence in sequences:
             self.scheduler.add(sequence)
         return sequences
+
+    def add_probe(self, prompt: int, content: int) -> Sequence:
+        token_ids = [self._prompts.randrange(10**6) for _ in range(prompt + content)]
+        probe = Probe(token_ids[:prompt], token_ids[prompt:])
+        sequence = build_probe_sequence(probe, self.now, next(self._numbers), None)
+        self.scheduler.add(sequence)
+        return sequence
 
     def step(self) -> dict[Sequence, int]:
         """Runs one step. Returns the number of scheduled tokens of each sequence."""
@@ -69,8 +88,12 @@ class Harness:
         self.block_manager.register(sequence, before)
         if samples:
             sequence.append(7)
-            if sequence.num_output_tokens >= sequence.max_tokens:
-                self.scheduler.finish(sequence)
+        if sequence.probe is None:
+            ends = sequence.num_output_tokens >= sequence.max_tokens
+        else:
+            ends = sequence.num_uncomputed_tokens == 0
+        if ends:
+            self.scheduler.finish(sequence)
 
 
 def test_a_long_prefill_does_not_delay_decodes() -> None:
@@ -148,6 +171,56 @@ def test_nice_sequences_get_the_rest_of_the_token_budget() -> None:
     [other] = harness.add(6)
     assert harness.step() == {prompt: 4, nice: 1, other: 3}  # running sequences come before new ones
     assert harness.step() == {prompt: 1, other: 3, nice: 1}
+
+
+@pytest.mark.parametrize("calls", range(40))
+def test_a_nice_sequence_that_ages_during_a_step_does_not_exceed_the_token_budget(calls: int) -> None:
+    harness = Harness(max_batch_tokens=32, num_blocks=400)
+    harness.add(4)
+    harness.step()
+    harness.add(40, nice=True)
+    harness.add(60, nice=True)
+    harness.add(20, nice=True)
+    harness.step()
+    harness.ticks = iter([*[0.0] * calls, 60.0])
+    for _ in range(10):
+        harness.step()
+
+
+def test_a_step_reads_the_clock_once() -> None:
+    harness = Harness(max_running=3)
+    harness.add(20, nice=True)
+    harness.step()
+    harness.add(20, nice=True)
+    harness.add(20)
+    before = harness.now
+    harness.ticks = itertools.repeat(1.0)
+    harness.scheduler.schedule()
+    assert harness.now == before + 1
+
+
+def test_a_step_beyond_the_token_budget_is_an_error_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised before a launch, where it would count as the fault of one of the sequences."""
+    harness = Harness(max_batch_tokens=32)
+    harness.add(100)
+    harness.step()
+    grant = harness.scheduler._grant
+    monkeypatch.setattr(harness.scheduler, "_grant", lambda sequence, budget: grant(sequence, budget + 1))
+    with pytest.raises(RuntimeError, match=r"gave \[33\] tokens to a step of 32"):
+        harness.step()
+
+
+def test_a_preempted_decode_does_not_leave_its_tokens_to_others() -> None:
+    """The preempted sequence has many uncomputed tokens again, but the step computes none of them."""
+    harness = Harness(num_blocks=60, block_size=4, max_batch_tokens=8)
+    [first] = harness.add(4, 60)
+    harness.step()
+    [prefill] = harness.add(200)
+    [decode] = harness.add(20, 60)
+    while harness.scheduler.num_preemptions == 0:
+        amounts = harness.step()
+    assert decode.status is Status.WAITING
+    assert amounts == {first: 1, prefill: 7}
 
 
 def test_a_nice_sequence_is_not_starved() -> None:
@@ -230,33 +303,49 @@ def test_a_finished_sequence_holds_no_blocks() -> None:
     assert harness.step() == {}
 
 
+LENGTHS = st.one_of(st.integers(1, 8), st.integers(1, 60))
 ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("add"), st.integers(1, 60), st.integers(1, 20), st.booleans(), st.integers(1, 3)),
+        st.tuples(st.just("add"), LENGTHS, st.integers(1, 20), st.booleans(), st.integers(1, 3)),
+        st.tuples(st.just("add"), LENGTHS, st.integers(1, 20), st.booleans(), st.just(1)),
+        st.tuples(st.just("probe"), LENGTHS, st.integers(1, 20)),
         st.tuples(st.just("step"), st.integers(1, 6)),
         st.tuples(st.just("finish"), st.integers(0, 30)),
         st.tuples(st.just("wait"), st.floats(0.0, 40.0)),
     ),
-    max_size=40,
+    min_size=10,
+    max_size=60,
 )
+
+
+def random_ticks(seed: int) -> Iterator[float]:
+    """Steps of a clock that mostly stands still, and sometimes jumps by some seconds."""
+    choice = random.Random(seed)
+    while True:
+        yield choice.expovariate(0.1) if choice.random() < 0.1 else 0.0
 
 
 @given(
     actions=ACTIONS,
-    num_blocks=st.integers(20, 40),
+    ticks=st.integers(0, 2**32).map(random_ticks),
+    block_size=st.integers(1, 5),
+    spare_blocks=st.integers(0, 20),
     max_batch_tokens=st.integers(1, 40),
     max_running=st.integers(1, 6),
 )
 @settings(max_examples=150, deadline=None)
 def test_every_sequence_ends_and_no_block_is_lost(
-    actions: list[tuple], num_blocks: int, max_batch_tokens: int, max_running: int
+    actions: list[tuple], ticks: Iterator[float], block_size: int, spare_blocks: int, **limits: int
 ) -> None:
-    harness = Harness(num_blocks=num_blocks, max_batch_tokens=max_batch_tokens, max_running=max_running)
+    num_blocks = -(-80 // block_size) + spare_blocks  # 80: the most tokens of a sequence
+    harness = Harness(num_blocks=num_blocks, block_size=block_size, ticks=ticks, **limits)
     sequences: list[Sequence] = []
     for name, *arguments in actions:
         if name == "add":
             length, max_tokens, nice, n = arguments
             sequences += harness.add(length, max_tokens, nice=nice, n=n)
+        elif name == "probe":
+            sequences.append(harness.add_probe(*arguments))
         elif name == "step":
             for _ in range(arguments[0]):
                 harness.step()
