@@ -19,6 +19,7 @@ from inference.interface.protocol import (
     SubmitResult,
     TokenEvent,
 )
+from inference.runner.context import context_limit
 from inference.runner.model_runner import ModelRunner, SampledToken, Step
 from inference.runner.recovery import StepOutcome, StepRunner
 from inference.runner.step_watch import StepWatch
@@ -47,7 +48,8 @@ class Engine:
             max_running=config.max_running,
             nice_ageing_seconds=config.nice_ageing_seconds,
         )
-        self.context_length = _context_length(runner, config)
+        self.context_length, self.context_limit = context_limit(runner.model, config, runner.num_blocks)
+        """The limit for a sequence in tokens, and the setting that sets it ("": the model's own limit)."""
         self.trainer = Trainer(
             self.steerer,
             directions or DirectionFiles(None),
@@ -107,6 +109,7 @@ class Engine:
         """Computes the next tokens of the most urgent sequences. Requests that cannot be computed fail.
 
         Raises BrokenEngineError or torch.AcceleratorError if the engine cannot compute anything any more.
+        Raises RuntimeError if the scheduler exceeds the token budget.
         """
         self._add_probes()
         sequences, step = self._take_ahead() or self._launch()
@@ -219,10 +222,11 @@ class Engine:
         return TokenEvent(sequence.request_id, sequence.index, token.token_id, reason, token.logprobs)
 
     def _add_probes(self) -> None:
+        arrival = self.scheduler.clock()
         for probe in self.trainer.next_probes(serving=bool(self._sequences)):
             steering = None if probe.vectors is None else self.steerer.acquire(probe.vectors)
             number = next(self._numbers)
-            sequence = build_probe_sequence(probe, self.scheduler.clock(), number, steering)
+            sequence = build_probe_sequence(probe, arrival, number, steering)
             self._probe_sequences.add(sequence)
             self.scheduler.add(sequence)
 
@@ -258,13 +262,3 @@ def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
     if sequence.num_output_tokens >= sequence.max_tokens:
         return FinishReason.LENGTH
     return None
-
-
-def _context_length(runner: ModelRunner, config: EngineConfig) -> int:
-    """The limit for a sequence in tokens: the least of the model's, the configured and the KV cache's limit.
-
-    The last token of a sequence needs no slot in the KV cache, since nothing is computed from it.
-    """
-    limits = [runner.num_blocks * config.block_size + 1]
-    limits += [length for length in (runner.model.context_length, config.context_length) if length]
-    return min(limits)

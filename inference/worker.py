@@ -26,7 +26,7 @@ from inference.engine import Engine
 from inference.heartbeat import Heartbeat
 from inference.interface import protocol
 from inference.interface.config import ConfigError, EngineConfig
-from inference.interface.directories import SourceError
+from inference.interface.errors import SourceError
 from inference.interface.logs import set_up_logging
 from inference.interface.protocol import (
     Abort,
@@ -40,7 +40,8 @@ from inference.interface.protocol import (
     TrainConcept,
 )
 from inference.models import causal_lm, sources
-from inference.models.causal_lm import UnsupportedModelError
+from inference.models.end_tokens import read_end_token_ids
+from inference.models.errors import UnsupportedModelError
 from inference.runner.adaptation import adapt
 from inference.runner.model_runner import ModelRunner
 from inference.steering.directions import DirectionFiles
@@ -123,9 +124,9 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         torch.set_num_threads(config.threads)
     device = choose_device(config)
     cache = Path(config.cache_directory).expanduser()
-    directory = sources.resolve(config.source, cache)
+    directory = sources.resolve(config.source, cache, config.revision)
     logger.info("loading %s on %s", directory.name, device)
-    loaded = causal_lm.load(directory, _dtype(config, device), device)
+    loaded = causal_lm.load(directory, _dtype(config, device), device, config.rotary, config.context_length)
     digest = loaded.digest()
     backend = adapt(loaded, config)
     runner = ModelRunner(loaded, config, backend)
@@ -133,8 +134,9 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     info = ModelInfo(
         directory=str(directory),
         context_length=engine.context_length,
+        context_limit=engine.context_limit,
         vocab_size=loaded.vocab_size,
-        stop_token_ids=loaded.stop_token_ids,
+        end_token_ids=read_end_token_ids(directory),
         weights_digest=digest,
         dtype=str(loaded.dtype).removeprefix("torch."),
     )

@@ -24,6 +24,7 @@ SLOW = (
     "tests/app/workers/test_supervisor.py",
     "tests/inference/backends/cpu/test_instructions.py",
     "tests/inference/backends/cuda/test_compilation.py",
+    "tests/inference/models/test_hub.py",
     "tests/inference/test_heartbeat.py",
     "tests/inference/test_worker.py",
     "tests/test_dockerfile.py",

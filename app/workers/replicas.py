@@ -77,8 +77,11 @@ class Replicas:
     @property
     def model(self) -> ModelInfo:
         """The model, with the shortest context length of all replicas: any of them may get a request."""
-        shortest = min(replica.model.context_length for replica in self._replicas)
-        return msgspec.structs.replace(self._replicas[0].model, context_length=shortest)
+        models = [replica.model for replica in self._replicas]
+        shortest = min(models, key=lambda model: model.context_length)
+        return msgspec.structs.replace(
+            models[0], context_length=shortest.context_length, context_limit=shortest.context_limit
+        )
 
     @property
     def available(self) -> bool:

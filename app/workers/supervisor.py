@@ -179,4 +179,4 @@ def next_delay(last: float, served: float, timing: Timing) -> float:
 
 def _identity(model: ModelInfo) -> ModelInfo:
     """The model without its context length, which may depend on the free memory."""
-    return msgspec.structs.replace(model, context_length=0)
+    return msgspec.structs.replace(model, context_length=0, context_limit="")

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _REFUSALS: dict[protocol.RefusalCode, tuple[str, str | None]] = {
     protocol.RefusalCode.CONTEXT_LENGTH_EXCEEDED: (
-        "prompt and max_tokens together exceed the context length",
+        "the prompt is too long: with max_tokens, it exceeds this model's maximum context length",
         None,
     ),
     protocol.RefusalCode.UNKNOWN_STEERING_CONCEPT: ("no such steering concept", "steering_concepts"),

@@ -7,6 +7,7 @@ import msgspec
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "integer"]
+Rotary = Literal["interleaved", "half"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -27,7 +28,14 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """The settings that the worker needs before it loads a model."""
 
     source: str = "embedded"
-    """"embedded", a directory, or a Hugging Face hub id."""
+    """"embedded", a directory, a GGUF file, or a Hugging Face hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a model from the hub. None: the main branch."""
+    rotary: Rotary | None = None
+    """Which pairs of a head's dimensions the rotary embedding rotates. Only for Pharia models.
+
+    "interleaved": (0, 1), (2, 3), ...; "half": (0, n/2), (1, n/2 + 1), ... None: interleaved.
+    """
     cache_directory: str = "~/.cache/tiller"
     replica: int = 0
     """Number of this worker within the server, from 0. Workers take the CUDA devices in turn."""

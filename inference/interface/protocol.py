@@ -142,6 +142,7 @@ class Effect(msgspec.Struct, frozen=True):
     """The effect of a concept at one strength."""
 
     strength: float
+    """From -1 to 1."""
     shift: float
     """Change of the log odds of held-out positive over negative texts, in nats per token."""
     perplexity_ratio: float
@@ -152,15 +153,17 @@ class ConceptReport(msgspec.Struct, frozen=True):
     """How well a concept works on one model, measured on held-out contrastive pairs."""
 
     works: bool | None
-    """None: there are too few examples to tell."""
+    """Whether the concept has the effect that its examples show. Unknown if there are too few examples."""
     summary: str
     """The verdict in words."""
     warnings: list[str]
+    """Problems of the examples and of the effect, in words."""
     num_examples: int
+    """Number of all pairs."""
     num_held_out: int
     """Number of pairs that were measured, each with a direction computed without it."""
     agreement: float | None
-    """Mean cosine similarity between the differences of two pairs, -1 to 1. None if there is one pair."""
+    """Mean cosine similarity between the differences of two pairs, -1 to 1. Unknown if there is one pair."""
     effects: list[Effect]
     """Ordered by strength, from -1 to 1."""
     spearman: float | None
@@ -236,11 +239,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
     context_length: int
     """Limit for prompt + completion, in tokens."""
     vocab_size: int
-    stop_token_ids: tuple[int, ...]
-    """The model's own end-of-turn tokens."""
+    end_token_ids: dict[str, tuple[int, ...]]
+    """The tokens that end an answer. Maps each configuration file that names some to their ids."""
     weights_digest: str
     """Digest of the weights, in hex. It depends on nothing else."""
     dtype: str
+    context_limit: str = ""
+    """The setting that limits context_length, such as `engine.kv_cache_gib`. "": the model itself."""
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):

@@ -9,40 +9,37 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from inference.compute import attention
 from inference.compute.attention import ForwardContext
 from inference.compute.batch import Batch
-from inference.compute.kv_cache import LayerShape
-
-# These rope types scale positions by the longest sequence of the batch, so one sequence would change the
-# output of another.
-_BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
-
-
-_RECORDER_NAME = "tiller_recorder"
+from inference.interface.config import ConfigError, Rotary
+from inference.models import pharia, rope
+from inference.models.errors import UnsupportedModelError
+from inference.models.layers import decoder_blocks, examine_layers
 
 LayerHook = Callable[[torch.Tensor, Batch], None]
 """Is called with a decoder block's output [T, hidden_size] and the batch."""
 
 
-class UnsupportedModelError(Exception):
-    """The model needs something that the engine does not support. The message says what."""
-
-
 class CausalLM:
     """A causal language model of transformers: its code is unchanged, its attention is `paged_attention`."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """`model`: in eval mode, on its device. Raises UnsupportedModelError if the engine cannot run it."""
+    def __init__(self, model: PreTrainedModel, context_length: int | None = None) -> None:
+        """`model`: in eval mode, on its device. `context_length`: the configured one, if any.
+
+        Raises UnsupportedModelError if the engine cannot run the model.
+        """
         self.config = model.config.get_text_config()
         _check_config(model.config)
+        self.context_length = rope.prepare(model, context_length)
+        """The model's own limit in tokens, or None if its configuration has none."""
         self._model = model
         self._own_attention = model.config._attn_implementation
-        self.layer_shapes, attentions = _examine_layers(model)
-        self.layers = _decoder_blocks(model, attentions)
+        self.layer_shapes, attentions = examine_layers(model)
+        self.layers = decoder_blocks(model, attentions)
         """The decoder blocks. The model calls each one, and its attention, with `forward_context`."""
         attention.register()
         model.set_attn_implementation(attention.NAME)
@@ -51,23 +48,6 @@ class CausalLM:
         self.dtype: torch.dtype = model.dtype
         self.vocab_size = int(self.config.vocab_size)
         self.hidden_size = int(self.config.hidden_size)
-
-    @property
-    def context_length(self) -> int | None:
-        """The model's own limit in tokens, if its configuration has one."""
-        length = getattr(self.config, "max_position_embeddings", None)
-        return None if length is None else int(length)
-
-    @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        """The end tokens in the model's generation config. If it has none, those in the model's config."""
-        generation = self._model.generation_config
-        ids = getattr(generation, "eos_token_id", None)
-        if ids is None:
-            ids = getattr(self.config, "eos_token_id", None)
-        if ids is None:
-            return ()
-        return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
     def forward(self, forward_context: ForwardContext) -> torch.Tensor:
         """The float32 logits [S + P, vocab_size] at the batch's `logit_tokens`."""
@@ -110,38 +90,67 @@ class CausalLM:
         return summary.hexdigest()
 
 
-def load(directory: Path, dtype: torch.dtype | None, device: torch.device) -> CausalLM:
+def load(
+    directory: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    rotary: Rotary | None = None,
+    context_length: int | None = None,
+) -> CausalLM:
     """Loads a directory in the transformers layout. `dtype` None keeps the dtype of the weights.
 
-    Runs no code from the directory and unpickles nothing. Raises UnsupportedModelError, and whatever
-    transformers raises for a broken directory.
+    Runs no code from the directory and unpickles nothing. Raises UnsupportedModelError, ConfigError if
+    `rotary` is set and the model has no such choice, and whatever transformers raises for a broken directory.
     """
-    _check_needs_no_code(directory)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    is_pharia = config.get("model_type") == pharia.MODEL_TYPE
+    _check_needs_no_code(directory, config)
+    if rotary and not is_pharia:
+        raise ConfigError(
+            f"model.rotary is set, but a model of type {config.get('model_type')} has one form only"
+        )
     model, loading = AutoModelForCausalLM.from_pretrained(
         directory,
+        **(pharia.loading_options(config) if is_pharia else {}),
         dtype="auto" if dtype is None else dtype,
         device_map={"": device},
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # _check_tensors names them
         output_loading_info=True,
     )
-    unusable = [*loading["missing_keys"], *loading["mismatched_keys"]]
-    if unusable:
+    _check_tensors(directory, loading, is_pharia)
+    if is_pharia:
+        pharia.set_rotary(model, rotary or "interleaved")
+    return CausalLM(model.eval(), context_length)
+
+
+def _check_tensors(directory: Path, loading: dict[str, Any], is_pharia: bool) -> None:
+    """Raises UnsupportedModelError if the model cannot be computed from the tensors of the checkpoint."""
+    problems = [f"{name} is missing" for name in sorted(loading["missing_keys"])]
+    problems += [
+        f"{name} has the shape {list(found)} instead of {list(expected)}"
+        for name, found, expected in sorted(loading["mismatched_keys"])
+    ]
+    if is_pharia:  # other models may bring parts that a chat does not need
+        problems += [f"{name} is unknown" for name in sorted(loading["unexpected_keys"])]
+        problems = [pharia.restore_names(problem) for problem in problems]
+    if problems:
         raise UnsupportedModelError(
-            f"{directory}: {len(unusable)} of the model's tensors are missing or have the wrong shape, "
-            f"for example {unusable[0]}"
+            f"{directory}: {len(problems)} of the model's tensors are missing or do not fit, "
+            f"for example: {problems[0]}"
         )
-    return CausalLM(model.eval())
 
 
-def _check_needs_no_code(directory: Path) -> None:
+def _check_needs_no_code(directory: Path, config: dict[str, Any]) -> None:
     """Raises UnsupportedModelError if the model needs code from its directory.
 
-    If transformers has a class for the model type, the code in the directory is not needed and not read.
+    If transformers has a class for the model type, or Tiller maps it to one, the code in the directory is not
+    needed and not read.
     """
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    if config.get("auto_map") and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, pharia.MODEL_TYPE}
+    if config.get("auto_map") and config.get("model_type") not in known:
         raise UnsupportedModelError(
             f"{directory}: the model type {config.get('model_type')} needs the model's own code (auto_map), "
             "and Tiller never runs code from a model directory"
@@ -158,104 +167,6 @@ def _check_config(config: Any) -> None:
     text = config.get_text_config()
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
         raise UnsupportedModelError("chunked attention is not supported")
-    _check_rope(text)
-
-
-def _check_rope(config: Any) -> None:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    by_layer_type = [value for value in parameters.values() if isinstance(value, dict)]
-    for rope in [parameters, *by_layer_type]:
-        kind = rope.get("rope_type")
-        if kind in _BATCH_DEPENDENT_ROPE:
-            raise UnsupportedModelError(f"rotary embeddings of type {kind!r} are not supported")
-
-
-class _LayerRecorder:
-    """Records what each attention layer stores, while one token runs through the model."""
-
-    def __init__(self) -> None:
-        self.shapes: dict[int, LayerShape] = {}
-        self.modules: dict[int, nn.Module] = {}
-        self.windows: dict[int, int | None] = {}
-
-    def record(
-        self, module: nn.Module, key: torch.Tensor, value: torch.Tensor, arguments: dict[str, Any]
-    ) -> None:
-        """Raises UnsupportedModelError if the layer has arguments that `paged_attention` does not support."""
-        if names := attention.unsupported_arguments(module, arguments):
-            raise UnsupportedModelError(
-                f"the model's attention needs {', '.join(names)}, which is not supported"
-            )
-        layer: Any = module.layer_idx
-        if layer in self.shapes:
-            raise UnsupportedModelError(
-                f"the model calls transformers' attention interface more than once in layer {layer}"
-            )
-        self.shapes[layer] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], key.dtype)
-        self.modules[layer] = module
-        self.windows[layer] = arguments.get("sliding_window")
-
-
-def _record_layer(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001 - part of the interface
-    **arguments: Any,
-) -> tuple[torch.Tensor, None]:
-    """An attention function that computes nothing. The call passes the _LayerRecorder as `forward_context`.
-
-    transformers' registry of attention functions lives as long as the process. So this function must not hold
-    a model, and gets the _LayerRecorder from its arguments.
-    """
-    recorder = arguments.get("forward_context")
-    if not isinstance(recorder, _LayerRecorder):
-        raise UnsupportedModelError("the model does not pass its keyword arguments on to its attention")
-    recorder.record(module, key, value, arguments)
-    return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
-
-
-def _examine_layers(model: PreTrainedModel) -> tuple[list[LayerShape], list[nn.Module]]:
-    """Runs one token through the model. Returns two lists with one entry per layer.
-
-    The first list has the shapes of the keys and values that the attention layer stores. The second has the
-    modules of the attention layers. Raises UnsupportedModelError if a layer does not call transformers'
-    attention interface exactly once, if it needs arguments that `paged_attention` does not support, or if
-    only the model's own attention mask applies a sliding window.
-    """
-    AttentionInterface.register(_RECORDER_NAME, _record_layer)
-    model.set_attn_implementation(_RECORDER_NAME)
-    recorder = _LayerRecorder()
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with torch.inference_mode():
-        model(
-            input_ids=token,
-            position_ids=token,
-            use_cache=False,
-            logits_to_keep=token[0],
-            forward_context=recorder,
-        )
-    text = model.config.get_text_config()
-    layers = range(text.num_hidden_layers)
-    if sorted(recorder.shapes) != list(layers):
-        raise UnsupportedModelError("not all of the model's layers use transformers' attention interface")
-    for layer, kind in enumerate(getattr(text, "layer_types", None) or ()):
-        if kind == "sliding_attention" and recorder.windows[layer] is None:
-            raise UnsupportedModelError(
-                "the model applies its sliding windows only in its attention mask, which is not supported"
-            )
-    return [recorder.shapes[layer] for layer in layers], [recorder.modules[layer] for layer in layers]
-
-
-def _decoder_blocks(model: PreTrainedModel, attentions: list[nn.Module]) -> list[nn.Module]:
-    """The decoder blocks: finds the ModuleList in which module i contains attention layer i."""
-    for modules in model.modules():
-        if isinstance(modules, nn.ModuleList) and len(modules) == len(attentions):
-            pairs = zip(modules, attentions, strict=True)
-            if all(attention in block.modules() for block, attention in pairs):
-                return list(modules)
-    raise UnsupportedModelError("the model has no list of decoder blocks with one attention layer each")
 
 
 def _checksum(tensor: torch.Tensor) -> str:

@@ -14,7 +14,8 @@ from inference.compute.attention import ForwardContext
 from inference.compute.batch import BatchBuilder
 from inference.compute.kv_cache import KVCache
 from inference.interface.protocol import GenerationRequest
-from inference.models.causal_lm import CausalLM, UnsupportedModelError
+from inference.models.causal_lm import CausalLM
+from inference.models.errors import UnsupportedModelError
 from inference.scheduling.sequence import Sequence, build_sequences
 
 _LENGTHS = (48, 41, 33, 29, 22)

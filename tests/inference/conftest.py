@@ -51,6 +51,7 @@ ARCHITECTURES = {
     "qwen2": {},
     "phi3": {},
     "granite": {"logits_scaling": 3.0},
+    "starcoder2": {"hidden_act": "gelu"},  # Pharia is loaded into it
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 
@@ -161,7 +162,7 @@ def build_driver(
     if model.device.type == "cuda":
         options.setdefault("max_running", 32)  # fewer steps to capture
     engine_config = EngineConfig(**{"kv_cache_gib": 0.01, "seed": 0, **options})
-    causal_lm = CausalLM(model)
+    causal_lm = CausalLM(model, engine_config.context_length)
     if num_blocks is not None:
         per_token = sum(shape.num_bytes for shape in causal_lm.layer_shapes)
         gib = num_blocks * engine_config.block_size * per_token / 2**30

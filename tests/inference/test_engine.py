@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from inference.interface.config import ConfigError
 from inference.interface.protocol import (
     GenerationRequest,
     RefusalCode,
@@ -25,8 +26,42 @@ def test_a_request_longer_than_the_context_length_is_refused(llama: PreTrainedMo
 
 def test_the_context_length_is_limited_by_the_kv_cache(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, num_blocks=2, block_size=8)
-    assert driver.engine.context_length == 17
+    assert (driver.engine.context_length, driver.engine.context_limit) == (17, "engine.kv_cache_gib")
     assert len(driver.run(request("all", [5] * 3, 14))["all", 0].token_ids) == 14
+
+
+@pytest.mark.parametrize(
+    ("config", "length", "limit", "logged"),
+    [
+        ({"context_length": 512}, 512, "", ""),
+        ({"context_length": 100}, 100, "engine.context_length", ""),
+        ({"num_blocks": 40}, 512, "", ""),
+        ({"num_blocks": 2}, 33, "engine.kv_cache_gib", "to 33 tokens; the model allows 512;"),
+        (
+            {"num_blocks": 2, "context_length": 40},
+            33,
+            "engine.kv_cache_gib",
+            "engine.context_length allows 40;",
+        ),
+        ({"num_blocks": 2, "context_length": 33}, 33, "engine.context_length", ""),
+    ],
+)
+def test_the_setting_that_limits_the_context_is_known(
+    llama: PreTrainedModel,
+    caplog: pytest.LogCaptureFixture,
+    config: dict[str, int],
+    length: int,
+    limit: str,
+    logged: str,
+) -> None:
+    engine = build_driver(llama, **config).engine
+    assert (engine.context_length, engine.context_limit) == (length, limit)
+    assert (logged in caplog.text) if logged else (caplog.text == "")
+
+
+def test_a_configured_context_length_beyond_the_models_is_refused(llama: PreTrainedModel) -> None:
+    with pytest.raises(ConfigError, match="context_length is 513, but the model's own limit is 512 tokens"):
+        build_driver(llama, context_length=513)
 
 
 def test_a_full_queue_refuses_all_choices_of_a_request(llama: PreTrainedModel) -> None:

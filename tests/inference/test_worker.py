@@ -137,7 +137,8 @@ def test_it_serves_until_the_gateway_exits(worker: Process, model_directory: Pat
     assert isinstance(started, Started)
     assert started.model.directory == str(model_directory)
     assert (started.model.vocab_size, started.model.context_length) == (199, 512)
-    assert (started.model.stop_token_ids, started.model.dtype) == ((1,), "float32")
+    named = {"generation_config.json": (1,), "config.json": (1,)}
+    assert (started.model.end_token_ids, started.model.dtype) == (named, "float32")
 
     greedy = SamplingParams(temperature=0.0)
     worker.send(GenerationRequest("a", [5, 6, 7], 8, sampling=greedy))

@@ -39,7 +39,7 @@ from inference.interface.protocol import *
 socket = zmq.Context().socket(zmq.PAIR)
 socket.connect(sys.argv[-1])
 directory = json.loads(socket.recv())["source"]
-socket.send(encode(Started(ModelInfo(directory, 256, 300, (2,), "00", "float32"))))
+socket.send(encode(Started(ModelInfo(directory, 256, 300, {{"config.json": (2,)}}, "00", "float32"))))
 
 def report(**parts):
     socket.send(encode(StepReport(**parts)))

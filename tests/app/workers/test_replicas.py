@@ -199,7 +199,12 @@ async def test_the_engine_is_available_once_one_replica_is() -> None:
 
 def test_the_shortest_context_length_applies_to_all() -> None:
     info = model_info(Path(), 300)
-    fakes = [FakeReplica(model=msgspec.structs.replace(info, context_length=length)) for length in (9, 7, 8)]
+    fakes = [
+        FakeReplica(
+            model=msgspec.structs.replace(info, context_length=length, context_limit=f"limit {length}")
+        )
+        for length in (9, 7, 8)
+    ]
     assert Replicas(fakes).model == fakes[1].model
 
 

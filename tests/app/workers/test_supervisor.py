@@ -50,7 +50,7 @@ if (here / "slow").exists():
     time.sleep(60)
 digest = "0" if (here / "other").exists() else "1"
 length = 256 - len((here / "pids").read_text().split())
-socket.send(encode(Started(ModelInfo(str(here), length, 300, (2,), digest, "float32"))))
+socket.send(encode(Started(ModelInfo(str(here), length, 300, {{"config.json": (2,)}}, digest, "float32"))))
 if not (here / "busy").exists():
     threading.Thread(target=beat, daemon=True).start()
 while (here / "busy").exists():

@@ -12,20 +12,13 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from inference.compute.kv_cache import LayerShape
-from inference.models.causal_lm import CausalLM, UnsupportedModelError, load
+from inference.models.causal_lm import CausalLM, load
+from inference.models.errors import UnsupportedModelError
 from tests.inference.conftest import make_model
 
 
 def test_layer_shapes_are_detected() -> None:
     assert CausalLM(make_model("llama")).layer_shapes == [LayerShape(2, 8, 8, torch.float32)] * 3
-
-
-def test_stop_tokens_come_from_the_generation_config_first() -> None:
-    model = make_model("llama")
-    model.generation_config.eos_token_id = [5, 6]
-    assert CausalLM(model).stop_token_ids == (5, 6)
-    model.generation_config.eos_token_id = None
-    assert CausalLM(model).stop_token_ids == (1,)
 
 
 def test_the_digest_is_the_same_after_save_and_load(tmp_path: Path) -> None:
@@ -94,6 +87,20 @@ def test_a_model_that_needs_its_own_code_is_refused(tmp_path: Path, model_type: 
     assert not (tmp_path / "trace").exists()
 
 
+def test_tensors_that_are_missing_or_have_another_shape_are_named(tmp_path: Path) -> None:
+    model = make_model("llama")
+    weights = model.state_dict() | {"model.norm.weight": torch.zeros(7)}
+    model.save_pretrained(tmp_path, state_dict=dict(weights))
+    with pytest.raises(
+        UnsupportedModelError, match=r"1 of .*norm.weight has the shape \[7\] instead of \[32\]"
+    ):
+        load(tmp_path, torch.float32, torch.device("cpu"))
+    del weights["lm_head.weight"]
+    model.save_pretrained(tmp_path, state_dict=dict(weights))
+    with pytest.raises(UnsupportedModelError, match=r"2 of .*for example: lm_head\.weight is missing"):
+        load(tmp_path, torch.float32, torch.device("cpu"))
+
+
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     make_model("llama").save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
@@ -102,14 +109,6 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="safetensors"):
         load(tmp_path / "model", torch.float32, torch.device("cpu"))
     assert not (tmp_path / "trace").exists()
-
-
-@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_positions_that_depend_on_the_batch_are_refused(rope_type: str) -> None:
-    model = make_model("llama")
-    model.config.rope_parameters = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0}
-    with pytest.raises(UnsupportedModelError, match=rope_type):
-        CausalLM(model)
 
 
 def test_unsupported_attention_arguments_are_refused() -> None:

@@ -1,20 +1,14 @@
-"""Where weights come from, and the errors if they are not available."""
+"""Models that are made once: the embedded one and GGUF files. The cache repairs what is not complete."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from inference.interface.directories import SourceError
-from inference.models import sources
+from inference.interface.errors import SourceError
+from inference.models.conversion import make_once
 from inference.models.sources import resolve
-
-
-def make_model_directory(directory: Path) -> Path:
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text("{}")
-    (directory / "tokenizer.json").write_text("{}")
-    return directory
+from tests.inference.models.checkpoints import make_model_directory
 
 
 def test_a_directory_is_used_directly(tmp_path: Path) -> None:
@@ -22,42 +16,48 @@ def test_a_directory_is_used_directly(tmp_path: Path) -> None:
     assert resolve(str(directory), tmp_path / "cache") == directory
 
 
-def test_a_relative_directory_comes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_model_directory(tmp_path / "org" / "model")
-    monkeypatch.chdir(tmp_path)
-    assert resolve("org/model", tmp_path / "cache") == Path("org/model")
+@pytest.mark.parametrize("broken", [None, "model.safetensors", "tokenizer.json", "config.json"])
+def test_a_model_is_made_once_and_again_if_a_file_is_missing(tmp_path: Path, broken: str | None) -> None:
+    made: list[Path] = []
+
+    def make(scratch: Path) -> Path:
+        made.append(scratch)
+        return make_model_directory(scratch / "converted")
+
+    directory = tmp_path / "models" / "one"
+    assert make_once(directory, make) == directory
+    if broken:
+        (directory / broken).unlink()
+    assert make_once(directory, make) == directory
+    assert len(made) == (2 if broken else 1)
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert sorted(path.name for path in directory.parent.iterdir()) == ["one", "one.lock"]
 
 
-@pytest.mark.parametrize("source", ["/no/such/directory", "./missing", "~/missing", "missing", "a/b/c"])
-def test_the_error_names_a_missing_directory(source: str, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=f"model directory {source} does not exist"):
-        resolve(source, tmp_path)
+def test_a_truncated_model_in_the_cache_is_made_again(tmp_path: Path) -> None:
+    def make(scratch: Path) -> Path:
+        return make_model_directory(scratch / "converted")
+
+    weights = make_once(tmp_path / "one", make) / "model.safetensors"
+    complete = weights.read_bytes()
+    weights.write_bytes(complete[:-1])
+    make_once(tmp_path / "one", make)
+    assert weights.read_bytes() == complete
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_a_directory_without_a_needed_file_is_refused(name: str, tmp_path: Path) -> None:
-    directory = make_model_directory(tmp_path / "model")
-    (directory / name).unlink()
-    with pytest.raises(SourceError, match=f"has no {name}"):
-        resolve(str(directory), tmp_path)
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
+    def make(scratch: Path) -> Path:
+        directory = make_model_directory(scratch / "converted")
+        (directory / "model.safetensors").unlink()
+        return directory
 
-
-def test_a_hub_id_is_downloaded_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(model_id: str, cache_dir: Path, allow_patterns: list[str], **_: object) -> str:
-        assert "*.safetensors" in allow_patterns
-        return str(make_model_directory(cache_dir / model_id))
-
-    monkeypatch.setattr(sources, "snapshot_download", download)
-    assert resolve("org/model", tmp_path) == tmp_path / "hub" / "org" / "model"
-
-
-def test_an_unreachable_hub_gives_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*args: object, **options: object) -> str:
-        raise OSError("no route\nto host")
-
-    monkeypatch.setattr(sources, "snapshot_download", download)
-    with pytest.raises(SourceError, match=r"^org/model is not a directory .* Hugging Face hub: no route$"):
-        resolve("org/model", tmp_path)
+    with pytest.raises(SourceError, match="has no weights"):
+        make_once(tmp_path / "models" / "one", make)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["one.lock"]
 
 
 def test_a_package_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from inference.backends import selection
 from inference.backends.backend import TORCH, Backend
 from inference.interface.config import EngineConfig
-from inference.models.causal_lm import CausalLM, UnsupportedModelError
+from inference.models.causal_lm import CausalLM
+from inference.models.errors import UnsupportedModelError
 from inference.runner.adaptation import adapt
 from tests.inference.conftest import (
     ARCHITECTURES,

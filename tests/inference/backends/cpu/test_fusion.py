@@ -78,6 +78,7 @@ def test_a_norm_of_another_kind_is_not_fused() -> None:
         ("qwen3", 0, 3, 0),  # it normalizes queries and keys
         ("gemma2", 0, 0, 0),  # it has another activation, and a softcap
         ("granite", 3, 3, 0),  # it scales what it adds to the residual
+        ("starcoder2", 3, 0, 0),  # it has biases, and another MLP
         ("phi3", 0, 0, 0),  # its projections are joined already
     ],
 )

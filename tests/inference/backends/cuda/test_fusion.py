@@ -1,15 +1,18 @@
 """A model generates the same with fused layers, and in the engine with all Triton kernels."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from inference.backends.backend import Backend
 from inference.backends.cuda import fusion, layers, paged_attention, sampling
-from inference.models.causal_lm import CausalLM
+from inference.models.causal_lm import CausalLM, load
 from tests.inference.conftest import ARCHITECTURES, build_driver, generate, make_model, request
+from tests.inference.models.pharia_checkpoint import make_weights, reference_greedy, write_checkpoint
 from tests.inference.recorder import Recorder
-from tests.inference.steering.conftest import steered, steered_driver
+from tests.inference.steering.conftest import added_vectors, steered, steered_driver
 from tests.inference.test_exactness import random_prompt
 
 BACKEND = Backend(attend=paged_attention.attend, fuse=fusion.fuse, weigh=sampling.weigh, steer=layers.steer)
@@ -68,3 +71,16 @@ def test_steered_and_unsteered_sequences_together(llama: PreTrainedModel) -> Non
     actual = steered_driver(llama, backend=BACKEND, capture=Recorder(), max_running=3).run(*mixed)
     tokens = {key: result.token_ids for key, result in expected.items()}
     assert {key: result.token_ids for key, result in actual.items()} == tokens
+
+
+def test_pharia_generates_what_its_reference_generates(tmp_path: Path) -> None:
+    weights = make_weights()
+    model = load(write_checkpoint(tmp_path, weights), torch.float32, torch.get_default_device())._model
+    prompts = [random_prompt(i, length) for i, length in enumerate([1, 22, 9])]
+    requests = [request(f"r{i}", prompt, 4) for i, prompt in enumerate(prompts)]
+    driver = steered_driver(model, backend=BACKEND, max_batch_tokens=15, steering_blocks=(0, 1))
+    results = driver.run(requests[0], requests[1], steered(requests[2], "kind", strength=2.0))
+    added = [{}, {}, added_vectors((0, 1), ["kind"], 2.0)]
+    expected = [reference_greedy(weights, prompt, 4, one) for prompt, one in zip(prompts, added, strict=True)]
+    assert [results[f"r{i}", 0].token_ids for i in range(3)] == expected
+    assert expected[2] != reference_greedy(weights, prompts[2], 4), "the steering is too weak"

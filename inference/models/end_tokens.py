@@ -1,0 +1,31 @@
+"""Reads which tokens end an answer, as a model's configuration files name them. Knows no tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+_FILES = ("generation_config.json", "config.json")
+
+
+def read_end_token_ids(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Maps each file that names end tokens to their ids.
+
+    Reads the files themselves: a config object of transformers also has its class's default ids, which may be
+    ordinary tokens of this model.
+    """
+    found = {name: _end_ids(_read(directory / name)) for name in _FILES}
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none. The model does not load with a broken file."""
+    content = json.loads(file.read_bytes()) if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _end_ids(config: dict[str, Any]) -> tuple[int, ...]:
+    text_config = config.get("text_config")  # in multimodal models
+    configs = [config, text_config] if isinstance(text_config, dict) else [config]
+    values = [config.get("eos_token_id") for config in configs]
+    ids = [token_id for value in values for token_id in (value if isinstance(value, list) else [value])]
+    return tuple(dict.fromkeys(token_id for token_id in ids if isinstance(token_id, int) and token_id >= 0))

@@ -1,0 +1,36 @@
+"""How many tokens a sequence can have, and what limits them."""
+
+import logging
+
+from inference.interface.config import ConfigError, EngineConfig
+from inference.models.causal_lm import CausalLM
+
+_log = logging.getLogger("tiller.worker")
+
+
+def context_limit(model: CausalLM, config: EngineConfig, num_blocks: int) -> tuple[int, str]:
+    """The limit for a sequence in tokens, and the setting that sets it. "": the model's own limit.
+
+    The last token of a sequence needs no slot in the KV cache, since nothing is computed from it. Raises
+    ConfigError if the configured limit exceeds the model's.
+    """
+    own, configured = model.context_length, config.context_length
+    if own and configured and configured > own:
+        raise ConfigError(f"engine.context_length is {configured}, but the model's own limit is {own} tokens")
+    wanted = configured or own
+    cached = num_blocks * config.block_size + 1
+    if wanted is None or cached < wanted:
+        _warn_of_cache(cached, wanted, own)
+        return cached, "engine.kv_cache_gib"
+    return wanted, "engine.context_length" if configured and configured != own else ""
+
+
+def _warn_of_cache(cached: int, wanted: int | None, own: int | None) -> None:
+    intended = "the model has no limit of its own"
+    if wanted is not None:
+        intended = f"{'the model' if wanted == own else 'engine.context_length'} allows {wanted}"
+    _log.warning(
+        "the KV cache limits the context to %d tokens; %s; a larger engine.kv_cache_gib raises this limit",
+        cached,
+        intended,
+    )
