@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from app import __version__
 from app.concepts.registry import Concepts
 from app.limits.admission import AdmissionController
+from app.schemas.models import EndToken
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from app.text.prompts import PromptRenderer
@@ -25,11 +26,17 @@ class Gateway:
     tokenizer: Tokenizer
     prompts: PromptRenderer | None
     """None if the model has no chat template, so that it cannot chat."""
+    end_tokens: list[EndToken]
+    """The tokens that end an answer."""
     concepts: Concepts
     metrics: Metrics
     system_fingerprint: str
     started: int
     """When the gateway was built, in seconds since 1970."""
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        return tuple(token.id for token in self.end_tokens)
 
 
 def fingerprint(model: ModelInfo) -> str:

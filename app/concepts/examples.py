@@ -3,9 +3,10 @@
 from app.concepts.concept import Concept
 from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
 from app.errors import ApiError, ErrorCode, InvalidRequest
-from app.schemas.chat import Message
+from app.schemas.messages import Message
 from app.text.prompts import PromptRenderer
 from app.text.tokenizer import Tokenizer
+from app.text.vocabulary import check_embedded
 from inference.interface.protocol import TrainConcept
 
 
@@ -13,15 +14,23 @@ class ExampleEncoder:
     """Tokenizes examples. Thread-safe: an instance never changes after construction."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompts: PromptRenderer | None, context_length: int, max_tokens: int
+        self,
+        tokenizer: Tokenizer,
+        prompts: PromptRenderer | None,
+        context_length: int,
+        max_tokens: int,
+        vocab_size: int,
     ) -> None:
-        """`max_tokens`: limit for a concept's texts together. `prompts`: None if the model cannot chat."""
+        """`max_tokens`: limit for a concept's texts together. `prompts`: None if the model cannot chat.
+
+        `vocab_size`: number of rows of the model's embedding.
+        """
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._context_length = context_length
         self._max_tokens = max_tokens
+        self._vocab_size = vocab_size
         self._neutral = [tokenizer.encode(text) for text in NEUTRAL_TEXTS]
-        self._control_ids = frozenset(tokenizer.control_tokens.values())
 
     def encode(self, concept: Concept) -> TrainConcept:
         """Can take seconds. Raises InvalidRequest, which names the invalid text, or MISSING_CAPABILITY."""
@@ -58,7 +67,8 @@ class ExampleEncoder:
         if len(token_ids) > room:
             message = f"{path} has {len(token_ids)} tokens; the model's context leaves room for {room}"
             raise InvalidRequest(message, path)
-        if not self._control_ids.isdisjoint(token_ids):  # some vocabularies have only this token
-            message = f"{path} contains a control token's name, which the model cannot read as plain text"
+        if name := self._tokenizer.plain.find_reserved(token_ids):
+            message = f"{path} contains {name}, which the model's tokenizer cannot encode as text"
             raise InvalidRequest(message, path)
+        check_embedded(token_ids, self._vocab_size, path)
         return token_ids

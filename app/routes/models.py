@@ -1,15 +1,19 @@
 """The routes that describe the served model, in OpenAI's and in Aleph Alpha's formats."""
 
+from typing import Annotated
+
 import msgspec
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 from fastapi.responses import FileResponse
 
 from app.gateway import Gateway, GatewayDep
 from app.http.openapi import describe
-from app.schemas.models import AvailableModel, ModelCard, ModelList, ModelSetting
+from app.schemas.models import AvailableModel, ModelCard, ModelDetails, ModelList, ModelSetting
 from app.text.generation_request import check_model
 
 router = APIRouter(tags=["models"])
+
+ModelName = Annotated[str, Path(description="The name of the served model, as `GET /models` lists it.")]
 
 
 @router.get("/models", **describe(answer=ModelList))
@@ -22,7 +26,7 @@ async def list_models(gateway: GatewayDep) -> Response:
 
 
 @router.get("/models/{model:path}/tokenizer", **describe(answer=dict, errors=(401, 404, 500)))
-async def read_tokenizer(gateway: GatewayDep, model: str) -> Response:
+async def read_tokenizer(gateway: GatewayDep, model: ModelName) -> Response:
     """Returns the model's `tokenizer.json` unchanged, for use with Hugging Face's `tokenizers` library.
 
     Returns 404 `UNKNOWN_MODEL` for any other model, and 401 `UNAUTHORIZED` without a valid access token.
@@ -31,14 +35,15 @@ async def read_tokenizer(gateway: GatewayDep, model: str) -> Response:
     return FileResponse(gateway.tokenizer.file, media_type="application/json")
 
 
-@router.get("/models/{model:path}", **describe(answer=ModelCard, errors=(401, 404, 500)))
-async def read_model(gateway: GatewayDep, model: str) -> Response:
-    """Returns one model in OpenAI's format: the entry that `GET /models` lists.
+@router.get("/models/{model:path}", **describe(answer=ModelDetails, errors=(401, 404, 500)))
+async def read_model(gateway: GatewayDep, model: ModelName) -> Response:
+    """Returns one model in OpenAI's format: the entry in `GET /models`, and the tokens that end an answer.
 
     Returns 404 `UNKNOWN_MODEL` for any other model, and 401 `UNAUTHORIZED` without a valid access token.
     """
     check_model(model, gateway.settings.model.name)
-    return _json(_card(gateway))
+    details = ModelDetails(**msgspec.structs.asdict(_card(gateway)), end_tokens=gateway.end_tokens)
+    return _json(details)
 
 
 @router.get("/models_available", **describe(answer=list[AvailableModel]))

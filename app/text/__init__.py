@@ -1,1 +1,1 @@
-"""Tokenizer, chat template, detokenizer and transcripts. Must not import a web framework or torch."""
+"""Tokenizer, chat template, decoding and transcripts. Must not import a web framework or torch."""

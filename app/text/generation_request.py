@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from app.errors import ApiError, ErrorCode, InvalidRequest, shorten
 from app.schemas.chat import ChatRequest
+from app.text.vocabulary import check_embedded
 from inference.interface.protocol import GenerationRequest, ModelInfo, SamplingParams, SteeringSpec
 
 
@@ -19,35 +20,45 @@ def generation_request(
     prompt: list[int],
     concept_digests: Iterable[str],
     model: ModelInfo,
+    end_token_ids: tuple[int, ...],
     request_id: str,
     nice: bool,
+    default_max_tokens: int | None = None,
 ) -> GenerationRequest:
-    """`concept_digests`: the digest of each concept that the request names.
+    """`concept_digests`: the digest of each concept that the request names. `default_max_tokens`: for a chat
+    that sets no max_tokens; None, or more than the context leaves: as many as the context leaves.
 
-    Raises CONTEXT_LENGTH_EXCEEDED, or INVALID_REQUEST if logit_bias names an id outside the vocabulary or
-    bans all of it.
+    Raises CONTEXT_LENGTH_EXCEEDED, or INVALID_REQUEST if the prompt or logit_bias has an id outside the
+    vocabulary, or if logit_bias bans all of it.
     """
+    check_embedded(prompt, model.vocab_size, "messages")
     return GenerationRequest(
         request_id=request_id,
         prompt_token_ids=prompt,
-        max_tokens=_max_tokens(chat.token_limit, len(prompt), model.context_length),
+        max_tokens=_max_tokens(chat.token_limit, default_max_tokens, len(prompt), model),
         n=chat.n,
         sampling=_sampling(chat, model.vocab_size),
-        stop_token_ids=model.stop_token_ids,
+        stop_token_ids=end_token_ids,
         nice=nice,
         steering=_steering(concept_digests, chat.steering_strength),
     )
 
 
-def _max_tokens(wanted: int | None, prompt: int, context: int) -> int:
+def _max_tokens(wanted: int | None, default: int | None, prompt: int, model: ModelInfo) -> int:
+    context = model.context_length
     least = 1 if wanted is None else wanted
     if prompt + least > context:
+        answer = f" and max_tokens is {shorten(wanted)}" if wanted else ""
+        # LangChain, LiteLLM and pydantic-ai recognise this error by its words.
         message = (
-            f"the prompt has {prompt} tokens; together with max_tokens {shorten(least)}, "
-            f"this exceeds the model's context length of {context} tokens"
+            f"the prompt is too long: it has {prompt} tokens{answer}, "
+            f"and this model's maximum context length is {context} tokens"
         )
+        if model.context_limit:
+            message += f" (the server's {model.context_limit} limits it)"
         raise ApiError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, "max_tokens" if wanted else "messages")
-    return context - prompt if wanted is None else wanted
+    left = context - prompt
+    return wanted or min(default or left, left)
 
 
 def _sampling(chat: ChatRequest, vocab_size: int) -> SamplingParams:

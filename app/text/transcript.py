@@ -23,7 +23,7 @@ from app.schemas.completions import (
     TopLogprob,
     Usage,
 )
-from app.text.detokenizer import Detokenizer
+from app.text.stop_filter import StopFilter
 from app.text.tokenizer import Tokenizer
 from inference.interface import protocol
 
@@ -134,7 +134,11 @@ class Transcript:
             delta = Delta(content=step.text)
             chunks.append(self._chunk(ChunkChoice(step.index, delta, self._logprobs(step.logprobs))))
         if step.finish_reason:
-            last = ChunkChoice(step.index, Delta(), None, step.finish_reason)
+            # A token without text that comes after all text has no content chunk, because none is ever empty.
+            # So the last chunk has its entry. The OpenAI SDK adds it to the others. Aleph Alpha's clients
+            # read only the finish reason of this chunk. They fail on an empty delta without one.
+            left = self._logprobs(step.logprobs) if step.logprobs and not step.text else None
+            last = ChunkChoice(step.index, Delta(), left, step.finish_reason)
             chunks.append(self._chunk(last, self._header.system_fingerprint))
         return chunks
 
@@ -160,49 +164,73 @@ class Transcript:
 class _Choice:
     """The text of one choice, and its log probabilities.
 
-    `take` returns a token's log probabilities once it has returned text beyond the token's start. If the
-    whole token lies in a removed stop sequence, this never happens, and `take` drops them.
+    `take` returns a token's log probabilities once it has returned text beyond the token's start, or, if the
+    token has no text, all text before it. This never happens for tokens that lie wholly in a removed stop
+    sequence, and `take` drops them.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(stop, tokenizer.strips_leading_space)
+        self._stream = tokenizer.decode_stream()
+        self._filter = StopFilter(stop)
         self._text = ""
-        self._waiting: deque[tuple[int, TokenLogprob]] = deque()
-        """Log probabilities not returned yet, each with the position in the text where its token starts."""
+        self._undecoded: deque[tuple[TokenLogprob, bool]] = deque()
+        """Entries of tokens whose text the decoder holds back, and whether the token can have text."""
+        self._waiting: deque[tuple[TokenLogprob, int]] = deque()
+        """Entries of the tokens before, and the length that the returned text must have for each."""
         self.tokens = 0
         """Number of generated tokens, without the end-of-turn token."""
         self.finish_reason: FinishReason | None = None
 
     def push(self, event: protocol.TokenEvent) -> None:
         if event.finish_reason is protocol.FinishReason.STOP:
-            self._text += self._detokenizer.finish()
-            self.finish_reason = "stop"
+            self._end("stop")
             return
         self.tokens += 1
         if event.logprobs is not None:
-            entry = _token_logprob(self._tokenizer, event.token_id, event.logprobs)
-            self._waiting.append((self._detokenizer.decoded, entry))
-        self._text += self._detokenizer.push(self._tokenizer.text_of(event.token_id).data)
+            self._undecoded.append(_entry(self._tokenizer, event.token_id, event.logprobs))
+        self._add(self._stream.push(event.token_id))
         if event.finish_reason is protocol.FinishReason.LENGTH:
-            self._text += self._detokenizer.finish()
-            self.finish_reason = "length"
-        if self._detokenizer.stopped:
+            self._end("length")
+        if self._filter.stopped:
             self.finish_reason = "stop"
 
     def take(self) -> tuple[str, list[TokenLogprob]]:
-        """The text that has become final since the last call, with the log probabilities of its tokens."""
+        """The text that has become final since the last call, with the log probabilities of its tokens.
+
+        Before the choice has ended, returns log probabilities only together with text.
+        """
         text, self._text = self._text, ""
         entries = []
-        while self._waiting and self._waiting[0][0] < self._detokenizer.released:
-            entries.append(self._waiting.popleft()[1])
+        if text or self.finish_reason:
+            while self._waiting and self._waiting[0][1] <= self._filter.released:
+                entries.append(self._waiting.popleft()[0])
         return text, entries
 
+    def _add(self, texts: Sequence[str]) -> None:
+        for text in texts:
+            if self._undecoded:
+                entry, has_text = self._undecoded.popleft()
+                self._waiting.append((entry, self._filter.length + has_text))
+            self._text += self._filter.push(text)
 
-def _token_logprob(tokenizer: Tokenizer, token_id: int, logprobs: protocol.TokenLogprobs) -> TokenLogprob:
+    def _end(self, reason: FinishReason) -> None:
+        self._add(self._stream.finish())
+        self._text += self._filter.finish()
+        self.finish_reason = reason
+        if not self._filter.stopped:  # what is left are tokens without text
+            entries = [entry for entry, _ in (*self._waiting, *self._undecoded)]
+            self._waiting = deque((entry, 0) for entry in entries)
+
+
+def _entry(
+    tokenizer: Tokenizer, token_id: int, logprobs: protocol.TokenLogprobs
+) -> tuple[TokenLogprob, bool]:
+    """The entry of a generated token, and whether the token can have text."""
     token = tokenizer.text_of(token_id)
     top = [_top_logprob(tokenizer, token_id, logprob) for token_id, logprob in logprobs.top]
-    return TokenLogprob(token.name, _finite(logprobs.logprob), list(token.raw), top)
+    entry = TokenLogprob(token.name, _finite(logprobs.logprob), list(token.raw), top)
+    return entry, bool(token.raw) and not token.is_control
 
 
 def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprob:

@@ -27,9 +27,8 @@ import uvloop
 from app.bench.client import BenchError
 from app.bench.prompts import Prompts
 from app.commands.bench import parse_numbers
-from app.schemas.chat import Message
-from app.text.prompts import load_prompt_renderer
-from app.text.tokenizer import Tokenizer
+from app.schemas.messages import Message
+from app.text.prompts import load_text
 from benchmarks.command import RESULTS, build_parser, run
 from benchmarks.gateway.client import LoadError
 from benchmarks.gateway.figures import (
@@ -193,7 +192,7 @@ async def _measure(
 
 def _count(directory: Path, prompt: str) -> int:
     """Number of tokens of the whole prompt, including the chat template."""
-    renderer = load_prompt_renderer(directory, Tokenizer(directory))
+    _, renderer = load_text(directory)
     if renderer is None:
         raise BenchError("the embedded model has no chat template")
     return len(renderer.encode([Message(role="user", content=prompt)]))

@@ -17,7 +17,7 @@ def model_info(directory: Path) -> ModelInfo:
         directory=str(directory),
         context_length=CONTEXT_LENGTH,
         vocab_size=config["vocab_size"],
-        stop_token_ids=(2, 0),
+        end_token_ids={"config.json": (2, 0)},
         weights_digest="0" * 64,
         dtype="float32",
     )

@@ -8,10 +8,10 @@ from app.concepts.concept import Concept, Example
 from app.concepts.examples import ExampleEncoder
 from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
 from app.errors import ApiError, ErrorCode, InvalidRequest
-from app.schemas.chat import Message
-from app.text.prompts import load_prompt_renderer
+from app.schemas.messages import Message
+from app.text.prompts import load_text
 from app.text.tokenizer import Tokenizer
-from tests.app.fakes import CONTEXT_LENGTH, SPECIAL_TOKENS, write_model_directory
+from tests.app.fakes import CHAT_TEMPLATE, CONTEXT_LENGTH, SPECIAL_TOKENS, write_model_directory
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,13 @@ def tokenizer(model_directory: Path) -> Tokenizer:
     return Tokenizer(model_directory)
 
 
-def encoder(directory: Path, context_length: int = CONTEXT_LENGTH, max_tokens: int = 1000) -> ExampleEncoder:
-    tokenizer = Tokenizer(directory)
-    return ExampleEncoder(tokenizer, load_prompt_renderer(directory, tokenizer), context_length, max_tokens)
+def encoder(
+    directory: Path,
+    context_length: int = CONTEXT_LENGTH,
+    max_tokens: int = 1000,
+    vocab_size: int = 1000,
+) -> ExampleEncoder:
+    return ExampleEncoder(*load_text(directory), context_length, max_tokens, vocab_size)
 
 
 def concept(*texts: tuple[str, str]) -> Concept:
@@ -34,7 +38,7 @@ def prompt_length(directory: Path) -> int:
 
 def test_texts_become_tokens_after_the_training_prompt(model_directory: Path, tokenizer: Tokenizer) -> None:
     command = encoder(model_directory).encode(concept(("Hello", "Bye"), ("日本", "x\n")))
-    renderer = load_prompt_renderer(model_directory, tokenizer)
+    _, renderer = load_text(model_directory)
     assert renderer is not None
     assert command.prompt_token_ids == renderer.encode([Message(role="user", content=TRAINING_PROMPT)])
     assert [tokenizer.decode(token_ids) for token_ids in command.positive] == ["Hello", "日本"]
@@ -116,8 +120,16 @@ def test_a_model_without_a_chat_template_cannot_be_steered(tmp_path: Path) -> No
 
 
 def test_a_model_whose_template_needs_a_system_message_cannot_be_steered(tmp_path: Path) -> None:
-    template = "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
-    write_model_directory(tmp_path, template)
+    demand = "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    write_model_directory(tmp_path, demand + CHAT_TEMPLATE)
     with pytest.raises(ApiError, match="conversation of one message") as refused:
         encoder(tmp_path).encode(concept(("a", "b")))
     assert refused.value.code is ErrorCode.MISSING_CAPABILITY
+
+
+def test_a_text_that_needs_a_token_beyond_the_embedding_is_refused(model_directory: Path) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"examples\[0\]\.negative needs token \d+ of the tokenizer"
+    ) as error:
+        encoder(model_directory, vocab_size=10).encode(concept(("!", "z")))
+    assert error.value.param == "examples[0].negative"

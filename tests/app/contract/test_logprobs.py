@@ -6,11 +6,14 @@ from typing import Any
 
 import httpx
 import pytest
+from aleph_alpha_client import chat as aleph_alpha
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 from tokenizers import Tokenizer
 
-from inference.interface.protocol import TokenLogprobs
-from tests.app.contract.support import completion, entries_of, logprobs_of, steps, stream
-from tests.app.fakes import FakeEngine, reply
+from inference.interface.protocol import FinishReason, TokenLogprobs
+from tests.app.contract.support import choice_chunks, completion, entries_of, logprobs_of, steps, stream
+from tests.app.fakes import END_OF_TURN, FakeEngine, reply
 
 Spell = Callable[[str | bytes], list[int]]
 
@@ -131,7 +134,7 @@ async def test_an_answer_without_tokens_has_an_empty_list_of_entries(
 async def test_the_end_of_turn_token_can_be_in_top_logprobs(
     client: httpx.AsyncClient, engine: FakeEngine, spell: Spell, streamed: bool
 ) -> None:
-    end = engine.model.stop_token_ids[0]
+    end = END_OF_TURN
     engine.script = reply(spell("a"), logprobs=lambda _: TokenLogprobs(-0.5, [(end, -0.25)]))
     (entry,) = await entries(client, streamed, top_logprobs=1)
     (top,) = entry["top_logprobs"]
@@ -146,3 +149,65 @@ async def test_each_choice_has_its_own_entries(
     answer = await completion(client, n=2, logprobs=True)
     tokens = [[e["token"] for e in choice["logprobs"]["content"]] for choice in answer["choices"]]
     assert tokens == [["a", "b"], ["x", "y", "z"]]
+
+
+CONTROL_TOKEN = 1  # <|im_start|>, which ends no turn
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("finish", FinishReason)
+@pytest.mark.parametrize("before", ["", "ab"])
+@pytest.mark.parametrize("after", ["", "c"])
+async def test_control_tokens_have_entries_wherever_they_are(
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    spell: Spell,
+    before: str,
+    after: str,
+    finish: FinishReason,
+    streamed: bool,
+) -> None:
+    ids = [*spell(before), CONTROL_TOKEN, CONTROL_TOKEN, *spell(after)]
+    engine.script = steps(*([token_id] for token_id in ids), finish=finish)
+    given = await entries(client, streamed, top_logprobs=1)
+    assert [entry["token"] for entry in given] == [*before, "<|im_start|>", "<|im_start|>", *after]
+    assert all(bytes(entry["bytes"]).decode() == entry["token"] for entry in given)
+    assert [entry["logprob"] for entry in given] == [-token_id / 64 for token_id in ids]
+
+
+async def test_entries_of_control_tokens_after_all_text_are_in_the_last_chunk(
+    client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
+) -> None:
+    engine.script = steps(spell("a"), [CONTROL_TOKEN], finish=FinishReason.LENGTH)
+    _, content, last = choice_chunks(await stream(client, logprobs=True))
+    assert content["delta"] == {"content": "a"}
+    assert [entry["token"] for entry in content["logprobs"]["content"]] == ["a"]
+    assert (last["delta"], last["finish_reason"]) == ({}, "length")
+    assert [entry["token"] for entry in last["logprobs"]["content"]] == ["<|im_start|>"]
+
+
+async def test_clients_read_the_entries_in_the_last_chunk(
+    client: httpx.AsyncClient, engine: FakeEngine, spell: Spell
+) -> None:
+    engine.script = steps(spell("a"), [CONTROL_TOKEN])
+    chunks = await stream(client, logprobs=True)
+    state = ChatCompletionStreamState()
+    for chunk in chunks:
+        state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
+    (choice,) = state.get_final_completion().choices
+    assert (choice.message.content, choice.finish_reason) == ("a", "stop")
+    assert [entry.token for entry in choice.logprobs.content] == ["a", "<|im_start|>"]
+    items = [aleph_alpha.stream_chat_item_from_json(chunk) for chunk in chunks]
+    assert [items[1].content, items[2]] == ["a", aleph_alpha.FinishReason.Stop]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_control_tokens_alone_are_an_answer_without_text(
+    client: httpx.AsyncClient, engine: FakeEngine, streamed: bool
+) -> None:
+    engine.script = steps([CONTROL_TOKEN], [CONTROL_TOKEN], finish=FinishReason.LENGTH)
+    given = await entries(client, streamed, logprobs=True)
+    assert [entry["token"] for entry in given] == ["<|im_start|>"] * 2
+    answer = await completion(client, logprobs=True)
+    assert answer["choices"][0]["message"]["content"] == ""
+    assert answer["usage"]["completion_tokens"] == 2

@@ -16,7 +16,7 @@ from app.errors import EngineUnavailable, InternalError, QueueFull
 from inference.interface.logs import JsonFormatter, TextFormatter
 from inference.interface.protocol import FinishReason
 from tests.app.contract.support import CHAT, JSON, body, steps, user
-from tests.app.fakes import FakeEngine, model_info, write_model_directory
+from tests.app.fakes import CHAT_TEMPLATE, FakeEngine, model_info, write_model_directory
 
 TOKEN = "tiller-Zanzibar-token"
 WORD = "Quetzalcoatl"
@@ -151,7 +151,9 @@ async def test_no_texts_are_logged_when_the_engine_refuses_or_is_down(
 async def test_the_error_of_a_failing_template_does_not_quote_the_text(
     serve, engine: FakeEngine, shown: Callable[[], str], tmp_path: Path
 ) -> None:
-    template = "{{ bos_token }}\n{% for message in messages %}{{ {'a': 1}[message.content].x }}{% endfor %}"
+    lookup = "{% for message in messages %}{{ {'a': 1}[message.content].x }}{% endfor %}"
+    condition = "{% if '" + WORD + "' in messages[-1].content %}"
+    template = "{{ bos_token }}\n" + condition + lookup + "{% endif %}" + CHAT_TEMPLATE
     tokenizer = write_model_directory(tmp_path, template)
     client = await serve(FakeEngine(model_info(tmp_path, tokenizer.get_vocab_size())), auth=AUTH)
     assert 500 in await ask_everything(client)

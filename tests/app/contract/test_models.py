@@ -63,9 +63,13 @@ async def test_models_are_openais_list(client: httpx.AsyncClient, prefix: str) -
 
 
 @prefixes
-async def test_one_model_is_the_same_as_in_the_list(client: httpx.AsyncClient, prefix: str) -> None:
+async def test_one_model_is_as_in_the_list_and_has_its_end_tokens(
+    client: httpx.AsyncClient, prefix: str
+) -> None:
     (listed,) = (await got(client, f"{prefix}/models"))["data"]
-    assert await got(client, f"{prefix}/models/tiny") == listed
+    sources = ["config.json", "tokenizer", "chat template"]
+    end_tokens = [{"id": 2, "token": "<|im_end|>", "sources": sources}]
+    assert await got(client, f"{prefix}/models/tiny") == {**listed, "end_tokens": end_tokens}
 
 
 @prefixes

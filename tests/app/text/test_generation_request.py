@@ -3,26 +3,29 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from app.errors import ApiError, ErrorCode, InvalidRequest
 from app.schemas.chat import ChatRequest
-from app.settings import LimitSettings
+from app.settings import Settings
 from app.text.generation_request import check_model, generation_request
 from inference.interface.protocol import GenerationRequest, ModelInfo, SamplingParams, SteeringSpec
 
-MODEL = ModelInfo(
-    "", context_length=10, vocab_size=4, stop_token_ids=(2,), weights_digest="", dtype="float32"
-)
+MODEL = ModelInfo("", context_length=10, vocab_size=4, end_token_ids={}, weights_digest="", dtype="float32")
 
 
 def chat(**fields: Any) -> ChatRequest:
     request = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **fields}
-    return ChatRequest.model_validate(request, context=LimitSettings())
+    return ChatRequest.model_validate(request, context=Settings())
 
 
-def built(prompt: int = 4, digests: Sequence[str] = (), **fields: Any) -> GenerationRequest:
-    return generation_request(chat(**fields), [1] * prompt, digests, MODEL, "r", nice=False)
+def built(
+    prompt: int = 4, digests: Sequence[str] = (), default_max_tokens: int | None = None, **fields: Any
+) -> GenerationRequest:
+    return generation_request(
+        chat(**fields), [1] * prompt, digests, MODEL, (2,), "r", False, default_max_tokens
+    )
 
 
 def test_the_defaults_are_those_of_the_engine() -> None:
@@ -40,11 +43,45 @@ def test_prompt_and_completion_may_fill_the_context(prompt: int, max_tokens: int
     assert built(prompt, max_tokens=max_tokens).max_tokens == 10 - prompt
 
 
+@pytest.mark.parametrize(("default", "expected"), [(None, 6), (1, 1), (5, 5), (6, 6), (7, 6), (10**9, 6)])
+def test_the_operators_default_for_max_tokens_ends_with_the_context(
+    default: int | None, expected: int
+) -> None:
+    assert built(default_max_tokens=default).max_tokens == expected
+    for name in ("max_tokens", "max_completion_tokens", "maximum_tokens"):
+        assert built(default_max_tokens=default, **{name: 3}).max_tokens == 3
+
+
+def test_the_operators_default_for_max_tokens_does_not_hide_a_full_context() -> None:
+    with pytest.raises(ApiError, match=r"10 tokens"):
+        built(10, default_max_tokens=5)
+
+
 @pytest.mark.parametrize(("prompt", "max_tokens"), [(4, 7), (10, None), (11, None), (4, 10**30)])
 def test_a_request_beyond_the_context_length_is_refused(prompt: int, max_tokens: int | None) -> None:
     with pytest.raises(ApiError, match=f"{prompt} tokens.* 10 tokens") as refused:
         built(prompt, max_tokens=max_tokens)
     assert refused.value.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("limit", "end"),
+    [
+        ("", " tokens"),
+        ("engine.kv_cache_gib", r" tokens \(the server's engine.kv_cache_gib limits it\)"),
+        ("engine.context_length", r" tokens \(the server's engine.context_length limits it\)"),
+    ],
+)
+def test_the_error_names_the_setting_that_limits_the_context(limit: str, end: str) -> None:
+    model = msgspec.structs.replace(MODEL, context_limit=limit)
+    with pytest.raises(ApiError, match=f"this model's maximum context length is 10{end}$"):
+        generation_request(chat(), [1] * 11, (), model, (), "r", nice=False)
+
+
+def test_a_prompt_with_a_token_beyond_the_embedding_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="messages needs token 4 of the tokenizer") as refused:
+        generation_request(chat(), [1, 4, 2], (), MODEL, (), "r", nice=False)
+    assert refused.value.param == "messages"
 
 
 def test_a_top_k_above_the_vocabulary_size_is_reduced_to_it() -> None:

@@ -2,13 +2,17 @@
 
 import math
 import random
+import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import tokenizers
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.schemas.completions import TokenLogprob
+from app.schemas.completions import Delta, TokenLogprob
 from app.text.tokenizer import Tokenizer
 from app.text.transcript import AnswerHeader, Progress, Transcript
 from inference.interface.protocol import (
@@ -19,6 +23,7 @@ from inference.interface.protocol import (
     TokenLogprobs,
 )
 from tests.app.fakes import END_OF_TURN
+from tests.app.text.kinds import BYTE_TOKENS, KINDS, bert, gemma, llama_2, saved, t5, wav2vec2, words, xlm
 
 HEADING = AnswerHeader("chatcmpl-1", 1763800000, "tiny", "fp_1")
 
@@ -206,3 +211,169 @@ def test_the_opening_has_the_role_of_every_choice(tokenizer: Tokenizer) -> None:
     opening = transcript(tokenizer, n=3).opening()
     assert [chunk.choices[0].index for chunk in opening] == [0, 1, 2]
     assert all((c.choices[0].delta.role, c.choices[0].delta.content) == ("assistant", "") for c in opening)
+
+
+def in_steps(answer: Transcript, ids: list[int], finish: FinishReason, per_step: int) -> list[Progress]:
+    events = events_of(ids, finish)
+    return feed(answer, [events[start : start + per_step] for start in range(0, len(events), per_step)])
+
+
+CONTROL = 0  # <|endoftext|>, which does not end a turn
+
+
+@pytest.mark.parametrize("per_step", [1, 2, 100])
+@pytest.mark.parametrize("finish", FinishReason)
+@pytest.mark.parametrize(
+    "names",
+    [["C"], ["C", "C"], ["a", "C"], ["C", "a"], ["a", "C", "C"], ["C", "a", "C", "b", "C"]],
+    ids="".join,
+)
+def test_every_generated_control_token_has_an_entry(
+    tokenizer: Tokenizer, names: list[str], finish: FinishReason, per_step: int
+) -> None:
+    ids = [CONTROL if name == "C" else tokenizer.encode(name)[0] for name in names]
+    answer = transcript(tokenizer)
+    progress = in_steps(answer, ids, finish, per_step)
+    text, entries = streamed(answer, progress)
+    (choice,) = answer.completion(progress).choices
+    assert choice.logprobs is not None
+    assert choice.message.content == text == "".join(names).replace("C", "")
+    assert choice.logprobs.content == entries
+    assert [entry.token for entry in entries] == [name.replace("C", "<|endoftext|>") for name in names]
+    assert all(entry.bytes == list(entry.token.encode()) for entry in entries)
+    *contents, last = [chunk.choices[0] for step in progress for chunk in answer.chunks(step)]
+    assert all(choice.delta.content for choice in contents)
+    assert last.delta == Delta()
+
+
+def test_only_entries_without_a_content_chunk_are_in_the_last_chunk(tokenizer: Tokenizer) -> None:
+    (a,) = tokenizer.encode("a")
+    answer = transcript(tokenizer)
+    chunks = [
+        chunk
+        for step in in_steps(answer, [a, CONTROL], FinishReason.LENGTH, 1)
+        for chunk in answer.chunks(step)
+    ]
+    tokens = [[entry.token for entry in chunk.choices[0].logprobs.content] for chunk in chunks]
+    assert tokens == [["a"], ["<|endoftext|>"]]
+    together = in_steps(transcript(tokenizer), [a, CONTROL], FinishReason.LENGTH, 2)
+    content, last = [chunk.choices[0].logprobs for step in together for chunk in answer.chunks(step)]
+    assert [entry.token for entry in content.content] == ["a", "<|endoftext|>"]
+    assert last is None
+
+
+@pytest.mark.parametrize("per_step", [1, 2, 100])
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["a", "C", "b"], ["a", "C"]),
+        (["C", "b"], ["C"]),
+        (["a", "b", "C", "c"], ["a"]),
+        (["a", "b", "C"], ["a"]),
+    ],
+    ids=str,
+)
+def test_a_control_token_in_or_after_a_removed_stop_sequence_has_no_entry(
+    tokenizer: Tokenizer, names: list[str], shown: list[str], per_step: int
+) -> None:
+    ids = [CONTROL if name == "C" else tokenizer.encode(name)[0] for name in names]
+    answer = transcript(tokenizer, stop=("bc",) if "c" in names else ("b",))
+    _, entries = streamed(answer, in_steps(answer, ids, FinishReason.LENGTH, per_step))
+    assert [entry.token for entry in entries] == [name.replace("C", "<|endoftext|>") for name in shown]
+
+
+def ids_of(original: tokenizers.Tokenizer, *tokens: str) -> list[int]:
+    return [original.token_to_id(token) for token in tokens]
+
+
+def test_an_indentation_token_is_shown_and_stopped_at_as_spaces(tmp_path: Path) -> None:
+    original = gemma()
+    tokenizer = saved(original, tmp_path)
+    ids = ids_of(original, "a", "▁▁▁▁", "▁▁▁▁")
+    answer = transcript(tokenizer)
+    text, entries = streamed(answer, in_steps(answer, ids, FinishReason.LENGTH, 1))
+    assert text == "a        "
+    assert [(entry.token, entry.bytes) for entry in entries] == [("a", [97]), *[("    ", [32] * 4)] * 2]
+    stopping = transcript(tokenizer, stop=("    ",))
+    (a, last) = in_steps(stopping, ids, FinishReason.LENGTH, 1)
+    assert (a.text, last.text, last.finish_reason) == ("a", "", "stop")
+    assert stopping.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "text"),
+    [
+        (bert, ["hello"] * 3, "hello hello hello"),
+        (bert, ["##able"] * 2, "##ableable"),
+        (t5, ["▁a", "▁▁▁▁", "▁a"], "a     a"),
+        (words, ["a", "new"], "a new"),
+        (xlm, ["a</w>", "ab</w>"], "a ab"),
+        (wav2vec2, ["h", "h", "<pad>", "h", "|"], "hh "),
+        (llama_2, ["▁a", "<0xE2>", "<0x82>"], "a\ufffd\ufffd"),
+    ],
+)
+def test_forced_tokens_give_the_text_of_the_tokenizers_decoder(
+    kind: Callable[[], tokenizers.Tokenizer], tokens: list[str], text: str, tmp_path: Path
+) -> None:
+    original = kind()
+    ids = ids_of(original, *tokens)
+    answer = transcript(saved(original, tmp_path))
+    assert streamed(answer, in_steps(answer, ids, FinishReason.LENGTH, 1))[0] == text == original.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "shown"),
+    [("🙂", "é", 2), ("é", "", 0), ("b", "é🙂", 6), ("x", "é🙂b", 7), ("\n", "é🙂b", 7)],
+)
+def test_only_byte_tokens_of_the_returned_text_have_entries(
+    stop: str, text: str, shown: int, tmp_path: Path
+) -> None:
+    original = llama_2()
+    ids = ids_of(original, *(BYTE_TOKENS[byte] for byte in "é🙂".encode()), "b", "\n", "<0x0A>")
+    ids = [token_id for token_id in ids if token_id is not None]
+    answer = transcript(saved(original, tmp_path), stop=(stop,))
+    content, entries = streamed(answer, in_steps(answer, ids, FinishReason.LENGTH, 1))
+    assert content == text + ("\n" if stop == "x" else "")
+    assert [entry.bytes for entry in entries] == [[byte] for byte in content.encode()]
+    assert len(entries) == shown + (stop == "x")
+
+
+def test_control_tokens_keep_their_place_among_tokens_that_are_held_back(tmp_path: Path) -> None:
+    original = llama_2()
+    ids = ids_of(original, "a", "</s>", "<0xC3>", "</s>", "<0xA9>", "</s>", "b", "</s>")
+    answer = transcript(saved(original, tmp_path), stop=("b",))
+    text, entries = streamed(answer, in_steps(answer, ids, FinishReason.LENGTH, 1))
+    assert text == "aé"
+    assert [bytes(entry.bytes) for entry in entries] == [b"a", b"</s>", b"\xc3", b"</s>", b"\xa9", b"</s>"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_tokenizer_gives_the_same_streamed_and_whole(
+    kind: Callable[[], tokenizers.Tokenizer], data: st.DataObject
+) -> None:
+    original, tokenizer = loaded(kind)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.size), min_size=1, max_size=12))
+    stop = data.draw(st.lists(st.text(alphabet="ab ▁.é", min_size=1, max_size=2), max_size=2))
+    finish = data.draw(st.sampled_from(FinishReason))
+    answer = transcript(tokenizer, tuple(stop))
+    progress = in_steps(answer, ids, finish, data.draw(st.integers(1, 4)))
+    text, entries = streamed(answer, progress)
+    (choice,) = answer.completion(progress).choices
+    assert choice.logprobs is not None
+    assert (choice.message.content, choice.logprobs.content) == (text, entries)
+    whole = original.decode(ids)
+    if any(sequence in whole for sequence in stop):
+        assert whole.startswith(text)
+        assert choice.finish_reason == "stop"
+    else:
+        assert text == whole
+        assert [entry.token for entry in entries] == [tokenizer.text_of(token_id).name for token_id in ids]
+
+
+@cache
+def loaded(kind: Callable[[], tokenizers.Tokenizer]) -> tuple[tokenizers.Tokenizer, Tokenizer]:
+    original = kind()
+    with tempfile.TemporaryDirectory() as directory:
+        return original, saved(original, Path(directory))

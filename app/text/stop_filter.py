@@ -1,6 +1,5 @@
-"""Converts the bytes of tokens to text, and finds stop sequences. Knows no token ids and no requests."""
+"""Ends a growing text at a stop sequence. Knows no tokens and no requests."""
 
-import codecs
 from collections.abc import Iterable
 
 
@@ -36,44 +35,37 @@ def _fallbacks(text: str) -> list[int]:
     return fallbacks
 
 
-class Detokenizer:
-    """Produces the text of one choice.
+class StopFilter:
+    """Passes on the text of one choice, up to the first stop sequence.
 
-    It holds back an incomplete character, and text that may become a stop sequence, until the next tokens
-    decide. The total time is linear in the length of the text.
+    It holds back text that may become a stop sequence, until the next part decides. The total time is linear
+    in the length of the text.
     """
 
-    def __init__(self, stop: Iterable[str] = (), strips_leading_space: bool = False) -> None:
-        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    def __init__(self, stop: Iterable[str] = ()) -> None:
         self._stops = [StopString(text) for text in stop]
-        self._strip = strips_leading_space
         self._held = ""
-        self.decoded = 0
-        """Number of characters decoded so far, including those held back."""
+        self.length = 0
+        """Number of characters so far, including those held back."""
         self.released = 0
         """Number of characters returned so far."""
         self.stopped = False
         """Whether the text has ended at a stop sequence."""
 
-    def push(self, data: bytes) -> str:
-        """Adds the bytes of one token. Returns the text that no later token can change."""
-        return self._take(self._characters.decode(data))
+    def push(self, text: str) -> str:
+        """Adds the next part of the text. Returns what is not held back: nothing after a stop sequence."""
+        if not self._stops:
+            self.length += len(text)
+            self.released = self.length
+            return text
+        return "" if self.stopped else self._search(text)
 
     def finish(self) -> str:
-        """Ends the text. Returns what was held back, with U+FFFD for an incomplete character."""
-        if self.stopped:
-            return ""
-        text = self._take(self._characters.decode(b"", final=True))
-        return text if self.stopped else text + self._release(len(self._held))
+        """Ends the text. Returns what was held back."""
+        return "" if self.stopped else self._release(len(self._held))
 
-    def _take(self, text: str) -> str:
-        if self._strip and text:
-            text = text.removeprefix(" ")
-            self._strip = False
-        self.decoded += len(text)
-        if not self._stops:
-            self.released = self.decoded
-            return text
+    def _search(self, text: str) -> str:
+        self.length += len(text)
         self._held += text
         cut = self._find_stop(text)
         if cut is not None:
