@@ -15,9 +15,10 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 from pydantic_settings.exceptions import SettingsError as VariableError
 
-from app.errors import shorten
+from app.errors import StartError, shorten
 from app.settings import ENVIRONMENT_PREFIX, Settings
-from inference.interface.directories import SourceError, find_directory
+from inference.interface.directories import EMBEDDED, find_local
+from inference.interface.errors import MissingSourceError, SourceError
 
 # For the clients `tiller concept` and `tiller bench`. A shell that starts a server may have it set as well.
 _CLIENTS_VARIABLE = "TILLER_TOKEN"
@@ -48,7 +49,10 @@ def default_config(given: Path | None) -> Path | None:
 
 
 def load_settings(path: Path | None, **overrides: Mapping[str, object]) -> Settings:
-    """Like `read_settings`, with additional checks for a server. Raises SettingsError."""
+    """Like `read_settings`, with additional checks for a server.
+
+    Raises SettingsError, or StartError if the files of the model are there but cannot be used.
+    """
     settings = read_settings(path, **overrides)
     _refuse_other_files(settings)
     _refuse_open_network(settings)
@@ -68,7 +72,7 @@ def read_settings(path: Path | None, **overrides: Mapping[str, object]) -> Setti
         settings = _settings_over(given)(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        raise SettingsError(f"{_origin_of(first, path, overrides)}: {_explain(first)}") from None
+        raise SettingsError(f"{_origin_of(first, path, overrides)}: {explain(first)}") from None
     except VariableError as error:
         names = ", ".join(filter(_is_broken_json, os.environ)) or str(error)
         raise SettingsError(f"environment: {names} is not valid JSON") from None
@@ -158,7 +162,8 @@ def _is_broken_json(variable: str) -> bool:
     return False
 
 
-def _explain(error: ErrorDetails) -> str:
+def explain(error: ErrorDetails) -> str:
+    """One line that names the key, the rule and what was given."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{key} is not a setting"
@@ -182,10 +187,18 @@ def _refuse_open_network(settings: Settings) -> None:
 
 
 def _refuse_missing_model(settings: Settings) -> None:
+    source = settings.model.source
     try:
-        find_directory(settings.model.source)
-    except SourceError as error:
+        is_local = source == EMBEDDED or find_local(source) is not None
+    except MissingSourceError as error:
         raise SettingsError(f"model.source: {error}") from None
+    except SourceError as error:
+        raise StartError(f"model.source: {error}") from None
+    if is_local and settings.model.revision is not None:
+        raise SettingsError(f"model.revision is only for models from the hub, and model.source is {source}")
+    template = settings.chat_template_file
+    if template is not None and not template.is_file():
+        raise SettingsError(f"model.chat_template: the file {template} does not exist")
 
 
 def _refuse_other_files(settings: Settings) -> None:

@@ -29,13 +29,16 @@ from app.http.middleware import AnswerHead, LimitBody, Observe
 from app.http.openapi import build_openapi
 from app.limits.access_tokens import load_access_tokens
 from app.limits.admission import AdmissionController
-from app.routes import chat, concepts, docs, models, operations, tokenization
+from app.routes.table import ROUTERS, route_of
+from app.schemas.models import EndToken
 from app.settings import Settings
 from app.telemetry.access_log import log_request
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observer
-from app.text.prompts import PromptRenderer, load_prompt_renderer
+from app.text.end_tokens import find_end_tokens
+from app.text.prompts import PromptRenderer, load_text
 from app.text.tokenizer import Tokenizer
+from app.text.vocabulary import check_vocabulary
 from app.workers.engine import Engine
 
 _log = logging.getLogger(__name__)
@@ -59,7 +62,9 @@ def create_app(settings: Settings, engine: Engine, observers: Sequence[Observer]
         middleware=[
             *_cors(settings.server.cors_origins),
             Middleware(AnswerHead),
-            Middleware(Observe, metrics=gateway.metrics, observers=[*observers, log_request]),
+            Middleware(
+                Observe, metrics=gateway.metrics, route_of=route_of, observers=[*observers, log_request]
+            ),
             Middleware(ReserveCapacity, admission=gateway.admission),
             Middleware(Authenticate, tokens=access_tokens, open_metrics=settings.auth.open_metrics),
             Middleware(TakeTurns),
@@ -69,9 +74,9 @@ def create_app(settings: Settings, engine: Engine, observers: Sequence[Observer]
     for kind in (ApiError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     app.state.gateway = gateway
-    for module in (chat, concepts, models, tokenization, operations, docs):
-        app.include_router(module.router)
-        app.include_router(module.router, prefix="/v1", include_in_schema=False)
+    for router in ROUTERS:
+        app.include_router(router)
+        app.include_router(router, prefix="/v1", include_in_schema=False)
     build = partial(build_openapi, app, settings, gateway.tokenizer.size)
     app.openapi = cache(build)  # type: ignore[method-assign]
     return app
@@ -79,12 +84,14 @@ def create_app(settings: Settings, engine: Engine, observers: Sequence[Observer]
 
 def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
     directory = Path(engine.model.directory)
-    tokenizer = Tokenizer(directory)
-    prompts = load_prompt_renderer(directory, tokenizer)
+    tokenizer, prompts = load_text(directory, settings.chat_template_file)
     if prompts is None:
         _log.warning("the model has no chat template, so it cannot chat")
     metrics = Metrics()
     model = engine.model
+    check_vocabulary(tokenizer, prompts, model.vocab_size)
+    end_tokens = find_end_tokens(model.end_token_ids, tokenizer, prompts, model.vocab_size)
+    _log_end_tokens(end_tokens)
     metrics.describe(version=__version__, model=settings.model.name, dtype=model.dtype)
     metrics.watch(lambda: engine.workers)
     return Gateway(
@@ -93,11 +100,20 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
         admission=AdmissionController(engine, settings.limits),
         tokenizer=tokenizer,
         prompts=prompts,
+        end_tokens=end_tokens,
         concepts=_build_concepts(settings, engine, tokenizer, prompts, metrics),
         metrics=metrics,
         system_fingerprint=fingerprint(model),
         started=int(time.time()),
     )
+
+
+def _log_end_tokens(tokens: list[EndToken]) -> None:
+    if tokens:
+        listed = "; ".join(f"{token.id} {token.token} ({', '.join(token.sources)})" for token in tokens)
+        _log.info("answers end at %(tokens)s", {"tokens": listed})
+    else:
+        _log.warning("the model names no end token, so answers end only at max_tokens or a stop sequence")
 
 
 def _build_concepts(
@@ -106,7 +122,7 @@ def _build_concepts(
     limits = settings.limits
     # The context length includes the last sampled token, which is never computed and needs no KV cache.
     longest = engine.model.context_length - 1
-    encoder = ExampleEncoder(tokenizer, prompts, longest, limits.max_concept_tokens)
+    encoder = ExampleEncoder(tokenizer, prompts, longest, limits.max_concept_tokens, engine.model.vocab_size)
     store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
     return Concepts(store, Trainings(engine, encoder.encode, metrics), metrics, limits)
 
@@ -122,6 +138,7 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
             allow_origins=origins,
             allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("*",),
+            allow_private_network=True,
             expose_headers=exposed,
         )
     ]
@@ -151,7 +168,7 @@ def _matches(route: BaseRoute, scope: Scope) -> bool:
 
 def _as_api_error(request: Request, error: Exception) -> Exception:
     """Maps the exceptions that FastAPI and its router raise to ApiErrors."""
-    method, path = request.method, shorten(request.url.path)
+    method, path = request.method, shorten(request.scope["path"])[1:-1]  # without the quotes
     match error:
         case RequestValidationError():
             return invalid_request(error.errors())

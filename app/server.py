@@ -22,10 +22,12 @@ from app.errors import StartError
 from app.gateway import Gateway
 from app.http.connection import MAX_EXCESS_CONNECTIONS, connections_with
 from app.http.doorkeeper import Doorkeeper
+from app.http.examples import example_chat
 from app.http.stalls import cut_stalled
 from app.http.tls import load_tls
 from app.limits.access_tokens import load_access_tokens
 from app.main import create_app
+from app.routes.table import route_of
 from app.settings import ServerSettings, Settings
 from app.telemetry.access_log import log_refusal, log_request
 from app.telemetry.metrics import Metrics
@@ -70,7 +72,8 @@ async def _serve(
         config = configure(app, settings.server, tls, [*observers, log_request])
         # The first call of anyio imports much code. Without this one, the first request would wait for it.
         await anyio.lowlevel.checkpoint()
-        server = _Server(config, lambda: _welcome(settings, listener))
+        gateway: Gateway = app.state.gateway
+        server = _Server(config, lambda: _welcome(settings, listener, gateway.prompts is not None))
         _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
         stalls = asyncio.create_task(cut_stalled(server.transports, settings.server.stall_seconds))
         try:
@@ -104,12 +107,13 @@ def configure(
     )
 
 
-def _refusals(metrics: Metrics) -> Callable[[str, int], None]:
-    """A function that counts and logs a connection that is refused before it becomes a request."""
+def _refusals(metrics: Metrics) -> Callable[[str, str, int], None]:
+    """A function that counts and logs a request that is refused before the app knows it."""
 
-    def record(route: str, status: int) -> None:
+    def record(method: str, path: str, status: int) -> None:
+        route = route_of(method, path)
         metrics.count_request(route, status)
-        log_refusal(status)
+        log_refusal(method, route, status)
 
     return record
 
@@ -217,19 +221,17 @@ def _notice_lost_clients(listener: socket.socket, seconds: float) -> None:
             listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _welcome(settings: Settings, listener: socket.socket) -> None:
-    """Prints the URL and a command to try. With JSON logs, it writes a log line instead."""
+def _welcome(settings: Settings, listener: socket.socket, can_chat: bool) -> None:
+    """Prints the URL and, if the model can chat, a command to try. With JSON logs, it writes a log line."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.server.tls else "http"
     url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     if settings.log.format == "json":
         _log.info("serving %(model)s at %(url)s", {"model": settings.model.name, "url": url})
         return
-    messages = [{"role": "user", "content": "Hello!"}]
-    body = {"model": settings.model.name, "max_tokens": 64, "temperature": 0.2, "messages": messages}
-    token = " -H 'Authorization: Bearer TOKEN'" if settings.has_access_tokens else ""
-    print(
-        f"Tiller {__version__} serves {settings.model.name} at {url} (API: {url}/docs). Try:\n"
-        f"  curl {url}/chat/completions{token} -H 'Content-Type: application/json' -d '{json.dumps(body)}'",
-        flush=True,
-    )
+    print(f"Tiller {__version__} serves {settings.model.name} at {url} (API: {url}/docs).", flush=True)
+    if can_chat:
+        token = " -H 'Authorization: Bearer TOKEN'" if settings.has_access_tokens else ""
+        body = json.dumps(example_chat(settings.model.name))
+        headers = f"{token} -H 'Content-Type: application/json'"
+        print(f"Try:\n  curl {url}/chat/completions{headers} -d '{body}'", flush=True)

@@ -14,7 +14,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from inference.interface.config import Device, DType, EngineConfig, LogFormat, LogLevel, Quantization
+from inference.interface.config import Device, DType, EngineConfig, LogFormat, LogLevel, Quantization, Rotary
 
 ENVIRONMENT_PREFIX = "TILLER_"
 
@@ -91,6 +91,12 @@ class ServerSettings(Section):
     """Seconds that running requests may go on after the server gets a signal to stop."""
     stall_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
     """Seconds after which the server cuts a connection whose client accepts no data. Needs Linux."""
+    stream_open_seconds: PositiveFloat = 10.0
+    """Seconds without a first token after which a streamed answer begins, so that no proxy cuts the request.
+    Until then, a failure has its own HTTP status."""
+    ping_seconds: PositiveFloat | None = None
+    """Seconds between two comment lines in a streamed answer, for proxies that cut silent connections. None:
+    no comment lines. Aleph Alpha's Python client fails when it reads one."""
     cors_origins: tuple[Origin, ...] = ()
     """Origins whose pages may call from a browser, such as `https://example.org`. `*`: all origins."""
     tls: TlsSettings | None = None
@@ -103,7 +109,13 @@ class ModelSettings(Section):
     name: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "smollm2-135m-instruct"
     """The name of the model in requests and answers."""
     source: Annotated[str, StringConstraints(min_length=1)] = "embedded"
-    """ "embedded", a directory, or a Hugging Face hub id."""
+    """ "embedded", a directory, a GGUF file, or a Hugging Face hub id."""
+    revision: Annotated[str, StringConstraints(min_length=1)] | None = _DEFAULTS.revision
+    """Branch, tag or commit of a model from the Hugging Face hub. None: the main branch."""
+    chat_template: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """Path of a Jinja file that is used instead of the model's own chat template."""
+    rotary: Rotary | None = _DEFAULTS.rotary
+    """For Pharia models only: the form of their rotary embedding. EngineConfig documents the values."""
     description: str = ""
     """Text for the lists of models."""
 
@@ -134,6 +146,15 @@ class EngineSettings(Section):
     seed: int | None = _DEFAULTS.seed
 
 
+class ApiSettings(Section):
+    """How strictly chat requests are checked."""
+
+    strict: bool = True
+    """True: the rules of Aleph Alpha's API. False: accepts what agent frameworks send. Neighbours of the same
+    role are merged, `developer` is read as `system`, an `assistant` message may come first, and unsupported
+    fields may have values that ask for nothing."""
+
+
 class LimitSettings(Section):
     """Limits for requests. EngineSettings has the capacity of the engine."""
 
@@ -143,6 +164,9 @@ class LimitSettings(Section):
     """Maximum number of messages in a chat request."""
     max_logit_bias: PositiveInt = 1024
     """Maximum number of entries in the logit_bias of a chat request."""
+    default_max_tokens: PositiveInt | None = None
+    """`max_tokens` of a chat request that sets none. If the context leaves less, then that. None: as many as
+    the context leaves."""
     max_wait_seconds: PositiveFloat = 300.0
     """Seconds that a chat request may wait in the engine for its first token."""
     max_requests: PositiveInt | None = None
@@ -200,6 +224,12 @@ class AccessScope(StrEnum):
     """Permits reading the metrics."""
 
 
+def _check_token_name(name: str) -> str:
+    if not name.isprintable() or name != name.strip():
+        raise ValueError("must have printable characters only, and no space at either end")
+    return name
+
+
 def _in_utc(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
@@ -207,7 +237,7 @@ def _in_utc(time: datetime) -> datetime:
 class AccessToken(Section):
     """An access token that `tiller token new` creates. Only its digest is stored, never the secret."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_check_token_name)]
     """Who uses the access token. Appears in the log."""
     sha256: Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
     """Digest of the secret, in hex."""
@@ -252,6 +282,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
+    api: ApiSettings = ApiSettings()
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
     steering: SteeringSettings = SteeringSettings()
@@ -271,6 +302,11 @@ class Settings(BaseSettings):
         return Path(self.data_directory).expanduser() / "concepts"
 
     @property
+    def chat_template_file(self) -> Path | None:
+        template = self.model.chat_template
+        return None if template is None else Path(os.path.expanduser(template))
+
+    @property
     def token_file(self) -> Path:
         return Path(self.data_directory).expanduser() / "tokens.json"
 
@@ -283,6 +319,8 @@ class Settings(BaseSettings):
     def engine_config(self) -> EngineConfig:
         fields = self.engine.model_dump() | {
             "source": self.model.source,
+            "revision": self.model.revision,
+            "rotary": self.model.rotary,
             "cache_directory": self.cache_directory,
             "log": {"format": self.log.format, "level": self.log.level},
         }

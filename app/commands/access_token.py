@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.commands.errors import CommandError, exit_on_errors
-from app.configuration import SettingsError, default_config, read_settings
+from app.configuration import SettingsError, default_config, explain, read_settings
 from app.limits.access_tokens import AccessTokenFile, AccessTokenFileError
 from app.settings import AccessScope, AccessToken
 
@@ -108,8 +108,7 @@ def _reporting_errors() -> Iterator[None]:
         try:
             yield
         except ValidationError as error:
-            first = error.errors()[0]
-            raise CommandError(f"{first['loc'][0]}: {first['msg']}") from None
+            raise CommandError(explain(error.errors()[0])) from None
 
 
 def _parse_expiry(text: str) -> datetime:
@@ -133,11 +132,17 @@ def _show_configuration(token: AccessToken) -> str:
 def _store(token: AccessToken, config: Path | None) -> str:
     settings = read_settings(default_config(config))
     file = AccessTokenFile(settings.token_file)
+    was_open = not settings.has_access_tokens
     with _editing(file) as tokens:
         if any(other.name == token.name for other in (*settings.auth.tokens, *tokens)):
             raise CommandError(f"an access token named {token.name} already exists")
         tokens.append(token)
-    return f"Its digest is stored in {file.path}. A running server accepts it from now on."
+    stored = f"Its digest is stored in {file.path}. A running server accepts it from now on."
+    return (
+        f"{stored}\nIt is the first one: callers without an access token are now refused."
+        if was_open
+        else stored
+    )
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def serve(
 
     given = {"host": host, "port": port}
     overrides = {key: value for key, value in given.items() if value is not None}
-    with exit_on_errors(SettingsError, status=MISUSED):
-        settings = load_settings(default_config(config), server=overrides)
     with exit_on_errors(StartError):
+        with exit_on_errors(SettingsError, status=MISUSED):
+            settings = load_settings(default_config(config), server=overrides)
         server.run(settings)

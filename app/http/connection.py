@@ -6,17 +6,19 @@ reaches the app, so this module writes the error response itself. Knows no route
 """
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from enum import StrEnum
 from types import SimpleNamespace
 from typing import Protocol
+from urllib.parse import unquote
 
 import httptools
 from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
-from app.http.errors import STATUS, raw_error
+from app.http.errors import STATUS, for_caller, raw_error
 from app.settings import ServerSettings
 
 _VERSIONS = ("1.1", "1.0")  # The parser also accepts other versions.
@@ -62,13 +64,14 @@ class Connection(HttpToolsProtocol):
     """uvicorn's HTTP protocol with limits. `connections_with` sets the first four attributes."""
 
     limits: ServerSettings
-    count: Callable[[str, int], None]
+    count: Callable[[str, str, int], None]
     door: Door
     max_excess: int
 
     _part: _Part | None = None
     _timer: asyncio.TimerHandle | None = None
-    _fault: ApiError | None = None
+    _method: bytes | None = None
+    """The method of the request that is arriving. None until its headers are complete."""
     _refused = False
     _reading = 0
     """Size of the read that is being parsed, in bytes."""
@@ -88,7 +91,7 @@ class Connection(HttpToolsProtocol):
         excess = len(self.connections) - self.limits.max_connections
         if excess > self.max_excess:
             self._refused = True
-            self.count("other", 503)
+            self.count("-", "", 503)
             transport.abort()
         elif excess > 0:
             self._refuse(QueueFull("too many connections are open; try again later"))
@@ -117,15 +120,17 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._enter(_Part.HEAD)
+        self._method = None
         self._only_head = False
         self._head_at_least = 0
         self._head_at_most = self._reading
 
     def on_headers_complete(self) -> None:
+        self._method = self.parser.get_method()
         self._check_head()
         self._enter(_Part.BODY)
         is_plain = self._is_plain
-        if is_plain and (answer := self.door.refuse(self.parser.get_method(), self.url, self.headers)):
+        if is_plain and (answer := self.door.refuse(self._method, self.url, self.headers)):
             self.cycle = _Answered()  # type: ignore[assignment]
             self.transport.write(answer)
             self.on_response_complete()
@@ -146,6 +151,7 @@ class Connection(HttpToolsProtocol):
         if self._body_is_left:
             return
         self._enter(None)
+        self._method = None
         super().on_message_complete()
 
     @property
@@ -162,8 +168,8 @@ class Connection(HttpToolsProtocol):
     def _parse(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:  # also raised if one of the callbacks raises
-            self._refuse(self._fault or InvalidRequest("the request is not valid HTTP/1.1"))
+        except httptools.HttpParserError as error:
+            self._refuse(_reported(error))
         except httptools.HttpParserUpgrade as upgrade:
             self._decline(data[upgrade.args[0] :])
 
@@ -197,8 +203,7 @@ class Connection(HttpToolsProtocol):
         if self._head_at_most > self.limits.max_header_bytes:
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > self.limits.max_header_bytes or len(self.headers) > self.limits.max_headers:
-            self._fault = self._too_large()
-            raise self._fault
+            raise self._too_large()
 
     def _too_large(self) -> ApiError:
         limits = self.limits
@@ -253,15 +258,19 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: ApiError) -> None:
         """Writes the error, unless a response has begun, and closes the connection.
 
-        If the app has the request already, it sees a disconnect.
+        If the app has the request already, it sees a disconnect, and finds the error's code as `refusal` in
+        the request's state. Else nobody but this module knows of the request, so it counts the refusal here.
         """
         self._refused = True
-        self.count("other", STATUS[error.code])
         self._stop_watching()
-        if self._is_busy:
+        is_busy, app_has_request = self._is_busy, self.cycle is not None and not self.cycle.response_complete
+        if is_busy or not app_has_request:
+            self.count(*self._arriving, STATUS[error.code])
+        if is_busy:
             self.transport.close()
             return
-        if self.cycle:
+        if app_has_request:
+            self.scope["state"]["refusal"] = error.code
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.write(raw_error(error, {"connection": "close"}))
@@ -269,21 +278,41 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
         self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
+    @property
+    def _arriving(self) -> tuple[str, str]:
+        """Method and path of the request that is arriving; "-" and "" until its headers are complete."""
+        if self._method is None:
+            return "-", ""
+        return self._method.decode(), unquote(self.url.partition(b"?")[0].decode("latin-1"))
+
     def _discard(self, data: bytes) -> None:
         self._discarded += len(data)
         if self._discarded > self.limits.max_body_bytes:
             self.transport.close()
 
 
+def _reported(error: httptools.HttpParserError) -> ApiError:
+    """The error for a request that the parser has given up.
+
+    If a callback raises, the parser raises an error of its own, with the callback's exception as its context.
+    Callbacks raise HttpParserError or UnicodeError for invalid requests. Any other exception is our fault.
+    """
+    cause = error.__context__
+    if isinstance(cause, Exception) and not isinstance(cause, httptools.HttpParserError | UnicodeError):
+        return for_caller(cause, uuid.uuid4().hex)
+    return InvalidRequest("the request is not valid HTTP/1.1")
+
+
 def connections_with(
     limits: ServerSettings,
-    count: Callable[[str, int], None],
+    count: Callable[[str, str, int], None],
     door: Door,
     max_excess: int = MAX_EXCESS_CONNECTIONS,
 ) -> type[Connection]:
     """The protocol class for uvicorn, which creates one instance for each connection.
 
-    `count` is called with a route and a status for each refusal by this module, like Metrics.count_request.
+    `count` is called with method, path and status for each request that this module refuses and the app does
+    not know. If the request's headers are incomplete, method and path are "-" and "".
     """
 
     class LimitedConnection(Connection):

@@ -4,7 +4,6 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn._types import HTTPScope
@@ -18,15 +17,7 @@ from app.limits.admission import AdmissionController
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observation, Observer
 
-
-@dataclass(frozen=True)
-class _Route:
-    """Stands in for the router's route object in requests that are answered before they reach the router."""
-
-    path: str
-
-
-_GENERATES = _Route("/chat/completions")
+_GENERATES = "/chat/completions"
 
 
 class ReserveCapacity:
@@ -50,7 +41,6 @@ class ReserveCapacity:
         try:
             reservation = state.setdefault("reservation", None) or self._admission.reserve()
         except ApiError as error:
-            scope["route"] = _GENERATES
             await ErrorResponse(error)(scope, receive, send)
             return
         state["reservation"] = reservation
@@ -125,7 +115,7 @@ class Doorkeeper:
 
     def _refuse(self, error: ApiError) -> bytes:
         observation = Observation(uuid.uuid4().hex)
-        observation.method, observation.route = "POST", _GENERATES.path
+        observation.method, observation.route = "POST", _GENERATES
         observation.status, observation.error = STATUS[error.code], error.code
         # Not at once: the requests that arrived together are all answered first.
         asyncio.get_running_loop().call_soon(self._report, observation, STATUS[error.code])
@@ -146,4 +136,4 @@ class Doorkeeper:
 
 def _generates(method: str, path: str) -> bool:
     """Whether this is a chat request."""
-    return method == "POST" and unversioned(path) == _GENERATES.path
+    return method == "POST" and unversioned(path) == _GENERATES

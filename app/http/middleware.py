@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import ApiError, ErrorCode
 from app.http.auth import unversioned
-from app.http.errors import CLIENT_CLOSED_REQUEST, ErrorResponse, for_caller
+from app.http.errors import CLIENT_CLOSED_REQUEST, STATUS, ErrorResponse, for_caller
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observation, Observer
 
@@ -53,9 +53,17 @@ class Observe:
     Each of `observers` is called once for each request, after its response.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        route_of: Callable[[str, str], str],
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        """`route_of`: maps method and path to the route's pattern, for requests that reach no router."""
         self._app = app
         self._metrics = metrics
+        self._route_of = route_of
         self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,30 +74,36 @@ class Observe:
         observation = Observation(request_id)
         scope.setdefault("state", {}).update(request_id=request_id, observation=observation)
 
-        async def send_counted(message: Message) -> None:
+        async def send_observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 observation.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers.setdefault("content-security-policy", NO_PAGE)
                 message["headers"].extend(_RAW_SECURITY_HEADERS)
-                self._metrics.count_request(_route(scope), message["status"])
             await send(message)
 
         try:
-            await self._app(scope, receive, send_counted)
+            await self._app(scope, receive, send_observed)
         except ClientDisconnect:
-            await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send_counted)
+            await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send_observed)
         except Exception as error:
             answer = for_caller(error, request_id)
             if observation.status is not None:
                 observation.error = answer.code.value
                 raise  # uvicorn closes the connection, so that the client sees an incomplete response
-            await ErrorResponse(answer)(scope, receive, send_counted)
+            await ErrorResponse(answer)(scope, receive, send_observed)
         finally:
             _complete(observation, scope)
-            for observe in self._observers:
-                observe(observation)
+            self._report(observation, scope)
+
+    def _report(self, observation: Observation, scope: Scope) -> None:
+        matched = getattr(scope.get("route"), "path", None) or self._route_of(scope["method"], scope["path"])
+        observation.route = unversioned(matched)
+        if observation.status is not None:
+            self._metrics.count_request(observation.route, observation.status)
+        for observe in self._observers:
+            observe(observation)
 
 
 class LimitBody:
@@ -133,8 +147,9 @@ def _complete(observation: Observation, scope: Scope) -> None:
     state = scope["state"]
     caller = state.get("caller")
     observation.method = scope["method"] if scope["method"] in _METHODS else "-"
-    observation.route = _route(scope)
     observation.error = observation.error or state.get("error")
+    if refusal := state.get("refusal"):
+        observation.status, observation.error = STATUS[refusal], refusal.value
     observation.token = caller.name if caller else None
     headers = Headers(scope=scope)
     observation.client_request_id = _client_request_id(headers)
@@ -146,8 +161,3 @@ def _client_request_id(headers: Headers) -> str | None:
     """The caller's id for the request. It is only logged: the server's own request id must be unique."""
     given = headers.get("x-client-request-id") or headers.get("x-request-id") or ""
     return given if _REQUEST_ID.fullmatch(given) else None
-
-
-def _route(scope: Scope) -> str:
-    """The matched route's pattern, or "other". The path itself would create a time series for every typo."""
-    return unversioned(getattr(scope.get("route"), "path", "other"))

@@ -9,12 +9,15 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app.errors import ErrorCode
+from app.http.descriptions import describe_fields
 from app.http.errors import STATUS
+from app.http.examples import example_bodies
 from app.schemas.base import RequestModel
-from app.schemas.chat import ChatRequest
+from app.schemas.chat import ASK_FOR_NOTHING, ChatRequest
 from app.schemas.completions import ChatChunk, ChatCompletion
 from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest
-from app.schemas.models import AvailableModel, ModelCard, ModelList, ModelSetting
+from app.schemas.messages import LENIENT_MESSAGES
+from app.schemas.models import AvailableModel, ModelDetails, ModelList, ModelSetting
 from app.schemas.operations import Health
 from app.schemas.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from app.settings import Settings
@@ -26,7 +29,7 @@ _BODIES: tuple[type[RequestModel], ...] = (
 _ANSWERS = (
     *(ChatCompletion, ChatChunk),
     *(ConceptDetail, ConceptList),
-    *(ModelCard, ModelList, AvailableModel, ModelSetting),
+    *(ModelDetails, ModelList, AvailableModel, ModelSetting),
     *(Tokenized, Detokenized, Health),
 )
 
@@ -42,7 +45,7 @@ _EVENT: dict[str, Any] = {
     "type": "object",
     "description": "One server-sent event, if `stream` is true: the line `data: ` and a JSON chunk. "
     "The last event is `data: [DONE]`, or an error if the request fails after the first event.",
-    "properties": {"data": {"anyOf": [{"const": "[DONE]"}, _CHUNK]}},
+    "properties": {"data": {"description": "`[DONE]` or JSON.", "anyOf": [{"const": "[DONE]"}, _CHUNK]}},
     "required": ["data"],
 }
 
@@ -93,7 +96,11 @@ def build_openapi(app: FastAPI, settings: Settings, vocab_size: int) -> dict[str
         [(body, "validation") for body in _BODIES], ref_template=template.format("{model}")
     )
     _add_limits(bodies["$defs"], settings, vocab_size)
+    if not settings.api.strict:
+        _describe_lenience(bodies["$defs"])
+    _add_examples(document["paths"], settings.model.name, vocab_size)
     _, answers = msgspec.json.schema_components(_ANSWERS, ref_template=template.format("{name}"))
+    describe_fields(answers, _ANSWERS)
     document["components"] = {
         "schemas": bodies["$defs"] | answers | {"Error": _error_schema()},
         "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
@@ -108,12 +115,35 @@ def _add_limits(schemas: dict[str, Any], settings: Settings, vocab_size: int) ->
     _narrow(chat["messages"], maxItems=limits.max_messages)
     _narrow(chat["n"], maximum=limits.max_n)
     _narrow(chat["logit_bias"], maxProperties=limits.max_logit_bias)
+    if limits.default_max_tokens:
+        chat["max_tokens"]["default"] = limits.default_max_tokens
     _narrow(schemas["ConceptRequest"]["properties"]["examples"], maxItems=limits.max_examples)
     for text in schemas["PairedExample"]["properties"].values():
         _narrow(text, maxLength=limits.max_example_characters)
     _narrow(schemas["DetokenizeRequest"]["properties"]["token_ids"]["items"], maximum=vocab_size - 1)
     for body in _BODIES:
         _narrow(schemas[body.__name__]["properties"]["model"], examples=[settings.model.name])
+
+
+def _describe_lenience(schemas: dict[str, Any]) -> None:
+    """Describes what a chat request may contain if `api.strict` is false."""
+    schemas["Message"]["properties"]["role"]["enum"].append("developer")
+    chat = schemas["ChatRequest"]["properties"]
+    chat["messages"]["description"] = LENIENT_MESSAGES
+    for name, values in ASK_FOR_NOTHING.items():
+        chat[name] = {"enum": [None, *values], "description": "Unsupported. Other values are a 400."}
+
+
+def _add_examples(paths: dict[str, Any], model: str, vocab_size: int) -> None:
+    """Adds what `/docs` offers to send: a body, and the served model's name in the path."""
+    bodies = {body.__name__: example for body, example in example_bodies(model, vocab_size).items()}
+    for operation in (operation for path in paths.values() for operation in path.values()):
+        if "requestBody" in operation:
+            content = operation["requestBody"]["content"]["application/json"]
+            content["example"] = bodies[content["schema"]["$ref"].rpartition("/")[2]]
+        for parameter in operation.get("parameters", []):
+            if parameter["name"] == "model":
+                parameter["example"] = model
 
 
 def _narrow(field: dict[str, Any], **constraints: object) -> None:
@@ -133,12 +163,14 @@ def _error_response(status: int) -> dict[str, Any]:
 
 
 def _error_schema() -> dict[str, Any]:
-    code = {"type": "string", "enum": [code.value for code in ErrorCode]}
+    code = {"type": "string", "enum": [code.value for code in ErrorCode], "description": "Kind of the error."}
     error = {
-        "message": {"type": "string"},
-        "type": {"type": "string"},
+        "message": {"type": "string", "description": "The field, the rule and what was given."},
+        "type": {"type": "string", "description": "OpenAI's name for the kind of the error."},
         "param": {"type": ["string", "null"], "description": "The field that caused the error."},
         "code": code,
     }
-    fields = {"error": {"type": "object", "properties": error, "required": list(error)}, "code": code}
+    details = {"type": "object", "properties": error, "required": list(error)}
+    details["description"] = "The error for OpenAI's clients. Aleph Alpha's read only `code`."
+    fields = {"error": details, "code": code}
     return {"type": "object", "properties": fields, "required": list(fields)}

@@ -40,7 +40,8 @@ class AccessTokenFile:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise AccessTokenFileError(f"{self.path}: {where} {first['msg']}".replace(":  ", ": ")) from None
+            reason = f"{where} {first['msg'].removeprefix('Value error, ')}".strip()
+            raise AccessTokenFileError(f"{self.path}: {reason}") from None
 
     def write(self, tokens: Iterable[AccessToken]) -> None:
         """Replaces the file atomically. Only its owner can read it. Raises AccessTokenFileError."""

@@ -3,37 +3,39 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from fastapi import APIRouter, Query, Request, Response
 
 from app.concepts.concept import Concept
-from app.errors import ApiError, ErrorCode, QueueFull
+from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
 from app.gateway import Gateway, GatewayDep
 from app.http.auth import caller_of, requires
 from app.http.body import read_json
 from app.http.openapi import describe
-from app.http.streaming import Answer, AnswerStream, respond, while_connected
+from app.http.streaming import Answer, AnswerStream, respond, wait_for_first_token
 from app.limits.admission import AdmittedRequest
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatCompletion
+from app.schemas.messages import Message, has_greeting, without_greeting
 from app.settings import AccessScope
 from app.telemetry.observation import Observation
 from app.text.generation_request import check_model, generation_request
+from app.text.prompts import PromptRenderer
 from app.text.transcript import AnswerHeader, Transcript
 from app.workers.engine import Generation
 from inference.interface.protocol import GenerationRequest
 
 router = APIRouter(tags=["chat"], dependencies=[requires(AccessScope.CHAT)])
 
+Nice = Annotated[bool, Query(description="Lets all requests go first that arrive shortly after this one.")]
+
 
 @router.post(
     "/chat/completions",
     **describe(ChatRequest, ChatCompletion, streams=True, errors=(401, 404, 429, 500)),
 )
-async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bool = False) -> Response:
+async def create_chat_completion(request: Request, gateway: GatewayDep, nice: Nice = False) -> Response:
     """Generates the assistant's next message in a conversation.
 
     The response is one JSON object, or server-sent events if `stream` is true. With `n` above 1 it has
@@ -50,23 +52,21 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
     - 503 `QUEUE_FULL`: too many requests are waiting, or this one waited too long for its first token.
     - 503 `UNAVAILABLE`: the engine is down or the server is stopping.
 
-    If a stream fails after its first event, the last event is the error, and no `[DONE]` follows.
+    A stream begins with the first token, or after `server.stream_open_seconds` without one. If it fails after
+    that, the last event is the error, and no `[DONE]` follows.
     """
     observation: Observation = request.state.observation
     admitted = gateway.admission.admit(caller_of(request), nice, request.state.reservation)
     try:
-        chat = await read_json(request, ChatRequest, gateway.settings.limits)
+        chat = await read_json(request, ChatRequest, gateway.settings)
         wanted, concepts = await _prepare(gateway, chat, admitted, observation.request_id, nice)
         observation.generation_request = wanted
         if gateway.settings.log.texts:
             observation.messages = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
             observation.answers = [""] * chat.n
-        if wanted.steering:
-            async with while_connected(request.receive):
-                await gateway.concepts.make_usable(concepts)
-        observation.mark_submitted()
-        generation = await _start(gateway, wanted, concepts, admitted, request.receive)
-        observation.mark_first_token(generation.queue_seconds)
+        starting = asyncio.create_task(_start(gateway, wanted, concepts, admitted, observation))
+        longest_wait = gateway.settings.server.stream_open_seconds if chat.stream else None
+        await wait_for_first_token(starting, request.receive, longest_wait)
     except BaseException:
         admitted.end()
         raise
@@ -77,9 +77,10 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: bo
         gateway.system_fingerprint,
     )
     transcript = Transcript(header, gateway.tokenizer, wanted, chat.stop)
-    answer = Answer(observation, generation, transcript, gateway.metrics, admitted)
+    answer = Answer(observation, starting, transcript, gateway.metrics, admitted)
     if chat.stream:
-        return AnswerStream(answer, chat.stream_options.include_usage)
+        ping_seconds = gateway.settings.server.ping_seconds
+        return AnswerStream(answer, chat.stream_options.include_usage, ping_seconds)
     return await respond(answer, request.receive)
 
 
@@ -96,12 +97,32 @@ async def _prepare(
         message = f"model {chat.model} cannot chat: it has no chat template"
         raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model")
     concepts = gateway.concepts.find(chat.steering_concepts)
-    admitted.reserve(chat.n, chat.token_limit)
-    prompt = await gateway.prompts.render(chat.messages)
+    default_max_tokens = gateway.settings.limits.default_max_tokens
+    admitted.reserve(chat.n, chat.token_limit or default_max_tokens)
+    prompt = await _render(gateway.prompts, chat.messages)
     digests = [concept.digest for concept in concepts]
-    wanted = generation_request(chat, prompt, digests, gateway.engine.model, request_id, nice)
+    wanted = generation_request(
+        chat,
+        prompt,
+        digests,
+        gateway.engine.model,
+        gateway.end_token_ids,
+        request_id,
+        nice,
+        default_max_tokens,
+    )
     admitted.reserve_prompt(len(prompt))
     return wanted, concepts
+
+
+async def _render(prompts: PromptRenderer, messages: list[Message]) -> list[int]:
+    """The prompt's token ids. Leaves out a greeting of the assistant that the chat template refuses."""
+    try:
+        return await prompts.render(messages)
+    except InvalidRequest:
+        if not has_greeting(messages):
+            raise
+        return await prompts.render(without_greeting(messages))
 
 
 async def _start(
@@ -109,33 +130,31 @@ async def _start(
     wanted: GenerationRequest,
     concepts: Sequence[Concept],
     admitted: AdmittedRequest,
-    receive: Receive,
+    observation: Observation,
 ) -> Generation:
-    """Returns with the first token, so that a failure before it still gets its own HTTP status."""
+    """Returns with the first token, so that a failure before it can still get its own HTTP status."""
+    if wanted.steering:
+        await gateway.concepts.make_usable(concepts)
+    observation.mark_submitted()
     admitted.hand_over()
     generation = await _submit(gateway, wanted, concepts)
     try:
-        await _wait_for_begin(generation, gateway.settings.limits.max_wait_seconds, receive)
+        await _first_token(generation, gateway.settings.limits.max_wait_seconds)
     except BaseException:
         generation.abort()
         raise
+    observation.mark_first_token(generation.queue_seconds)
+    gateway.metrics.count_first_token(observation)
     return generation
 
 
-async def _wait_for_begin(generation: Generation, seconds: float, receive: Receive) -> None:
-    """Raises QUEUE_FULL, ClientDisconnect, or the exception that ended the generation before it began."""
-    disconnect = asyncio.ensure_future(receive())  # The body is read, so the next message is the disconnect.
-    awaited: set[asyncio.Future[Any]] = {generation.first_events, disconnect}
-    try:
-        await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        disconnect.cancel()
-    if generation.first_events.done():
-        generation.first_events.result()
-    elif disconnect.done():
-        raise ClientDisconnect
-    else:
+async def _first_token(generation: Generation, seconds: float) -> None:
+    """Raises QUEUE_FULL, or the exception that ended the generation before its first token."""
+    first = generation.first_events
+    await asyncio.wait({first}, timeout=seconds)
+    if not first.done():
         raise QueueFull(f"the request waited {seconds:g} seconds for its first token, which is the limit")
+    first.result()
 
 
 async def _submit(gateway: Gateway, wanted: GenerationRequest, concepts: Sequence[Concept]) -> Generation:

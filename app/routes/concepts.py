@@ -4,7 +4,7 @@ import time
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from app.concepts.concept import Concept, Example, digest_of
 from app.gateway import GatewayDep
@@ -21,7 +21,10 @@ _MAKES_CONCEPTS = requires(AccessScope.CONCEPTS)
 _USES_CONCEPTS = requires(AccessScope.CHAT, AccessScope.CONCEPTS)
 
 
-async def _given_id(request: Request, concept: str) -> str:
+async def _given_id(
+    request: Request,
+    concept: Annotated[str, Path(description="The concept's id, with or without `_worker/`.")],
+) -> str:
     """The id from the path. The router drops a newline at its end; with it back, the id is not valid."""
     return concept + "\n" if request.scope["path"].endswith("\n") else concept
 
@@ -60,7 +63,7 @@ async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     - 503 `UNAVAILABLE`: the engine is down, or the concept cannot be stored.
     """
     with gateway.admission.track_request(caller_of(request)):
-        wanted = await read_json(request, ConceptRequest, gateway.settings.limits)
+        wanted = await read_json(request, ConceptRequest, gateway.settings)
         if wanted.model is not None:
             check_model(wanted.model, gateway.settings.model.name)
         return _json(await gateway.concepts.create(_concept(wanted)), status=201)

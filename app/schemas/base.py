@@ -5,7 +5,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.settings import LimitSettings
+from app.settings import Settings
 
 _NULL = {"type": "null"}
 _ANNOTATIONS = ("title", "description", "default", "deprecated")
@@ -51,6 +51,6 @@ def rule_error(rule: str, given: object, *at: str | int) -> PydanticCustomError:
     return PydanticCustomError("broken", "{rule}", {"rule": rule, "given": given, "at": at})
 
 
-def limits_of(info: ValidationInfo) -> LimitSettings:
-    """The operator's limits. The code that validates a request must pass them as the context."""
-    return cast(LimitSettings, info.context)
+def settings_of(info: ValidationInfo) -> Settings:
+    """The operator's settings. The code that validates a request must pass them as the context."""
+    return cast(Settings, info.context)

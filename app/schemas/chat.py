@@ -1,11 +1,11 @@
 """The chat request: the type and the range of each field. Knows no model.
 
-Validate a ChatRequest with the operator's LimitSettings as the context.
+Validate a ChatRequest with the operator's Settings as the context.
 """
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BeforeValidator,
@@ -18,43 +18,24 @@ from pydantic import (
     model_validator,
 )
 
-from app.schemas.base import RequestModel, limits_of, rule_error
+from app.schemas.base import RequestModel, rule_error, settings_of
 from app.schemas.concepts import ID_PATTERN, ConceptId, full_id
+from app.schemas.messages import Message, check_order, merge
 
 MAX_STOPS = 16
 MAX_STEERING_CONCEPTS = 16
 
+ASK_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none",),
+}
+"""The unsupported fields, and their values that the lenient mode accepts: those without any effect."""
+
 _DECIMAL = r"^(0|[1-9][0-9]{0,9})$"
-
-
-class TextPart(RequestModel):
-    """A part of a message's content. The server joins all parts of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-def _join_parts(content: Any) -> Any:
-    if not isinstance(content, list):
-        return content
-    for position, part in enumerate(content):
-        if not isinstance(part, dict):
-            raise rule_error("must be an object", part, position)
-        if part.get("type") != "text":
-            raise rule_error("must be 'text', the only supported type", part.get("type"), position, "type")
-        if not isinstance(part.get("text"), str):
-            raise rule_error("must be a string", part.get("text"), position, "text")
-    return "".join(part["text"] for part in content)
-
-
-class Message(RequestModel):
-    """A message of the conversation. Other fields, such as `name`, are ignored."""
-
-    role: Literal["system", "user", "assistant"]
-    """The author of the message."""
-    content: Annotated[str, BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart])]
-    """A string, or an array of text parts, which the server joins. The name of a control token, such as
-    `<|im_end|>`, is read as text."""
 
 
 class StreamOptions(RequestModel):
@@ -88,8 +69,10 @@ def _as_tuple(stop: Any) -> Any:
     return tuple(stop) if isinstance(stop, list) else stop
 
 
-def _reject(given: Any) -> Any:
-    raise rule_error("is unsupported", given)
+def _reject(given: Any, info: ValidationInfo) -> None:
+    accepted = () if settings_of(info).api.strict else ASK_FOR_NOTHING[info.field_name or ""]
+    if not any(type(given) is type(value) and given == value for value in accepted):  # 1 == True in Python
+        raise rule_error("is unsupported", given)
 
 
 def _name_concepts(given: Any) -> Any:
@@ -98,7 +81,7 @@ def _name_concepts(given: Any) -> Any:
         raise rule_error("must be an array of strings", given)
     for position, concept in enumerate(given):
         if not isinstance(concept, str) or not re.fullmatch(ID_PATTERN, concept):
-            raise rule_error("must match ^_worker/[a-zA-Z0-9-_]{1,64}$", concept, position)
+            raise rule_error(f"must match {ID_PATTERN}", concept, position)
     distinct = tuple(dict.fromkeys(map(full_id, given)))
     if len(distinct) > MAX_STEERING_CONCEPTS:
         raise rule_error(f"must name at most {MAX_STEERING_CONCEPTS} concepts", given)
@@ -149,7 +132,8 @@ class ChatRequest(RequestModel):
     `logprobs`."""
     max_tokens: PositiveInt | None = None
     """Maximum number of tokens in each choice. Default: as many as the model's context leaves after the
-    prompt. A request whose prompt and `max_tokens` together exceed the context is refused."""
+    prompt, or fewer if the operator has set a default. A request whose prompt and `max_tokens` together
+    exceed the context is refused."""
     max_completion_tokens: PositiveInt | None = None
     """Another name for `max_tokens`. If several of these names are given, their values must be equal."""
     maximum_tokens: Annotated[PositiveInt | None, Field(json_schema_extra={"deprecated": True})] = None
@@ -167,6 +151,7 @@ class ChatRequest(RequestModel):
     stream: bool = False
     """Sends the answer as server-sent events, chunk by chunk."""
     stream_options: StreamOptions = StreamOptions()
+    """Options of a streamed answer."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Divides the logits before sampling. 0 always takes the most likely token."""
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -186,6 +171,8 @@ class ChatRequest(RequestModel):
     tools: Rejected = None
     tool_choice: Rejected = None
     parallel_tool_calls: Rejected = None
+    functions: Rejected = None
+    function_call: Rejected = None
 
     seed: Ignored = None
     service_tier: Ignored = None
@@ -195,7 +182,7 @@ class ChatRequest(RequestModel):
     @classmethod
     def _check_count(cls, given: Any, info: ValidationInfo) -> Any:
         """Runs before the entries are validated, because a request may contain very many of them."""
-        limits = limits_of(info)
+        limits = settings_of(info).limits
         if info.field_name == "messages":
             limit, what = limits.max_messages, "items"
         else:
@@ -207,22 +194,17 @@ class ChatRequest(RequestModel):
     @field_validator("n")
     @classmethod
     def _check_n(cls, n: int, info: ValidationInfo) -> int:
-        limit = limits_of(info).max_n
+        limit = settings_of(info).limits.max_n
         if n > limit:
             raise rule_error(f"must be at most {limit}", n)
         return n
 
     @field_validator("messages")
     @classmethod
-    def _check_roles(cls, messages: list[Message]) -> list[Message]:
-        first = 1 if messages and messages[0].role == "system" else 0
-        for position, message in enumerate(messages[first:]):
-            expected = "assistant" if position % 2 else "user"
-            if message.role != expected:
-                rule = f"must be '{expected}' (an optional system message, then user and assistant in turn)"
-                raise rule_error(rule, message.role, first + position, "role")
-        if (len(messages) - first) % 2 == 0:
-            raise rule_error("must end with a user message", messages[-1].role if messages else [])
+    def _check_roles(cls, messages: list[Message], info: ValidationInfo) -> list[Message]:
+        if not settings_of(info).api.strict:
+            return merge(messages)
+        check_order(messages)
         return messages
 
     @model_validator(mode="after")

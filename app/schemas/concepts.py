@@ -1,6 +1,6 @@
 """Requests and answers of the routes for steering concepts.
 
-Validate a ConceptRequest with the operator's LimitSettings as the context.
+Validate a ConceptRequest with the operator's Settings as the context.
 """
 
 from enum import StrEnum
@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.schemas.base import RequestModel, limits_of, rule_error
+from app.schemas.base import RequestModel, rule_error, settings_of
 from inference.interface.protocol import ConceptReport
 
 ID_PREFIX = "_worker/"
@@ -32,7 +32,7 @@ def full_id(given: str) -> str:
 
 
 def _check_text(text: str, info: ValidationInfo) -> str:
-    limit = limits_of(info).max_example_characters
+    limit = settings_of(info).limits.max_example_characters
     if len(text) > limit:
         raise rule_error(f"must have at most {limit} characters", text)
     if not text.strip():
@@ -79,7 +79,7 @@ class ConceptRequest(RequestModel):
     @classmethod
     def _check_count(cls, examples: Any, info: ValidationInfo) -> Any:
         """Runs before the examples are validated, because a request may contain very many of them."""
-        limit = limits_of(info).max_examples
+        limit = settings_of(info).limits.max_examples
         if isinstance(examples, list) and not 1 <= len(examples) <= limit:
             raise rule_error(f"must have 1 to {limit} items", len(examples))
         return examples
@@ -99,11 +99,15 @@ class ConceptCard(msgspec.Struct, frozen=True, kw_only=True):
     """A steering concept without its report."""
 
     id: str
+    """`_worker/` and the concept's name."""
     object: Literal["steering_concept"] = "steering_concept"
+    """Always `steering_concept`."""
     created: int
     """Seconds since 1970."""
     description: str
+    """The text for people that was given when the concept was created."""
     num_examples: int
+    """The number of its contrastive pairs."""
     shipped: bool
     """Whether the concept came with the server, so that it cannot be deleted."""
     state: ConceptState
@@ -116,9 +120,9 @@ class ConceptDetail(ConceptCard, frozen=True, kw_only=True):
     """A steering concept with its report."""
 
     report: ConceptReport | None
-    """How well the concept works. None unless the state is `ready`."""
+    """How well the concept works. Only in the state `ready`."""
     error: str | None
-    """Why the training failed. None unless the state is `failed`."""
+    """Why the training failed. Only in the state `failed`."""
 
 
 class ConceptProblem(msgspec.Struct, frozen=True):
@@ -127,12 +131,15 @@ class ConceptProblem(msgspec.Struct, frozen=True):
     file: str
     """The file's name, without its directory."""
     reason: str
+    """What is wrong with it."""
 
 
 class ConceptList(msgspec.Struct, frozen=True, kw_only=True):
     """All steering concepts, including those in creation."""
 
     object: Literal["list"] = "list"
+    """Always `list`."""
     data: list[ConceptCard]
+    """The concepts, without their reports."""
     problems: list[ConceptProblem]
     """The concept files that cannot be used."""

@@ -9,3 +9,4 @@ class Health(msgspec.Struct, frozen=True):
     """The answer of `GET /health` while the server can serve requests."""
 
     status: Literal["ok"] = "ok"
+    """Always `ok`."""

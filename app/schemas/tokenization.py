@@ -26,7 +26,9 @@ class Tokenized(msgspec.Struct, frozen=True, omit_defaults=True):
     """The tokens of a text. A field is present only if the request asks for it."""
 
     tokens: list[str] | UnsetType = UNSET
+    """The tokens as strings."""
     token_ids: list[int] | UnsetType = UNSET
+    """The token ids."""
 
 
 class DetokenizeRequest(RequestModel):
@@ -42,3 +44,4 @@ class Detokenized(msgspec.Struct, frozen=True):
     """The text of token ids."""
 
     result: str
+    """The text."""

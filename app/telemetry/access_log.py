@@ -34,9 +34,9 @@ def log_request(seen: Observation) -> None:
     _log.handle(record)
 
 
-def log_refusal(status: int) -> None:
-    """Logs an answer to bytes that are no complete request, such as too large headers."""
-    _log.info(_LINE, {"method": "-", "route": "other", "status": status})
+def log_refusal(method: str, route: str, status: int) -> None:
+    """Logs a request that was refused before it was complete, such as one with too large headers."""
+    _log.info(_LINE, {"method": method, "route": route, "status": status})
 
 
 def _chat_fields(seen: Observation) -> dict[str, object]:

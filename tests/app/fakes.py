@@ -71,7 +71,7 @@ def model_info(directory: Path, vocab_size: int) -> ModelInfo:
         directory=str(directory),
         context_length=CONTEXT_LENGTH,
         vocab_size=vocab_size,
-        stop_token_ids=(END_OF_TURN,),
+        end_token_ids={"config.json": (END_OF_TURN,)},
         weights_digest="5f" * 32,
         dtype="float32",
     )

@@ -1,5 +1,6 @@
-"""The operating system's limits and socket options that a server sets before it starts."""
+"""What a server sets before it starts: limits and socket options. What it prints when it has started."""
 
+import json
 import resource
 import socket
 
@@ -7,7 +8,7 @@ import pytest
 
 from app import server
 from app.errors import StartError
-from app.settings import ServerSettings
+from app.settings import ModelSettings, ServerSettings, Settings
 
 Limits = tuple[int, int]
 
@@ -48,3 +49,27 @@ def test_tcp_keepalive_finds_vanished_clients_after_about_stall_seconds(seconds:
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
         )
         assert min(seconds, 60_000) <= idle + count * interval <= seconds + 5
+
+
+def welcome(can_chat: bool, capsys: pytest.CaptureFixture[str]) -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server._welcome(Settings(model=ModelSettings(name="tiny")), listener, can_chat)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    shown = capsys.readouterr().out
+    assert f"serves tiny at {url} (API: {url}/docs)" in shown
+    return shown
+
+
+def test_the_welcome_text_has_a_command_to_try(capsys: pytest.CaptureFixture[str]) -> None:
+    command = welcome(True, capsys).splitlines()[-1]
+    assert command.startswith("  curl http://127.0.0.1:")
+    body = json.loads(command.partition(" -d '")[2].removesuffix("'"))
+    assert body["model"] == "tiny"
+    assert body["max_tokens"] <= 64
+    assert body["temperature"] < 0.5
+
+
+def test_the_welcome_text_has_no_chat_if_the_model_cannot_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = welcome(False, capsys)
+    assert "curl" not in shown
+    assert "chat" not in shown

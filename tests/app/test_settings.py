@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from app.configuration import SettingsError, load_settings
+from app.errors import StartError
 from app.settings import AccessToken, AuthSettings, EngineSettings, Settings
 from inference.interface.config import EngineConfig
+from tests.inference.models.checkpoints import make_model_directory
 
 ROOT = Path(__file__).parents[2]
 TOKEN = {"name": "ada", "sha256": "ab" * 32}
@@ -34,7 +36,7 @@ def write(directory: Path, text: str) -> Path:
 def test_the_defaults_equal_those_of_the_worker() -> None:
     config = EngineConfig()
     assert Settings().engine_config == config
-    not_settings = {"source", "cache_directory", "replica", "log"}
+    not_settings = {"source", "revision", "rotary", "cache_directory", "replica", "log"}
     assert set(EngineSettings.model_fields) - {"replicas"} == {*config.__struct_fields__} - not_settings
 
 
@@ -90,9 +92,16 @@ def test_an_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> 
         ),
         ("engine: {steering_blocks: []}", "engine.steering_blocks must have at least 1 item"),
         ("limits: {max_wait_seconds: 0}", "limits.max_wait_seconds must be greater than 0, got 0"),
+        ("server: {stream_open_seconds: 0}", "server.stream_open_seconds must be greater than 0, got 0"),
+        ("server: {ping_seconds: 0}", "server.ping_seconds must be greater than 0, got 0"),
+        ("limits: {default_max_tokens: 0}", "limits.default_max_tokens must be greater than or equal to 1"),
+        ("api: {strict: perhaps}", "api.strict must be a valid boolean"),
+        ("api: {lenient: true}", "api.lenient is not a setting"),
         ("log: {format: xml}", "log.format must be 'text' or 'json', got 'xml'"),
         ("log: {level: loud}", "log.level must be 'debug', 'info', 'warning' or 'error', got 'loud'"),
         ("auth: {tokens: [{name: a}]}", "auth.tokens.0.sha256 is required"),
+        (two_tokens(name="a\tb"), r"auth.tokens.1.name must have printable characters only"),
+        (two_tokens(name="b "), "auth.tokens.1.name must have printable characters only, and no space at"),
         (two_tokens(name="ada"), "auth.tokens must not have the same name twice"),
         (two_tokens(sha256=TOKEN["sha256"]), "auth.tokens must not have the same sha256 twice"),
     ],
@@ -159,30 +168,35 @@ def test_an_error_on_the_command_line_names_the_option(tmp_path: Path) -> None:
         load_settings(write(tmp_path, "server: {port: 1}"), server={"port": 99999})
 
 
-def model(directory: Path, config: str | None, tokenizer: str | None = "{}") -> Path:
-    for name, content in (("config.json", config), ("tokenizer.json", tokenizer)):
-        if content is not None:
-            (directory / name).write_text(content)
-    return directory
-
-
 def test_a_missing_or_incomplete_model_is_reported_before_anything_is_loaded(tmp_path: Path) -> None:
-    def refusal(source: Path | str) -> str:
-        with pytest.raises(SettingsError, match=r"^model\.source: ") as error:
-            load_settings(None, model={"source": str(source)})
+    def refusal(source: Path | str, kind: type[Exception] = StartError, **model: str) -> str:
+        with pytest.raises(kind, match=r"^model\.(source: |revision )") as error:
+            load_settings(None, model={"source": str(source), **model})
         return str(error.value)
 
-    (tmp_path / "a").mkdir()
-    assert "does not exist" in refusal(tmp_path / "none")
-    assert "does not exist" in refusal("~nobody-of-this-name/model")
-    assert "has no config.json" in refusal(tmp_path / "a")
-    assert "config.json cannot be read: Expecting" in refusal(model(tmp_path / "a", "{"))
-    assert "config.json must contain a JSON object" in refusal(model(tmp_path / "a", "[]"))
-    (tmp_path / "a" / "tokenizer.json").unlink()
-    assert "has no tokenizer.json" in refusal(model(tmp_path / "a", "{}", None))
-    assert "is not a directory" in refusal(tmp_path / "a" / "config.json")
-    source = str(model(tmp_path / "a", "{}"))
-    assert load_settings(None, model={"source": source}).model.source == source
+    assert "does not exist" in refusal(tmp_path / "none", SettingsError)
+    assert "does not exist" in refusal("~nobody-of-this-name/model", SettingsError)
+    directory = make_model_directory(tmp_path / "model")
+    assert load_settings(None, model={"source": str(directory)}).model.source == str(directory)
+    (directory / "tokenizer.json").unlink()
+    assert "has no tokenizer.json" in refusal(directory)
+    (directory / "model.safetensors").unlink()
+    assert "has no weights" in refusal(directory)
+    assert "is neither a directory nor a GGUF file" in refusal(directory / "config.json")
+    assert refusal("embedded", SettingsError, revision="v1") == (
+        "model.revision is only for models from the hub, and model.source is embedded"
+    )
+    assert load_settings(None, model={"source": "org/model", "revision": "v1"}).engine_config.revision == "v1"
+
+
+def test_the_chat_template_must_be_a_file(tmp_path: Path) -> None:
+    for name in (str(tmp_path), str(tmp_path / "none.jinja"), "~nobody-of-this-name/x"):
+        with pytest.raises(SettingsError, match=f"^model.chat_template: the file {name} does not exist$"):
+            load_settings(None, model={"chat_template": name})
+    (tmp_path / "chat.jinja").touch()
+    settings = load_settings(None, model={"chat_template": str(tmp_path / "chat.jinja")})
+    assert settings.chat_template_file == tmp_path / "chat.jinja"
+    assert Settings().chat_template_file is None
 
 
 @pytest.mark.parametrize("key", ["cache_directory", "data_directory"])

@@ -4,17 +4,21 @@ import asyncio
 import hashlib
 import json
 import logging
+import socket
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
 from app.errors import EngineUnavailable, QueueFull
-from app.telemetry.access_log import log_refusal
+from app.settings import ServerSettings
 from inference.interface.logs import JsonFormatter
 from inference.interface.protocol import FinishReason
 from tests.app.contract.support import CHAT, CONCEPTS, body, steps, store_concepts, user
 from tests.app.fakes import HANG, FakeEngine, reply
+from tests.app.live import serving
 
 TOKEN = "tiller_of-ada"
 AUTH = {"tokens": [{"name": "Ada's phone", "sha256": hashlib.sha256(TOKEN.encode()).hexdigest()}]}
@@ -86,7 +90,7 @@ async def test_a_client_that_disconnects(live_url: str, engine: FakeEngine, line
         while not lines():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     [line] = lines()
-    assert (line["status"], line["finish_reasons"], line["completion_tokens"]) == (200, [None], 1)
+    assert (line["status"], line["finish_reasons"], line["completion_tokens"]) == (499, [None], 1)
 
 
 async def test_a_refusal_names_its_code(serve: Any, engine: FakeEngine, lines: Any) -> None:
@@ -102,7 +106,7 @@ async def test_a_refusal_names_its_code(serve: Any, engine: FakeEngine, lines: A
     shown = [(line["route"], line["status"], line["error"], line.get("token")) for line in lines()]
     chat, ada = "/chat/completions", "Ada's phone"
     assert shown == [
-        ("other", 401, "UNAUTHORIZED", None),
+        (chat, 401, "UNAUTHORIZED", None),
         (chat, 400, "INVALID_REQUEST", ada),
         (chat, 400, "CONTEXT_LENGTH_EXCEEDED", ada),
         (chat, 503, "QUEUE_FULL", ada),
@@ -170,6 +174,67 @@ async def test_texts_are_logged_if_the_operator_turns_that_on(
     assert TOKEN not in json.dumps(line)
 
 
-def test_a_refused_connection_has_a_line(lines: Any) -> None:
-    log_refusal(431)
-    assert (lines()[0]["message"], lines()[0]["status"]) == ("- other 431", 431)
+@pytest.mark.parametrize(
+    ("method", "path", "route"),
+    [
+        ("POST", CHAT, CHAT),
+        ("POST", f"/v1{CHAT}", CHAT),
+        ("GET", CHAT, CHAT),
+        ("GET", "/models/a/b", "/models/{model:path}"),
+        ("DELETE", "/v1/models/a/tokenizer", "/models/{model:path}/tokenizer"),
+        ("GET", "/docs", "/docs"),
+        ("GET", "/nothing", "other"),
+        ("POST", f"{CHAT}/", "other"),
+        ("POST", f"/v1/v1{CHAT}", "other"),
+    ],
+)
+async def test_the_line_of_a_request_that_reaches_no_route_names_the_route(
+    serve: Any, lines: Any, method: str, path: str, route: str
+) -> None:
+    client = await serve(auth=AUTH)
+    status = (await client.request(method, path)).status_code
+    metrics = (await client.get("/metrics", headers=HEADERS)).text
+    assert (lines()[0]["method"], lines()[0]["route"], lines()[0]["status"]) == (method, route, status)
+    assert f'tiller_requests_total{{route="{route}",status="{status}"}} 1.0' in metrics
+
+
+async def test_the_line_of_a_body_that_is_too_large_names_the_route(serve: Any, lines: Any) -> None:
+    client = await serve(server={"max_body_bytes": 10})
+    for content in (b"x" * 11, chunks()):
+        assert (await client.post(CHAT, content=content)).status_code == 413
+    assert [line["message"] for line in lines()] == [f"POST {CHAT} 413"] * 2
+
+
+async def chunks() -> AsyncIterator[bytes]:
+    for _ in range(11):
+        yield b"x"
+
+
+async def test_the_line_of_a_method_that_is_not_allowed_names_the_route(
+    client: httpx.AsyncClient, lines: Any
+) -> None:
+    await client.get(CHAT)
+    await client.delete("/models/x")
+    assert [line["message"] for line in lines()] == [f"GET {CHAT} 405", "DELETE /models/{model:path} 405"]
+
+
+SLOW = {"content-length: 5": 408, "transfer-encoding: chunked\r\n\r\nzz\r\n": 400, "x: " + "y" * 40_000: 431}
+
+
+@pytest.mark.parametrize(("rest", "status"), SLOW.items(), ids=map(str, SLOW.values()))
+def test_a_request_that_the_connection_refuses_has_one_line_with_its_route(
+    settings: Any, engine: FakeEngine, lines: Any, rest: str, status: int
+) -> None:
+    settings = settings.model_copy(update={"server": ServerSettings(body_seconds=0.2)})
+    with serving(settings, engine) as address, socket.create_connection(address, timeout=10) as client:
+        client.sendall(f"POST /v1{CHAT}?nice=true HTTP/1.1\r\nhost: x\r\n{rest}\r\n\r\n".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 %d " % status)
+        time.sleep(0.2)
+    assert [line["message"] for line in lines()] == [f"POST {CHAT} {status}"]
+
+
+def test_bytes_that_are_no_request_have_a_line(settings: Any, engine: FakeEngine, lines: Any) -> None:
+    with serving(settings, engine) as address, socket.create_connection(address, timeout=10) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert [line["message"] for line in lines()] == ["- other 400"]

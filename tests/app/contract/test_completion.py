@@ -99,7 +99,7 @@ async def test_the_end_of_turn_token_is_not_part_of_the_content(
 ) -> None:
     """This also holds for an end-of-turn token that has a text."""
     full_stop = spell(".")[0]
-    engine = reworked(stop_token_ids=(full_stop,))
+    engine = reworked(end_token_ids={"config.json": (full_stop,)})
     engine.script = lambda request: [events(request, [*spell("a"), full_stop], finish=FinishReason.STOP)]
     answer = await completion(await serve(engine), logprobs=True)
     assert said(answer) == "a"

@@ -292,7 +292,7 @@ async def test_a_stream_whose_client_disconnects_is_counted_once(app: FastAPI, e
         await answer
     metrics = app.state.gateway.metrics.render().decode()
     counted = [line for line in metrics.splitlines() if line.startswith("tiller_requests_total{")]
-    assert counted == ['tiller_requests_total{route="/chat/completions",status="200"} 1.0']
+    assert counted == ['tiller_requests_total{route="/chat/completions",status="499"} 1.0']
 
 
 async def test_a_server_that_cancels_the_app_aborts_the_generation(app: FastAPI, engine: FakeEngine) -> None:

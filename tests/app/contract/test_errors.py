@@ -1,6 +1,7 @@
 """Errors are small, helpful and of one shape, whatever the input. Unknown routes are 404."""
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -131,13 +132,41 @@ async def test_a_model_without_a_chat_template_cannot_chat(
     assert templateless.requests == []
 
 
-@pytest.mark.parametrize("prefix", ["", "/v1"])
 @pytest.mark.parametrize(
-    "path", ["/complete", "/completions", "/chat", "/chat/completions/x", "/embeddings", "/" + "a/" * 30]
+    "path",
+    [
+        "/responses",
+        "/complete",
+        "/completions",
+        "/embeddings",
+        "/chat",
+        "/chat/completions/",
+        "/chat/completions/x",
+        "/v1/v1/chat/completions",
+        "/api/chat",
+        "/a/b/c/",
+    ],
 )
-async def test_an_unknown_route_is_not_found(client: httpx.AsyncClient, prefix: str, path: str) -> None:
-    for response in (await client.get(prefix + path), await post(client, prefix + path, body())):
-        assert_error(response, 404, "NOT_FOUND")
+async def test_an_unknown_route_says_what_there_is(client: httpx.AsyncClient, path: str) -> None:
+    for target in (path, f"/v1{path}"):
+        for response in (await client.get(target), await post(client, target, body())):
+            error = assert_error(response, 404, "NOT_FOUND")
+            assert error["message"] == f"{target} does not exist; this server chats: POST /chat/completions"
+            assert error["param"] is None
+
+
+@pytest.mark.parametrize("target", ["//v1/chat/completions", "/v1//chat/completions"])
+async def test_two_slashes_make_another_route(client: httpx.AsyncClient, target: str) -> None:
+    response = await client.post(f"http://tiller{target}", json=body())
+    assert_error(response, 404, "NOT_FOUND", f"{target} does not exist; this server chats: ")
+
+
+async def test_an_unknown_route_is_answered_before_the_body_arrives(client: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"{"
+        pytest.fail("the body was read")
+
+    assert_error(await client.post("/v1/responses", content=endless()), 404, "NOT_FOUND")
 
 
 @pytest.mark.parametrize("host", ["[", "[::1", "a b", "", "ho/st", "x:99999999", "\x00", "%5b"])

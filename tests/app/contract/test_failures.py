@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError
-from app.text.detokenizer import Detokenizer
+from app.text.stop_filter import StopFilter
 from tests.app.contract.support import (
     assert_error,
     assert_error_payload,
@@ -159,11 +159,11 @@ async def test_a_bug_in_detokenization_ends_only_its_own_request(
 ) -> None:
     engine.script = steps(spell("ab"), HANG)
 
-    def fail(self: Detokenizer, data: bytes) -> str:
+    def fail(self: StopFilter, text: str) -> str:
         raise secret_fault()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Detokenizer, "push", fail)
+        patch.setattr(StopFilter, "push", fail)
         response = await chat(client, stream=streamed)
     payload = event_payloads(response.content)[-1].encode() if streamed else response.content
     assert_error_payload(payload, "INTERNAL")

@@ -9,9 +9,9 @@ import pytest
 
 from inference.interface.protocol import GenerationRequest
 from tests.app.contract.support import CHAT, assert_error, body, chat, chat_with_literal, post, sent, stream
-from tests.app.fakes import FakeEngine
+from tests.app.fakes import END_OF_TURN, FakeEngine
 
-REJECTED = ("response_format", "tools", "tool_choice", "parallel_tool_calls")
+REJECTED = ("response_format", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 IGNORED = ("seed", "service_tier", "user")
 UNKNOWN = ("hosting", "tags", "store", "metadata", "reasoning_effort", "complete_unknown", "")
 ANYTHING = [None, 0, -1, 1.5, True, "", "text", [], [1, [2]], {}, {"a": {"b": None}}]
@@ -155,4 +155,4 @@ async def test_the_engine_gets_the_models_end_of_turn_tokens(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     request = await sent(client, engine)
-    assert set(request.stop_token_ids) >= set(engine.model.stop_token_ids)
+    assert set(request.stop_token_ids) == {END_OF_TURN}

@@ -139,6 +139,31 @@ async def test_any_other_origin_gets_no_cors_headers(serve, origin: str) -> None
         assert "access-control-allow-origin" not in answer.headers
 
 
+PRIVATE = {"access-control-request-private-network": "true"}
+
+
+async def test_a_configured_origin_may_call_from_a_public_page(serve) -> None:
+    """Chrome asks this when a page of a public address calls a server on a private one."""
+    client = await serve(server={"cors_origins": [PAGE]})
+    answer = await client.options(CHAT, headers=preflight(PAGE) | PRIVATE)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-private-network"] == "true"
+    assert answer.headers["access-control-allow-origin"] == PAGE
+    assert (
+        "access-control-allow-private-network"
+        not in (await client.options(CHAT, headers=preflight(PAGE))).headers
+    )
+    refused = await client.options(CHAT, headers=preflight("https://other.example") | PRIVATE)
+    assert refused.status_code == 400
+    assert "access-control-allow-origin" not in refused.headers
+
+
+async def test_without_configured_origins_no_page_may_call_from_a_public_address(
+    client: httpx.AsyncClient,
+) -> None:
+    assert cors_headers(await client.options(CHAT, headers=preflight(PAGE) | PRIVATE)) == set()
+
+
 async def test_all_origins_can_be_allowed(serve) -> None:
     client = await serve(server={"cors_origins": ["*"]})
     answer = await client.get("/models", headers={"origin": PAGE})

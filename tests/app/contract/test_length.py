@@ -5,7 +5,8 @@ import itertools
 import httpx
 import pytest
 
-from tests.app.contract.support import assert_error, chat, sent, user
+from inference.interface.protocol import FinishReason
+from tests.app.contract.support import assert_error, chat, sent, steps, user
 from tests.app.fakes import CONTEXT_LENGTH, FakeEngine
 
 ALIASES = ("max_tokens", "max_completion_tokens", "maximum_tokens")
@@ -21,10 +22,11 @@ async def fill(client: httpx.AsyncClient, engine: FakeEngine, tokens: int) -> st
     return "|" * (tokens - await prompt_length(client, engine, ""))
 
 
-def assert_both_numbers(message: str, prompt: int, max_tokens: int) -> None:
-    """The message must have the context's length, and prompt and max_tokens or their sum."""
-    assert str(CONTEXT_LENGTH) in message
-    assert str(prompt + max_tokens) in message or (str(prompt) in message and str(max_tokens) in message)
+def too_long(prompt: int, max_tokens: int | None = None) -> str:
+    """The message, word for word: LangChain reads its beginning, LiteLLM and pydantic-ai its end."""
+    answer = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
+    limit = f"and this model's maximum context length is {CONTEXT_LENGTH} tokens"
+    return f"the prompt is too long: it has {prompt} tokens{answer}, {limit}"
 
 
 @pytest.mark.parametrize("field", ALIASES)
@@ -87,8 +89,8 @@ async def test_one_token_beyond_the_context_is_refused_with_both_numbers(
     prompt = await prompt_length(client, engine)
     beyond = CONTEXT_LENGTH - prompt + 1
     response = await chat(client, stream=streamed, **{field: beyond})
-    error = assert_error(response, 400, "CONTEXT_LENGTH_EXCEEDED")
-    assert_both_numbers(error["message"], prompt, beyond)
+    error = assert_error(response, 400, "CONTEXT_LENGTH_EXCEEDED", param="max_tokens")
+    assert error["message"] == too_long(prompt, beyond)
     assert len(engine.requests) == 1
 
 
@@ -114,7 +116,9 @@ async def test_a_prompt_that_fills_the_context_is_refused(
 ) -> None:
     content = await fill(client, engine, tokens)
     response = await chat(client, messages=[user(content)], **fields)
-    assert_error(response, 400, "CONTEXT_LENGTH_EXCEEDED", str(tokens), str(CONTEXT_LENGTH))
+    param = "max_tokens" if fields else "messages"
+    error = assert_error(response, 400, "CONTEXT_LENGTH_EXCEEDED", param=param)
+    assert error["message"] == too_long(tokens, fields.get("max_tokens"))
     assert len(engine.requests) == 1
 
 
@@ -145,3 +149,29 @@ async def test_n_above_the_limit_is_refused_before_anything_is_allocated(
 async def test_the_context_limit_does_not_depend_on_n(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     left = CONTEXT_LENGTH - await prompt_length(client, engine)
     assert (await sent(client, engine, n=2, max_tokens=left)).max_tokens == left
+
+
+async def test_the_operators_default_is_used_if_no_name_of_max_tokens_is_given(
+    serve, engine: FakeEngine
+) -> None:
+    client = await serve(limits={"default_max_tokens": 20})
+    assert (await sent(client, engine)).max_tokens == 20
+    assert (await sent(client, engine, max_tokens=None)).max_tokens == 20
+    for name in ALIASES:
+        assert (await sent(client, engine, **{name: 30})).max_tokens == 30
+
+
+async def test_the_operators_default_is_reduced_to_what_the_context_leaves(serve, engine: FakeEngine) -> None:
+    client = await serve(limits={"default_max_tokens": 20})
+    content = await fill(client, engine, CONTEXT_LENGTH - 5)
+    assert (await sent(client, engine, messages=[user(content)])).max_tokens == 5
+
+
+async def test_the_operators_default_is_reserved_in_the_tokens_per_minute(serve, engine: FakeEngine) -> None:
+    prompt = await prompt_length(await serve(), engine)
+    limits = {"default_max_tokens": 20, "tokens_per_minute": 2 * prompt + 30}
+    client = await serve(limits=limits)
+    engine.script = steps([10] * 20, finish=FinishReason.LENGTH)
+    assert (await chat(client)).status_code == 200  # leaves prompt + 10
+    assert_error(await chat(client), 429, "RATE_LIMITED")
+    assert (await chat(client, max_tokens=1)).status_code == 200

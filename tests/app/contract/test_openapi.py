@@ -9,7 +9,7 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 from tokenizers import Tokenizer
 
-from tests.app.contract.support import CHAT
+from tests.app.contract.support import CHAT, body
 
 CONCEPTS = "/steering_concepts"
 ROUTES = [
@@ -192,6 +192,12 @@ async def test_the_limits_of_this_server_are_documented(serve) -> None:
         assert bool(re.search(text["pattern"], blank)) == bool(blank.strip())
 
 
+async def test_the_operators_default_for_max_tokens_is_documented(serve, document: Schema) -> None:
+    assert field(document, "max_tokens")["default"] is None
+    client = await serve(limits={"default_max_tokens": 77})
+    assert field((await client.get("/openapi.json")).json(), "max_tokens")["default"] == 77
+
+
 async def test_the_largest_token_id_is_documented(document: Schema, tiny_tokenizer: Tokenizer) -> None:
     ids = document["components"]["schemas"]["DetokenizeRequest"]["properties"]["token_ids"]["items"]
     assert (ids["minimum"], ids["maximum"]) == (0, tiny_tokenizer.get_vocab_size() - 1)
@@ -199,6 +205,75 @@ async def test_the_largest_token_id_is_documented(document: Schema, tiny_tokeniz
 
 async def test_the_served_model_is_the_example(document: Schema) -> None:
     assert field(document, "model")["examples"] == ["tiny"]
+    paths = [parameter for parameter in parameters_of(document) if parameter["name"] == "model"]
+    assert [parameter["example"] for parameter in paths] == ["tiny"] * 2
+
+
+def parameters_of(document: Schema) -> list[Schema]:
+    operations = [entry for item in document["paths"].values() for entry in item.values()]
+    return [parameter for entry in operations for parameter in entry.get("parameters", [])]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+async def test_every_field_and_every_parameter_has_a_description(serve, strict: bool) -> None:
+    client = await serve(api={"strict": strict})
+    document = (await client.get("/openapi.json")).json()
+    fields = [item for node in walk(document) for item in node.get("properties", {}).items()]
+    assert len(fields) > 100
+    fields += [(parameter["name"], parameter) for parameter in parameters_of(document)]
+    assert [name for name, field in fields if not field.get("description", "").strip()] == []
+    texts = [field["description"] for _, field in fields]
+    assert [text for text in texts if "None" in text or not text.endswith(".")] == []
+
+
+async def test_the_example_of_each_route_is_answered(serve) -> None:
+    client = await serve()
+    document = (await client.get("/openapi.json")).json()
+    sent = 0
+    for path, item in document["paths"].items():
+        for method, entry in item.items():
+            if "requestBody" in entry:
+                example = entry["requestBody"]["content"]["application/json"]["example"]
+                answer = await client.request(method, path, json=example)
+                assert answer.is_success, answer.text
+                sent += 1
+    assert sent == 4
+
+
+async def test_the_example_of_a_chat_is_short_and_calm(document: Schema) -> None:
+    content = operation(document, "post", CHAT)["requestBody"]["content"]
+    example = content["application/json"]["example"]
+    assert example["model"] == "tiny"
+    assert example["max_tokens"] <= 64
+    assert example["temperature"] < 0.5
+
+
+REJECTED = {"response_format", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"}
+
+
+async def test_the_strict_mode_documents_the_rejected_fields_as_null(document: Schema) -> None:
+    for name in REJECTED:
+        assert chat_request(document)["properties"][name]["type"] == "null"
+
+
+async def test_the_lenient_mode_is_documented(serve) -> None:
+    client = await serve(api={"strict": False})
+    document = (await client.get("/openapi.json")).json()
+    fields = chat_request(document)["properties"]
+    assert "merged" in fields["messages"]["description"]
+    message = resolve(document, field(document, "messages")["items"])
+    assert set(message["properties"]["role"]["enum"]) == {"system", "user", "assistant", "developer"}
+    assert {name: fields[name]["enum"] for name in REJECTED} == {
+        "response_format": [None, {"type": "text"}],
+        "tools": [None, []],
+        "tool_choice": [None, "none"],
+        "parallel_tool_calls": [None, True, False],
+        "functions": [None, []],
+        "function_call": [None, "none"],
+    }
+    for name in REJECTED:
+        for value in fields[name]["enum"]:
+            assert (await client.post(CHAT, json=body(**{name: value}))).status_code == 200
 
 
 async def test_a_created_concept_links_to_its_routes(document: Schema) -> None:

@@ -107,8 +107,8 @@ async def test_a_malformed_concept_is_refused(
     client: httpx.AsyncClient, engine: FakeEngine, concept: str
 ) -> None:
     response = await chat(client, steering_concepts=["_worker/good", concept])
-    error = assert_error(response, 400, "INVALID_REQUEST", "steering_concepts")
-    assert error["param"].startswith("steering_concepts")
+    error = assert_error(response, 400, "INVALID_REQUEST", "must match ^(_worker/)?[a-zA-Z0-9-_]{1,64}$, got")
+    assert error["param"] == "steering_concepts[1]"
     assert engine.requests == []
 
 

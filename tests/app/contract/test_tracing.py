@@ -27,6 +27,7 @@ from app.telemetry.tracing import Tracing, start_tracing
 from inference.interface.protocol import FinishReason
 from tests.app.contract.conftest import client_of
 from tests.app.contract.support import CHAT, body, steps, user
+from tests.app.contract.test_disconnect import Reader, answering
 from tests.app.fakes import FakeEngine, reply
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -162,6 +163,22 @@ async def test_a_failed_requests_span_has_the_error_code(
         (200, "UNAVAILABLE", StatusCode.ERROR),
         (500, "INTERNAL", StatusCode.ERROR),
     ]
+
+
+async def test_the_span_of_a_stream_that_its_client_left_agrees_with_the_log(
+    engine: FakeEngine, provider: TracerProvider, spans: InMemorySpanExporter, tmp_path: Any
+) -> None:
+    settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path))
+    app = create_app(settings, engine, [Tracing(provider, "tiny").observe])
+    reader = Reader()
+    async with answering(app, reader) as answer:
+        reader.gone.set()
+        await answer
+    span = only(spans)
+    assert (span.attributes or {})["http.response.status_code"] == 499
+    assert (span.attributes or {})["http.route"] == CHAT
+    assert span.status.status_code is StatusCode.UNSET
+    assert b'route="/chat/completions",status="499"} 1.0' in app.state.gateway.metrics.render()
 
 
 async def test_probes_have_no_spans_and_spans_contain_no_texts(

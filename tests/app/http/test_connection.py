@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn._types import HTTPScope
 
-from app.errors import QueueFull
+from app.errors import ErrorCode, QueueFull
 from app.http.connection import Headers, connections_with
 from app.http.errors import raw_error
 from app.settings import ServerSettings
@@ -26,7 +26,12 @@ class App:
 
     def __init__(self) -> None:
         self.left = 0
-        self.refusals: list[int] = []
+        self.refusals: list[tuple[str, str, int]] = []
+        """Method, path and status of the requests that were refused before the app."""
+        self.seen_refusals: list[ErrorCode | None] = []
+        """For each request that the app has seen: its refusal by the connection."""
+        self.fault: Exception | None = None
+        """Raised by `refuse` for POST /refuse, and by `accept` for POST /accept."""
         self.is_full = False
         self.go_on = asyncio.Event()
         self.go_on.set()
@@ -34,11 +39,15 @@ class App:
     def refuse(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
         """Refuses POST /chat while `is_full`."""
         assert all(name == name.lower() for name, _ in headers)
+        if self.fault and target == b"/refuse":
+            raise self.fault
         if (method, target) == (b"POST", b"/chat?nice=true") and self.is_full:
             return raw_error(QueueFull(), {"x-own": "1"})
         return None
 
     def accept(self, scope: HTTPScope) -> None:
+        if self.fault and scope["path"] == "/accept":
+            raise self.fault
         scope["state"]["let in"] = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +56,7 @@ class App:
             message = await receive()
             if message["type"] == "http.disconnect":
                 self.left += 1
+                self.seen_refusals.append(scope["state"].get("refusal"))
                 return
             length += len(message.get("body", b""))
             more = message.get("more_body", False)
@@ -117,7 +127,7 @@ async def serving(app: App, limits: ServerSettings, max_excess: int = 256) -> As
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app,
-            http=connections_with(limits, lambda _, status: app.refusals.append(status), app, max_excess),
+            http=connections_with(limits, lambda *refused: app.refusals.append(refused), app, max_excess),
             log_level="critical",
             ws="none",
             lifespan="off",
@@ -251,8 +261,8 @@ async def test_a_body_that_does_not_arrive_is_answered_with_408(
     client = await connect(body_seconds=0.3)
     await client.send(post(length))
     assert_refused(await client.read(), 408, "REQUEST_TIMEOUT", "body", "0.3")
-    assert app.refusals == [408]
     await until(lambda: app.left == 1)
+    assert (app.seen_refusals, app.refusals) == ([ErrorCode.REQUEST_TIMEOUT], [])
 
 
 async def test_a_slow_body_is_answered_with_408(connect: Callable[..., Any], app: App) -> None:
@@ -298,6 +308,48 @@ async def test_bytes_that_are_not_http_get_the_contracts_error(
     client = await connect()
     await client.send(raw)
     assert_refused(await client.read(), 400, "INVALID_REQUEST", "HTTP")
+
+
+@pytest.mark.parametrize("path", ["/refuse", "/accept"])
+async def test_a_fault_of_ours_is_a_500_with_a_traceback_in_the_log(
+    connect: Callable[..., Any], app: App, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.fault = RuntimeError("/secret/path")
+    client = await connect()
+    await client.send(post("Content-Length: 1", path=path, body="x"))
+    answer = await client.read()
+    assert_refused(answer, 500, "INTERNAL", "internal error")
+    assert b"secret" not in answer
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info[1] is app.fault
+    assert record.args["request_id"] in answer.decode()
+    assert app.refusals == ([("POST", path, 500)] if path == "/refuse" else [])
+    app.fault = None
+    client = await connect()
+    await client.send(post("Content-Length: 0", "Connection: close", path=path))
+    assert (await client.read()).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("target", [b"/\xff", b"http://[", b"/%ff?\xff", b"//:x@:0/"])
+async def test_an_invalid_target_is_no_fault_of_ours(
+    connect: Callable[..., Any], target: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await connect()
+    await client.send(b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target)
+    assert (await client.read())[:13] in (b"HTTP/1.1 400 ", b"HTTP/1.1 200 ")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_refused_request_is_reported_with_its_method_and_path(
+    connect: Callable[..., Any], app: App
+) -> None:
+    client = await connect(max_headers=3)
+    await client.send(b"DELETE /a%20b?c HTTP/1.1\r\n" + b"X: y\r\n" * 4 + b"\r\n")
+    assert_refused(await client.read(), 431, "HEADERS_TOO_LARGE")
+    client = await connect(header_seconds=0.1)
+    await client.send(b"DELETE /a HTTP/1.1\r\nX: ")
+    assert_refused(await client.read(), 408, "REQUEST_TIMEOUT")
+    assert app.refusals == [("DELETE", "/a b", 431), ("-", "", 408)]
 
 
 async def test_invalid_bytes_after_a_request_do_not_corrupt_its_response(
@@ -463,7 +515,7 @@ async def test_connections_above_the_limit_get_a_503_and_later_ones_are_closed(a
         assert b"\r\nRetry-After: " in answer
         with suppress(ConnectionError):
             assert await (await open_one()).read() == b""
-        assert app.refusals == [503, 503]
+        assert app.refusals == [("-", "", 503)] * 2
         assert b" 200 OK" in await ask(served[0])
         for client in (served[1], excess):
             client.leave()

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from app.errors import QueueFull
+from app.errors import ErrorCode, QueueFull
 from app.http.auth import Authenticate
 from app.http.doorkeeper import Doorkeeper, ReserveCapacity, TakeTurns
 from app.http.middleware import LimitBody, Observe
 from app.limits.access_tokens import AccessTokenFile, AccessTokens
 from app.limits.admission import AdmissionController
+from app.routes.table import route_of
 from app.settings import AccessToken, LimitSettings
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observation
@@ -38,6 +40,10 @@ async def fail(scope: Scope, receive: Receive, send: Send) -> None:
 async def fail_late(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     raise RuntimeError("late")
+
+
+async def leave(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ClientDisconnect
 
 
 async def call(app: object, path: str = "/x", **options: object) -> httpx.Response:
@@ -97,7 +103,7 @@ async def chunks(count: int) -> AsyncIterator[bytes]:
 
 
 def limited_app() -> Observe:
-    return Observe(LimitBody(read_all, 100), Metrics())
+    return Observe(LimitBody(read_all, 100), Metrics(), route_of)
 
 
 @pytest.mark.parametrize("content", [b"x" * 100, chunks(10)], ids=["announced", "chunked"])
@@ -112,7 +118,7 @@ async def test_a_longer_body_is_refused(content: object) -> None:
 
 
 async def test_an_exception_is_a_500_with_the_request_id() -> None:
-    answer = await call(Observe(fail, Metrics()))
+    answer = await call(Observe(fail, Metrics(), route_of))
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
     assert "secret" not in answer.text
@@ -120,13 +126,34 @@ async def test_an_exception_is_a_500_with_the_request_id() -> None:
 
 async def test_an_exception_after_the_response_began_is_raised() -> None:
     with pytest.raises(RuntimeError, match="late"):
-        await call(Observe(fail_late, Metrics()))
+        await call(Observe(fail_late, Metrics(), route_of))
 
 
 async def test_responses_are_counted_by_route_and_status() -> None:
     metrics = Metrics()
-    await call(Observe(read_all, metrics), "/whatever")
-    assert b'tiller_requests_total{route="other",status="200"} 1.0' in metrics.render()
+    for path in ("/whatever", "/v1/health"):
+        await call(Observe(read_all, metrics, route_of), path)
+    for route in (b"other", b"/health"):
+        assert b'tiller_requests_total{route="%b",status="200"} 1.0' % route in metrics.render()
+
+
+async def test_a_refusal_by_the_connection_is_recorded_instead_of_the_apps_answer() -> None:
+    """The connection has written its answer, and the app only sees a disconnect."""
+    metrics, seen = Metrics(), list[Observation]()
+    app = Observe(leave, metrics, route_of, [seen.append])
+    await call(app, "/chat/completions")
+    scope = {"type": "http", "method": "POST", "path": "/tokenize", "headers": []}
+
+    async def ignore(message: Message) -> None:
+        pass
+
+    await app({**scope, "state": {"refusal": ErrorCode.REQUEST_TIMEOUT}}, _nothing, ignore)
+    assert [(one.route, one.status, one.error) for one in seen] == [
+        ("/chat/completions", 499, None),
+        ("/tokenize", 408, "REQUEST_TIMEOUT"),
+    ]
+    for line in (b'route="/chat/completions",status="499"', b'route="/tokenize",status="408"'):
+        assert b"tiller_requests_total{%b} 1.0" % line in metrics.render()
 
 
 class Engine:

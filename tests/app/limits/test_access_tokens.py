@@ -152,6 +152,14 @@ async def test_tokens_are_created_and_revoked_while_the_server_runs(config: Path
         assert (await client.get("/models")).status_code == 401
 
 
+def test_the_first_access_token_comes_with_a_warning(config: Path) -> None:
+    warnings = [
+        "callers without an access token are now refused" in run("new", name, "--config", config).stdout
+        for name in ("ada", "bob")
+    ]
+    assert warnings == [True, False]
+
+
 def test_a_token_has_the_given_options(config: Path, file: AccessTokenFile) -> None:
     create_token(
         "ada", "--config", config, "--expires", "2030-01-31", "--scope", "chat", "--scope", "metrics"
@@ -170,6 +178,19 @@ def test_a_token_has_the_given_options(config: Path, file: AccessTokenFile) -> N
     listed = run("list", "--config", config).stdout
     for shown in ("ada", "chat metrics", "2030-01-31 00:00 UTC", "bob", "500", "tokens.json"):
         assert shown in listed
+
+
+@pytest.mark.parametrize("name", ["Ada's phone", "名前 (2)", "x" * 100, "a@b.example", "-"])
+def test_a_name_may_have_any_printable_characters(config: Path, file: AccessTokenFile, name: str) -> None:
+    create_token("--config", config, "--", name)
+    assert [token.name for token in file.read()] == [name]
+
+
+def test_a_stored_token_with_another_name_is_refused_with_the_reason(file: AccessTokenFile) -> None:
+    file.write([token("ada")])
+    file.path.write_text(file.path.read_text().replace("ada", r"a\n"))
+    with pytest.raises(AccessTokenFileError, match=r"tokens\.json: 0\.name must have printable characters"):
+        file.read()
 
 
 def test_print_only_stores_nothing(config: Path, file: AccessTokenFile) -> None:
@@ -191,7 +212,16 @@ def test_tokens_of_the_configuration_are_listed_and_cannot_be_changed(config: Pa
     [
         (("new", "a", "--expires", "tomorrow"), "--expires must be a date"),
         (("new", "a", "--max-requests", "0"), "max_requests"),
-        (("new", "", "--print-only"), "name"),
+        (("new", "", "--print-only"), "name must have at least 1 character, got ''"),
+        (("new", "x" * 101), "name must have at most 100 characters, got 'xxx"),
+        (
+            ("new", "a\nb"),
+            r"name must have printable characters only, and no space at either end, got 'a\nb'",
+        ),
+        (("new", "a\x1b[2J"), "name must have printable characters only"),
+        (("new", "a\u202e"), "name must have printable characters only"),
+        (("new", "ada "), "name must have printable characters only, and no space at either end, got 'ada '"),
+        (("new", " ada"), "no space at either end"),
         (("revoke", "nobody"), "there is no such access token"),
     ],
 )
