@@ -223,15 +223,15 @@ def test_renamed_metadata_lets_vllm_find_its_package_and_device(tmp_path: Path) 
 
 
 def test_llama_gets_the_file_of_the_embedded_model() -> None:
-    sources = (ROOT / "inference" / "models" / "sources.py").read_text()
+    source = (ROOT / "inference" / "models" / "embedded.py").read_text()
     [line] = [
         line
         for line in (ROOT / "benchmarks" / "peers" / "model.txt").read_text().splitlines()
         if "==" in line
     ]
     requirement, digest = line.split(" --hash=sha256:")
-    assert f'"{requirement}"' in sources
-    assert f'"{digest}"' in sources
+    assert f'"{requirement}"' in source
+    assert f'"{digest}"' in source
 
 
 def test_the_installer_refuses_unknown_parts(tmp_path: Path) -> None:
