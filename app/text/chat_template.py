@@ -1,6 +1,7 @@
 """Compiles and renders a model's chat template, like transformers. Knows no tokens."""
 
 import json
+import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,11 +11,17 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 import jinja2.nodes
-import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.errors import InternalError, InvalidRequest, StartError, clip
+from app.text import template_code
 from app.text.tokenizer_config import read_json, read_tokenizer_config
+
+_log = logging.getLogger(__name__)
+
+# The first is transformers' folder; some checkpoints have the second.
+_FOLDERS = ("additional_chat_templates", "chat_templates")
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 Turns = Sequence[tuple[str, str]]
 """The messages of a conversation: pairs of role and text."""
@@ -23,34 +30,49 @@ Turns = Sequence[tuple[str, str]]
 class ChatTemplate:
     """A compiled chat template."""
 
-    def __init__(self, source: str, variables: Mapping[str, str], as_parts: bool = False) -> None:
+    def __init__(
+        self,
+        source: str,
+        variables: Mapping[str, str],
+        as_parts: bool = False,
+        sought: Mapping[str, str] | None = None,
+    ) -> None:
         """`variables`: what the template can use besides the messages, such as `eos_token`.
 
         `as_parts`: give it each text as a list of one text part. Some templates read nothing else.
+        `sought`: other strings for those that the template looks for in a message. What it writes stays.
         Raises StartError if `source` is not valid Jinja.
         """
         self.source = source
         self.variables = variables
         self.as_parts = as_parts
-        self._template = _compile(source)
-        constants = self._template.environment.parse(source).find_all(jinja2.nodes.Const)
-        self.constants = {node.value for node in constants if isinstance(node.value, str)}
-        """The strings in the template's code."""
+        environment = _make_environment()
+        code = _parse(environment, source)
+        self.literals = template_code.literals(code)
+        """The strings in the template: in its code, and those that it writes."""
+        template_code.replace_sought(code, sought or {})
+        self._template = environment.from_string(code)
 
-    def render(self, turns: Turns, now: datetime | None = None) -> str:
+    def render(
+        self,
+        turns: Turns,
+        now: datetime | None = None,
+        add_generation_prompt: bool = True,
+        reasoning: str | None = None,
+    ) -> str:
         """`now`: the time that the template sees. None: the current time.
 
+        `reasoning`: what the assistant thought before each answer, in the fields for it. None: no fields.
         Raises INVALID_REQUEST if the template refuses the messages, INTERNAL if it fails.
         """
         now = now or datetime.now()
-        messages = [{"role": role, "content": self._content(text)} for role, text in turns]
         try:
             return self._template.render(
                 self.variables,
-                messages=messages,
+                messages=[self._message(role, text, reasoning) for role, text in turns],
                 tools=None,
                 documents=None,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 strftime_now=lambda form: now.strftime(form),
             )
         except _Refusal as refusal:
@@ -62,8 +84,12 @@ class ChatTemplate:
                 f"the model's chat template failed{_line(error)}: {type(error).__name__}"
             ) from None
 
-    def _content(self, text: str) -> str | list[dict[str, str]]:
-        return [{"type": "text", "text": text}] if self.as_parts else text
+    def _message(self, role: str, text: str, reasoning: str | None) -> dict[str, Any]:
+        content = [{"type": "text", "text": text}] if self.as_parts else text
+        message: dict[str, Any] = {"role": role, "content": content}
+        if role == "assistant" and reasoning is not None:
+            message |= dict.fromkeys(_REASONING_FIELDS, reasoning)
+        return message
 
 
 def load_chat_template(directory: Path, file: Path | None = None) -> ChatTemplate | None:
@@ -83,8 +109,9 @@ def _find_source(directory: Path, config: Mapping[str, Any]) -> str | None:
     """Looks where transformers looks, and last where it keeps the templates of multimodal models."""
     if (file := directory / "chat_template.jinja").is_file():
         return _read(file)
-    if (file := directory / "chat_templates" / "default.jinja").is_file():
-        return _read(file)
+    for folder in _FOLDERS:
+        if (file := directory / folder / "default.jinja").is_file():
+            return _read(file)
     for content in (config, read_json(directory / "chat_template.json")):
         if template := _default_of(content.get("chat_template")):
             return template
@@ -96,6 +123,8 @@ def _default_of(template: object) -> str | None:
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}
     if isinstance(template, dict):
+        if "default" not in template:
+            _log.warning("the model has chat templates for %(names)s, but no default", {"names": [*template]})
         template = template.get("default")
     return template if isinstance(template, str) else None
 
@@ -111,25 +140,9 @@ class _Refusal(jinja2.TemplateError):
     """The template called raise_exception, to refuse the messages."""
 
 
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's text for training. Here it renders its content unchanged."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _compile(source: str) -> jinja2.Template:
-    """Compiles a template in the same environment as transformers."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
+def _parse(environment: jinja2.Environment, source: str) -> jinja2.nodes.Template:
     try:
-        return environment.from_string(source)
+        return environment.parse(source)
     except jinja2.TemplateSyntaxError as error:
         raise StartError(f"the model's chat template is not valid Jinja: {error}") from None
 
@@ -141,9 +154,29 @@ def _line(error: Exception) -> str:
     return f" in line {lines[-1]}" if lines else ""
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> NoReturn:
     raise _Refusal(message)
+
+
+def _make_environment() -> ImmutableSandboxedEnvironment:
+    """The environment in which transformers compiles chat templates."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[template_code.GenerationTag, jinja2.ext.loopcontrols],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    return environment

@@ -5,45 +5,66 @@ After that, each name in the rendered text was written by the template. Knows no
 
 import itertools
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 
 # Unicode's private use areas.
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
+Turns = Iterable[tuple[str, str]]
+"""The messages of a conversation: pairs of role and text."""
+
 
 class Mask:
     """Replaces the characters that begin or end a name by stand-ins, which no message contains."""
 
-    def __init__(self, names: Iterable[str], constants: Iterable[str] = ()) -> None:
-        """`constants`: the strings in the template's code, which it may look for in a message."""
+    def __init__(self, names: Iterable[str], literals: Iterable[str] = ()) -> None:
+        """`literals`: the strings in the template, which it may look for in a message."""
         self._names = frozenset(names)
         self._lengths = sorted({len(name) for name in self._names}, reverse=True)
         self._first = _any_of({name[0] for name in self._names})
         self._edges = {name[0] for name in self._names} | {name[-1] for name in self._names}
-        kept = [text for text in constants if self._edges & set(text) and not self._resembles_name(text)]
-        self._kept_or_edge = _any_of([*sorted(kept, key=len, reverse=True), *self._edges])
+        literals = [text for text in literals if self._edges & set(text)]
+        sought = {name for text in literals for name in self.split(text)[1]}
+        nonce = secrets.token_hex(16)
+        self.secret_names = {name: f"{nonce}:{number}:" for number, name in enumerate(sorted(sought))}
+        """Secret names for the names that the template may look for. No message contains them."""
+        kept = [text for text in literals if not self._resembles_name(text)]
+        longest_first = sorted([*kept, *self.secret_names], key=len, reverse=True)
+        self._shown_or_edge = _any_of([*longest_first, *self._edges])
 
-    def choose_stand_ins(self, texts: Iterable[str]) -> dict[int, str]:
-        """Maps each character to be masked to its stand-in. Leaves out characters that the texts lack."""
-        used = set().union(*texts)
+    def choose_stand_ins(self, turns: Turns) -> dict[int, str] | None:
+        """Maps each character to be masked to its stand-in. Leaves out characters that the texts lack.
+
+        None: the texts contain nearly all characters that could stand in.
+        """
+        used = set().union(*(text for _, text in turns))
         unused = (chr(code) for code in itertools.chain(*_PRIVATE_USE) if chr(code) not in used)
-        return dict(zip(map(ord, sorted(self._edges & used)), unused, strict=False))
+        masked = sorted(self._edges & used)
+        stand_ins = dict(zip(map(ord, masked), unused, strict=False))
+        return stand_ins if len(stand_ins) == len(masked) else None
 
-    def hide(
-        self, turns: Iterable[tuple[str, str]], stand_ins: Mapping[int, str], keep_constants: bool = False
-    ) -> list[tuple[str, str]]:
-        """Masks the texts of messages: pairs of role and text.
+    def hide(self, turns: Turns, stand_ins: Mapping[int, str]) -> list[tuple[str, str]]:
+        """Masks the texts of messages."""
+        return [(role, text.translate(stand_ins)) for role, text in turns]
 
-        `keep_constants`: leaves the strings of the template's code as they are, so that a template that looks
-        for one of them, such as `</think>`, still finds it.
+    def rename(self, turns: Turns, stand_ins: Mapping[int, str]) -> list[tuple[str, str]]:
+        """Masks the texts, except what the template may look for, such as `</think>`.
+
+        It leaves the strings of the template as they are, and gives `secret_names` to names among them.
         """
 
         def mask(match: re.Match[str]) -> str:
-            return match[0] if len(match[0]) > 1 else match[0].translate(stand_ins)
+            text = match[0]
+            return self.secret_names.get(text) or (text if len(text) > 1 else text.translate(stand_ins))
 
-        if keep_constants:
-            return [(role, self._kept_or_edge.sub(mask, text)) for role, text in turns]
-        return [(role, text.translate(stand_ins)) for role, text in turns]
+        return [(role, self._shown_or_edge.sub(mask, text)) for role, text in turns]
+
+    def restore(self, text: str, stand_ins: Mapping[int, str]) -> str:
+        """Undoes `hide` and `rename` in a rendered text."""
+        for name, secret in self.secret_names.items():
+            text = text.replace(secret, name)
+        return text.translate({ord(stand_in): chr(code) for code, stand_in in stand_ins.items()})
 
     def split(self, text: str) -> tuple[list[str], list[str]]:
         """Splits a text at the names. Returns the texts between them, one more than names, and the names."""

@@ -29,7 +29,10 @@ class PromptRenderer:
     ) -> None:
         self._template = template
         self._tokenizer = tokenizer
-        self._mask = Mask(tokenizer.reserved_tokens, template.constants)
+        self._mask = Mask(tokenizer.reserved_tokens, template.literals)
+        sought = self._mask.secret_names
+        self._renamed = ChatTemplate(template.source, template.variables, template.as_parts, sought)
+        """The template as it looks for names in messages that `Mask.rename` has changed."""
         self.closing_token_id = closing_token_id
         """The token with which the template closes an assistant's turn. None: it does not."""
 
@@ -46,24 +49,25 @@ class PromptRenderer:
         """Like `render`, but on the calling thread."""
         now = datetime.now()  # the same for each rendering
         turns = [(message.role, message.content) for message in messages]
+        stand_ins = self._mask.choose_stand_ins(turns)
+        if stand_ins is None:
+            raise InvalidRequest("messages contain too many different private-use characters", "messages")
         rendered = self._template.render(turns, now)
-        stand_ins = self._mask.choose_stand_ins(text for _, text in turns)
-        hidden = self._mask.hide(turns, stand_ins)
-        masked = self._template.render(hidden, now) if stand_ins else rendered
-        _, written = self._mask.split(masked)
+        masked = self._template.render(self._mask.hide(turns, stand_ins), now) if stand_ins else rendered
         token_ids = self._tokenizer.encode_marked(rendered)
+        _, written = self._mask.split(masked)
         if self._mask.split(rendered)[1] == written and self._is_part(token_ids, written):
             return token_ids  # All control tokens are the template's own.
-        original = {ord(stand_in): chr(code) for code, stand_in in stand_ins.items()}
-        if masked.translate(original) != rendered:
-            hidden = self._mask.hide(turns, stand_ins, keep_constants=True)
-            masked = self._template.render(hidden, now)
-        return self._encode_masked(masked, original)
+        if self._mask.restore(masked, stand_ins) != rendered:  # The template looks for what is masked.
+            renamed = self._renamed.render(self._mask.rename(turns, stand_ins), now)
+            masked = renamed if self._mask.restore(renamed, stand_ins) == rendered else masked
+        return self._encode_masked(masked, stand_ins)
 
-    def _encode_masked(self, masked: str, original: dict[int, str]) -> list[int]:
+    def _encode_masked(self, masked: str, stand_ins: dict[int, str]) -> list[int]:
         """Encodes the names in `masked` as control tokens. Encodes all else as text, without stand-ins."""
         texts, names = self._mask.split(masked)
-        token_ids = self._tokenizer.plain.encode_around([text.translate(original) for text in texts], names)
+        texts = [self._mask.restore(text, stand_ins) for text in texts]
+        token_ids = self._tokenizer.plain.encode_around(texts, names)
         if forged := self._tokenizer.plain.find_reserved(token_ids, names):
             rule = f"messages contain {forged}, which the model's tokenizer cannot encode as text"
             raise InvalidRequest(rule, "messages")
@@ -87,7 +91,7 @@ def load_text(directory: Path, chat_template: Path | None = None) -> tuple[Token
     if template is None:
         return Tokenizer(directory), None
     trial = try_template(template)
-    tokenizer = Tokenizer(directory, trial.texts)
+    tokenizer = Tokenizer(directory, [*trial.texts, *template.literals])
     closing = trial.closing_token(tokenizer.reserved_tokens)
     closing_id = None if closing is None else tokenizer.reserved_tokens[closing]
     return tokenizer, PromptRenderer(trial.template, tokenizer, closing_id)

@@ -6,7 +6,7 @@ assistant's turn.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from app.errors import ApiError, InvalidRequest, StartError
@@ -16,6 +16,7 @@ _log = logging.getLogger(__name__)
 
 # Words that no template contains.
 _ANSWER = "tillertrialanswer"
+_REASONING = "tillertrialreasoning"
 _SYSTEM = ("system", "tillertrialsystem")
 _USER = ("user", "tillertrialquestion")
 _LONGER = [_USER, ("assistant", _ANSWER), ("user", "tillertriallast")]
@@ -28,8 +29,13 @@ class Trial:
 
     template: ChatTemplate
     rendered: list[tuple[Turns, str]]
-    faults: list[ApiError]
-    """The errors of the conversations that could not be rendered."""
+    faults: list[tuple[Turns, ApiError]]
+    """The conversations that could not be rendered, and why."""
+
+    @property
+    def failures(self) -> list[tuple[Turns, ApiError]]:
+        """Those of `faults` in which the template fails instead of refusing the conversation."""
+        return [(turns, error) for turns, error in self.faults if not isinstance(error, InvalidRequest)]
 
     @property
     def reads_user(self) -> bool:
@@ -38,22 +44,48 @@ class Trial:
 
     @property
     def num_texts_read(self) -> int:
-        """How many of the messages' texts are in the rendered conversations."""
-        return sum(words in text.casefold() for turns, text in self.rendered for _, words in turns)
+        """How many of the messages' texts are in the rendered conversations, and not as Python's lists."""
+        texts = [(turns, text.casefold()) for turns, text in self.rendered if "'type': 'text'" not in text]
+        return sum(words in text for turns, text in texts for _, words in turns)
 
     @property
     def texts(self) -> list[str]:
         """The rendered conversations."""
         return [text for _, text in self.rendered]
 
-    def closing_token(self, names: Iterable[str]) -> str | None:
-        """The longest of `names` that follows an assistant's text, after any white space. None: none does."""
-        for text in self.texts:
-            _, answer, rest = text.partition(_ANSWER)
-            found = [name for name in names if answer and rest.lstrip().startswith(name)]
-            if found:
-                return max(found, key=len)
+    def closing_token(self, names: Collection[str]) -> str | None:
+        """The name of the token with which the template closes an assistant's answer. None: it does not.
+
+        Some models close each part of an answer with a token of its own (gpt-oss: `<|end|>`), and the whole
+        answer with another one. So the last turn of a conversation counts first. A token that also closes the
+        assistant's reasoning does not end an answer.
+        """
+        last, thinking = self._render_answer(None), self._render_answer(_REASONING)
+        for text in [last, *self.texts]:
+            if name := _name_after(_ANSWER, text, names):
+                return None if name in _between(_REASONING, _ANSWER, thinking) else name
         return None
+
+    def _render_answer(self, reasoning: str | None) -> str:
+        """A conversation that ends with an answer. Empty if the template does not render it."""
+        try:
+            return self.template.render(_LONGER[:2], add_generation_prompt=False, reasoning=reasoning)
+        except ApiError:
+            return ""
+
+
+def _name_after(words: str, text: str, names: Collection[str]) -> str | None:
+    """The longest of `names` that directly follows the words, perhaps after white space."""
+    _, found, rest = text.partition(words)
+    following = [name for name in names if found and rest.lstrip().startswith(name)]
+    return max(following, key=len, default=None)
+
+
+def _between(start: str, end: str, text: str) -> str:
+    """What is between two words. Empty if they are not there, in this order."""
+    before, found, _ = text.partition(end)
+    _, begun, between = before.partition(start)
+    return between if found and begun else ""
 
 
 def try_template(template: ChatTemplate) -> Trial:
@@ -64,15 +96,17 @@ def try_template(template: ChatTemplate) -> Trial:
     trials = [_try(template), _try(ChatTemplate(template.source, template.variables, as_parts=True))]
     trial = max(trials, key=lambda trial: (bool(trial.rendered) and trial.reads_user, trial.num_texts_read))
     if not any(trial.rendered for trial in trials):
-        raise StartError(f"the chat template cannot be used: {trial.faults[0].message}")
+        raise StartError(f"the chat template cannot be used: {trial.faults[0][1].message}")
     if not trial.reads_user:
         rule = "the model's chat template drops the user's text"
         raise StartError(f"{rule}, given as a string and given as a list of text parts")
-    for fault in trial.faults:
-        if not isinstance(fault, InvalidRequest):
-            _log.warning(
-                "the chat template fails for some conversations: %(fault)s", {"fault": fault.message}
-            )
+    for fault in dict.fromkeys(error.message for _, error in trial.failures):
+        roles = [
+            ", ".join(role for role, _ in turns) for turns, error in trial.failures if error.message == fault
+        ]
+        _log.warning(
+            "%(fault)s, in chats of these roles: %(roles)s", {"fault": fault, "roles": "; ".join(roles)}
+        )
     return trial
 
 
@@ -82,5 +116,5 @@ def _try(template: ChatTemplate) -> Trial:
         try:
             rendered.append((turns, template.render(turns)))
         except ApiError as error:
-            faults.append(error)
+            faults.append((turns, error))
     return Trial(template, rendered, faults)

@@ -78,16 +78,17 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _named(names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    others = [name for name in names if name.endswith("_token") and name not in _NAMES]
-    for name in (*_NAMES, *others):
-        if _is_token(names.get(name)):
-            yield name, names[name]
+    others = {name: value for name, value in names.items() if name.endswith("_token")}
+    for key in _EXTRA:
+        others |= names[key] if isinstance(names.get(key), dict) else {}
+    ordered = {name: names.get(name) for name in _NAMES} | others
+    yield from ((name, value) for name, value in ordered.items() if _is_token(value))
 
 
 def _extra(names: dict[str, Any]) -> Iterator[Any]:
     for key in _EXTRA:
-        given = names.get(key) or ()
-        yield from filter(_is_token, given.values() if isinstance(given, dict) else given)
+        given = names.get(key)
+        yield from filter(_is_token, given if isinstance(given, list) else ())
 
 
 def _special_values(names: dict[str, Any]) -> Iterator[Any]:

@@ -8,6 +8,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 _RENAMED = {"<|": "<!", "|>": "!>", "</s>": "<END>", "<s>": "<BEGIN>"}
+# Only as the template writes them: what it looks for in a message stays.
+_RENAMED_THINKING = {"<think></think>": "<!think!></!think!>"}
 _RENAMED_BRACKETS = {"[INST]": "{I}", "[/INST]": "{/I}"}
 
 _CORPUS = ["hi there, how is <the> weather? a | b [IN ST] end im_ start /s> user assistant system"] * 4
@@ -21,6 +23,12 @@ _REASONING = (
     "{% if message['role'] == 'assistant' and '</think>' in text %}"
     "{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}"
     "<|im_start|>{{ message['role'] }}\n{{ text }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+_THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% set text = message['content'] %}"
+    "{% if message['role'] == 'assistant' %}{% if '</think>' in text %}"
+    "{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}{{ '<think></think>' }}{% endif %}"
+    "{{ text }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
 _PHI = (
     "{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n'}}"
@@ -44,7 +52,7 @@ def write_checkpoint(directory: Path, name: str, renamed: bool = False) -> None:
     `renamed`: all control tokens have other names.
     """
     directory.mkdir()
-    changes = _RENAMED | (_RENAMED_BRACKETS if name == "mistral-first" else {})
+    changes = _RENAMED | _RENAMED_THINKING | (_RENAMED_BRACKETS if name == "mistral-first" else {})
 
     def rename(text: str) -> str:
         for old, new in changes.items() if renamed else ():
@@ -108,8 +116,14 @@ def _chatml_not_special(rename: Rename) -> Parts:
 
 def _reasoning(rename: Rename) -> Parts:
     control = _special(rename, "<|im_start|>", "<|im_end|>")
-    thinking = _special(str, "<think>", "</think>", special=False)
+    start, end = rename("<think></think>").split("><")
+    thinking = _special(str, f"{start}>", f"<{end}", special=False)
     return _byte_level(control + thinking), _REASONING
+
+
+def _thinking(rename: Rename) -> Parts:
+    """The template itself writes `<think></think>`, so these tokens are reserved."""
+    return _reasoning(rename)[0], _THINKING
 
 
 def _phi_3(rename: Rename) -> Parts:
@@ -180,6 +194,7 @@ CHECKPOINTS: dict[str, Callable[[Rename], Parts]] = {
     "chatml": _chatml,
     "chatml-not-special": _chatml_not_special,
     "reasoning": _reasoning,
+    "thinking": _thinking,
     "phi-3": _phi_3,
     "llama-2": _llama_2,
     "mistral-first": _mistral_first,

@@ -141,18 +141,27 @@ def test_a_name_of_the_template_that_the_tokenizer_does_not_read_is_text_like_in
     )
 
 
-def test_an_added_token_that_the_template_does_not_write_stays_a_token(tmp_path: Path) -> None:
-    """Like in transformers: the model was trained to read `</think>` in a text as one token."""
+def test_an_added_token_that_the_template_does_not_name_stays_a_token(tmp_path: Path) -> None:
+    """Like in transformers: the model was trained to read `<think>` in a text as one token."""
     checkpoint = Checkpoint(tmp_path, "reasoning")
-    messages = conversation("a</think>b")
-    assert "</think>" not in checkpoint.tokenizer.reserved_tokens
+    messages = conversation("a<think>b")
+    assert "<think>" not in checkpoint.tokenizer.reserved_tokens
     assert checkpoint.renderer.encode(messages) == checkpoint.expected(messages)
 
 
-@pytest.mark.parametrize("question", ["why", "what is <|im_end|>?"])
-def test_a_template_still_finds_what_it_looks_for_in_a_message(tmp_path: Path, question: str) -> None:
-    """This template removes the reasoning from earlier answers, which ends with `</think>`."""
+def test_a_token_that_the_template_may_write_in_other_chats_is_reserved(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, "reasoning")
+    end = checkpoint.tokenizer.reserved_tokens["</think>"]
+    assert end not in checkpoint.renderer.encode(conversation("a</think>b"))
+
+
+@pytest.mark.parametrize("name", ["reasoning", "thinking"])
+@pytest.mark.parametrize("question", ["why", "what is <|im_end|>?", "<x"])
+def test_a_template_still_finds_what_it_looks_for_in_a_message(
+    tmp_path: Path, name: str, question: str
+) -> None:
+    """These templates remove the reasoning from earlier answers, which ends with `</think>`."""
+    checkpoint = Checkpoint(tmp_path, name)
     messages = conversation("hi", "<think>long</think>\nshort", question)
     token_ids = checkpoint.renderer.encode(messages)
     assert "long" not in checkpoint.tokenizer.decode(token_ids)
@@ -178,6 +187,16 @@ def test_a_name_that_the_template_joins_from_parts_of_a_message_stays_text(tmp_p
     renderer, tokenizer = load(tmp_path, template)
     token_ids = renderer.encode(conversation("<|im_<x>end|>", "<|im_end|>", "a"))
     assert token_ids.count(tokenizer.control_tokens["<|im_end|>"]) == 3
+
+
+def test_a_message_with_all_private_use_characters_is_refused(tmp_path: Path) -> None:
+    """Without a character to stand in for `<`, a name could not be told from the template's."""
+    renderer, _ = load(tmp_path)
+    private = "".join(
+        map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)])
+    )
+    with pytest.raises(InvalidRequest, match="private-use"):
+        renderer.encode(conversation(private, "a", "hi<|im_end|>"))
 
 
 def test_overlapping_control_token_names_stay_text(tmp_path: Path) -> None:
