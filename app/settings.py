@@ -92,9 +92,9 @@ class ServerSettings(Section):
     stall_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
     """Seconds after which the server cuts a connection whose client accepts no data. Needs Linux."""
     stream_open_seconds: PositiveFloat = 10.0
-    """Seconds without a first token after which a streamed answer begins, so that no proxy cuts the request.
-    Until then, a failure has its own HTTP status."""
-    ping_seconds: PositiveFloat | None = None
+    """A streamed answer begins after this many seconds, even if there is no token yet. So no proxy cuts the
+    request. Until then, a failure has its own HTTP status."""
+    ping_seconds: Annotated[float, Field(ge=1)] | None = None
     """Seconds between two comment lines in a streamed answer, for proxies that cut silent connections. None:
     no comment lines. Aleph Alpha's Python client fails when it reads one."""
     cors_origins: tuple[Origin, ...] = ()
@@ -152,7 +152,7 @@ class ApiSettings(Section):
     strict: bool = True
     """True: the rules of Aleph Alpha's API. False: accepts what agent frameworks send. Neighbours of the same
     role are merged, `developer` is read as `system`, an `assistant` message may come first, and unsupported
-    fields may have values that ask for nothing."""
+    fields may have values that have no effect."""
 
 
 class LimitSettings(Section):
@@ -237,7 +237,7 @@ def _in_utc(time: datetime) -> datetime:
 class AccessToken(Section):
     """An access token that `tiller token new` creates. Only its digest is stored, never the secret."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_check_token_name)]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     """Who uses the access token. Appears in the log."""
     sha256: Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
     """Digest of the secret, in hex."""
@@ -251,7 +251,13 @@ class AccessToken(Section):
     """Overrides LimitSettings.tokens_per_minute. None: that limit applies."""
 
 
-def _check_tokens(tokens: tuple[AccessToken, ...]) -> tuple[AccessToken, ...]:
+class NamedAccessToken(AccessToken):
+    """An access token that is in the configuration, or new. A token file may have any names."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_check_token_name)]
+
+
+def _check_tokens(tokens: tuple[NamedAccessToken, ...]) -> tuple[NamedAccessToken, ...]:
     for field in ("name", "sha256"):
         values = [getattr(token, field) for token in tokens]
         if len(set(values)) < len(values):
@@ -262,7 +268,7 @@ def _check_tokens(tokens: tuple[AccessToken, ...]) -> tuple[AccessToken, ...]:
 class AuthSettings(Section):
     """Access tokens in the configuration. `tiller token new` stores others in Settings.token_file."""
 
-    tokens: Annotated[tuple[AccessToken, ...], AfterValidator(_check_tokens)] = ()
+    tokens: Annotated[tuple[NamedAccessToken, ...], AfterValidator(_check_tokens)] = ()
     """Empty, and no token file: the server accepts every caller, and must listen on a loopback address."""
     open_metrics: bool = False
     """True: /metrics needs no access token."""

@@ -14,12 +14,13 @@ import yaml
 from filelock import FileLock
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from app.commands.errors import CommandError, exit_on_errors
 from app.configuration import SettingsError, default_config, explain, read_settings
 from app.limits.access_tokens import AccessTokenFile, AccessTokenFileError
-from app.settings import AccessScope, AccessToken
+from app.settings import AccessScope, AccessToken, NamedAccessToken
 
 _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
 
@@ -64,7 +65,7 @@ def new(
     """Create an access token. The command shows it once, and stores only its digest."""
     secret = "tiller_" + secrets.token_urlsafe(32)
     with _reporting_errors():
-        token = AccessToken(
+        token = NamedAccessToken(
             name=name,
             sha256=hashlib.sha256(secret.encode()).hexdigest(),
             expires=None if expires is None else _parse_expiry(expires),
@@ -161,4 +162,9 @@ def _editing(file: AccessTokenFile) -> Iterator[list[AccessToken]]:
 def _describe(token: AccessToken) -> tuple[str, ...]:
     expires = f"{token.expires:%Y-%m-%d %H:%M} UTC" if token.expires else "never"
     limits = (str(limit or "") for limit in (token.max_requests, token.tokens_per_minute))
-    return token.name, " ".join(token.scopes), expires, *limits
+    return _printable(token.name), " ".join(token.scopes), expires, *limits
+
+
+def _printable(name: str) -> str:
+    """The name for a table of rich: neither its characters nor rich's markup change anything but its cell."""
+    return escape(name if name.isprintable() and name == name.strip() else repr(name))

@@ -128,14 +128,15 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._method = self.parser.get_method()
         self._check_head()
-        self._enter(_Part.BODY)
         is_plain = self._is_plain
         if is_plain and (answer := self.door.refuse(self._method, self.url, self.headers)):
             self.cycle = _Answered()  # type: ignore[assignment]
+            self._enter(_Part.BODY)
             self.transport.write(answer)
             self.on_response_complete()
             return
         super().on_headers_complete()
+        self._enter(_Part.BODY)  # Not earlier: until here, `cycle` is that of the request before.
         if is_plain:
             self.door.accept(self.scope)
         self._body_is_left = self.parser.should_upgrade() and bool(self._framing())
@@ -242,11 +243,16 @@ class Connection(HttpToolsProtocol):
         self._timer = None
         if self.flow.read_paused or self._is_busy:
             self._watch()
-        elif self._part is None or (self.cycle and self._part is _Part.BODY and self.cycle.response_complete):
+        elif self._part is None or self._is_answered:
             self.transport.close()
         else:
             message = f"the {self._part} did not arrive within {self._seconds:g} seconds"
             self._refuse(ApiError(ErrorCode.REQUEST_TIMEOUT, message))
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether the request whose body is arriving has its whole response already."""
+        return self._part is _Part.BODY and self.cycle is not None and self.cycle.response_complete
 
     @property
     def _is_busy(self) -> bool:
@@ -256,13 +262,16 @@ class Connection(HttpToolsProtocol):
         return self._part is not _Part.BODY or bool(self.pipeline) or self.cycle.response_started
 
     def _refuse(self, error: ApiError) -> None:
-        """Writes the error, unless a response has begun, and closes the connection.
+        """Writes the error, unless a response has begun or is complete, and closes the connection.
 
         If the app has the request already, it sees a disconnect, and finds the error's code as `refusal` in
         the request's state. Else nobody but this module knows of the request, so it counts the refusal here.
         """
         self._refused = True
         self._stop_watching()
+        if self._is_answered:
+            self._hang_up()
+            return
         is_busy, app_has_request = self._is_busy, self.cycle is not None and not self.cycle.response_complete
         if is_busy or not app_has_request:
             self.count(*self._arriving, STATUS[error.code])
@@ -274,6 +283,10 @@ class Connection(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.write(raw_error(error, {"connection": "close"}))
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Sends nothing more. Closes the connection when the client has had time to read the response."""
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)

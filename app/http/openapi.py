@@ -13,7 +13,7 @@ from app.http.descriptions import describe_fields
 from app.http.errors import STATUS
 from app.http.examples import example_bodies
 from app.schemas.base import RequestModel
-from app.schemas.chat import ASK_FOR_NOTHING, ChatRequest
+from app.schemas.chat import WITHOUT_EFFECT, ChatRequest
 from app.schemas.completions import ChatChunk, ChatCompletion
 from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest
 from app.schemas.messages import LENIENT_MESSAGES
@@ -130,7 +130,7 @@ def _describe_lenience(schemas: dict[str, Any]) -> None:
     schemas["Message"]["properties"]["role"]["enum"].append("developer")
     chat = schemas["ChatRequest"]["properties"]
     chat["messages"]["description"] = LENIENT_MESSAGES
-    for name, values in ASK_FOR_NOTHING.items():
+    for name, values in WITHOUT_EFFECT.items():
         chat[name] = {"enum": [None, *values], "description": "Unsupported. Other values are a 400."}
 
 

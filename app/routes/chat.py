@@ -28,7 +28,7 @@ from inference.interface.protocol import GenerationRequest
 
 router = APIRouter(tags=["chat"], dependencies=[requires(AccessScope.CHAT)])
 
-Nice = Annotated[bool, Query(description="Lets all requests go first that arrive shortly after this one.")]
+Nice = Annotated[bool, Query(description="Requests that arrive shortly after this one go before it.")]
 
 
 @router.post(

@@ -25,7 +25,7 @@ from app.schemas.messages import Message, check_order, merge
 MAX_STOPS = 16
 MAX_STEERING_CONCEPTS = 16
 
-ASK_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none",),
@@ -33,7 +33,7 @@ ASK_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none",),
 }
-"""The unsupported fields, and their values that the lenient mode accepts: those without any effect."""
+"""The unsupported fields, and their values that have no effect. The lenient mode accepts these."""
 
 _DECIMAL = r"^(0|[1-9][0-9]{0,9})$"
 
@@ -70,7 +70,7 @@ def _as_tuple(stop: Any) -> Any:
 
 
 def _reject(given: Any, info: ValidationInfo) -> None:
-    accepted = () if settings_of(info).api.strict else ASK_FOR_NOTHING[info.field_name or ""]
+    accepted = () if settings_of(info).api.strict else WITHOUT_EFFECT[info.field_name or ""]
     if not any(type(given) is type(value) and given == value for value in accepted):  # 1 == True in Python
         raise rule_error("is unsupported", given)
 

@@ -5,15 +5,24 @@ both ends. The lenient mode (`api.strict: false`) accepts what agent frameworks 
 """
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationInfo, model_validator
+from pydantic import (
+    BeforeValidator,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from app.schemas.base import RequestModel, rule_error, settings_of
 
 SEPARATOR = "\n\n"
 """Stands between the texts of merged messages."""
+
+_OTHER_NAMES = {"developer": "system"}
+"""Other names of roles in the lenient mode."""
 
 LENIENT_MESSAGES = (
     "The conversation. Neighbours of the same role are merged, with an empty line between their texts. "
@@ -46,14 +55,16 @@ def _join_parts(content: Any) -> Any:
     return "".join(part["text"] for part in content)
 
 
-def _read_role(role: Any, info: ValidationInfo) -> Any:
-    return "system" if role == "developer" and not settings_of(info).api.strict else role
+def _read_role(role: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """The lenient mode lets other names pass, so that errors can quote them. `merge` replaces them."""
+    is_other_name = isinstance(role, str) and role in _OTHER_NAMES
+    return role if is_other_name and not settings_of(info).api.strict else read(role)
 
 
 class Message(RequestModel):
     """A message of the conversation. Other fields, such as `name`, are ignored."""
 
-    role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_read_role)]
+    role: Annotated[Literal["system", "user", "assistant"], WrapValidator(_read_role)]
     """The author of the message."""
     content: Annotated[str, BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart])]
     """A string, or an array of text parts, which the server joins. The name of a control token, such as
@@ -72,16 +83,25 @@ class Message(RequestModel):
 
 def check_order(messages: Sequence[Message]) -> None:
     """Checks the spec's order of roles."""
-    _check_turns(messages, _count_system(messages), range(len(messages)))
+    first = _count_system(messages)
+    for number, message in enumerate(messages[first:]):
+        expected = "assistant" if number % 2 else "user"
+        if message.role != expected:
+            rule = f"must be '{expected}' (an optional system message, then user and assistant in turn)"
+            raise rule_error(rule, message.role, first + number, "role")
+    _check_end(messages)
 
 
 def merge(messages: Sequence[Message]) -> list[Message]:
-    """Merges neighbours of the same role, then checks the order of roles. A greeting may come first."""
-    groups = [list(group) for _, group in groupby(enumerate(messages), lambda item: item[1].role)]
-    positions = [group[0][0] for group in groups]
-    merged = [_join([message for _, message in group]) for group in groups]
-    _check_turns(merged, _count_system(merged) + has_greeting(merged), positions)
-    return merged
+    """Checks the lenient order of roles. Then merges neighbours of the same role."""
+    roles = [_role_of(message) for message in messages]
+    first = len(list(takewhile("system".__eq__, roles)))
+    if "system" in roles[first:]:
+        position = roles.index("system", first)
+        rule = "must be 'user' or 'assistant' (system messages must come first)"
+        raise rule_error(rule, messages[position].role, position, "role")
+    _check_end(messages)
+    return [_join(role, list(group)) for role, group in groupby(messages, _role_of)]
 
 
 def has_greeting(messages: Sequence[Message]) -> bool:
@@ -101,17 +121,15 @@ def _count_system(messages: Sequence[Message]) -> int:
     return 1 if messages and messages[0].role == "system" else 0
 
 
-def _join(messages: Sequence[Message]) -> Message:
-    text = SEPARATOR.join(message.content for message in messages if message.content)
-    return messages[0] if len(messages) == 1 else messages[0].model_copy(update={"content": text})
-
-
-def _check_turns(messages: Sequence[Message], first: int, positions: Sequence[int]) -> None:
-    """Checks the messages from `first` on. `positions`: of all messages in the request."""
-    for number, message in enumerate(messages[first:]):
-        expected = "assistant" if number % 2 else "user"
-        if message.role != expected:
-            rule = f"must be '{expected}' (an optional system message, then user and assistant in turn)"
-            raise rule_error(rule, message.role, positions[first + number], "role")
-    if (len(messages) - first) % 2 == 0:
+def _check_end(messages: Sequence[Message]) -> None:
+    if not messages or messages[-1].role != "user":
         raise rule_error("must end with a user message", messages[-1].role if messages else [])
+
+
+def _role_of(message: Message) -> str:
+    return _OTHER_NAMES.get(message.role, message.role)
+
+
+def _join(role: str, messages: Sequence[Message]) -> Message:
+    text = SEPARATOR.join(message.content for message in messages if message.content)
+    return messages[0].model_copy(update={"role": role, "content": text})

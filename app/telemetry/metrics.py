@@ -79,7 +79,11 @@ class Metrics:
             registry=registry,
         )
         self.concepts = Gauge("tiller_concepts", "Known steering concepts.", registry=registry)
-        self.running = Gauge("tiller_running", "Generations that are running.", registry=registry)
+        self.running = Gauge(
+            "tiller_running",
+            "Generations in progress: those with a first token, and open streams that wait for theirs.",
+            registry=registry,
+        )
 
     def describe(self, **facts: str) -> None:
         """Sets the labels of tiller_info, such as the version and the model."""

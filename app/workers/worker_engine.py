@@ -248,10 +248,10 @@ class WorkerGeneration:
         self._arrived.put_nowait([])  # wakes the iteration, which then sees that no choice runs
 
     def admit(self, result: SubmitResult) -> None:
-        if result.refusal is None:
-            self.admitted.set_result(None)
-        else:
+        if result.refusal is not None:
             self.fail(_refusal(result))
+        elif not self.admitted.done():  # If `submit` was cancelled, so was `admitted`. The abort follows.
+            self.admitted.set_result(None)
 
     def start(self, at: float) -> None:
         """A choice has left the worker's queue. `at`: time.monotonic(), a clock that both processes share."""

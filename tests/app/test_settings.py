@@ -93,7 +93,7 @@ def test_an_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> 
         ("engine: {steering_blocks: []}", "engine.steering_blocks must have at least 1 item"),
         ("limits: {max_wait_seconds: 0}", "limits.max_wait_seconds must be greater than 0, got 0"),
         ("server: {stream_open_seconds: 0}", "server.stream_open_seconds must be greater than 0, got 0"),
-        ("server: {ping_seconds: 0}", "server.ping_seconds must be greater than 0, got 0"),
+        ("server: {ping_seconds: 0}", "server.ping_seconds must be greater than or equal to 1, got 0"),
         ("limits: {default_max_tokens: 0}", "limits.default_max_tokens must be greater than or equal to 1"),
         ("api: {strict: perhaps}", "api.strict must be a valid boolean"),
         ("api: {lenient: true}", "api.lenient is not a setting"),

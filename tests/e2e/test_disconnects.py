@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 
-from tests.e2e.conftest import MODEL, Server, serving
+from tests.e2e.conftest import MODEL, Server, serving, worker_of
 
 
 def request_bytes(server: Server, **fields: object) -> bytes:
@@ -62,10 +62,15 @@ def is_admitted(server: Server) -> bool:
     return b" 200 " in head
 
 
+def metric(server: Server, name: str) -> float:
+    """`name`: with its labels."""
+    values = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines())
+    return float(values[name])
+
+
 def sequences(server: Server) -> float:
     """Number of sequences in the engine, running or waiting. Up to half a second old."""
-    values = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines())
-    return sum(float(values[f'tiller_sequences_{state}{{worker="0"}}']) for state in ("running", "waiting"))
+    return sum(metric(server, f'tiller_sequences_{state}{{worker="0"}}') for state in ("running", "waiting"))
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +127,28 @@ async def test_the_server_answers_after_two_hundred_clients_have_vanished(wide: 
         assert time.monotonic() - began < 3.0, "the abandoned requests still run"
     while sequences(wide):  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0.02)
+
+
+async def leave_at_once(server: Server, number: int) -> None:
+    """Leaves 0 to 12 milliseconds after the request is sent: every other client closes, the rest reset."""
+    _, writer = await asyncio.open_connection(*address(server))
+    writer.write(request_bytes(server, stream=number % 3 == 0, max_tokens=3, n=1 + number % 2))
+    await asyncio.sleep(number % 25 * 0.0005)
+    if number % 2:
+        writer.transport.abort()
+    writer.close()
+
+
+async def test_clients_that_leave_during_the_submission_do_not_end_the_worker(wide: Server) -> None:
+    worker = worker_of(wide)
+    for first in range(0, 600, 4):
+        await asyncio.gather(*(leave_at_once(wide, number) for number in range(first, first + 4)))
+    async with asyncio.timeout(20):
+        while sequences(wide) or metric(wide, "tiller_running"):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.1)
+    assert metric(wide, 'tiller_worker_restarts_total{worker="0"}') == 0
+    assert worker_of(wide) == worker
+    assert wide.chat("Hello", max_tokens=3)["usage"]["completion_tokens"] == 3
 
 
 def test_the_server_disconnects_a_client_that_reads_nothing(wide: Server) -> None:

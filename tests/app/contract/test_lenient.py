@@ -114,6 +114,7 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str]]]] = {
         [system(""), system("s"), user(""), user("a"), user("")],
         [("system", "s"), ("user", "a")],
     ),
+    "only empty system texts": ([system(""), developer(""), user("a")], [("system", ""), ("user", "a")]),
     "only empty texts": ([user(""), user("")], [("user", "")]),
     "parts": ([user([{"type": "text", "text": "a"}]), user("b")], [("user", "a\n\nb")]),
     "greeting": ([assistant("Hi!"), user("a")], [("assistant", "Hi!"), ("user", "a")]),
@@ -131,8 +132,18 @@ FAULTS: list[tuple[list[dict[str, Any]], str, str]] = [
     ([system("s")], "messages must end with a user message", "messages"),
     ([assistant("a")], "messages must end with a user message", "messages"),
     ([user("a"), assistant("b")], "messages must end with a user message, got 'assistant'", "messages"),
-    ([user("a"), user("b"), system("s"), user("c")], "must be 'assistant'", "messages[2].role"),
-    ([user("a"), assistant("b"), developer("s"), user("c")], "must be 'user'", "messages[2].role"),
+    (
+        [user("a"), user("b"), system("s"), user("c")],
+        "must be 'user' or 'assistant' (system messages must come first), got 'system'",
+        "messages[2].role",
+    ),
+    (
+        [user("a"), developer("s"), user("c")],
+        "must be 'user' or 'assistant' (system messages must come first), got 'developer'",
+        "messages[1].role",
+    ),
+    ([assistant("a"), system("s"), user("c")], "system messages must come first", "messages[1].role"),
+    ([system("s"), developer("d")], "must end with a user message, got 'developer'", "messages"),
     ([user("a"), {"role": "tool", "content": "b"}], "must be 'system', 'user' or", "messages[1].role"),
     ([user("a"), {"role": "function", "content": "b"}], "must be 'system', 'user' or", "messages[1].role"),
     ([user("a"), {"role": "assistant", "content": None}, user("c")], "is required", "messages[1].content"),
@@ -218,7 +229,7 @@ async def test_what_has_no_meaning_stays_an_error(
 
 
 @pytest.mark.parametrize(("field", "value"), NOTHING)
-async def test_unsupported_fields_may_ask_for_nothing(
+async def test_unsupported_fields_may_have_values_without_effect(
     lenient: httpx.AsyncClient, client: httpx.AsyncClient, field: str, value: Any
 ) -> None:
     assert (await chat(lenient, **{field: value})).status_code == 200
@@ -227,7 +238,7 @@ async def test_unsupported_fields_may_ask_for_nothing(
 
 
 @pytest.mark.parametrize(("field", "value"), SOMETHING, ids=json.dumps)
-async def test_unsupported_fields_may_not_ask_for_anything(
+async def test_unsupported_fields_may_not_have_other_values(
     lenient: httpx.AsyncClient, engine: FakeEngine, field: str, value: Any
 ) -> None:
     answer = await chat(lenient, **{field: value})

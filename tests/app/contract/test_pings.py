@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from app.errors import EngineUnavailable
 from app.main import create_app
-from app.settings import Settings
+from app.settings import ServerSettings, Settings
 from tests.app.contract.conftest import live
 from tests.app.contract.support import (
     CHAT,
@@ -35,7 +35,10 @@ OFTEN = {"ping_seconds": 0.05}
 @pytest.fixture
 def build(engine: FakeEngine, tmp_path: Path) -> Callable[..., FastAPI]:
     def build(**server: object) -> FastAPI:
-        settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path / "data"), server=server)
+        server_settings = ServerSettings().model_copy(update=server)  # Unchecked: the minimum is 1 second.
+        settings = Settings(
+            model={"name": "tiny"}, data_directory=str(tmp_path / "data"), server=server_settings
+        )
         return create_app(settings, engine)
 
     return build

@@ -374,6 +374,38 @@ async def test_a_malformed_body_is_an_error_and_the_app_sees_a_disconnect(
     await until(lambda: app.left == 1)
 
 
+@pytest.mark.parametrize("is_full", [False, True], ids=["by the app", "before the app"])
+@pytest.mark.parametrize("rest", [b"ZZ\r\n", b"0\r\n" + b"A: b\r\n" * 20], ids=["chunk", "trailers"])
+async def test_a_fault_in_the_body_of_an_answered_request_only_closes_the_connection(
+    connect: Callable[..., Any], app: App, is_full: bool, rest: bytes
+) -> None:
+    app.is_full = is_full
+    client = await connect(max_headers=10, max_header_bytes=100)
+    await client.send(post("Transfer-Encoding: chunked", path="/chat?nice=true" if is_full else "/unread"))
+    answer = await client.read_until(b"\r\n0\r\n\r\n" if not is_full else b'},"code":"QUEUE_FULL"}')
+    assert answer.startswith(b"HTTP/1.1 503 " if is_full else b"HTTP/1.1 200 ")
+    await client.send(rest, pause=0.05)
+    await client.send(b"B: c\r\n" * 20)
+    assert await client.read() == b""
+    assert app.refusals == []
+
+
+async def test_a_fault_in_the_request_after_an_answered_one_is_answered(
+    connect: Callable[..., Any], app: App
+) -> None:
+    client = await connect()
+    await client.send(post("Content-Length: 1", body="x"))
+    await client.read_until(b"\r\n0\r\n\r\n")
+    app.fault = RuntimeError()
+    await client.send(post("Content-Length: 1", path="/refuse", body="x"))
+    assert_refused(await client.read(), 500, "INTERNAL")
+    client = await connect()
+    await client.send(post("Content-Length: 1", body="x"))
+    await client.read_until(b"\r\n0\r\n\r\n")
+    await client.send(b"POST http://[ HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
+    assert_refused(await client.read(), 400, "INVALID_REQUEST")
+
+
 async def test_an_error_does_not_quote_the_request(connect: Callable[..., Any]) -> None:
     client = await connect()
     await client.send(b"secret-token: " + b"s" * 100 + b"\r\n\r\n")

@@ -18,6 +18,7 @@ from app.configuration import SettingsError, load_settings
 from app.limits.access_tokens import AccessTokenFile, AccessTokenFileError, AccessTokens, load_access_tokens
 from app.main import create_app
 from app.settings import AccessScope, AccessToken
+from inference.interface.logs import JsonFormatter, TextFormatter
 from tests.app.contract.conftest import client_of
 from tests.app.fakes import FakeEngine
 
@@ -186,11 +187,39 @@ def test_a_name_may_have_any_printable_characters(config: Path, file: AccessToke
     assert [token.name for token in file.read()] == [name]
 
 
-def test_a_stored_token_with_another_name_is_refused_with_the_reason(file: AccessTokenFile) -> None:
-    file.write([token("ada")])
-    file.path.write_text(file.path.read_text().replace("ada", r"a\n"))
-    with pytest.raises(AccessTokenFileError, match=r"tokens\.json: 0\.name must have printable characters"):
-        file.read()
+FORMER_NAMES = ["alice ", " alice", "a\tb", "a\u00a0b", "a\nb", "a\x1b[2J", "a\u202eb", "[red]", "[/red]"]
+"""Names that a new access token may not have, and names that rich would read as markup."""
+
+
+@pytest.mark.parametrize("name", FORMER_NAMES, ids=ascii)
+def test_a_stored_token_may_have_a_name_that_a_new_one_may_not_have(
+    config: Path, file: AccessTokenFile, name: str
+) -> None:
+    file.write([token(name), token("bob")])
+    create_token("ada", "--config", config)
+    assert [stored.name for stored in file.read()] == [name, "bob", "ada"]
+    listed = run("list", "--config", config)
+    assert listed.exit_code == 0
+    assert all(line.isprintable() for line in listed.stdout.splitlines())
+    assert (name if name.startswith("[") else repr(name)) in listed.stdout
+    assert run("revoke", name, "--config", config).exit_code == 0
+    assert [stored.name for stored in file.read()] == ["bob", "ada"]
+
+
+@pytest.mark.parametrize("name", FORMER_NAMES, ids=ascii)
+async def test_the_log_shows_any_stored_name_in_one_line(
+    config: Path, file: AccessTokenFile, engine: FakeEngine, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    file.write([token("secret").model_copy(update={"name": name})])
+    caplog.set_level(logging.INFO, "tiller.access")
+    async with client_of(create_app(load_settings(config, model={"name": "tiny"}), engine)) as client:
+        assert await status(client, "secret") == 200
+    [record] = [record for record in caplog.records if record.name == "tiller.access"]
+    text, line = TextFormatter({}).format(record), JsonFormatter({}).format(record)
+    assert text.isprintable()
+    assert text.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["token"] == name
 
 
 def test_print_only_stores_nothing(config: Path, file: AccessTokenFile) -> None:

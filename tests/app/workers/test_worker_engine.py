@@ -201,6 +201,27 @@ async def test_cancelling_the_wait_for_admission_aborts(pair: tuple[WorkerEngine
     assert await collected(await submitted_after(pair)) == [[7]]
 
 
+async def test_a_cancel_just_before_the_admission_ends_only_its_request(
+    pair: tuple[WorkerEngine, Worker],
+) -> None:
+    """In one of these rounds, the engine reads the report between the cancel and the abort."""
+    engine, worker = pair
+    for rounds in range(20):
+        task = asyncio.create_task(engine.submit(request()))
+        await worker.receive()
+        await worker.report(submit_results=[SubmitResult("r")])
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.result().abort()
+        assert await worker.receive() == Abort("r", None)
+        assert await collected(await submitted_after(pair)) == [[7]]
+        assert engine.free_capacity == 3
+    assert not engine.lost.is_set()
+
+
 async def submitted_after(pair: tuple[WorkerEngine, Worker]) -> WorkerGeneration:
     generation = await submitted(pair, "later")
     await pair[1].report(events=[TokenEvent("later", 0, 7, FinishReason.STOP)])
