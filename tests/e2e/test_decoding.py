@@ -1,4 +1,4 @@
-"""Real tokenizers: those of the embedded model and of installed packages."""
+"""Real tokenizers: that of the embedded model, and those that installed packages ship, if any."""
 
 import site
 from pathlib import Path
@@ -10,18 +10,15 @@ from app.text.decoding.decoder import Decoder
 from tests.app.text.comparison import expected, streamed, token_ids
 
 
-def test_the_embedded_model_streams_what_the_library_decodes(embedded_directory: Path) -> None:
-    check(embedded_directory / "tokenizer.json")
-
-
-def test_tokenizers_of_installed_packages_stream_what_the_library_decodes() -> None:
-    """There may be none."""
-    for folder in site.getsitepackages():
-        for file in Path(folder).rglob("*tokenizer.json"):
-            check(file)
+def test_real_tokenizers_stream_what_the_library_decodes(embedded_directory: Path) -> None:
+    folders = map(Path, site.getsitepackages())
+    shipped = [file for folder in folders for file in folder.rglob("*tokenizer.json")]
+    for file in [embedded_directory / "tokenizer.json", *shipped]:
+        check(file)
 
 
 def check(file: Path) -> None:
+    """Raises AssertionError if any tokens stream another text than the library decodes."""
     tokenizer = Tokenizer.from_file(str(file))
     decoder = Decoder(tokenizer)
 
