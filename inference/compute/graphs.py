@@ -3,19 +3,20 @@ however many operations the model has. Knows the layout of a captured batch, but
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
 
 from inference.compute.batch import AttentionMetadata, Batch, SteeringBatch
 
+Act = Callable[[], object]
+"""Computes a step. Reads and writes the same memory each time, and never waits for the device."""
 Replay = Callable[[], None]
-Capture = Callable[[Callable[[], torch.Tensor]], tuple[Replay, torch.Tensor]]
-"""Runs a function and captures it. Returns a replay of the function, and the tensor that holds each result.
-
-The function must read and write the same memory each time, and must never wait for the device.
-"""
+Capture = Callable[[Iterable[Act]], Iterator[Replay]]
+"""Runs and captures each function, and yields its replay. Replays run one at a time, in any order."""
+Forward = Callable[[Batch, torch.Tensor], object]
+"""Computes the logits [S, vocab_size] of a batch, and writes them to the tensor."""
 
 _SIZE_MULTIPLE = 8  # larger batch sizes are rounded up to a multiple of this
 
@@ -25,11 +26,12 @@ class Graphs:
 
     def __init__(
         self,
-        forward: Callable[[Batch], torch.Tensor],
+        forward: Forward,
         capture: Capture,
         *,
         max_sequences: int,
         max_blocks: int,
+        vocab_size: int,
         padding_slot: int,
         device: torch.device,
     ) -> None:
@@ -37,28 +39,31 @@ class Graphs:
 
         `max_blocks`: KV cache blocks per sequence. `padding_slot`: a cache slot that belongs to no sequence.
         """
-        self._sizes = _sizes(max_sequences)
-        self._inputs = _Inputs(self._sizes[-1], max_blocks, padding_slot, device)
-        self._replays: dict[int, tuple[Replay, torch.Tensor]] = {}
-        for size in reversed(self._sizes):  # the largest first: the others reuse its memory
-            self._replays[size] = capture(partial(forward, self._inputs.batch(size)))
+        self.sizes = batch_sizes(max_sequences)
+        self._inputs = _Inputs(max_sequences, max_blocks, padding_slot, device)
+        # One buffer for all sizes. Otherwise each captured step would keep its own logits alive.
+        self._logits = torch.empty(max_sequences, vocab_size, dtype=torch.float32, device=device)
+        # The largest first: the others reuse its memory.
+        acts = [
+            partial(forward, self._inputs.batch(size), self._logits[:size]) for size in reversed(self.sizes)
+        ]
+        self._replays = dict(zip(reversed(self.sizes), capture(acts), strict=True))
 
     def can_run(self, batch: Batch) -> bool:
         """Whether a captured step can compute the batch."""
         return (
             batch.attention_metadata is not None
-            and len(batch.sampling) == len(batch.token_ids) <= self._sizes[-1]
+            and len(batch.sampling) == len(batch.token_ids) <= self.sizes[-1]
             and not batch.probes
         )
 
     def run(self, batch: Batch) -> torch.Tensor:
         """The batch's logits [S, vocab_size], valid until the next call."""
         count = len(batch.token_ids)
-        size = self._sizes[bisect_left(self._sizes, count)]
+        size = self.sizes[bisect_left(self.sizes, count)]
         self._inputs.fill(batch, size)
-        replay, logits = self._replays[size]
-        replay()
-        return logits[:count]
+        self._replays[size]()
+        return self._logits[:count]
 
 
 class _Inputs:
@@ -111,6 +116,6 @@ class _Inputs:
             self._scales[:count].copy_(batch.steering.scales)
 
 
-def _sizes(most: int) -> list[int]:
+def batch_sizes(most: int) -> list[int]:
     """Batch sizes to capture, up to `most`. Not every size: in a large batch, padding rows cost little."""
     return [size for size in (1, 2, 4) if size < most] + [*range(_SIZE_MULTIPLE, most, _SIZE_MULTIPLE), most]

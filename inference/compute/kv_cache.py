@@ -31,6 +31,7 @@ class KVCache:
             slots = num_blocks * block_size + 1
             return torch.zeros(slots, shape.num_heads, size, dtype=shape.dtype, device=device)
 
+        self.num_blocks = num_blocks
         self.block_size = block_size
         self.padding_slot = num_blocks * block_size
         self.keys = [allocate(shape, shape.key_size) for shape in shapes]

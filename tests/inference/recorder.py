@@ -1,12 +1,13 @@
 """Captures steps for tests. On the CPU, a stand-in for CUDA keeps the call and runs it again."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference.compute.graphs import Replay
+from inference.compute.graphs import Act, Replay
 
 aten = torch.ops.aten
 _REFUSED = {
@@ -39,26 +40,23 @@ class Recorder:
         self.num_captured = 0
         self.num_replayed = 0
 
-    def __call__(self, act: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
-        self.num_captured += 1
-        replay, result = _capture(act)
+    def __call__(self, acts: Iterable[Act]) -> Iterator[Replay]:
+        for replay in _capture(acts):
+            self.num_captured += 1
+            yield partial(self._replay, replay)
 
-        def counted() -> None:
-            self.num_replayed += 1
-            replay()
-
-        return counted, result
+    def _replay(self, replay: Replay) -> None:
+        self.num_replayed += 1
+        replay()
 
 
-def _capture(act: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
+def _capture(acts: Iterable[Act]) -> Iterator[Replay]:
     if torch.get_default_device().type == "cuda":
         from inference.backends.cuda.capture import capture
 
-        return capture(act)
-    with _NoWaiting():
-        result = act()
-
-    def replay() -> None:
-        result.copy_(act())
-
-    return replay, result
+        yield from capture(acts)
+        return
+    for act in acts:
+        with _NoWaiting():
+            act()
+        yield act

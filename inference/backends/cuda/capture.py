@@ -1,27 +1,27 @@
 """CUDA graphs: captures the launches of a step, so that one launch replays them all."""
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 
-from inference.compute.graphs import Replay
+from inference.compute.graphs import Act, Replay
 
 
-def capture(act: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
-    """See `inference.compute.graphs.Capture`. All graphs share one memory pool: they run one at a time."""
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        act()  # warm-up: the first call compiles kernels and allocates workspaces
-    current.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool()):
-        result = act()
-    return graph.replay, result
+def capture(acts: Iterable[Act]) -> Iterator[Replay]:
+    """See `inference.compute.graphs.Capture`.
 
-
-@cache
-def _pool() -> Any:
-    return torch.cuda.graph_pool_handle()
+    All graphs of a call share one memory pool, because they run one at a time. They share one stream, because
+    cuBLAS keeps a workspace for each stream. The pool lives as long as one of its graphs.
+    """
+    pool = torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    for act in acts:
+        current = torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            act()  # the first call compiles kernels and allocates workspaces
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            act()
+        yield graph.replay

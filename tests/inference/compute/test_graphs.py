@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from inference.compute.graphs import _sizes
+from inference.compute.graphs import batch_sizes
 from inference.interface.protocol import GenerationRequest
 from inference.runner.model_runner import ModelRunner
 from tests.inference.conftest import (
@@ -139,24 +139,24 @@ def test_preemption_with_captured_steps_does_not_change_the_output(llama: PreTra
 
 
 def test_batch_sizes_to_capture() -> None:
-    assert _sizes(1) == [1]
-    assert _sizes(3) == [1, 2, 3]
-    assert _sizes(20) == [1, 2, 4, 8, 16, 20]
-    assert _sizes(24) == [1, 2, 4, 8, 16, 24]
+    assert batch_sizes(1) == [1]
+    assert batch_sizes(3) == [1, 2, 3]
+    assert batch_sizes(20) == [1, 2, 4, 8, 16, 20]
+    assert batch_sizes(24) == [1, 2, 4, 8, 16, 24]
 
 
 def test_steps_are_captured_once(llama: PreTrainedModel) -> None:
     recorder = Recorder()
     driver = build_driver(llama, capture=recorder, max_running=20)
-    assert recorder.num_captured == len(_sizes(20))
+    assert recorder.num_captured == len(batch_sizes(20))
     driver.run(*(request(f"r{i}", random_prompt(i, 5), 9) for i in range(20)))
-    assert recorder.num_captured == len(_sizes(20))
+    assert recorder.num_captured == len(batch_sizes(20))
 
 
 def test_a_model_that_cannot_be_captured_is_served_without_capture(
     llama: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(act: object) -> Any:
+    def refuse(acts: object) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     expected = generate(llama, random_prompt(0, 5), 9)
@@ -177,4 +177,4 @@ def test_a_model_that_cannot_be_captured_is_served_without_capture(
 )
 def test_the_recorder_refuses_what_a_gpu_cannot_capture(act: Callable[[], torch.Tensor]) -> None:
     with pytest.raises(RuntimeError, match="is not permitted while a step is captured"):
-        Recorder()(act)
+        list(Recorder()([act]))

@@ -1,0 +1,66 @@
+"""Runs every kind of step once at the start, so that no request waits for a compilation.
+
+Triton compiles a kernel when it is first launched, and CUDA loads a library's kernel when it is first used.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from inference.interface.config import EngineConfig
+from inference.interface.protocol import SamplingParams
+from inference.runner.rehearsal import make_sequence, powers_of_two
+from inference.scheduling.sequence import Sequence
+
+_log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOGS = 5.0
+_BESIDE = 64  # tokens of a prompt beside decodes
+_SAMPLING = (
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=1.0, top_p=0.9),
+    SamplingParams(temperature=1.0, top_k=5),
+    SamplingParams(temperature=1.0, frequency_penalty=0.5, presence_penalty=0.5),
+    SamplingParams(temperature=1.0, top_logprobs=5),
+    SamplingParams(temperature=1.0, logit_bias={0: 1.0}),
+    SamplingParams(temperature=1.0, logit_bias={0: 100.0}),
+)
+
+
+def warm_up(run: Callable[[list[Sequence]], object], config: EngineConfig, longest: int) -> None:
+    """Calls `run` with the sequences of each step. `longest`: the largest number of tokens of a sequence."""
+    started = logged = time.monotonic()
+    steps = list(_steps(config, longest))
+    for done, sequences in enumerate(steps):
+        run(sequences)
+        now = time.monotonic()
+        if now - logged > _SECONDS_BETWEEN_LOGS:
+            _log.info("warming up: %d of %d steps", done + 1, len(steps))
+            logged = now
+    _log.info("warmed up with %d steps in %.1f s", len(steps), time.monotonic() - started)
+
+
+def _steps(config: EngineConfig, longest: int) -> Iterator[list[Sequence]]:
+    """Prompts of all lengths, decodes beside a prompt, and all ways to sample.
+
+    All sequences use the first blocks of the cache, whose content does not matter.
+    """
+    most = min(config.max_running, config.max_batch_tokens)
+    for length in powers_of_two(min(config.max_batch_tokens, longest)):
+        yield [_prompt(length, config)]
+    for count in powers_of_two(most):
+        prompt = min(_BESIDE, config.max_batch_tokens - count, longest)
+        if prompt > 1:
+            yield [*(_decode(SamplingParams()) for _ in range(count)), _prompt(prompt, config)]
+    for sampling in _SAMPLING:
+        for count in {1, most}:
+            yield [_decode(sampling) for _ in range(count)]
+
+
+def _prompt(length: int, config: EngineConfig) -> Sequence:
+    return make_sequence([0] * length, list(range(-(-length // config.block_size))))
+
+
+def _decode(sampling: SamplingParams) -> Sequence:
+    return make_sequence([0, 0], [0], 1, sampling)
