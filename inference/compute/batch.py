@@ -10,6 +10,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from inference.compute.block_tables import BlockTables
 from inference.compute.transfer import upload
 from inference.scheduling.probe import ProbeSpan, locate
 from inference.scheduling.sequence import Sequence
@@ -95,7 +96,7 @@ class BatchBuilder:
         self.block_size = block_size
         self.padding_slot = padding_slot
         self.device = device
-        self.in_place = in_place
+        self._block_tables = BlockTables(device) if in_place else None
 
     def build(self, scheduled: list[Sequence]) -> Batch:
         # Decodes come first. Those with similar context lengths are neighbours, and share an SDPA call.
@@ -112,11 +113,8 @@ class BatchBuilder:
                 "positions": positions,
                 "slot_mapping": np.concatenate([self._slot_mapping(sequence) for sequence in ordered]),
                 "logit_tokens": np.concatenate(logit_tokens),
-                **(
-                    {"block_tables": _block_tables(ordered), "cu_seqlens": np.concatenate([[0], ends])}
-                    if self.in_place
-                    else {}
-                ),
+                "cu_seqlens": np.concatenate([[0], ends]),
+                **(self._block_tables.changes(ordered) if self._block_tables else {}),
                 **_steering(ordered),
             },
             self.device,
@@ -126,11 +124,11 @@ class BatchBuilder:
             positions=tensors["positions"],
             slot_mapping=tensors["slot_mapping"],
             attention_metadata=AttentionMetadata(
-                tensors["block_tables"], tensors["cu_seqlens"], counts.count(1)
+                self._block_tables.apply(ordered, tensors), tensors["cu_seqlens"], counts.count(1)
             )
-            if self.in_place
+            if self._block_tables
             else None,
-            groups=[] if self.in_place else self._groups(ordered, positions),
+            groups=[] if self._block_tables else self._groups(ordered, positions),
             logit_tokens=tensors["logit_tokens"],
             sampling=[sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
             probes=probes,
@@ -140,26 +138,22 @@ class BatchBuilder:
     def follow(self, batch: Batch, token_ids: torch.Tensor) -> Batch:
         """The decode step after `batch`. `token_ids` [T]: the token that each sequence has sampled.
 
-        `batch` has one token per sequence. Does not need the values of `token_ids` on the host.
+        `batch` has one token per sequence, and its attention reads the KV cache in place. Does not need the
+        values of `token_ids` on the host.
         """
+        assert self._block_tables is not None  # noqa: S101 - for the type checker
+        assert batch.attention_metadata is not None  # noqa: S101
         sequences = batch.sampling
-        tensors = upload(
-            {
-                "slot_mapping": np.array(
-                    [self._slot(sequence, sequence.num_tokens) for sequence in sequences]
-                ),
-                "block_tables": _block_tables(sequences),
-            },
-            self.device,
-        )
+        slots = np.array([self._slot(sequence, sequence.num_tokens) for sequence in sequences])
+        changes = self._block_tables.changes(sequences)
+        tensors = upload({"slot_mapping": slots, **changes}, self.device)
+        block_tables = self._block_tables.apply(sequences, tensors)
         return replace(
             batch,
             token_ids=token_ids,
             positions=batch.positions + 1,
             slot_mapping=tensors["slot_mapping"],
-            attention_metadata=replace(batch.attention_metadata, block_tables=tensors["block_tables"])
-            if batch.attention_metadata
-            else None,
+            attention_metadata=replace(batch.attention_metadata, block_tables=block_tables),
         )
 
     def _groups(self, ordered: list[Sequence], positions: np.ndarray) -> list[AttentionGroup]:
@@ -228,14 +222,6 @@ def _probe_spans(ordered: list[Sequence], ends: np.ndarray) -> list[ProbeSpan]:
         for sequence, end in zip(ordered, ends.tolist(), strict=True)
         if sequence.probe is not None
     ]
-
-
-def _block_tables(sequences: list[Sequence]) -> np.ndarray:
-    width = max(len(sequence.block_table) for sequence in sequences)
-    blocks = np.zeros((len(sequences), width), dtype=np.int32)
-    for row, sequence in zip(blocks, sequences, strict=True):
-        row[: len(sequence.block_table)] = sequence.block_table
-    return blocks
 
 
 def _steering(ordered: list[Sequence]) -> dict[str, np.ndarray]:

@@ -90,6 +90,7 @@ class BlockManager:
             if self._references[block] == 0:
                 self._free[block] = None
         sequence.block_table.clear()
+        sequence.block_table_version += 1
         sequence.num_computed_tokens = 0
 
     def discard(self, sequence: Sequence) -> None:

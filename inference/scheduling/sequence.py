@@ -84,6 +84,8 @@ class Sequence:
     num_computed_tokens: int = 0
     num_scheduled_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
+    block_table_version: int = 0
+    """Changes when the sequence loses its blocks. Until then, it only gets new ones at the end."""
     block_hashes: list[bytes] = field(default_factory=list)
     """Hashes of the full blocks so far. A preemption keeps them, because it keeps the tokens."""
     output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))

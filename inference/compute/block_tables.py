@@ -1,0 +1,100 @@
+"""The block tables of running sequences, kept on the device. A step sends only the blocks that are new.
+
+Knows which blocks a sequence has. Does not know what they contain.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inference.scheduling.sequence import Sequence
+
+Arrays = dict[str, NDArray[np.generic]]
+
+_ROWS, _NEW_ROWS, _NEW_COLUMNS, _NEW_BLOCKS = "table_rows", "new_rows", "new_columns", "new_blocks"
+
+
+@dataclass
+class _Row:
+    """A sequence's row of the table."""
+
+    index: int
+    version: int
+    """The sequence's `block_table_version` when blocks were last sent."""
+    num_sent: int = 0
+    """How many of the sequence's blocks the row contains."""
+
+
+class BlockTables:
+    """A table with one row per sequence, int32 [rows, columns]. It grows when it is too small.
+
+    Nothing tells the table when a sequence ends. When no row is free, all sequences outside of the batch lose
+    their rows; if such a sequence runs again, its blocks are sent again.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._table = torch.zeros(8, 64, dtype=torch.int32, device=device)
+        self._free = list(range(len(self._table)))
+        self._rows: dict[int, _Row] = {}
+
+    def changes(self, sequences: list[Sequence]) -> Arrays:
+        """The arrays to upload before `apply`: the rows [N] of the sequences, and the blocks to be sent."""
+        rows = [self._row(sequence, sequences) for sequence in sequences]
+        new: list[list[int]] = []
+        counts, columns = [], []
+        for row, sequence in zip(rows, sequences, strict=True):
+            if row.version != sequence.block_table_version:
+                row.version, row.num_sent = sequence.block_table_version, 0
+            new.append(sequence.block_table[row.num_sent :])
+            counts.append(len(new[-1]))
+            columns.append(np.arange(row.num_sent, len(sequence.block_table)))
+        indices = np.array([row.index for row in rows])
+        if not any(counts):
+            return {_ROWS: indices}
+        return {
+            _ROWS: indices,
+            _NEW_ROWS: np.repeat(indices, counts),
+            _NEW_COLUMNS: np.concatenate(columns),
+            _NEW_BLOCKS: np.array([block for blocks in new for block in blocks], np.int32),
+        }
+
+    def apply(self, sequences: list[Sequence], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The sequences' block tables, int32 [N, highest number of blocks]. `tensors`: uploaded `changes`.
+
+        Blocks count as sent only when this succeeds, so a failed step changes nothing.
+        """
+        width = max(len(sequence.block_table) for sequence in sequences)
+        if width > self._table.shape[1]:
+            self._grow(len(self._table), max(width, 2 * self._table.shape[1]))
+        if _NEW_ROWS in tensors:
+            places = tensors[_NEW_ROWS], tensors[_NEW_COLUMNS]
+            self._table.index_put_(places, tensors[_NEW_BLOCKS])
+        tables = self._table[:, :width].index_select(0, tensors[_ROWS])
+        for sequence in sequences:
+            self._rows[sequence.number].num_sent = len(sequence.block_table)
+        return tables
+
+    def _row(self, sequence: Sequence, batch: list[Sequence]) -> _Row:
+        row = self._rows.get(sequence.number)
+        if row is None:
+            if not self._free:
+                self._make_room(batch)
+            row = self._rows[sequence.number] = _Row(self._free.pop(), sequence.block_table_version)
+        return row
+
+    def _make_room(self, batch: list[Sequence]) -> None:
+        kept = {sequence.number for sequence in batch}
+        for number in [number for number in self._rows if number not in kept]:
+            self._free.append(self._rows.pop(number).index)
+        if not self._free:
+            size = len(self._table)
+            self._grow(2 * size, self._table.shape[1])
+            self._free.extend(range(size, 2 * size))
+
+    def _grow(self, rows: int, columns: int) -> None:
+        table = self._table.new_zeros(rows, columns)
+        table[: len(self._table), : self._table.shape[1]] = self._table
+        self._table = table
