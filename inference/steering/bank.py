@@ -2,6 +2,7 @@
 
 import torch
 
+from inference.compute.transfer import upload
 from inference.scheduling.probe import Array32
 
 
@@ -37,7 +38,8 @@ class SteeringBank:
                 return None
             row = self._rows[content] = self._free.pop()
             self._contents[row], self._users[row] = content, 0
-            self.vectors[:, row] = torch.from_numpy(vectors)
+            # The upload does not wait for the step in flight. The copy comes after it in the stream.
+            self.vectors[:, row].copy_(upload({"vectors": vectors}, self.vectors.device)["vectors"])
         self._users[row] += num_users
         return row
 

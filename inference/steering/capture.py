@@ -1,56 +1,80 @@
-"""Stores a step's results in its probes: sums of hidden states, and log probabilities."""
+"""Measures a step's probes: sums of hidden states, and log probabilities."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Self
 
 import numpy as np
 import torch
 
 from inference.compute.batch import Batch
+from inference.compute.transfer import upload
 from inference.models.causal_lm import CausalLM, LayerHook
 from inference.scheduling.probe import ProbeSpan
 
 
-@contextmanager
-def capturing(model: CausalLM, spans: list[ProbeSpan]) -> Iterator[None]:
-    """Inside the context, adds decoder block outputs to the probes that capture. Undoes this on an error."""
-    captured = [span for span in spans if span.probe.captures]
-    for span in captured:
-        if span.starts_content:
-            span.probe.clear(len(model.layers), model.hidden_size)
-    captured = [span for span in captured if span.captured_tokens.start < span.captured_tokens.stop]
-    before = [(span.probe, span.probe.hidden_sum.copy(), span.probe.norm_sum.copy()) for span in captured]
-    with ExitStack() as stack:
-        if captured:
-            for layer in range(len(model.layers)):
-                stack.callback(model.hook_layer(layer, _add_up(captured, layer)).remove)
-        try:
-            yield
-        except BaseException:
-            for probe, hidden_sum, norm_sum in before:
-                probe.hidden_sum, probe.norm_sum = hidden_sum, norm_sum
-            raise
+class ProbeResults:
+    """The results of a step's probe spans. They stay on the device until `store` copies them in one go.
 
-
-def _add_up(spans: list[ProbeSpan], layer: int) -> LayerHook:
-    def add_up(hidden: torch.Tensor, batch: Batch) -> None:  # noqa: ARG001
-        for span in spans:
-            content = hidden[span.captured_tokens].double()
-            span.probe.hidden_sum[layer] += content.sum(0).cpu().numpy()
-            span.probe.norm_sum[layer] += float(content.norm(dim=1).sum())
-
-    return add_up
-
-
-def score(spans: list[ProbeSpan], logits: torch.Tensor) -> None:
-    """Stores the log probabilities of the scored content in the probes.
-
-    `logits`: [P, vocab_size] float32 at the spans' scored tokens, one span after the other.
+    A step that fails is never stored, so it leaves its probes unchanged.
     """
-    scored = [(span.probe, span.scored_content) for span in spans]
-    targets = [token for probe, content in scored for token in probe.content_token_ids[content]]
-    index = torch.tensor(targets, dtype=torch.long, device=logits.device)[:, None]
-    logprobs = logits.gather(1, index)[:, 0] - logits.logsumexp(1)
-    parts = np.split(logprobs.double().cpu().numpy(), np.cumsum([len(s.scored_tokens) for s in spans])[:-1])
-    for (probe, content), part in zip(scored, parts, strict=True):
-        probe.logprobs[content] = part
+
+    def __init__(
+        self, spans: list[ProbeSpan], num_layers: int, hidden_size: int, device: torch.device
+    ) -> None:
+        self._spans = spans
+        self._captured = [
+            span
+            for span in spans
+            if span.probe.captures and span.captured_tokens.start < span.captured_tokens.stop
+        ]
+        shape = num_layers, len(self._captured)
+        self._hidden_sums = torch.empty(*shape, hidden_size, dtype=torch.float64, device=device)
+        self._norm_sums = torch.empty(*shape, dtype=torch.float64, device=device)
+        self._logprobs = torch.empty(0, dtype=torch.float64, device=device)
+
+    @classmethod
+    @contextmanager
+    def capturing(cls, model: CausalLM, spans: list[ProbeSpan]) -> Iterator[Self]:
+        """Inside the context, a forward pass adds up the hidden states of the probes that capture."""
+        results = cls(spans, len(model.layers), model.hidden_size, model.device)
+        with ExitStack() as stack:
+            if results._captured:
+                for layer in range(len(model.layers)):
+                    stack.callback(model.hook_layer(layer, results._add_up(layer)).remove)
+            yield results
+
+    def score(self, logits: torch.Tensor) -> None:
+        """Computes the log probabilities of the scored content.
+
+        `logits`: [P, vocab_size] float32 at the spans' scored tokens, one span after the other.
+        """
+        targets = [
+            token for span in self._spans for token in span.probe.content_token_ids[span.scored_content]
+        ]
+        index = upload({"targets": np.array(targets, np.int64)[:, None]}, logits.device)["targets"]
+        self._logprobs = (logits.gather(1, index)[:, 0] - logits.logsumexp(1)).double()
+
+    def store(self) -> None:
+        """Waits for the step, and adds its results to the probes."""
+        hidden_sums, norm_sums = self._hidden_sums.cpu().numpy(), self._norm_sums.cpu().numpy()
+        logprobs = self._logprobs.cpu().numpy()
+        for span in self._spans:
+            if span.probe.captures and span.starts_content:
+                span.probe.clear(*hidden_sums.shape[::2])
+        for i, span in enumerate(self._captured):
+            span.probe.hidden_sum += hidden_sums[:, i]
+            span.probe.norm_sum += norm_sums[:, i]
+        ends = np.cumsum([len(span.scored_tokens) for span in self._spans])
+        for span, part in zip(self._spans, np.split(logprobs, ends[:-1]), strict=True):
+            span.probe.logprobs[span.scored_content] = part
+
+    def _add_up(self, layer: int) -> LayerHook:
+        def add_up(hidden: torch.Tensor, batch: Batch) -> None:  # noqa: ARG001
+            for i, span in enumerate(self._captured):
+                content = hidden[span.captured_tokens]
+                torch.sum(content, 0, dtype=torch.float64, out=self._hidden_sums[layer, i])
+                norms = torch.linalg.vector_norm(content, dim=1, dtype=torch.float64)
+                torch.sum(norms, 0, out=self._norm_sums[layer, i])
+
+        return add_up

@@ -25,6 +25,7 @@ from inference.interface.protocol import (
 from inference.scheduling.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, Probe
 from inference.steering.directions import DirectionFiles
 from tests.inference.conftest import VOCAB_SIZE, Driver, build_driver, generate, make_model, request
+from tests.inference.recorder import Recorder
 from tests.inference.steering.conftest import (
     NEUTRAL,
     PROMPT,
@@ -101,6 +102,22 @@ def test_requests_can_name_a_concept_from_the_measuring_state_on(llama: PreTrain
         driver.engine.abort(one.request_id)
         seen.add(update.state)
     assert seen == {TRAINING, MEASURING, READY}
+
+
+def test_decodes_stay_on_captured_steps_beside_a_training(llama: PreTrainedModel) -> None:
+    recorder = Recorder()
+    driver = build_driver(llama, capture=recorder)
+    for one in running_requests():
+        driver.engine.add(one)
+    driver.step()  # all prompts
+    driver.engine.trainer.add(make_training())
+    counts = count_computed_tokens(driver)
+    for number in range(1, 20):
+        driver.step()
+        assert recorder.num_replayed == number
+    assert sum(count > len(running_requests()) for count in counts) > 10
+    assert states(train(driver)) == [MEASURING, READY]
+    check_running_requests(driver)
 
 
 def make_expressive_model() -> PreTrainedModel:
@@ -207,8 +224,8 @@ def fail_batches(driver: Driver, fails: Callable[[Batch], bool]) -> None:
     model = driver.engine.runner.model
     forward = model.forward
 
-    def forward_and_fail(forward_context: ForwardContext) -> torch.Tensor:
-        logits = forward(forward_context)
+    def forward_and_fail(forward_context: ForwardContext, out: torch.Tensor | None = None) -> torch.Tensor:
+        logits = forward(forward_context, out)
         if fails(forward_context.batch):
             raise RuntimeError("the device is on fire")
         return logits
