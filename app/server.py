@@ -67,7 +67,7 @@ async def _serve(
     settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None, observers: Sequence[Observer]
 ) -> None:
     _at_signals(_current_task().cancel)
-    async with run_replicas(settings.engine_config, settings.engine.replicas) as engine:
+    async with run_replicas(settings.engine_config) as engine:
         app = _start_app(settings, engine, observers)
         config = configure(app, settings.server, tls, [*observers, log_request])
         # The first call of anyio imports much code. Without this one, the first request would wait for it.

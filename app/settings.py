@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+)
 from pydantic_settings import (
     BaseSettings,
     SettingsConfigDict,
@@ -45,6 +53,12 @@ def _check_distinct(blocks: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(blocks)) < len(blocks):
         raise ValueError("must name each decoder block once")
     return blocks
+
+
+def _check_not_beside_gib(share: float | None, info: ValidationInfo) -> float | None:
+    if share is not None and info.data.get("kv_cache_gib") is not None:
+        raise ValueError("must not be set beside kv_cache_gib")
+    return share
 
 
 def _accept_former_name(quantization: object) -> object:
@@ -132,6 +146,9 @@ class EngineSettings(Section):
     context_length: PositiveInt | None = _DEFAULTS.context_length
     block_size: PositiveInt = _DEFAULTS.block_size
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = _DEFAULTS.kv_cache_gib
+    kv_cache_share: Annotated[
+        Annotated[float, Field(gt=0, lt=1)] | None, AfterValidator(_check_not_beside_gib)
+    ] = _DEFAULTS.kv_cache_share
     max_batch_tokens: PositiveInt = _DEFAULTS.max_batch_tokens
     max_running: PositiveInt = _DEFAULTS.max_running
     max_queued: Annotated[int, Field(ge=0)] = _DEFAULTS.max_queued

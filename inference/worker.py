@@ -153,12 +153,23 @@ def _direction_files(
 
 
 def choose_device(config: EngineConfig) -> torch.device:
-    """Raises ConfigError if "cuda" is configured and torch finds no CUDA device."""
+    """The device of this worker: workers take the CUDA devices in turn.
+
+    Raises ConfigError if "cuda" is configured and torch finds no CUDA device, and if workers share a device
+    without a configured size of the KV cache: the first one would take all memory.
+    """
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError("engine.device is cuda, but torch finds no CUDA device")
-    device = torch.device("cuda", config.replica % torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    if config.replicas > count and config.kv_cache_gib is None and config.kv_cache_share is None:
+        raise ConfigError(
+            f"engine.replicas is {config.replicas}, but this host has {count} "
+            f"GPU{'s' * (count > 1)}: set engine.kv_cache_gib or engine.kv_cache_share, so that workers can "
+            "share a GPU"
+        )
+    device = torch.device("cuda", config.replica % count)
     torch.cuda.set_device(device)
     return device
 

@@ -39,8 +39,9 @@ class Replica(Engine, Protocol):
 
 
 @asynccontextmanager
-async def run_replicas(config: EngineConfig, count: int) -> AsyncIterator[Replica]:
-    """Starts `count` workers with the same model. Raises StartError if one of them cannot start."""
+async def run_replicas(config: EngineConfig) -> AsyncIterator[Replica]:
+    """Starts `config.replicas` workers with the same model. Raises StartError if one cannot start."""
+    count = config.replicas
     if count > 1 and config.threads is None:
         threads = max(1, (os.cpu_count() or 1) // count)
         config = msgspec.structs.replace(config, threads=threads)

@@ -39,6 +39,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     cache_directory: str = "~/.cache/tiller"
     replica: int = 0
     """Number of this worker within the server, from 0. Workers take the CUDA devices in turn."""
+    replicas: int = 1
+    """Number of workers within the server."""
     device: Device = "auto"
     """"auto": cuda if the machine has a CUDA device, else cpu."""
     dtype: DType = "auto"
@@ -57,6 +59,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """Tokens per block of the KV cache."""
     kv_cache_gib: float | None = None
     """Memory for the KV cache, in GiB. None: 2 on the CPU; on CUDA at most 0.9 of the free memory."""
+    kv_cache_share: float | None = None
+    """Memory for the KV cache, as a share of the GPU's memory, from 0 to 1. Excludes `kv_cache_gib`."""
     max_batch_tokens: int = 512
     """Limit for the tokens that one step computes."""
     max_running: int = 256

@@ -14,11 +14,13 @@ from inference.compute.sampler import Sampled, Sampler
 from inference.interface.config import ConfigError, EngineConfig
 from inference.interface.protocol import TokenLogprobs
 from inference.models.causal_lm import CausalLM
+from inference.runner.decode_graphs import DecodeGraphs
 from inference.runner.memory import num_blocks
+from inference.runner.warm_up import warm_up
 from inference.scheduling.probe import MAX_TOKENS_IN_FLIGHT
 from inference.scheduling.sequence import Sequence
 from inference.steering.bank import SteeringBank
-from inference.steering.capture import capturing, score
+from inference.steering.capture import ProbeResults
 from inference.steering.injection import inject
 
 _log = logging.getLogger(__name__)
@@ -36,13 +38,14 @@ class SampledToken:
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step that was launched on the device."""
+class Part:
+    """One run of the model. Most steps have only one."""
 
-    sequences: list[Sequence]
     batch: Batch
     sampled: Sampled | None
     """None if no sequence samples."""
+    probes: ProbeResults | None = None
+    """None if the batch has no probes."""
 
     def read(self) -> list[SampledToken]:
         """Waits for the device and returns the sampled tokens."""
@@ -50,6 +53,25 @@ class Step:
             return []
         rows = zip(self.batch.sampling, *self.sampled.read(), strict=True)
         return [SampledToken(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was launched on the device."""
+
+    sequences: list[Sequence]
+    parts: list[Part]
+
+    def read(self) -> list[SampledToken]:
+        """Waits for the device, stores the results of the probes and returns the sampled tokens.
+
+        If it fails, it has changed nothing.
+        """
+        tokens = [token for part in self.parts for token in part.read()]
+        for part in self.parts:
+            if part.probes is not None:
+                part.probes.store()
+        return tokens
 
 
 class ModelRunner:
@@ -73,7 +95,9 @@ class ModelRunner:
             device=model.device,
         )
         inject(model, self.bank, backend.steer)
-        self._graphs = self._capture(backend.capture, config) if backend.capture else None
+        self._graphs: Graphs | None = None
+        if backend.capture:
+            self._prepare(backend.capture, config)
 
     @torch.inference_mode()
     def launch(self, scheduled: list[Sequence]) -> Step:
@@ -81,18 +105,29 @@ class ModelRunner:
 
         Samples a token for each sequence that has no uncomputed tokens left. Does not wait for the device.
         """
-        batch = self._builder.build(scheduled)
-        sampling = self._sampler.prepare(batch.sampling)  # first, while the device is still idle
-        if self._graphs is not None and self._graphs.can_run(batch):
-            logits = self._graphs.run(batch)
-            return Step(scheduled, batch, self._sampler.sample(logits, sampling))
-        with capturing(self.model, batch.probes):
+        batches = [self._builder.build(sequences) for sequences in self._split(scheduled)]
+        return Step(scheduled, [self._launch(batch) for batch in batches])
+
+    def _split(self, scheduled: list[Sequence]) -> list[list[Sequence]]:
+        """The sequences of each run of the model. Decodes stay on captured steps beside probes."""
+        decodes = [sequence for sequence in scheduled if sequence.probe is None]
+        probes = [sequence for sequence in scheduled if sequence.probe is not None]
+        if self._graphs and decodes and probes and all(sequence.is_decoding for sequence in decodes):
+            return [decodes, probes]
+        return [scheduled]
+
+    def _launch(self, batch: Batch) -> Part:
+        sampling = self._sampler.prepare(batch.sampling) if batch.sampling else None
+        if sampling is not None and self._graphs is not None and self._graphs.can_run(batch):
+            return Part(batch, self._sampler.sample(self._graphs.run(batch), sampling))
+        with ProbeResults.capturing(self.model, batch.probes) as probes:
             logits = self._forward(batch)
-            if batch.probes:
-                score(batch.probes, logits[len(batch.sampling) :])
-                logits = logits[: len(batch.sampling)]
-            sampled = self._sampler.sample(logits, sampling) if batch.sampling else None
-        return Step(scheduled, batch, sampled)
+        if batch.probes:
+            probes.score(logits[len(batch.sampling) :])
+        sampled = None
+        if sampling is not None:
+            sampled = self._sampler.sample(logits[: len(batch.sampling)], sampling)
+        return Part(batch, sampled, probes if batch.probes else None)
 
     @torch.inference_mode()
     def launch_after(self, step: Step) -> Step:
@@ -100,41 +135,36 @@ class ModelRunner:
 
         The step must pass `can_be_followed`, and the sequences must have blocks for one more token.
         """
-        assert step.sampled is not None  # noqa: S101 - for the type checker
+        [part] = step.parts
+        assert part.sampled is not None  # noqa: S101 - for the type checker
         assert self._graphs is not None  # noqa: S101
-        batch = self._builder.follow(step.batch, step.sampled.tokens.clamp(min=0))
+        batch = self._builder.follow(part.batch, part.sampled.tokens.clamp(min=0))
         sampling = self._sampler.prepare(batch.sampling, ahead=True)
-        return Step(batch.sampling, batch, self._sampler.sample(self._graphs.run(batch), sampling))
+        sampled = self._sampler.sample(self._graphs.run(batch), sampling)
+        return Step(batch.sampling, [Part(batch, sampled)])
 
     def can_be_followed(self, step: Step) -> bool:
         """Whether the host can launch the next step of the same sequences without this step's tokens."""
+        if self._graphs is None or len(step.parts) > 1:
+            return False
+        [part] = step.parts
         return (
-            self._graphs is not None
-            and self._graphs.can_run(step.batch)
-            and len(step.sequences) == len(step.batch.sampling)  # none has finished since
-            and not any(map(_needs_outcome, step.batch.sampling))
+            self._graphs.can_run(part.batch)
+            and len(step.sequences) == len(part.batch.sampling)  # none has finished since
+            and not any(map(_needs_outcome, part.batch.sampling))
         )
 
     @torch.inference_mode()
-    def _capture(self, capture: Capture, config: EngineConfig) -> Graphs | None:
-        """Captures decode steps. Returns None and logs a warning if the model's code waits for the device."""
+    def _prepare(self, capture: Capture, config: EngineConfig) -> None:
+        """Captures decode steps and runs every kind of step once."""
         limits = self.num_blocks * config.block_size, self.model.context_length, config.context_length
         longest = min(limit for limit in limits if limit)
-        try:
-            return Graphs(
-                self._forward,
-                capture,
-                max_sequences=min(config.max_running, config.max_batch_tokens),
-                max_blocks=-(-longest // config.block_size),
-                padding_slot=self._cache.padding_slot,
-                device=self.model.device,
-            )
-        except RuntimeError as error:
-            _log.warning("decode steps cannot be captured, so the server will be slower: %s", error)
-            return None
+        parts = self.model, self._forward, self._builder, self._cache, self.bank, config, longest
+        self._graphs = DecodeGraphs(*parts).capture(capture)
+        warm_up(lambda sequences: self.launch(sequences).read(), config, longest)
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
-        return self.model.forward(ForwardContext(batch, self._cache, self._attend))
+    def _forward(self, batch: Batch, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self.model.forward(ForwardContext(batch, self._cache, self._attend), out)
 
 
 def _needs_outcome(sequence: Sequence) -> bool:

@@ -13,12 +13,13 @@ from inference.backends.backend import Backend
 from inference.compute.attention import ForwardContext
 from inference.compute.batch import BatchBuilder
 from inference.compute.kv_cache import KVCache
-from inference.interface.protocol import GenerationRequest
 from inference.models.causal_lm import CausalLM
 from inference.models.errors import UnsupportedModelError
-from inference.scheduling.sequence import Sequence, build_sequences
+from inference.runner.rehearsal import make_sequence
 
-_LENGTHS = (48, 41, 33, 29, 22)
+_LENGTHS = (150, 90, 41, 33, 22)
+"""Tokens of each prompt. They reach several tiles of keys, and pages that are not neighbours."""
+_BLOCK_SIZE = 16
 _FIRST_CHUNK = 19  # tokens of each prompt in the first step; the second computes all others but the last
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 """Limit for the error of the log probabilities, relative to their standard deviation."""
@@ -32,7 +33,8 @@ Expectation = list[tuple[list[int], torch.Tensor]]
 def compute_reference(model: CausalLM) -> Expectation:
     """The output of the model's own code. To be called before anything in the model is replaced."""
     rng = random.Random(0)  # noqa: S311 - any tokens will do
-    prompts = [[rng.randrange(model.vocab_size) for _ in range(length)] for length in _LENGTHS]
+    longest = model.context_length or max(_LENGTHS)
+    prompts = [[rng.randrange(model.vocab_size) for _ in range(min(length, longest))] for length in _LENGTHS]
     tensors = [torch.tensor(prompt, device=model.device) for prompt in prompts]
     return [
         (prompt, model.reference_logits(tensor)[-1].log_softmax(-1))
@@ -60,10 +62,14 @@ def _error(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _run_paged(model: CausalLM, prompts: list[list[int]], backend: Backend) -> list[torch.Tensor]:
     """The logits [vocab_size] at the end of each prompt, computed in three steps on a small KV cache."""
-    size = max(_LENGTHS)
-    cache = KVCache(model.layer_shapes, len(prompts), size, model.device)
-    builder = BatchBuilder(size, cache.padding_slot, model.device, in_place=backend.attend is not None)
-    sequences = [_make_sequence(block, prompt) for block, prompt in enumerate(prompts)]
+    count = max(-(-len(prompt) // _BLOCK_SIZE) for prompt in prompts)
+    cache = KVCache(model.layer_shapes, len(prompts) * count, _BLOCK_SIZE, model.device)
+    builder = BatchBuilder(_BLOCK_SIZE, cache.padding_slot, model.device, in_place=backend.attend is not None)
+    # The blocks of a sequence are not neighbours.
+    sequences = [
+        make_sequence(prompt, list(range(first, len(prompts) * count, len(prompts))))
+        for first, prompt in enumerate(prompts)
+    ]
     for end in (_FIRST_CHUNK, -1, None):
         for sequence in sequences:
             computed = sequence.num_computed_tokens
@@ -74,11 +80,3 @@ def _run_paged(model: CausalLM, prompts: list[list[int]], backend: Backend) -> l
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
     rows = dict(zip(batch.sampling, logits, strict=True))
     return [rows[sequence] for sequence in sequences]
-
-
-def _make_sequence(block: int, prompt: list[int]) -> Sequence:
-    """A sequence whose only block is `block`."""
-    request = GenerationRequest("verification", prompt, max_tokens=1)
-    [sequence] = build_sequences(request, 0.0, iter([block]), random.Random(0))  # noqa: S311
-    sequence.block_table.append(block)
-    return sequence

@@ -37,7 +37,7 @@ def test_the_defaults_equal_those_of_the_worker() -> None:
     config = EngineConfig()
     assert Settings().engine_config == config
     not_settings = {"source", "revision", "rotary", "cache_directory", "replica", "log"}
-    assert set(EngineSettings.model_fields) - {"replicas"} == {*config.__struct_fields__} - not_settings
+    assert set(EngineSettings.model_fields) == {*config.__struct_fields__} - not_settings
 
 
 def test_the_command_line_beats_the_environment_beats_the_file(
@@ -70,6 +70,11 @@ def test_an_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> 
         ("server: 5", "server must be a mapping, got 5"),
         ("engine: {dtype: int8}", "engine.dtype must be 'auto', 'float32'"),
         ("engine: {kv_cache_gib: .nan}", "engine.kv_cache_gib must be"),
+        ("engine: {kv_cache_share: 1}", "engine.kv_cache_share must be less than 1, got 1"),
+        (
+            "engine: {kv_cache_gib: 2, kv_cache_share: 0.4}",
+            "kv_cache_share must not be set beside kv_cache_",
+        ),
         ("auth: {tokens: [{name: a, sha256: secret}]}", "auth.tokens.0.sha256 must match"),
         ("- 1", "must be a mapping of sections"),
         ("1: 2", "must be a mapping of sections"),

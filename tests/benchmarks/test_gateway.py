@@ -126,7 +126,7 @@ async def engine(request: pytest.FixtureRequest, model_directory: Path, pipe: Pa
     else:
         use = use_inside(model_directory, pipe)
     with use:
-        async with server.run_replicas(EngineConfig(), 1) as engine:
+        async with server.run_replicas(EngineConfig()) as engine:
             yield engine
 
 

@@ -12,7 +12,7 @@ import torch
 import zmq
 
 from inference.backends.cpu import build
-from inference.interface.config import EngineConfig
+from inference.interface.config import ConfigError, EngineConfig
 from inference.interface.protocol import (
     Abort,
     Command,
@@ -250,8 +250,24 @@ def test_workers_take_the_devices_in_turn(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    assert choose_device(EngineConfig(**config)) == torch.device(device)
+    assert choose_device(EngineConfig(**config, kv_cache_share=0.1, replicas=8)) == torch.device(device)
     assert taken == ([] if device == "cpu" else [torch.device(device)])
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_workers_share_a_gpu_only_with_a_configured_kv_cache(
+    monkeypatch: pytest.MonkeyPatch, replica: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    with pytest.raises(
+        ConfigError, match="replicas is 2, but this host has 1 GPU: set engine.kv_cache_gib or"
+    ):
+        choose_device(EngineConfig(replicas=2, replica=replica))
+    for size in ({"kv_cache_gib": 1.0}, {"kv_cache_share": 0.4}):
+        config = EngineConfig(replicas=2, replica=replica, **size)
+        assert choose_device(config) == torch.device("cuda:0")
 
 
 def test_it_reports_the_engines_stats(worker: Process) -> None:

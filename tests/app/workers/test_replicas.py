@@ -218,7 +218,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_the_configured_number_of_workers_runs(directory: Path) -> None:
-    async with asyncio.timeout(30), run_replicas(EngineConfig(source=str(directory)), 3) as engine:
+    async with asyncio.timeout(30), run_replicas(EngineConfig(source=str(directory), replicas=3)) as engine:
         running = pids(directory)
         assert len(set(running)) == 3
         assert engine.available
@@ -238,7 +238,7 @@ async def test_the_start_fails_if_one_worker_cannot_start(
 
     monkeypatch.setattr(replicas_module, "supervise", break_the_others)
     with pytest.raises(StartError, match=r"^no memory$"):
-        async with asyncio.timeout(30), run_replicas(EngineConfig(source=str(directory)), 3):
+        async with asyncio.timeout(30), run_replicas(EngineConfig(source=str(directory), replicas=3)):
             raise AssertionError("started")
     assert not any(map(is_running, pids(directory)))
 
@@ -264,7 +264,7 @@ async def test_workers_share_the_processors_unless_threads_is_set(
 
     monkeypatch.setattr(replicas_module, "supervise", supervise)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    async with run_replicas(EngineConfig(source="somewhere", threads=threads), count):
+    async with run_replicas(EngineConfig(source="somewhere", threads=threads, replicas=count)):
         assert [config.threads for config in configs] == [expected] * count
         assert [config.replica for config in configs] == list(range(count))
 
