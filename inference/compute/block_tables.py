@@ -72,7 +72,7 @@ class BlockTables:
         if _NEW_ROWS in tensors:
             places = tensors[_NEW_ROWS], tensors[_NEW_COLUMNS]
             self._table.index_put_(places, tensors[_NEW_BLOCKS])
-        tables = self._table[:, :width].index_select(0, tensors[_ROWS])
+        tables = self._table[tensors[_ROWS], :width]
         for sequence in sequences:
             self._rows[sequence.number].num_sent = len(sequence.block_table)
         return tables
