@@ -1,14 +1,13 @@
 """A back end: the set of operations that the engine uses for one model on one device."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
-from inference.compute import sampler
 from inference.compute.attention import Attend
 from inference.compute.graphs import Capture
-from inference.compute.sampler import Weigh
+from inference.compute.sampling.operations import SamplingOperations
 from inference.steering import injection
 from inference.steering.injection import Steer
 
@@ -27,8 +26,9 @@ class Backend:
     """Changes a model in place so that it computes the same with fewer operations. None: no change."""
     quantize: Callable[[nn.Module], None] | None = None
     """Changes a model in place so that its linear layers compute with integers. None: not available."""
-    weigh: Weigh = sampler.weigh
-    """Turns logits into unnormalised probabilities for sampling."""
+    sampling: SamplingOperations = field(default_factory=SamplingOperations)
+    """The operations on logits of the sampler: greedy choice, weights, top_k and top_p, random choice, top
+    log probabilities."""
     steer: Steer = injection.steer
     """Adds steering vectors to hidden states."""
     capture: Capture | None = None

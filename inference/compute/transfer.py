@@ -12,22 +12,21 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 
 class AsyncCopy:
-    """A copy of integers from device to host, which runs while the host goes on."""
+    """A copy of tensors from device to host, which runs while the host goes on."""
 
-    def __init__(self, values: torch.Tensor) -> None:
-        self._values = values
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self._tensors = tensors
         self._arrived: torch.cuda.Event | None = None
-        if values.device.type == "cuda":
-            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
+        if tensors[0].device.type == "cuda":
+            self._tensors = tuple(map(_launch_copy, tensors))
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
-    def read(self) -> list[int]:
-        """Waits until the copy has ended."""
+    def read(self) -> tuple[torch.Tensor, ...]:
+        """The tensors on the host. Waits until the copy has ended, but not for work launched later."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return self._values.tolist()
+        return self._tensors
 
 
 def upload(arrays: Arrays, device: torch.device) -> dict[str, torch.Tensor]:
@@ -53,3 +52,8 @@ def _carve(memory: torch.Tensor, arrays: Arrays, sizes: list[int]) -> dict[str, 
         dtype = torch.from_numpy(array[:0]).dtype
         tensors[name] = part[: array.nbytes].view(dtype).view(array.shape)
     return tensors
+
+
+def _launch_copy(tensor: torch.Tensor) -> torch.Tensor:
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)

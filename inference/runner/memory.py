@@ -9,6 +9,7 @@ from inference.backends.backend import Backend
 from inference.compute.attention import ForwardContext
 from inference.compute.batch import BatchBuilder
 from inference.compute.kv_cache import KVCache
+from inference.compute.sampling import penalties
 from inference.interface.config import ConfigError, EngineConfig
 from inference.models.causal_lm import CausalLM
 from inference.runner.rehearsal import make_sequence
@@ -22,7 +23,7 @@ _CUDA_MARGIN = 1.2  # factor for the memory that the largest step needs
 _GRAPHS = 0.5 * _GIB  # the launches of all captured steps, and the workspace of their stream
 _BYTES_PER_LOGIT = 16  # a copy of the rows that sample at random, and temporary tensors
 _BYTES_PER_CAPTURED_LOGIT = 4  # float32, one buffer for all captured steps
-_BYTES_PER_COUNT = 4  # int32, for penalties
+_LONGEST_OUTPUT = 8192  # tokens, if the model has no limit
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,11 @@ def _measure_reserve(model: CausalLM, config: EngineConfig, backend: Backend) ->
     taken = torch.cuda.max_memory_allocated(model.device) - before
     torch.cuda.empty_cache()
     logits = config.max_running * model.vocab_size
+    longest = config.context_length or model.context_length or _LONGEST_OUTPUT
     decodes = min(1.0, config.max_running / config.max_batch_tokens)  # as a share of the largest step
     return Reserve(
         steps=_CUDA_MARGIN * taken,
-        sampling=logits * (_BYTES_PER_LOGIT + _BYTES_PER_COUNT),
+        sampling=logits * _BYTES_PER_LOGIT + penalties.max_bytes(config.max_running, longest),
         captured=logits * _BYTES_PER_CAPTURED_LOGIT + decodes * taken + _GRAPHS if backend.capture else 0.0,
     )
 

@@ -86,7 +86,7 @@ class ModelRunner:
             in_place=backend.attend is not None,
         )
         self._attend = backend.attend
-        self._sampler = Sampler(model.vocab_size, model.device, backend.weigh)
+        self._sampler = Sampler(model.vocab_size, model.device, backend.sampling, config.max_running)
         self.bank = SteeringBank(
             # Every sequence may have a different steering vector.
             num_rows=config.max_running + config.max_queued + MAX_TOKENS_IN_FLIGHT,
@@ -169,13 +169,7 @@ class ModelRunner:
 
 def _needs_outcome(sequence: Sequence) -> bool:
     """Whether the sequence's next step needs more from this step than the sampled token on the device."""
-    sampling = sequence.sampling
-    return bool(
-        sampling.frequency_penalty
-        or sampling.presence_penalty
-        or sampling.top_logprobs is not None
-        or sequence.num_computed_tokens == 0  # the first token is not steered, but the second may be
-    )
+    return sequence.num_computed_tokens == 0  # the first token is not steered, but the second may be
 
 
 def _steered_blocks(model: CausalLM, config: EngineConfig) -> tuple[int, ...]:

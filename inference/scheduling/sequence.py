@@ -89,8 +89,6 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     """Hashes of the full blocks so far. A preemption keeps them, because it keeps the tokens."""
     output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))
-    distinct_output_token_ids: "array[int]" = field(default_factory=lambda: array("q"))
-    _seen: set[int] = field(default_factory=set)
     _drawn: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -100,9 +98,6 @@ class Sequence:
         """Adds a sampled token."""
         self.token_ids.append(token_id)
         self.output_token_ids.append(token_id)
-        if token_id not in self._seen:
-            self._seen.add(token_id)
-            self.distinct_output_token_ids.append(token_id)
         del self._drawn[:1]
 
     def draw(self, ahead: bool = False) -> int:

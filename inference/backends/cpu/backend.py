@@ -8,13 +8,13 @@ from torch import nn
 from inference.backends.backend import Backend
 from inference.backends.cpu import build, fusion, linear
 from inference.backends.cpu.paged_attention import attend
-from inference.backends.cpu.sampling import weigh
+from inference.backends.cpu.sampling import OPERATIONS
 
 
 def load(cache_directory: Path) -> Backend:
     """Compiles the kernels if the cache directory does not have them yet. Raises KernelError."""
     build.load(cache_directory)
-    return Backend(attend=attend, fuse=fusion.fuse, quantize=_quantize, weigh=weigh)
+    return Backend(attend=attend, fuse=fusion.fuse, quantize=_quantize, sampling=OPERATIONS)
 
 
 def _quantize(model: nn.Module) -> None:

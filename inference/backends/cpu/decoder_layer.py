@@ -10,6 +10,7 @@ from inference.backends.cpu.modules import QuantizedGatedMLP, RMSNorm
 from inference.backends.cpu.paged_attention import attend
 from inference.backends.cpu.quantized_attention import QuantizedAttention
 from inference.backends.trial import Trial
+from inference.compute.attention import ForwardContext
 
 _PARTS: dict[str, type[nn.Module]] = {  # in Llama and models like it
     "input_layernorm": RMSNorm,
@@ -36,7 +37,7 @@ def fuse_decoder_layer(layer: nn.Module) -> None:
     )
     forward = _forward(operation, attention.layer, layer.forward)
     trial = Trial(attention.kv_heads, attention.head_dim, attend, like=torch.empty(0))
-    expected, actual = (trial.run(act, attention.hidden_size) for act in (layer, forward))
+    expected, actual = (trial.run(act, attention.hidden_size) for act in (layer.forward, forward))
     if isinstance(expected, torch.Tensor) and are_close(expected, actual):
         layer.forward = forward
 
@@ -44,7 +45,9 @@ def fuse_decoder_layer(layer: nn.Module) -> None:
 def _forward(operation: Any, index: int, original: Any) -> Any:
     def forward(hidden_states: torch.Tensor, *others: Any, **arguments: Any) -> Any:
         forward_context = arguments.get("forward_context")
-        inputs = None if forward_context is None else forward_context.paged_inputs(index)
+        inputs = None
+        if isinstance(forward_context, ForwardContext):  # something else while the layers are examined
+            inputs = forward_context.paged_inputs(index)
         if inputs is None:
             return original(hidden_states, *others, **arguments)
         return operation.forward(hidden_states, *arguments["position_embeddings"], *inputs)

@@ -9,6 +9,7 @@ from inference.backends.comparison import are_close, has_untestable_options
 from inference.backends.cpu.linear import QuantizedLinear
 from inference.backends.cpu.paged_attention import attend
 from inference.backends.trial import Trial
+from inference.compute.attention import ForwardContext
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -35,7 +36,9 @@ class QuantizedAttention(nn.Module):
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> Any:
         """`hidden_states`: [1, T, hidden_size]. Returns the same shape and None."""
         forward_context = arguments.get("forward_context")
-        inputs = None if forward_context is None else forward_context.paged_inputs(self.layer)
+        inputs = None
+        if isinstance(forward_context, ForwardContext):  # something else while the layers are examined
+            inputs = forward_context.paged_inputs(self.layer)
         if inputs is None:
             return self._attention(hidden_states=hidden_states, **arguments)
         return self.operation.forward(hidden_states, *arguments["position_embeddings"], *inputs), None

@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,27 +12,31 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from inference.backends.cpu import build
-from inference.backends.cpu import sampling as cpu_sampling
-from inference.compute import sampler
 from inference.compute.sampler import NOT_A_TOKEN, Sampler
-from inference.interface.config import EngineConfig
 from inference.interface.protocol import GenerationRequest, SamplingParams, TokenLogprobs
 from inference.scheduling.sequence import Sequence, build_sequences
+from tests.inference.compute.sampling.conftest import Kernels, load_kernels
 
-LOGITS = torch.tensor([1.0, 3.0, 0.5, 2.0, 2.9, -4.0, 0.0, 1.5])
+LOGITS = torch.tensor([1.0, 3.0, 0.5, 2.0, 2.9, -4.0, 0.0, 1.5], device="cpu")
 SIZE = len(LOGITS)
 
 
-@pytest.fixture(autouse=True, params=["torch", "kernels"])
-def weigh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs every test with the torch operation and with the kernels."""
-    if request.param == "kernels":
-        build.load(Path(EngineConfig().cache_directory).expanduser())
-        monkeypatch.setattr("tests.inference.compute.test_sampler._weigh", cpu_sampling.weigh)
+_kernels: Kernels = load_kernels("torch")
 
 
-_weigh = sampler.weigh
+_BACKENDS = ["torch", "cpu", "cuda"] if torch.get_default_device().type == "cuda" else ["torch", "cpu"]
+
+
+@pytest.fixture(autouse=True, params=_BACKENDS)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs every test with the operations of each back end. The tests' own tensors are on the CPU.
+
+    Triton's interpreter is too slow for so many rows, so the kernels for CUDA run here only on a GPU.
+    """
+    kernels = load_kernels(request.param)
+    monkeypatch.setattr("tests.inference.compute.test_sampler._kernels", kernels)
+    with torch.device("cpu"):
+        yield
 
 
 def make_sequences(count: int, seed: int = 0, **sampling: object) -> list[Sequence]:
@@ -54,9 +58,9 @@ class SampleResult(NamedTuple):
 
 
 def sample(sequences: list[Sequence], logits: torch.Tensor = LOGITS) -> SampleResult:
-    drawer = Sampler(logits.shape[-1], torch.device("cpu"), _weigh)
+    drawer = Sampler(logits.shape[-1], _kernels.device, _kernels.operations)
     rows = logits.repeat(len(sequences), 1) if logits.dim() == 1 else logits.clone()
-    return SampleResult(*drawer.sample(rows, drawer.prepare(sequences)).read())
+    return SampleResult(*drawer.sample(rows.to(_kernels.device), drawer.prepare(sequences)).read())
 
 
 def distribution(draws: int = 8000, logits: torch.Tensor = LOGITS, **sampling: object) -> torch.Tensor:
