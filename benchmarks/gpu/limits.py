@@ -6,19 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.gpu.figures import Limits
 from inference.models.causal_lm import CausalLM
 
 _REPEATS = 20
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a device."""
-
-    bytes_per_second: float
-    """Bytes read and written per second, in a copy of a large tensor."""
-    flops: float
-    """Floating-point operations per second in a large matrix product."""
+_WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -74,15 +66,16 @@ def work_of(model: CausalLM) -> Work:
     return Work(num_bytes, kv_bytes, 2 * matrices)
 
 
-def median_seconds(act: Callable[[], object], device: torch.device) -> float:
+def median_seconds(act: Callable[[], object], device: torch.device, repeats: int = _REPEATS) -> float:
+    """The median of `repeats` calls, after some that warm up."""
     times = []
-    for _ in range(3 + _REPEATS):
+    for _ in range(min(_WARM_UP, repeats - 1) + repeats):
         synchronize(device)
         started = time.perf_counter()
         act()
         synchronize(device)
         times.append(time.perf_counter() - started)
-    return sorted(times[3:])[_REPEATS // 2]
+    return sorted(times[-repeats:])[repeats // 2]
 
 
 def synchronize(device: torch.device) -> None:

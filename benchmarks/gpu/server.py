@@ -1,95 +1,105 @@
-"""Measures the whole server with a model of random weights: gateway, worker and streaming clients."""
+"""Measures the whole server with a saved model: gateway, worker and streaming clients."""
 
 import asyncio
 import json
-import shutil
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
-
 from app.bench.client import Target, Workload
-from app.bench.figures import Figures, Measurement, summarize
+from app.bench.figures import Figures, summarize
 from app.bench.load import Plan, compare
-from benchmarks.gpu.speed import Figure
-from benchmarks.peers.processes import ServerProcess
+from benchmarks.gpu.budget import Deadline, OutOfTimeError
+from benchmarks.gpu.figures import Figure
+from benchmarks.gpu.plan import Options
+from benchmarks.peers.processes import ServerError, ServerProcess
 from benchmarks.peers.servers import free_port
-
-_TEMPLATE = (
-    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}[assistant] "
-)
-
-
-def save(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, directory: Path) -> None:
-    """Saves a model with random weights and no stop token, and a tokenizer of single bytes."""
-    torch.manual_seed(0)
-    config.eos_token_id = None
-    with device:
-        AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(directory)
-    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces += [f"[{i}]" for i in range(len(pieces), config.vocab_size)]
-    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    fast.chat_template = _TEMPLATE
-    fast.save_pretrained(directory)
 
 
 def measure(
-    name: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device, plan: Plan, log: Path
+    name: str, scratch: Path, options: Options, plan: Plan, log: Path, deadline: Deadline
 ) -> Iterator[Figure]:
-    """Raises BenchError and ServerError."""
-    scratch = Path(tempfile.mkdtemp(prefix="tiller-gpu-"))
+    """Serves the checkpoint in the folder `model` of `scratch`. Writes the server's log to `log`.
+
+    Yields a figure for each number of streams. Raises BenchError, ServerError and OutOfTimeError.
+    """
+    started = time.perf_counter()
+    port = free_port()
+    process = ServerProcess(_command(scratch, options, plan, port), {}, log)
+    target = Target("tiller", f"http://127.0.0.1:{port}")
     try:
-        save(config, dtype, device, scratch / "model")
-        for figures in summarize(_serve(scratch, dtype, device, plan, log), plan.workload.tokens):
-            yield _figure(name, figures, plan)
+        try:
+            process.wait_until_ready(target.url, deadline.seconds_left)
+        except ServerError:
+            deadline.check()
+            raise
+        yield Figure(name, "start of a server", "from the command to ready", time.perf_counter() - started)
+        yield from _load(name, target, plan, deadline)
     finally:
-        shutil.rmtree(scratch)
+        process.terminate()
 
 
-def _serve(
-    scratch: Path, dtype: torch.dtype, device: torch.device, plan: Plan, log: Path
-) -> list[Measurement]:
-    port, settings = free_port(), scratch / "tiller.json"  # JSON is valid YAML
+def _command(scratch: Path, options: Options, plan: Plan, port: int) -> list[str]:
+    """Writes the configuration. Returns the command of the server."""
+    settings = scratch / "tiller.json"  # JSON is valid YAML
     content = {
         "server": {"port": port},
         "model": {"name": "random", "source": str(scratch / "model")},
         "engine": {
-            "device": device.type,
-            "dtype": str(dtype).removeprefix("torch."),
-            "max_batch_tokens": 4096,
+            "device": options.device,
+            "dtype": options.dtype,
+            "max_batch_tokens": options.max_batch_tokens,
             "max_running": max(plan.concurrencies),
+            **({} if options.kv_cache_gib is None else {"kv_cache_gib": options.kv_cache_gib}),
         },
         "steering": {"train_at_start": False},
         "data_directory": str(scratch / "data"),
     }
     settings.write_text(json.dumps(content), encoding="utf-8")
-    process = ServerProcess([sys.executable, "-m", "app.cli", "serve", "--config", str(settings)], {}, log)
-    target = Target("tiller", f"http://127.0.0.1:{port}")
-    try:
-        process.wait_until_ready(target.url)
-        return asyncio.run(_collect(target, plan))
-    finally:
-        process.terminate()
+    return [sys.executable, "-m", "app.cli", "serve", "--config", str(settings)]
 
 
-async def _collect(target: Target, plan: Plan) -> list[Measurement]:
-    return [measurement async for _, measurement in compare([target], plan)]
+def _load(name: str, target: Target, plan: Plan, deadline: Deadline) -> Iterator[Figure]:
+    with asyncio.Runner() as runner:
+        measurements = compare([target], plan)
+
+        async def measure_next() -> Figures | None:
+            async with asyncio.timeout(max(deadline.seconds_left, 0.0)):
+                async for _, measurement in measurements:
+                    return summarize([measurement], plan.workload.tokens)[0]
+            return None
+
+        try:
+            while (figures := runner.run(measure_next())) is not None:
+                yield from _figures(name, figures, plan)
+        except TimeoutError:
+            raise OutOfTimeError from None
 
 
-def _figure(name: str, figures: Figures, plan: Plan) -> Figure:
-    """The seconds are the time to first token."""
+def _figures(name: str, figures: Figures, plan: Plan) -> Iterator[Figure]:
+    streams = f"server, {figures.point.concurrency} streams"
     lengths = f"{figures.point.prompt_tokens} + {plan.workload.tokens} tokens"
-    failed = f", {figures.failed} failed: {figures.error}" if figures.failed else ""
-    what = f"server, {figures.point.concurrency} streams of {lengths}, time to first token{failed}"
-    first = figures.time_to_first_token_p50 or float("nan")
-    return Figure(name, what, first, figures.output_tokens_per_second, None)
+    failed = f"; {figures.failed} failed: {figures.error}" if figures.failed else ""
+    counts = {
+        "requests": float(figures.requests),
+        "failed": float(figures.failed),
+        "client_cores": figures.client_cores,
+    }
+    latencies = {
+        "time to first token": (figures.time_to_first_token_p50, figures.time_to_first_token_p99),
+        "inter-token latency": (figures.inter_token_latency_p50, figures.inter_token_latency_p99),
+    }
+    for what, (median, high) in latencies.items():
+        if median is not None and high is not None:
+            yield Figure(
+                name,
+                f"{streams}, {what}",
+                f"median of {figures.requests} requests of {lengths}; all output tokens per second{failed}",
+                median,
+                figures.output_tokens_per_second,
+                counts={**counts, "p99_seconds": high},
+            )
 
 
 def plan(*, quick: bool) -> Plan:

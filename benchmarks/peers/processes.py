@@ -38,9 +38,9 @@ class ServerProcess:
         self._root = psutil.Process(self._process.pid)
         self._seen = {self._root}
 
-    def wait_until_ready(self, url: str) -> None:
-        """Waits until the server's /health answers 200. Raises ServerError."""
-        deadline = time.monotonic() + _START_SECONDS
+    def wait_until_ready(self, url: str, seconds: float = _START_SECONDS) -> None:
+        """Waits at most `seconds` until the server's /health answers 200. Raises ServerError."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._tree()  # remembers descendants, so that none is lost if the server ends
             if self._process.poll() is not None:
@@ -49,7 +49,7 @@ class ServerProcess:
                 if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200:
                     return
             time.sleep(_POLL_SECONDS)
-        raise ServerError(f"the server was not ready after {_START_SECONDS:.0f} s, see {self._log}")
+        raise ServerError(f"the server was not ready after {seconds:.0f} s, see {self._log}")
 
     def pause(self) -> None:
         """Stops all processes. Parents come first, so that they start no new ones."""
