@@ -35,6 +35,8 @@ SLOW = (
     "tests/app/http/test_stalls.py",
     "tests/app/test_schemathesis.py",
     "tests/benchmarks/test_gpu.py",
+    "tests/inference/backends/cuda/test_fp8.py",
+    "tests/inference/backends/cuda/test_fp8_compilation.py",
     "tests/inference/backends/cuda/test_fusion.py",
     "tests/inference/backends/cuda/test_paged_attention.py",
     "tests/inference/steering/test_serving.py",

@@ -25,7 +25,7 @@ def choose_backend(model: CausalLM, config: EngineConfig) -> Backend:
             f"engine.quantization {config.quantization} needs float32 activations on the CPU, "
             f"but the model is {model.dtype} on {model.device.type}"
         )
-    return _choose_on_cuda(model) if model.device.type == "cuda" else TORCH
+    return _choose_on_cuda(model, config) if model.device.type == "cuda" else TORCH
 
 
 def _choose_on_cpu(config: EngineConfig) -> Backend:
@@ -38,13 +38,13 @@ def _choose_on_cpu(config: EngineConfig) -> Backend:
         return TORCH
 
 
-def _choose_on_cuda(model: CausalLM) -> Backend:
+def _choose_on_cuda(model: CausalLM, config: EngineConfig) -> Backend:
     try:
         from inference.backends.cuda import (
             backend as cuda,  # imports Triton, which is installed only with torch for CUDA
         )
 
-        return cuda.load(model.device)
+        return cuda.load(model.device, Path(config.cache_directory).expanduser())
     except Exception as error:
         # Triton needs a C compiler on this host, and it may not support the device.
         reason = " ".join(str(error).split())[:500]

@@ -3,9 +3,9 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from inference.interface.errors import MissingSourceError, SourceError
+from inference.interface.quantization import read_quantization
 from inference.interface.weights import check_no_pointer, check_weights, describe_adapter
 
 EMBEDDED = "embedded"
@@ -54,7 +54,7 @@ def check_directory(directory: Path) -> Path:
 
 
 def check_config(directory: Path) -> None:
-    """Raises SourceError if config.json is missing or not valid, or says that the weights are quantized."""
+    """Raises SourceError if config.json is missing or not valid, or names an unsupported quantization."""
     file = directory / "config.json"
     if not file.is_file():
         if (directory / "adapter_config.json").is_file():
@@ -67,21 +67,10 @@ def check_config(directory: Path) -> None:
         raise SourceError(f"model directory {directory}: config.json cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise SourceError(f"model directory {directory}: config.json must contain a JSON object")
-    if method := _quantization(config):
-        raise SourceError(
-            f"model directory {directory}: its weights are quantized with {method} (config.json), which is "
-            "not supported; use a checkpoint that is not quantized, or a GGUF file"
-        )
-
-
-def _quantization(config: dict[str, Any]) -> str | None:
-    """The method with which the weights are quantized, such as "gptq". None: they are not."""
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, dict) else {}):
-        for key in ("quantization_config", "compression_config"):
-            if isinstance(part.get(key), dict) and part[key]:
-                return str(part[key].get("quant_method") or "an unknown method")
-    return None
+    try:
+        read_quantization(config)
+    except SourceError as error:
+        raise SourceError(f"model directory {directory}: {error}") from None
 
 
 def _check_gguf(file: Path) -> Path:

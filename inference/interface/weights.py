@@ -18,7 +18,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 def check_weights(directory: Path) -> None:
     """Raises SourceError, which names the file, unless `directory` has complete weights in safetensors."""
-    for name in _weight_files(directory):
+    for name in weight_files(directory):
         check_file(directory / name)
 
 
@@ -50,7 +50,7 @@ def check_no_pointer(file: Path) -> None:
         raise SourceError(f"{file} is a Git LFS pointer instead of the file itself; run `git lfs pull` there")
 
 
-def _weight_files(directory: Path) -> list[str]:
+def weight_files(directory: Path) -> list[str]:
     """The files that transformers loads: the single one, or else those of the index."""
     if (directory / SINGLE_FILE).is_file():
         return [SINGLE_FILE]

@@ -16,8 +16,11 @@ from inference.compute import attention
 from inference.compute.attention import ForwardContext
 from inference.compute.batch import Batch
 from inference.interface.config import ConfigError, Rotary
+from inference.interface.errors import SourceError
+from inference.interface.quantization import Fp8Quantization, read_quantization
 from inference.models import pharia, rope
 from inference.models.errors import UnsupportedModelError
+from inference.models.fp8 import loading as fp8
 from inference.models.layers import decoder_blocks, examine_layers
 
 LayerHook = Callable[[torch.Tensor, Batch], None]
@@ -49,8 +52,8 @@ class CausalLM:
         self.vocab_size = int(self.config.vocab_size)
         self.hidden_size = int(self.config.hidden_size)
 
-    def forward(self, forward_context: ForwardContext) -> torch.Tensor:
-        """The float32 logits [S + P, vocab_size] at the batch's `logit_tokens`."""
+    def forward(self, forward_context: ForwardContext, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The float32 logits [S + P, vocab_size] at the batch's `logit_tokens`, written to `out` if given."""
         batch = forward_context.batch
         logits: torch.Tensor = self._model(
             input_ids=batch.token_ids[None],
@@ -59,7 +62,7 @@ class CausalLM:
             logits_to_keep=batch.logit_tokens,
             forward_context=forward_context,
         ).logits
-        return logits[0].float()
+        return logits[0].float() if out is None else out.copy_(logits[0])
 
     def hook_layer(self, index: int, act: LayerHook) -> RemovableHandle:
         """Calls `act` with a decoder block's output in every `forward`. `act` may change it in place."""
@@ -99,8 +102,9 @@ def load(
 ) -> CausalLM:
     """Loads a directory in the transformers layout. `dtype` None keeps the dtype of the weights.
 
-    Runs no code from the directory and unpickles nothing. Raises UnsupportedModelError, ConfigError if
-    `rotary` is set and the model has no such choice, and whatever transformers raises for a broken directory.
+    Layers with FP8 weights keep them: `dtype` is that of the other tensors. Runs no code from the directory
+    and unpickles nothing. Raises UnsupportedModelError, ConfigError if `rotary` is set and the model has no
+    such choice, and whatever transformers raises for a broken directory.
     """
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     is_pharia = config.get("model_type") == pharia.MODEL_TYPE
@@ -109,9 +113,13 @@ def load(
         raise ConfigError(
             f"model.rotary is set, but a model of type {config.get('model_type')} has one form only"
         )
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    model_class: Any = AutoModelForCausalLM
+    options = pharia.loading_options(config) if is_pharia else {}
+    if quantization := _read_quantization(directory, config, device):
+        model_class, options["config"] = fp8.model_class(directory, quantization)
+    model, loading = model_class.from_pretrained(
         directory,
-        **(pharia.loading_options(config) if is_pharia else {}),
+        **options,
         dtype="auto" if dtype is None else dtype,
         device_map={"": device},
         local_files_only=True,
@@ -120,19 +128,37 @@ def load(
         ignore_mismatched_sizes=True,  # _check_tensors names them
         output_loading_info=True,
     )
-    _check_tensors(directory, loading, is_pharia)
+    _check_tensors(directory, model, loading, is_pharia)
+    if quantization:
+        fp8.finish(model, quantization)
     if is_pharia:
         pharia.set_rotary(model, rotary or "interleaved")
     return CausalLM(model.eval(), context_length)
 
 
-def _check_tensors(directory: Path, loading: dict[str, Any], is_pharia: bool) -> None:
+def _read_quantization(
+    directory: Path, config: dict[str, Any], device: torch.device
+) -> Fp8Quantization | None:
+    """None: the weights are not quantized. Raises UnsupportedModelError if they cannot run here."""
+    try:
+        quantization = read_quantization(config)
+    except SourceError as error:
+        raise UnsupportedModelError(f"{directory}: {error}") from None
+    if quantization and config.get("model_type") == pharia.MODEL_TYPE:
+        raise UnsupportedModelError(f"{directory}: quantized weights are not supported for Pharia")
+    if quantization:
+        fp8.check_device(device)
+    return quantization
+
+
+def _check_tensors(directory: Path, model: PreTrainedModel, loading: dict[str, Any], is_pharia: bool) -> None:
     """Raises UnsupportedModelError if the model cannot be computed from the tensors of the checkpoint."""
     problems = [f"{name} is missing" for name in sorted(loading["missing_keys"])]
     problems += [
         f"{name} has the shape {list(found)} instead of {list(expected)}"
         for name, found, expected in sorted(loading["mismatched_keys"])
     ]
+    problems += fp8.find_problems(model, set(loading["unexpected_keys"]))
     if is_pharia:  # other models may bring parts that a chat does not need
         problems += [f"{name} is unknown" for name in sorted(loading["unexpected_keys"])]
         problems = [pharia.restore_names(problem) for problem in problems]

@@ -48,19 +48,19 @@ def _steps(config: EngineConfig, longest: int) -> Iterator[list[Sequence]]:
     """
     most = min(config.max_running, config.max_batch_tokens)
     for length in powers_of_two(min(config.max_batch_tokens, longest)):
-        yield [_prompt(length, config)]
+        yield [_sequence(length, config)]
     for count in powers_of_two(most):
         prompt = min(_BESIDE, config.max_batch_tokens - count, longest)
         if prompt > 1:
-            yield [*(_decode(SamplingParams()) for _ in range(count)), _prompt(prompt, config)]
+            decodes = [_sequence(2, config, computed=1) for _ in range(count)]
+            yield [*decodes, _sequence(prompt, config)]
     for sampling in _SAMPLING:
         for count in {1, most}:
-            yield [_decode(sampling) for _ in range(count)]
+            yield [_sequence(2, config, 1, sampling) for _ in range(count)]
 
 
-def _prompt(length: int, config: EngineConfig) -> Sequence:
-    return make_sequence([0] * length, list(range(-(-length // config.block_size))))
-
-
-def _decode(sampling: SamplingParams) -> Sequence:
-    return make_sequence([0, 0], [0], 1, sampling)
+def _sequence(
+    length: int, config: EngineConfig, computed: int = 0, sampling: SamplingParams | None = None
+) -> Sequence:
+    blocks = list(range(-(-length // config.block_size)))
+    return make_sequence([0] * length, blocks, computed, sampling)

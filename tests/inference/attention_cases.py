@@ -40,20 +40,37 @@ def attend(
     `sequences`: the length of each sequence and the number of its new tokens. `like`: a tensor with the dtype
     and the device for the kernel. Default: float32 on the CPU.
     """
-    like = torch.empty(0) if like is None else like
-    torch.manual_seed(sum(length for length, _ in sequences) + size)
+    like = torch.empty(0, device="cpu") if like is None else like
+    with torch.device("cpu"):  # the default device of the tests may be a GPU
+        return _attend(act, sequences, (heads, kv_heads, size, value_size), window, softcap, like)
+
+
+def _attend(
+    act: Attend,
+    sequences: list[tuple[int, int]],
+    shape: tuple[int, int, int, int],
+    window: int,
+    softcap: float,
+    like: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    heads, kv_heads, size, value_size = shape
+    generator = torch.Generator().manual_seed(sum(length for length, _ in sequences) + size)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(like.dtype)
+
     width = -(-max(length for length, _ in sequences) // BLOCK)
-    blocks = torch.randperm(len(sequences) * width).view(len(sequences), width).int()
-    keys, values = (torch.randn(len(sequences) * width * BLOCK + 1, kv_heads, n) for n in (size, value_size))
+    order = torch.randperm(len(sequences) * width, generator=generator)
+    blocks = order.view(len(sequences), width).int()
+    keys, values = (normal(len(sequences) * width * BLOCK + 1, kv_heads, n) for n in (size, value_size))
     positions = [torch.arange(length - new, length) for length, new in sequences]
     slot_rows = [
         row.long()[at // BLOCK] * BLOCK + at % BLOCK for row, at in zip(blocks, positions, strict=True)
     ]
     starts = torch.tensor([0, *(new for _, new in sequences)]).cumsum(0)
     tokens = int(starts[-1])
-    query, key = (torch.randn(1, tokens, n, size).transpose(1, 2) for n in (heads, kv_heads))
-    value = torch.randn(1, tokens, kv_heads, value_size).transpose(1, 2)
-    keys, values, query, key, value = (x.to(like.dtype) for x in (keys, values, query, key, value))
+    query, key = (normal(1, tokens, n, size).transpose(1, 2) for n in (heads, kv_heads))
+    value = normal(1, tokens, kv_heads, value_size).transpose(1, 2)
     caches = keys.to(like.device, copy=True), values.to(like.device, copy=True)
     slots = torch.cat(slot_rows)
     inputs = PagedInputs(
@@ -61,7 +78,8 @@ def attend(
     )
     new = (x.to(like.device) for x in (query, key, value))
     num_decodes = next((i for i, (_, count) in enumerate(sequences) if count > 1), len(sequences))
-    output = act(*new, inputs, num_decodes, 0.3, window, softcap)
+    with like.device:
+        output = act(*new, inputs, num_decodes, 0.3, window, softcap)
     keys[slots], values[slots] = key[0].transpose(0, 1), value[0].transpose(0, 1)
     assert torch.equal(caches[0].cpu(), keys), "the new keys are stored, and nothing else is"
     assert torch.equal(caches[1].cpu(), values)

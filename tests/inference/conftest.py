@@ -216,8 +216,8 @@ def generate(
     """The reference: greedy continuation by transformers, with its own attention and cache."""
     with plain_attention(model):
         output = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            torch.tensor([prompt], device=model.device),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
             max_new_tokens=max_tokens,
             do_sample=False,
             eos_token_id=eos_token_id,

@@ -1,5 +1,7 @@
 """A decoder layer's operations between its matrix products, as Triton kernels: fewer launches and reads."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 from torch.nn import functional as F  # noqa: N812 - the name that everybody uses
@@ -7,6 +9,16 @@ from torch.nn import functional as F  # noqa: N812 - the name that everybody use
 from inference.backends.cuda.kernels import layers as kernels
 
 _COLUMNS = 1024  # per program
+_PAIRS = 1024  # of the numbers that `rotate_and_store` rotates, per program
+_PAIRS_PER_WARP = 256  # 16 bytes of each half of a head per thread
+
+
+class HeadNorms(NamedTuple):
+    """The RMS norms of each head of queries and keys, as in Qwen3."""
+
+    query_weight: torch.Tensor  # [size]
+    key_weight: torch.Tensor  # [size]
+    epsilon: float
 
 
 def check(device: torch.device) -> None:
@@ -55,25 +67,37 @@ def rotate_and_store(
     keys: torch.Tensor,  # [slots, kv_heads, size]
     values: torch.Tensor,
     slots: torch.Tensor,  # [T]
+    norms: HeadNorms | None = None,
 ) -> torch.Tensor:  # [T, heads, size]
-    """Rotates queries and keys; stores keys and values in their slots. Returns the queries, a view of qkv."""
+    """Rotates queries and keys; stores keys and values in their slots. Returns the queries, a view of qkv.
+
+    `norms` are applied before the rotation. `qkv`, `cosines` and `sines` are contiguous.
+    """
     kv_heads, size = keys.shape[1:]
     rows = qkv.view(len(qkv), -1, size)
-    heads = rows.shape[1] - 2 * kv_heads
-    kernels.rotate_and_store[(len(rows), rows.shape[1])](
+    count = rows.shape[1]  # heads + 2 * kv_heads
+    half = triton.next_power_of_2(size // 2)
+    piece = min(max(1, _PAIRS // half), triton.next_power_of_2(count))
+    query_weight, key_weight, epsilon = norms or (qkv, qkv, 0.0)  # placeholders: unused without norms
+    kernels.rotate_and_store[len(rows), triton.cdiv(count, piece)](
         rows,
-        cosines.contiguous(),
-        sines.contiguous(),
+        cosines,
+        sines,
         keys,
         values,
         slots,
-        HEADS=heads,
+        query_weight,
+        key_weight,
+        epsilon,
+        HEADS=count - 2 * kv_heads,
         KV_HEADS=kv_heads,
         SIZE=size,
-        HALF_2=triton.next_power_of_2(size // 2),
-        num_warps=1,
+        HALF_2=half,
+        ROWS=piece,
+        NORM=norms is not None,
+        num_warps=max(1, min(4, piece * half // _PAIRS_PER_WARP)),
     )
-    return rows[:, :heads]
+    return rows[:, : count - 2 * kv_heads]
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:

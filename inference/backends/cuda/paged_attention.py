@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.runtime import driver
 
 from inference.backends.cuda.kernels import paged_attention as kernels
 from inference.compute.attention import PagedInputs
@@ -12,11 +13,15 @@ from inference.compute.attention import PagedInputs
 _MIN_ROWS = 16  # each side of a matrix that tl.dot multiplies must have this size at least
 _PROGRAMS_PER_SM = 2
 _MAX_SPLITS = 32
+_MIN_SPLIT_KEYS = 128
+"""Fewest keys of a part of a split context, unless the whole context is shorter: two tiles, so that the copy
+of the second overlaps with the work on the first. FlashInfer uses the same number."""
 _WIDE = 128  # heads larger than this get smaller tiles
+_LARGE_SHARED = 200 * 1024  # bytes of shared memory per program: GPUs for servers since Hopper
 
 
 class _Tile(NamedTuple):
-    """What a program holds at a time. It must fit into the registers and 99 KB of shared memory."""
+    """What a program holds at a time. It must fit into the registers and the shared memory."""
 
     rows: int  # queries; more if more query heads share a KV head
     keys: int
@@ -29,10 +34,29 @@ class _Tile(NamedTuple):
         return {"ROWS": rows, "KEYS": self.keys, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
+class _Tiles(NamedTuple):
+    """The tiles for one kind of GPU. Found by compiling: no tile spills more than 32 bytes per thread."""
+
+    chunks: _Tile
+    chunks_of_wide_heads: _Tile
+
+
 _FLOAT32 = _Tile(rows=_MIN_ROWS, keys=16, num_warps=4, num_stages=2)  # without tensor cores
 _SINGLE = _Tile(rows=_MIN_ROWS, keys=64, num_warps=4, num_stages=3)
-_CHUNKS = _Tile(rows=128, keys=64, num_warps=8, num_stages=3)
-_CHUNKS_OF_WIDE_HEADS = _Tile(rows=64, keys=32, num_warps=4, num_stages=2)
+_SINGLE_OF_WIDE_HEADS = _Tile(rows=_MIN_ROWS, keys=32, num_warps=4, num_stages=3)
+_SMALL = _Tiles(  # for 99 KB of shared memory
+    chunks=_Tile(rows=128, keys=32, num_warps=8, num_stages=3),
+    chunks_of_wide_heads=_Tile(rows=64, keys=32, num_warps=8, num_stages=2),
+)
+_LARGE = _Tiles(
+    chunks=_Tile(rows=128, keys=64, num_warps=8, num_stages=3),
+    chunks_of_wide_heads=_Tile(rows=128, keys=32, num_warps=8, num_stages=3),
+)
+
+
+class _Gpu(NamedTuple):
+    num_sms: int
+    shared: int  # bytes of shared memory that a program may use
 
 
 def attend(
@@ -59,13 +83,19 @@ def attend_stored(
     window: int,
     softcap: float,
 ) -> torch.Tensor:  # [T, heads, value_size]
-    """Attends to keys and values that are already in the cache."""
+    """Attends to keys and values that are already in the cache.
+
+    Batches of all sizes run the same compiled kernels: `attend_single` for whole contexts, `attend_single`
+    and `combine` for contexts in parts, and `attend_chunks`.
+    """
     num_tokens, num_heads, size = query.shape
+    if any(stride % size for stride in query.stride()[:2]):
+        query = query.contiguous()  # the kernels know strides in units of `size`, and read 16 bytes at a time
     kv_heads, value_size = inputs.value_cache.shape[1:]
     out = query.new_empty(num_tokens, num_heads, value_size)
     shared = {
-        "query_head_stride": query.stride(1),
-        "query_token_stride": query.stride(0),
+        "query_head_stride": query.stride(1) // size,
+        "query_token_stride": query.stride(0) // size,
         "key_stride": inputs.key_cache.stride(0),
         "value_stride": inputs.value_cache.stride(0),
         "block_tables_stride": inputs.block_tables.stride(0),
@@ -102,7 +132,8 @@ def _launch_single(
     part_sums, part_weights, part_largest = out, out, out  # placeholders: unused if splits is 1
     if splits > 1:
         part_sums = out.new_empty(num_sequences, num_heads, splits, value_size, dtype=torch.float32)
-        part_weights, part_largest = part_sums.new_empty(2, num_sequences, num_heads, splits)
+        part_weights, part_largest = (part_sums.new_empty(part_sums.shape[:-1]) for _ in range(2))
+    launch = _single_tile(query, value_size).launch(shared["GROUP"])
     kernels.attend_single[num_sequences, kv_heads, splits](
         query,
         inputs.key_cache,
@@ -113,8 +144,9 @@ def _launch_single(
         part_sums,
         part_weights,
         part_largest,
-        SPLITS=splits,
-        **(_FLOAT32 if query.dtype == torch.float32 else _SINGLE).launch(shared["GROUP"]),
+        SPLIT=splits > 1,
+        MIN_TILES=_MIN_SPLIT_KEYS // launch["KEYS"],
+        **launch,
         **shared,
     )
     if splits > 1:
@@ -123,8 +155,8 @@ def _launch_single(
             part_weights,
             part_largest,
             out,
-            SPLITS=splits,
-            SPLITS_2=triton.next_power_of_2(splits),
+            splits,
+            MAX_SPLITS=_MAX_SPLITS,
             VALUE_SIZE=value_size,
             VALUE_SIZE_2=shared["VALUE_SIZE_2"],
         )
@@ -140,12 +172,11 @@ def _launch_chunks(
     """Attends for the sequences from `first` on. Each sequence before them has exactly one token."""
     num_sequences = len(inputs.block_tables)
     kv_heads = inputs.key_cache.shape[1]
-    tile = _CHUNKS_OF_WIDE_HEADS if max(query.shape[-1], out.shape[-1]) > _WIDE else _CHUNKS
-    launch = (_FLOAT32 if query.dtype == torch.float32 else tile).launch(shared["GROUP"])
+    launch = _chunk_tile(query, out.shape[-1]).launch(shared["GROUP"])
     tokens = launch["ROWS"] // shared["GROUP"]
     # One extra tile per sequence, since a sequence's last tile may be partly filled.
     tiles = (len(out) - first) // tokens + num_sequences - first
-    kernels.attend_chunks[tiles, kv_heads](
+    kernels.attend_chunks[(tiles * kv_heads,)](
         query,
         inputs.key_cache,
         inputs.value_cache,
@@ -161,14 +192,29 @@ def _launch_chunks(
     )
 
 
+def _single_tile(query: torch.Tensor, value_size: int) -> _Tile:
+    if query.dtype == torch.float32:
+        return _FLOAT32
+    return _SINGLE_OF_WIDE_HEADS if max(query.shape[-1], value_size) > _WIDE else _SINGLE
+
+
+def _chunk_tile(query: torch.Tensor, value_size: int) -> _Tile:
+    if query.dtype == torch.float32:
+        return _FLOAT32
+    tiles = _LARGE if _gpu(query.device).shared >= _LARGE_SHARED else _SMALL
+    return tiles.chunks_of_wide_heads if max(query.shape[-1], value_size) > _WIDE else tiles.chunks
+
+
 def _num_splits(num_programs: int, device: torch.device) -> int:
     """Into how many parts each context is split, so that all multiprocessors have work: a power of 2."""
-    wanted = _PROGRAMS_PER_SM * _num_sms(device) // num_programs
+    wanted = _PROGRAMS_PER_SM * _gpu(device).num_sms // num_programs
     return min(_MAX_SPLITS, 1 << max(0, wanted.bit_length() - 1))
 
 
 @cache
-def _num_sms(device: torch.device) -> int:
+def _gpu(device: torch.device) -> _Gpu:
     if device.type != "cuda":  # Triton's interpreter
-        return 8
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return _Gpu(num_sms=8, shared=99 * 1024)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    properties = driver.active.utils.get_device_properties(index)
+    return _Gpu(properties["multiprocessor_count"], properties["max_shared_mem"])

@@ -122,12 +122,17 @@ def test_another_tokenizer_is_named_with_the_way_to_convert_it(directory: Path, 
     )
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "hqq", "mxfp4"])
 def test_quantized_weights_are_refused_by_name(tmp_path: Path, method: str) -> None:
     quantized = {"quantization_config": {"quant_method": method}}
     directory = make_model_directory(tmp_path / "a", **quantized)
     assert f"its weights are quantized with {method} (config.json)" in refusal(directory)
     assert f"with {method}" in refusal(make_model_directory(tmp_path / "b", text_config=quantized))
+
+
+def test_fp8_weights_are_accepted(tmp_path: Path) -> None:
+    blocks = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    assert find_local(str(make_model_directory(tmp_path, quantization_config=blocks)))
 
 
 def test_a_configuration_without_quantization_is_accepted(tmp_path: Path) -> None:

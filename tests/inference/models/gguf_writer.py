@@ -74,7 +74,7 @@ def write_gguf(
     _add_tokenizer(writer)
     for name, tensor in {**_tensors(model, architecture), **(tensors or {})}.items():
         if not without or without not in name:
-            writer.add_tensor(name, tensor.detach().float().numpy().copy())
+            writer.add_tensor(name, tensor.detach().float().cpu().numpy().copy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -67,7 +67,7 @@ CHAT_TEMPLATE = (
 
 
 def make_weights(seed: int = 0, **overrides: Any) -> Weights:
-    """Every tensor of the checkpoint in float32, also the biases and the norms, with random values."""
+    """All tensors of the checkpoint, float32 on the CPU, also biases and norms, with random values."""
     config = CONFIG | overrides
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
     keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
@@ -85,8 +85,10 @@ def make_weights(seed: int = 0, **overrides: Any) -> Weights:
             shapes |= {f"{prefix}.{norm}.weight": (hidden,), f"{prefix}.{norm}.bias": (hidden,)}
     shapes |= {"model.norm.weight": (hidden,), "model.norm.bias": (hidden,)}
     shapes["lm_head.weight"] = (config["vocab_size"], hidden)
-    generator = torch.Generator().manual_seed(seed)
-    weights = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    generator = torch.Generator("cpu").manual_seed(seed)
+    weights = {
+        name: 0.3 * torch.randn(shape, generator=generator, device="cpu") for name, shape in shapes.items()
+    }
     return {name: tensor + ("norm.weight" in name) for name, tensor in weights.items()}
 
 
@@ -194,7 +196,7 @@ def _attend(part: _Part, x: torch.Tensor, config: dict[str, Any], rotary: str) -
     for head in range(heads):
         group = head // (heads // key_heads)
         scores = query[head] @ key[group].T / head_size**0.5
-        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+        hidden = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         outputs.append(scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value[group])
     return part.linear("self_attn.o_proj", torch.cat(outputs, -1))
 
@@ -205,8 +207,9 @@ def _rotate(x: torch.Tensor, config: dict[str, Any], rotary: str) -> torch.Tenso
     "interleaved": the pairs are (0, 1), (2, 3), ...; "half": (0, n/2), (1, n/2 + 1), ...
     """
     length, size = x.shape[-2:]
-    frequencies = config["rope_theta"] ** -(torch.arange(0, size, 2).double() / size)
-    positions = torch.arange(length).double() / (config["rope_scaling"] or {"factor": 1.0})["factor"]
+    frequencies = config["rope_theta"] ** -(torch.arange(0, size, 2, device=x.device).double() / size)
+    positions = torch.arange(length, device=x.device).double()
+    positions /= (config["rope_scaling"] or {"factor": 1.0})["factor"]
     angles = positions[:, None] * frequencies
     turn = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
     if rotary == "interleaved":

@@ -32,7 +32,7 @@ def model_of(architecture: str = "llama", **options: Any) -> PreTrainedModel:
 
 
 def logits(directory: Path, **options: Any) -> torch.Tensor:
-    loaded = causal_lm.load(directory, torch.float32, torch.device("cpu"), **options)
+    loaded = causal_lm.load(directory, torch.float32, torch.get_default_device(), **options)
     return loaded.reference_logits(TOKENS)
 
 
@@ -43,7 +43,7 @@ def expected(model: PreTrainedModel) -> torch.Tensor:
 def divisors(model: PreTrainedModel, rope: dict[str, Any]) -> torch.Tensor:
     """What llama.cpp writes as rope_freqs.weight."""
     plain = 1 / rope["rope_theta"] ** (torch.arange(0, 8, 2).float() / 8)
-    return plain / modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](model.config, torch.device("cpu"))[0]
+    return plain / modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](model.config, plain.device)[0]
 
 
 @pytest.mark.parametrize("is_tied", [False, True])

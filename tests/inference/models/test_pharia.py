@@ -23,7 +23,7 @@ from tests.inference.models.pharia_checkpoint import (
 )
 from tests.inference.steering.conftest import added_vectors, random_tokens, steered, steered_driver
 
-CPU = torch.device("cpu")
+DEVICE = torch.get_default_device()
 WEIGHTS = make_weights()
 TOKENS = random_tokens(0, 60)
 DEFAULTS = {
@@ -41,7 +41,7 @@ DEFAULTS = {
 
 
 def load_model(directory: Path, weights: Weights = WEIGHTS, **overrides: Any) -> PreTrainedModel:
-    return load(write_checkpoint(directory, weights, **overrides), torch.float32, CPU)._model
+    return load(write_checkpoint(directory, weights, **overrides), torch.float32, DEVICE)._model
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pharia(checkpoint: Path) -> PreTrainedModel:
-    return load(checkpoint, torch.float32, CPU)._model
+    return load(checkpoint, torch.float32, DEVICE)._model
 
 
 def logits_of(model: CausalLM) -> torch.Tensor:
     with torch.inference_mode():
-        return model.reference_logits(torch.tensor(TOKENS))
+        return model.reference_logits(torch.tensor(TOKENS, device=model.device)).cpu()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_logits_are_those_of_the_reference(tmp_path: Path, overrides: dict[s
     weights = make_weights(**overrides)
     if overrides.get("tie_word_embeddings"):
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    model = load(write_checkpoint(tmp_path, weights, **overrides), torch.float32, CPU)
+    model = load(write_checkpoint(tmp_path, weights, **overrides), torch.float32, DEVICE)
     expected = reference_logits(weights, TOKENS, **overrides)
     torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=1e-4)
 
@@ -85,7 +85,7 @@ def test_defaults_of_the_configuration_are_those_of_the_checkpoints_code(tmp_pat
     write_checkpoint(tmp_path, WEIGHTS)
     needed = {name: value for name, value in CONFIG.items() if name not in DEFAULTS}
     (tmp_path / "config.json").write_text(json.dumps(needed))
-    model = load(tmp_path, None, CPU)
+    model = load(tmp_path, None, DEVICE)
     assert (model.context_length, model.dtype) == (8192, torch.float32)
     torch.testing.assert_close(logits_of(model), reference_logits(WEIGHTS, TOKENS), rtol=0, atol=1e-4)
 
@@ -94,9 +94,9 @@ def test_the_rotary_form_is_a_setting(checkpoint: Path) -> None:
     half = reference_logits(WEIGHTS, TOKENS, rotary="half")
     assert (half - reference_logits(WEIGHTS, TOKENS)).abs().max() > 1, "the forms differ too little"
     torch.testing.assert_close(
-        logits_of(load(checkpoint, torch.float32, CPU, "half")), half, rtol=0, atol=1e-4
+        logits_of(load(checkpoint, torch.float32, DEVICE, "half")), half, rtol=0, atol=1e-4
     )
-    config = EngineConfig(source=str(checkpoint), device="cpu", rotary="half", kv_cache_gib=0.01)
+    config = EngineConfig(source=str(checkpoint), device=DEVICE.type, rotary="half", kv_cache_gib=0.01)
     engine, _ = build_engine(config)
     torch.testing.assert_close(logits_of(engine.runner.model), half, rtol=0, atol=1e-4)
 
@@ -104,7 +104,7 @@ def test_the_rotary_form_is_a_setting(checkpoint: Path) -> None:
 def test_the_rotary_form_is_refused_for_a_model_that_has_one_form(tmp_path: Path) -> None:
     make_model("starcoder2").save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"model\.rotary.*starcoder2"):
-        load(tmp_path, torch.float32, CPU, "interleaved")
+        load(tmp_path, torch.float32, DEVICE, "interleaved")
 
 
 def test_greedy_tokens_are_those_of_the_reference(pharia: PreTrainedModel) -> None:
@@ -136,6 +136,7 @@ def test_a_mixed_batch_is_steered_as_the_reference(pharia: PreTrainedModel) -> N
     assert results["r3", 0].token_ids != reference_greedy(WEIGHTS, prompts[3], 12), "the steering is too weak"
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="only the CPU computes with integers")
 def test_integer_quantization_computes_with_rounded_weights(pharia: PreTrainedModel) -> None:
     """8 bits: each 32 weights of an output share a scale."""
     rounded = {name: rounded_to_8_bits(name, tensor) for name, tensor in WEIGHTS.items()}
@@ -167,9 +168,9 @@ def test_bfloat16_weights_load_from_all_shards_and_files_stay_as_they_are(
     weights = {name: tensor.bfloat16() for name, tensor in WEIGHTS.items()}
     write_checkpoint(tmp_path, weights, shards=shards)
     before = {file.name: file.read_bytes() for file in tmp_path.glob("*.safetensors")}
-    model = load(tmp_path, None, CPU)
+    model = load(tmp_path, None, DEVICE)
     assert model.dtype == torch.bfloat16
-    exact = load(tmp_path, torch.float32, CPU)
+    exact = load(tmp_path, torch.float32, DEVICE)
     torch.testing.assert_close(logits_of(exact), reference_logits(weights, TOKENS), rtol=0, atol=1e-4)
     assert (logits_of(model) - logits_of(exact)).abs().mean() < 0.1
     assert {file.name: file.read_bytes() for file in tmp_path.glob("*.safetensors")} == before
@@ -180,7 +181,7 @@ def test_the_code_of_the_checkpoint_does_not_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     config = EngineConfig(
         source=str(write_checkpoint(tmp_path / "model", WEIGHTS, trace=trace)),
-        device="cpu",
+        device=DEVICE.type,
         kv_cache_gib=0.01,
     )
     _, info = build_engine(config)
@@ -212,7 +213,7 @@ GATE = "model.layers.2.mlp.gate_proj.weight"
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, weights: Weights, message: str) -> None:
     write_checkpoint(tmp_path, weights)
     with pytest.raises(UnsupportedModelError, match=message) as error:
-        load(tmp_path, torch.float32, CPU)
+        load(tmp_path, torch.float32, DEVICE)
     assert "\n" not in str(error.value)
 
 
@@ -238,7 +239,7 @@ def test_options_that_are_not_supported_are_named(
 ) -> None:
     write_checkpoint(tmp_path, WEIGHTS, **overrides)
     with pytest.raises(UnsupportedModelError, match=message):
-        load(tmp_path, torch.float32, CPU)
+        load(tmp_path, torch.float32, DEVICE)
 
 
 def test_the_shipped_chat_template_writes_the_documented_prompt(checkpoint: Path) -> None:

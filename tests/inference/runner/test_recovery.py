@@ -189,7 +189,7 @@ def test_blocks_of_a_failed_request_are_not_reused(llama: PreTrainedModel) -> No
 
 
 def test_one_bad_request_among_many_is_found_in_few_attempts(llama: PreTrainedModel) -> None:
-    driver = build_driver(llama, max_batch_tokens=256)
+    driver = build_driver(llama, max_batch_tokens=256, max_running=128)
     sizes = break_steps(driver, poison("r100"))
     for i in range(128):
         driver.engine.add(request(f"r{i}", [5, 6], 2))
@@ -198,7 +198,7 @@ def test_one_bad_request_among_many_is_found_in_few_attempts(llama: PreTrainedMo
 
 
 def test_the_number_of_attempts_is_limited_if_most_requests_are_bad(llama: PreTrainedModel) -> None:
-    driver = build_driver(llama, max_batch_tokens=512)
+    driver = build_driver(llama, max_batch_tokens=512, max_running=200)
     sizes = break_steps(driver, poison(*(f"r{i}" for i in range(1, 200))))
     requests = [request(f"r{i}", [5, 6], 2) for i in range(200)]
     assert set(run_to_the_end(driver, requests)) == {f"r{i}" for i in range(1, 200)}

@@ -87,6 +87,7 @@ def interrupted_beat(watch: StepWatch, moment: int, act: Callable[[], None]) -> 
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 needs it before settrace, in any frame
     sys.settrace(trace)
     try:
         fault = watch.beat(0.5)

@@ -31,10 +31,12 @@ def test_every_kind_of_step_runs() -> None:
     assert all(sum(length) <= config.max_batch_tokens for length in lengths)
 
 
-def test_steps_stay_within_the_context() -> None:
+def test_steps_stay_within_the_context_and_the_blocks() -> None:
     steps: list[list[Sequence]] = []
-    warm_up(steps.append, EngineConfig(max_running=2, max_batch_tokens=512), longest=7)
-    assert max(sequence.num_tokens for step in steps for sequence in step) == 7
+    warm_up(steps.append, EngineConfig(max_running=2, max_batch_tokens=512, block_size=1), longest=7)
+    sequences = [sequence for step in steps for sequence in step]
+    assert max(sequence.num_tokens for sequence in sequences) == 7
+    assert all(len(sequence.block_table) == sequence.num_tokens for sequence in sequences)
 
 
 def test_the_engine_is_clean_afterwards(llama: PreTrainedModel) -> None:

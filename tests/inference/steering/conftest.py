@@ -11,7 +11,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import GenerationRequest, SteeringSpec, TrainConcept, TrainingUpdate
+from inference.interface.protocol import (
+    GenerationRequest,
+    SteeringSpec,
+    StepReport,
+    TrainConcept,
+    TrainingUpdate,
+)
+from inference.runner.recovery import StepOutcome
 from inference.scheduling.probe import Probe
 from inference.scheduling.sequence import Sequence
 from inference.steering.directions import Calibration, Direction
@@ -59,15 +66,15 @@ def steered(request: GenerationRequest, *concepts: str, strength: float = 1.0) -
 
 
 def count_computed_tokens(driver: Driver) -> list[int]:
-    """A list that gets the number of computed tokens of each later step."""
+    """A list that gets the number of computed tokens of each later step, without those that are discarded."""
     counts: list[int] = []
-    launch = driver.engine.runner.launch
+    apply = driver.engine._apply  # also gets the steps that were launched ahead
 
-    def launch_and_count(scheduled: list[Sequence]) -> object:
+    def apply_and_count(scheduled: list[Sequence], outcome: StepOutcome) -> StepReport:
         counts.append(sum(sequence.num_scheduled_tokens for sequence in scheduled))
-        return launch(scheduled)
+        return apply(scheduled, outcome)
 
-    driver.engine.runner.launch = launch_and_count
+    driver.engine._apply = apply_and_count
     return counts
 
 
@@ -79,9 +86,10 @@ def random_tokens(seed: int, length: int) -> list[int]:
 def added_vectors(
     blocks: Iterable[int], concepts: Iterable[str], strength: float = 1.0
 ) -> dict[int, torch.Tensor]:
-    """What the concepts add to the output of each decoder block, without the cap."""
+    """What the concepts add to each decoder block's output, without the cap: [hidden_size] on the CPU."""
+    nothing = torch.zeros((), device="cpu")
     return {
-        block: strength * sum((_added(CONCEPTS[concept], block) for concept in concepts), torch.zeros(()))
+        block: strength * sum((_added(CONCEPTS[concept], block) for concept in concepts), nothing)
         for block in blocks
     }
 
@@ -103,7 +111,7 @@ def steering_plainly(model: PreTrainedModel, vectors: dict[int, torch.Tensor]) -
             hidden = output[0] if isinstance(output, tuple) else output
             skipped, is_first_call = int(is_first_call), False
             hidden = hidden.clone()
-            hidden[:, skipped:] += vector.to(hidden.dtype)
+            hidden[:, skipped:] += vector.to(hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook
@@ -119,23 +127,24 @@ def steering_plainly(model: PreTrainedModel, vectors: dict[int, torch.Tensor]) -
 def plain_logprobs(
     model: PreTrainedModel, token_ids: list[int], vectors: dict[int, torch.Tensor]
 ) -> torch.Tensor:
-    """[T, vocab_size], from one forward pass of plain transformers."""
+    """[T, vocab_size] on the CPU, from one forward pass of plain transformers."""
+    input_ids = torch.tensor([token_ids], device=model.device)
     with plain_attention(model), torch.inference_mode(), steering_plainly(model, vectors):
-        return model(torch.tensor([token_ids]), use_cache=False).logits[0].float().log_softmax(-1)
+        return model(input_ids, use_cache=False).logits[0].float().log_softmax(-1).cpu()
 
 
 def plain_hidden(
     model: PreTrainedModel, token_ids: list[int], vectors: dict[int, torch.Tensor]
 ) -> torch.Tensor:
-    """[num_layers, T, hidden_size] float64: the decoder blocks' output in plain transformers."""
+    """[num_layers, T, hidden_size] float64 on the CPU: the decoder blocks' output in plain transformers."""
     outputs: list[torch.Tensor] = []
 
     def record(block: nn.Module, args: object, output: object) -> None:
-        outputs.append((output[0] if isinstance(output, tuple) else output)[0].double())
+        outputs.append((output[0] if isinstance(output, tuple) else output)[0].double().cpu())
 
     with plain_attention(model), torch.inference_mode(), steering_plainly(model, vectors):
         handles = [block.register_forward_hook(record) for block in model.model.layers]
-        model(torch.tensor([token_ids]), use_cache=False)
+        model(torch.tensor([token_ids], device=model.device), use_cache=False)
     for handle in handles:
         handle.remove()
     return torch.stack(outputs)

@@ -125,12 +125,12 @@ def test_bfloat16_is_as_accurate_as_transformers() -> None:
     driver = steered_driver(make_model("llama").bfloat16())
     sampled = steered(request("a", prompt, 60, temperature=1.0, top_logprobs=0), "kind", strength=2.0)
     result = driver.run(sampled)["a", 0]
-    ours = torch.tensor([event.logprobs.logprob for event in result.events if event.logprobs])
+    ours = torch.tensor([e.logprobs.logprob for e in result.events if e.logprobs], device="cpu")
     vectors = added_vectors(STEERED_BLOCKS, ["kind"], 2.0)
 
     def chosen(model: PreTrainedModel, vectors: dict[int, torch.Tensor]) -> torch.Tensor:
         rows = plain_logprobs(model, prompt + result.token_ids, vectors)[len(prompt) - 1 : -1]
-        return rows.gather(-1, torch.tensor(result.token_ids)[:, None])[:, 0]
+        return rows.gather(-1, torch.tensor(result.token_ids, device="cpu")[:, None])[:, 0]
 
     rounded = make_model("llama").bfloat16()
     theirs, unsteered = chosen(rounded, vectors), chosen(rounded, {})

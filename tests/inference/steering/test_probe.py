@@ -48,7 +48,8 @@ def check(model: PreTrainedModel, probe: Probe) -> None:
         vectors = dict(zip(STEERED_BLOCKS, torch.from_numpy(probe.vectors), strict=True))
     start, count = len(probe.prompt_token_ids), len(probe.content_token_ids)
     logprobs = plain_logprobs(model, probe.token_ids, vectors)[start - 1 : -1]
-    expected = logprobs.gather(1, torch.tensor(probe.content_token_ids)[:, None])[:, 0]
+    content_ids = torch.tensor(probe.content_token_ids, device="cpu")
+    expected = logprobs.gather(1, content_ids[:, None])[:, 0]
     np.testing.assert_allclose(probe.logprobs, expected.numpy(), rtol=0, atol=1e-3)
     assert probe.mean_logprob == pytest.approx(expected.mean().item(), abs=1e-4)
     if not probe.captures:

@@ -41,46 +41,78 @@ def normalize(
 
 
 @triton.jit
+def _weigh_heads(
+    normal,  # [ROWS, columns] float32
+    is_query,  # [ROWS, 1]
+    query_weight,
+    key_weight,
+    column,
+    within,
+    dtype: tl.constexpr,
+):
+    """Multiplies each row by the weights of queries or of keys. Rounds to `dtype` before and after."""
+    of_query = tl.load(query_weight + column, mask=within, other=0.0).to(tl.float32)
+    of_key = tl.load(key_weight + column, mask=within, other=0.0).to(tl.float32)
+    weight = tl.where(is_query, of_query[None, :], of_key[None, :])
+    return (normal.to(dtype).to(tl.float32) * weight).to(dtype).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["slots"])
 def rotate_and_store(
-    qkv,  # [tokens, HEADS + 2 * KV_HEADS, SIZE]; the queries are rotated in place
+    qkv,  # [tokens, HEADS + 2 * KV_HEADS, SIZE]; the queries are changed in place
     cosines,  # [tokens, SIZE]
     sines,
     keys,  # [slots, KV_HEADS, SIZE]
     values,
     slots,  # [tokens]
+    query_weight,  # [SIZE]; read if NORM
+    key_weight,  # [SIZE]; read if NORM
+    epsilon,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     HALF_2: tl.constexpr,  # SIZE // 2 rounded up to a power of 2
+    ROWS: tl.constexpr,
+    NORM: tl.constexpr,
 ):
     """Rotates queries and keys by their positions (Su et al., arXiv:2104.09864). Stores keys and values.
 
-    Grid: tokens, HEADS + 2 * KV_HEADS.
+    If NORM, each head of the queries and keys is first replaced by its RMS norm, as `normalize` computes it.
+    A program changes ROWS of a token's heads. Grid: tokens, pieces of ROWS heads.
     """
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, HALF_2)
     within = column < SIZE // 2
-    source = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * SIZE
-    first = tl.load(source + column, mask=within, other=0.0)
-    second = tl.load(source + SIZE // 2 + column, mask=within, other=0.0)
-    target = source
-    if head >= HEADS:
-        slot = tl.load(slots + token)
-        if head < HEADS + KV_HEADS:
-            target = keys + (slot * KV_HEADS + head - HEADS) * SIZE
-        else:
-            target = values + (slot * KV_HEADS + head - HEADS - KV_HEADS) * SIZE
-    if head < HEADS + KV_HEADS:
-        angle = token * SIZE + column
-        x, y = first.to(tl.float32), second.to(tl.float32)
-        cosine = tl.load(cosines + angle, mask=within, other=0.0).to(tl.float32)
-        sine = tl.load(sines + angle, mask=within, other=0.0).to(tl.float32)
-        cosine_2 = tl.load(cosines + angle + SIZE // 2, mask=within, other=0.0).to(tl.float32)
-        sine_2 = tl.load(sines + angle + SIZE // 2, mask=within, other=0.0).to(tl.float32)
-        first = (x * cosine - y * sine).to(first.dtype)
-        second = (y * cosine_2 + x * sine_2).to(second.dtype)
-    tl.store(target + column, first, mask=within)
-    tl.store(target + SIZE // 2 + column, second, mask=within)
+    inside = (head < HEADS + 2 * KV_HEADS)[:, None] & within[None, :]
+    source = qkv + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * SIZE + column[None, :]
+    first = tl.load(source, mask=inside, other=0.0)
+    second = tl.load(source + SIZE // 2, mask=inside, other=0.0)
+    x, y = first.to(tl.float32), second.to(tl.float32)
+    is_query = (head < HEADS)[:, None]
+    if NORM:
+        factor = 1.0 / tl.sqrt((tl.sum(x * x, 1) + tl.sum(y * y, 1)) / SIZE + epsilon)
+        x = _weigh_heads(x * factor[:, None], is_query, query_weight, key_weight, column, within, first.dtype)
+        later = column + SIZE // 2
+        y = _weigh_heads(y * factor[:, None], is_query, query_weight, key_weight, later, within, first.dtype)
+    angle = token * SIZE + column
+    cosine = tl.load(cosines + angle, mask=within, other=0.0).to(tl.float32)[None, :]
+    sine = tl.load(sines + angle, mask=within, other=0.0).to(tl.float32)[None, :]
+    cosine_2 = tl.load(cosines + angle + SIZE // 2, mask=within, other=0.0).to(tl.float32)[None, :]
+    sine_2 = tl.load(sines + angle + SIZE // 2, mask=within, other=0.0).to(tl.float32)[None, :]
+    rotated = (x * cosine - y * sine).to(first.dtype)
+    rotated_2 = (y * cosine_2 + x * sine_2).to(first.dtype)
+    tl.store(source, rotated, mask=inside & is_query)
+    tl.store(source + SIZE // 2, rotated_2, mask=inside & is_query)
+    slot = tl.load(slots + token).to(tl.int64)
+    is_key = (head >= HEADS)[:, None] & (head < HEADS + KV_HEADS)[:, None]
+    target = (slot * KV_HEADS + head - HEADS)[:, None] * SIZE + column[None, :]
+    tl.store(keys + target, rotated, mask=inside & is_key)
+    tl.store(keys + target + SIZE // 2, rotated_2, mask=inside & is_key)
+    is_value = (head >= HEADS + KV_HEADS)[:, None]
+    target = (slot * KV_HEADS + head - HEADS - KV_HEADS)[:, None] * SIZE + column[None, :]
+    tl.store(values + target, first, mask=inside & is_value)
+    tl.store(values + target + SIZE // 2, second, mask=inside & is_value)
 
 
 @triton.jit
@@ -101,7 +133,7 @@ def gate(
     tl.store(out + row * SIZE + column, (activated * up).to(gated.dtype), mask=within)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "scales"])
 def steer(
     hidden,  # [tokens, SIZE], changed in place
     vectors,  # [rows, SIZE] float32

@@ -3,93 +3,39 @@ finds keys by the block table. For single tokens it also splits the context (arX
 
 A program serves one KV head and a tile of query rows. There is one row per token and query head: all `GROUP`
 query heads that share the KV head are in the tile, so keys and values are read once for all of them.
+
+Triton compiles another kernel for an integer that is 1 or divisible by 16, and for an address that is
+divisible by 16. Arguments that differ between batches are not specialized, so that no batch compiles one.
 """
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _attend(
-    rows,  # [ROWS, SIZE] queries
-    row_positions,  # [ROWS]; -1 for a row that pads the tile
-    first,  # position of the first key
-    end,  # position after the last key
-    blocks,  # the sequence's row of block_tables
-    keys,  # the key of the KV head in slot 0
-    values,  # the value of the KV head in slot 0
-    key_stride,  # from slot to slot
-    value_stride,
-    scale,
-    softcap,
-    window,
-    BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    SIZE: tl.constexpr,
-    SIZE_2: tl.constexpr,  # SIZE rounded up to a power of 2
-    VALUE_SIZE: tl.constexpr,
-    VALUE_SIZE_2: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Returns the sums of weighted values [ROWS, VALUE_SIZE_2], the sums of weights [ROWS], and the largest
-    scores [ROWS], all float32. Scores are multiplied by log2(e): a weight is 2^(score - largest score).
-    """
-    offsets = tl.arange(0, KEYS)
-    dims = tl.arange(0, SIZE_2)
-    value_dims = tl.arange(0, VALUE_SIZE_2)
-    largest = tl.full([ROWS], float("-inf"), tl.float32)
-    weight_sums = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, VALUE_SIZE_2], tl.float32)
-    for begin in range(first, end, KEYS):
-        positions = begin + offsets
-        in_range = positions < end
-        block = tl.load(blocks + positions // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
-        slots = block * BLOCK_SIZE + positions % BLOCK_SIZE
-        key = tl.load(
-            keys + slots[None, :] * key_stride + dims[:, None],
-            mask=in_range[None, :] & (dims < SIZE)[:, None],
-            other=0.0,
-        )
-        scores = tl.dot(rows, key, input_precision=PRECISION) * scale
-        if HAS_SOFTCAP:
-            # softcap * tanh(scores / softcap), where tanh(x) = 1 - 2 / (e^2x + 1)
-            scores = softcap - 2.0 * softcap / (tl.exp(scores * (2.0 / softcap)) + 1.0)
-        scores = scores * 1.4426950408889634  # log2(e)
-        visible = positions[None, :] <= row_positions[:, None]
-        if HAS_WINDOW:
-            visible = visible & (positions[None, :] > row_positions[:, None] - window)
-        scores = tl.where(visible & in_range[None, :], scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
-        base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(largest - base)
-        value = tl.load(
-            values + slots[:, None] * value_stride + value_dims[None, :],
-            mask=in_range[:, None] & (value_dims < VALUE_SIZE)[None, :],
-            other=0.0,
-        )
-        weight_sums = weight_sums * shrink + tl.sum(weights, 1)
-        sums = sums * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-        largest = new_largest
-    return sums, weight_sums, largest
+from inference.backends.cuda.kernels.attention_tile import attend_tile
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "block_tables",
+        "positions",
+        "query_head_stride",
+        "query_token_stride",
+        "block_tables_stride",
+        "window",
+    ]
+)
 def attend_single(
     queries,
     keys,
     values,
     block_tables,
     positions,
-    out,  # [sequences, heads, VALUE_SIZE]; written if SPLITS is 1
-    part_sums,  # [sequences, heads, SPLITS, VALUE_SIZE] float32; written if SPLITS > 1, as are the next two
-    part_weights,  # [sequences, heads, SPLITS] float32: sums of weights
-    part_largest,  # [sequences, heads, SPLITS] float32: largest scores
-    query_head_stride,
-    query_token_stride,
+    out,  # [sequences, heads, VALUE_SIZE]; written unless SPLIT
+    part_sums,  # [sequences, heads, splits, VALUE_SIZE] float32; written if SPLIT, as are the next two
+    part_weights,  # [sequences, heads, splits] float32: sums of weights; 0 for a part without keys
+    part_largest,  # [sequences, heads, splits] float32: largest scores
+    query_head_stride,  # in units of SIZE
+    query_token_stride,  # in units of SIZE
     key_stride,
     value_stride,
     block_tables_stride,
@@ -98,7 +44,8 @@ def attend_single(
     window,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,  # whether several programs share a context
+    MIN_TILES: tl.constexpr,  # of a part, in units of KEYS
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -110,88 +57,104 @@ def attend_single(
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Attends for one token of each sequence. Grid: sequences, KV_HEADS, SPLITS."""
+    """Attends for one token of each sequence. Grid: sequences, KV_HEADS, splits.
+
+    A short context has fewer parts than splits. The programs of the other parts only write `part_weights`.
+    """
     sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    splits = tl.num_programs(2)
     position = tl.load(positions + sequence)
     end = (position + 1).to(tl.int32)
     first = tl.zeros_like(end)
     if HAS_WINDOW:
         first = tl.maximum(end - window, 0)
-    share = tl.cdiv(tl.cdiv(end - first, KEYS), SPLITS) * KEYS
-    first += split * share
+    if SPLIT:
+        share = tl.maximum(tl.cdiv(tl.cdiv(end - first, KEYS), splits), MIN_TILES) * KEYS
+        first += split * share
+        end = tl.minimum(end, first + share)
     row = tl.arange(0, ROWS)
     heads = kv_head * GROUP + row
-    dims = tl.arange(0, SIZE_2)
-    rows = tl.load(
-        queries + sequence * query_token_stride + heads[:, None] * query_head_stride + dims[None, :],
-        mask=(row < GROUP)[:, None] & (dims < SIZE)[None, :],
-        other=0.0,
-    )
-    sums, weight_sums, largest = _attend(
-        rows,
-        tl.where(row < GROUP, position, -1),
-        first,
-        tl.minimum(end, first + share),
-        block_tables + sequence.to(tl.int64) * block_tables_stride,
-        keys + kv_head * SIZE,
-        values + kv_head * VALUE_SIZE,
-        key_stride,
-        value_stride,
-        scale,
-        softcap,
-        window,
-        BLOCK_SIZE,
-        ROWS,
-        KEYS,
-        SIZE,
-        SIZE_2,
-        VALUE_SIZE,
-        VALUE_SIZE_2,
-        HAS_SOFTCAP,
-        HAS_WINDOW,
-        PRECISION,
-    )
-    value_dims = tl.arange(0, VALUE_SIZE_2)
     output_row = sequence * KV_HEADS * GROUP + heads
-    mask = (row < GROUP)[:, None] & (value_dims < VALUE_SIZE)[None, :]
-    if SPLITS == 1:
-        attended = sums / tl.where(row < GROUP, weight_sums, 1.0)[:, None]
-        tl.store(
-            out + output_row[:, None] * VALUE_SIZE + value_dims[None, :],
-            attended.to(out.dtype.element_ty),
-            mask=mask,
+    part = output_row * splits + split
+    if first < end:
+        dims = tl.arange(0, SIZE_2)
+        query = sequence.to(tl.int64) * query_token_stride + heads * query_head_stride
+        rows = tl.load(
+            queries + query[:, None] * SIZE + dims[None, :],
+            mask=(row < GROUP)[:, None] & (dims < SIZE)[None, :],
+            other=0.0,
         )
+        sums, weight_sums, largest = attend_tile(
+            rows,
+            tl.where(row < GROUP, position, -1),
+            first,
+            end,
+            block_tables + sequence.to(tl.int64) * block_tables_stride,
+            keys + kv_head * SIZE,
+            values + kv_head * VALUE_SIZE,
+            key_stride,
+            value_stride,
+            scale,
+            softcap,
+            window,
+            BLOCK_SIZE,
+            ROWS,
+            KEYS,
+            SIZE,
+            SIZE_2,
+            VALUE_SIZE,
+            VALUE_SIZE_2,
+            HAS_SOFTCAP,
+            HAS_WINDOW,
+            PRECISION,
+        )
+        value_dims = tl.arange(0, VALUE_SIZE_2)
+        mask = (row < GROUP)[:, None] & (value_dims < VALUE_SIZE)[None, :]
+        if SPLIT:
+            tl.store(part_sums + part[:, None] * VALUE_SIZE + value_dims[None, :], sums, mask=mask)
+            tl.store(part_weights + part, weight_sums, mask=row < GROUP)
+            tl.store(part_largest + part, largest, mask=row < GROUP)
+        else:
+            attended = sums / tl.where(row < GROUP, weight_sums, 1.0)[:, None]
+            tl.store(
+                out + output_row[:, None] * VALUE_SIZE + value_dims[None, :],
+                attended.to(out.dtype.element_ty),
+                mask=mask,
+            )
     else:
-        part = output_row * SPLITS + split
-        tl.store(part_sums + part[:, None] * VALUE_SIZE + value_dims[None, :], sums, mask=mask)
-        tl.store(part_weights + part, weight_sums, mask=row < GROUP)
-        tl.store(part_largest + part, largest, mask=row < GROUP)
+        tl.store(part_weights + part, tl.zeros([ROWS], tl.float32), mask=row < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def combine(
     part_sums,
     part_weights,
     part_largest,
     out,  # [sequences, heads, VALUE_SIZE]
-    SPLITS: tl.constexpr,
-    SPLITS_2: tl.constexpr,
+    splits,
+    MAX_SPLITS: tl.constexpr,  # a power of 2
     VALUE_SIZE: tl.constexpr,
     VALUE_SIZE_2: tl.constexpr,
 ):
-    """Combines the results of `attend_single` for the parts of each context. Grid: sequences * heads."""
+    """Combines the results of `attend_single` for the parts of each context. Grid: sequences * heads.
+
+    The sums and the largest score of a part without keys are not initialized, so they are replaced.
+    """
     head = tl.program_id(0).to(tl.int64)
-    splits = tl.arange(0, SPLITS_2)
+    split = tl.arange(0, MAX_SPLITS)
     value_dims = tl.arange(0, VALUE_SIZE_2)
-    parts = head * SPLITS + splits
-    largest = tl.load(part_largest + parts, mask=splits < SPLITS, other=float("-inf"))
-    shrink = tl.exp2(largest - tl.max(largest, 0))
-    weights = tl.load(part_weights + parts, mask=splits < SPLITS, other=0.0)
+    parts = head * splits + split
+    weights = tl.load(part_weights + parts, mask=split < splits, other=0.0)
+    largest = tl.load(part_largest + parts, mask=split < splits, other=0.0)
     sums = tl.load(
         part_sums + parts[:, None] * VALUE_SIZE + value_dims[None, :],
-        mask=(splits < SPLITS)[:, None] & (value_dims < VALUE_SIZE)[None, :],
+        mask=(split < splits)[:, None] & (value_dims < VALUE_SIZE)[None, :],
         other=0.0,
     )
+    has_keys = weights != 0.0  # nan if a score is nan: then the result must be nan
+    largest = tl.where(has_keys, largest, float("-inf"))
+    sums = tl.where(has_keys[:, None], sums, 0.0)
+    shrink = tl.exp2(largest - tl.max(largest, 0))
     attended = tl.sum(sums * shrink[:, None], 0) / tl.sum(weights * shrink, 0)
     tl.store(
         out + head * VALUE_SIZE + value_dims,
@@ -200,7 +163,19 @@ def combine(
     )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "block_tables",
+        "cu_seqlens",
+        "positions",
+        "first_sequence",
+        "num_sequences",
+        "query_head_stride",
+        "query_token_stride",
+        "block_tables_stride",
+        "window",
+    ]
+)
 def attend_chunks(
     queries,
     keys,
@@ -211,8 +186,8 @@ def attend_chunks(
     out,  # [tokens, heads, VALUE_SIZE]
     first_sequence,
     num_sequences,
-    query_head_stride,
-    query_token_stride,
+    query_head_stride,  # in units of SIZE
+    query_token_stride,  # in units of SIZE
     key_stride,
     value_stride,
     block_tables_stride,
@@ -233,12 +208,15 @@ def attend_chunks(
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Attends for several tokens of each sequence, from `first_sequence` on. Grid: tiles, KV_HEADS.
+    """Attends for several tokens of each sequence, from `first_sequence` on. Grid: tiles * KV_HEADS.
 
+    The last tiles come first: the tokens at the end of a prompt see the most keys, and their programs take
+    the longest.
     A sequence of n tokens has ceil(n / TOKENS) tiles, or one more, which stays empty. The first tile of
     sequence i is number (cu_seqlens[i] - cu_seqlens[first_sequence]) // TOKENS + i - first_sequence.
     """
-    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    program = tl.program_id(0)
+    tile, kv_head = (tl.num_programs(0) - 1 - program) // KV_HEADS, program % KV_HEADS
     # Binary search for the sequence of this tile.
     origin = tl.load(cu_seqlens + first_sequence)
     low, high = first_sequence, num_sequences - 1
@@ -265,15 +243,13 @@ def attend_chunks(
         if HAS_WINDOW:
             first = tl.maximum(position - window + 1, 0).to(tl.int32) // KEYS * KEYS
         dims = tl.arange(0, SIZE_2)
+        query = token * query_token_stride + heads * query_head_stride
         rows = tl.load(
-            queries
-            + token[:, None] * query_token_stride
-            + heads[:, None] * query_head_stride
-            + dims[None, :],
+            queries + query[:, None] * SIZE + dims[None, :],
             mask=valid[:, None] & (dims < SIZE)[None, :],
             other=0.0,
         )
-        sums, weight_sums, _ = _attend(
+        sums, weight_sums, _ = attend_tile(
             rows,
             tl.where(valid, position + row // GROUP, -1),
             first,

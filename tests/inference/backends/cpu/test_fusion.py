@@ -20,7 +20,7 @@ from tests.inference.conftest import (
     request,
 )
 
-PROMPT = torch.tensor([[5, 6, 7, 90, 12, 41, 8, 77, 3, 150, 33]])
+PROMPT = torch.tensor([[5, 6, 7, 90, 12, 41, 8, 77, 3, 150, 33]], device="cpu")
 
 SEVERAL_PROMPTS = [PROMPT.roll(i) for i in range(5)]
 """The last bit of a float32 sum differs between processors, and can make an activation round up instead of

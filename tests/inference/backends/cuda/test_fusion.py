@@ -1,22 +1,31 @@
 """A model generates the same with fused layers, and in the engine with all Triton kernels."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.models.llama import modeling_llama
 
 from inference.backends.backend import Backend
 from inference.backends.cuda import fusion, layers, paged_attention, sampling
+from inference.backends.trial import Trial
+from inference.compute.attention import PagedInputs
 from inference.models.causal_lm import CausalLM, load
+from inference.steering.bank import SteeringBank
+from inference.steering.injection import inject
 from tests.inference.conftest import ARCHITECTURES, build_driver, generate, make_model, request
 from tests.inference.models.pharia_checkpoint import make_weights, reference_greedy, write_checkpoint
 from tests.inference.recorder import Recorder
 from tests.inference.steering.conftest import added_vectors, steered, steered_driver
 from tests.inference.test_exactness import random_prompt
 
-BACKEND = Backend(attend=paged_attention.attend, fuse=fusion.fuse, weigh=sampling.weigh, steer=layers.steer)
-FUSED = {"llama", "qwen2", "granite"}
+BACKEND = Backend(
+    attend=paged_attention.attend, fuse=fusion.fuse, sampling=sampling.OPERATIONS, steer=layers.steer
+)
+FUSED = {"llama", "qwen2", "qwen3", "granite"}
 
 
 def count_fused(model: PreTrainedModel) -> int:
@@ -42,6 +51,148 @@ def test_layers_with_other_operations_are_not_fused(architecture: str, options: 
     assert count_fused(model) == 0
 
 
+def test_norms_of_heads_are_fused_only_if_they_are_those_of_qwen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_plus_weight(norm: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:  # as in Gemma
+        normal = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + norm.variance_epsilon)
+        return ((1 + norm.weight) * normal).to(x.dtype)
+
+    model = make_model("qwen3")
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.normal_(parameter)
+    other = copy.deepcopy(model)
+    other_norm = type("OtherNorm", (type(model.model.norm),), {"forward": one_plus_weight})
+    for layer in other.model.layers:
+        layer.self_attn.q_norm.__class__ = layer.self_attn.k_norm.__class__ = other_norm
+    for one, expected in ((model, 3), (other, 0)):
+        CausalLM(one).transform(fusion.fuse)
+        assert count_fused(one) == expected
+
+
+def rotate_interleaved(
+    queries: torch.Tensor, keys: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    def rotate(x: torch.Tensor) -> torch.Tensor:
+        turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+        return x * cosines[:, None] + turned * sines[:, None]
+
+    return rotate(queries), rotate(keys)
+
+
+def test_another_order_of_the_rotated_pairs_prevents_fusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotate_interleaved)
+    model = make_model("llama")
+    CausalLM(model).transform(fusion.fuse)
+    assert count_fused(model) == 0
+
+
+def test_a_partial_rotation_is_left_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = modeling_llama.apply_rotary_pos_emb
+
+    def rotate_part(
+        queries: torch.Tensor, keys: torch.Tensor, *angles: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        size = angles[0].shape[-1]
+        rotated = original(queries[..., :size], keys[..., :size], *angles)
+        return tuple(
+            torch.cat((part, whole[..., size:]), -1)
+            for part, whole in zip(rotated, (queries, keys), strict=True)
+        )
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotate_part)
+    model = make_model("llama")
+    rotary = model.model.rotary_emb
+    rotary.inv_freq = rotary.inv_freq[: len(rotary.inv_freq) // 2]
+    expected = generate(model, random_prompt(0, 9), 4)
+    results = build_driver(model, backend=BACKEND).run(request("r", random_prompt(0, 9), 4))
+    assert results["r", 0].token_ids == expected
+
+
+@pytest.mark.parametrize("architecture", sorted(FUSED))
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_the_angles_of_real_models_need_no_copy(architecture: str, tokens: int) -> None:
+    model = make_model(architecture)
+    angles = model.model.rotary_emb(torch.zeros(1, tokens, 32), torch.arange(tokens)[None])
+    assert all(part.is_contiguous() and part.shape == (1, tokens, 8) for part in angles)
+
+
+def attend_to_first_tile(
+    query: torch.Tensor, inputs: PagedInputs, *others: object, **options: object
+) -> torch.Tensor:
+    wrong = inputs._replace(positions=inputs.positions.clamp(max=63))
+    return paged_attention.attend_stored(query, wrong, *others, **options)
+
+
+def attend_in_order(
+    query: torch.Tensor, inputs: PagedInputs, *others: object, **options: object
+) -> torch.Tensor:
+    wrong = inputs._replace(block_tables=inputs.block_tables.sort(-1).values)
+    return paged_attention.attend_stored(query, wrong, *others, **options)
+
+
+@pytest.mark.parametrize("wrong", [attend_to_first_tile, attend_in_order])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_trial_detects_attention_that_is_wrong_in_long_contexts(
+    wrong: Callable[..., torch.Tensor], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for act, expected in ((paged_attention.attend_stored, 3), (wrong, 0)):
+        monkeypatch.setattr(fusion, "attend_stored", act)
+        model = make_model("llama").to(dtype)
+        CausalLM(model).transform(fusion.fuse)
+        assert count_fused(model) == expected
+
+
+def test_fusing_again_changes_nothing() -> None:
+    model = make_model("llama")
+    CausalLM(model).transform(fusion.fuse)
+    before = [vars(layer)["forward"] for layer in model.model.layers]
+    weights = [parameter.data_ptr() for parameter in model.parameters()]
+    CausalLM(model).transform(fusion.fuse)  # also examines the fused layers
+    assert [vars(layer)["forward"] for layer in model.model.layers] == before
+    assert [parameter.data_ptr() for parameter in model.parameters()] == weights
+
+
+def test_the_trial_runs_no_hook_of_the_layer() -> None:
+    model = make_model("llama")
+    causal_lm = CausalLM(model)
+    calls = []
+    for layer in causal_lm.layers:
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    causal_lm.transform(fusion.fuse)
+    assert count_fused(model) == 3
+    assert calls == []
+
+
+def test_the_trial_steers_nothing(llama: PreTrainedModel) -> None:
+    causal_lm = CausalLM(llama)
+    bank = SteeringBank(2, (0, 1), causal_lm.hidden_size, causal_lm.device)
+    inject(causal_lm, bank)
+    trial = Trial(2, 8, paged_attention.attend, like=llama.lm_head.weight)
+    before = trial.run(llama.model.layers[0].forward, causal_lm.hidden_size)
+    assert torch.equal(trial.run(llama.model.layers[0], causal_lm.hidden_size), before)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_outputs_the_whole_sum_and_keeps_its_input(bias: bool) -> None:
+    """Hooks of the layer change the output, and hooks of the layer before may keep the input."""
+    layer = CausalLM(make_model("llama")).layers[0]
+    if bias:
+        layer.mlp.down_proj.bias = torch.nn.Parameter(torch.ones(32))
+    trial = Trial(2, 8, paged_attention.attend, like=layer.input_layernorm.weight)
+    kept = []
+
+    def forward(hidden_states: torch.Tensor, **arguments: object) -> torch.Tensor:
+        kept.append((hidden_states, hidden_states.clone()))
+        return layer.forward(hidden_states, **arguments)
+
+    with torch.inference_mode():
+        expected = trial.run(forward, 32)
+        fusion._fuse_layer(layer)
+        assert "forward" in vars(layer)
+        torch.testing.assert_close(trial.run(forward, 32), expected)
+    assert all(torch.equal(*pair) for pair in kept)
+
+
 def test_attention_biases_are_fused_and_mlp_biases_prevent_fusion() -> None:
     model = make_model("llama", attention_bias=True, mlp_bias=True)
     for name, parameter in model.named_parameters():
@@ -54,7 +205,7 @@ def test_attention_biases_are_fused_and_mlp_biases_prevent_fusion() -> None:
     assert count_fused(model) == 3
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral", "qwen3"])
 def test_greedy_decoding_equals_generate(architecture: str) -> None:
     model = make_model(architecture)
     prompts = [random_prompt(i, length) for i, length in enumerate([1, 22])]
@@ -68,7 +219,8 @@ def test_steered_and_unsteered_sequences_together(llama: PreTrainedModel) -> Non
     requests = [request(f"r{i}", random_prompt(i, 5 + i), 4) for i in range(3)]
     mixed = [steered(requests[0], "kind"), requests[1], steered(requests[2], "rude", strength=-1.0)]
     expected = steered_driver(llama).run(*mixed)
-    actual = steered_driver(llama, backend=BACKEND, capture=Recorder(), max_running=3).run(*mixed)
+    limits = {"max_running": 3, "context_length": 20, "max_batch_tokens": 20}  # for a short start
+    actual = steered_driver(llama, backend=BACKEND, capture=Recorder(), **limits).run(*mixed)
     tokens = {key: result.token_ids for key, result in expected.items()}
     assert {key: result.token_ids for key, result in actual.items()} == tokens
 

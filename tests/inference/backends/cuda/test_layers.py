@@ -36,22 +36,28 @@ def test_norm(like: torch.Tensor, size: int) -> None:
     check(actual, normal(x + residual, weight))
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 8), (3, 1, 12), (2, 2, 64)])
-def test_rotation(like: torch.Tensor, heads: int, kv_heads: int, size: int) -> None:
+@pytest.mark.parametrize("with_norms", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"), [(4, 2, 8), (3, 1, 12), (2, 2, 64), (32, 8, 128), (9, 3, 64), (8, 4, 256)]
+)
+def test_rotation(like: torch.Tensor, heads: int, kv_heads: int, size: int, with_norms: bool) -> None:
     qkv, angles = random(like, 5, (heads + 2 * kv_heads) * size), random(like, 1, 5, size)
     parts = qkv.clone().view(5, -1, size).split([heads, kv_heads, kv_heads], 1)
     keys, values = random(like, 20, kv_heads, size), random(like, 19, kv_heads, size)
     slots = torch.tensor([3, 17, 4, 5, 0], device=like.device)
     expected = keys.clone(), values.clone()
     cosines, sines = angles.cos(), angles.sin()
+    weights = random(like, 1, size)[0], random(like, 2, size)[1]
+    norms = layers.HeadNorms(*weights, 1e-5) if with_norms else None
 
-    def rotate(x: torch.Tensor) -> torch.Tensor:
+    def rotate(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        x = normal(x, weight) if with_norms else x
         first, second = x.chunk(2, -1)
         return x * cosines[0, :, None] + torch.cat([-second, first], -1) * sines[0, :, None]
 
-    queries = layers.rotate_and_store(qkv, cosines, sines, keys, values, slots)
-    expected[0][slots], expected[1][slots] = rotate(parts[1]), parts[2]
-    check(queries, rotate(parts[0]))
+    queries = layers.rotate_and_store(qkv, cosines, sines, keys, values, slots, norms)
+    expected[0][slots], expected[1][slots] = rotate(parts[1], weights[1]), parts[2]
+    check(queries, rotate(parts[0], weights[0]))
     check(keys, expected[0])
     assert torch.equal(values, expected[1])
 
