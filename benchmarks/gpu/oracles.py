@@ -21,17 +21,24 @@ from benchmarks.gpu.budget import Deadline
 _ROOT = Path(__file__).parents[2]
 PATTERNS = (
     "tests/inference/test_exactness.py",
-    "tests/inference/backends/cuda/test_*.py",
-    "tests/inference/compute/test_*.py",
-    "tests/inference/test_engine.py",
+    "tests/inference/backends/cuda/test_fusion.py",
+    "tests/inference/backends/cuda/test_layers.py",
     "tests/inference/steering/test_injection.py",
     "tests/inference/steering/test_mixed_batches.py",
-    "tests/inference/steering/test_probe.py",
     "tests/inference/steering/test_exactness.py",
-    "tests/inference/runner/test_verification.py",
-    "tests/inference/models/test_causal_lm.py",
+    "tests/inference/test_engine.py",
     "tests/inference/models/test_fp8.py",
+    "tests/inference/backends/cuda/test_fp8.py",
+    "tests/inference/runner/test_decode_graphs.py",
+    "tests/inference/compute/test_graphs.py",
+    "tests/inference/steering/test_probe.py",
+    "tests/inference/runner/test_recovery.py",
+    "tests/inference/runner/test_verification.py",
     "tests/inference/models/test_pharia.py",
+    "tests/inference/models/test_causal_lm.py",
+    "tests/inference/compute/sampling/test_*.py",
+    "tests/inference/compute/test_*.py",
+    "tests/inference/backends/cuda/test_paged_attention.py",
 )
 """The most important first."""
 _MAX_PROCESSES = 12

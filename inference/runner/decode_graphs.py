@@ -25,6 +25,9 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
 """Limit for the error of the logits, relative to their standard deviation. The operations are the same, so
 the error is usually 0. A wrong page, position or steering row gives an error near 1."""
 
+Context = tuple[list[int], list[int]]
+"""Token ids, and the blocks of their keys and values."""
+
 
 @dataclass(frozen=True)
 class DecodeGraphs:
@@ -72,9 +75,8 @@ class DecodeGraphs:
         self.bank.vectors[:, 1].normal_()  # no sequence uses the bank yet
         try:
             for size in powers_of_two(graphs.sizes[-1]):
-                error = self._error(
-                    graphs, [self._decode(*contexts[i % len(contexts)], i) for i in range(size)]
-                )
+                decodes = [self._decode(contexts, i % len(contexts)) for i in range(size)]
+                error = self._error(graphs, decodes)
                 if not error <= _TOLERANCE[self.model.dtype]:
                     return error, size
         finally:
@@ -90,13 +92,14 @@ class DecodeGraphs:
         errors = difference.square().mean(1).sqrt() / expected.std(1)
         return float(statistics.median(errors.tolist()))
 
-    def _decode(self, token_ids: list[int], blocks: list[int], number: int) -> Sequence:
+    def _decode(self, contexts: list[Context], number: int) -> Sequence:
         """The last token of a context. Sequences of the same context write the same keys and values."""
-        steering = Steering(1, 1.0, b"") if number % 2 else None
+        token_ids, blocks = contexts[number]
+        steering = Steering(1, 1.0, b"") if number % 2 else None  # alike for all sequences of a context
         return make_sequence(token_ids, blocks, len(token_ids) - 1, steering=steering)
 
-    def _fill_cache(self) -> list[tuple[list[int], list[int]]]:
-        """Computes some contexts, all but their last token. Returns their tokens and blocks."""
+    def _fill_cache(self) -> list[Context]:
+        """Computes some contexts, all but their last token."""
         rng = random.Random(0)  # noqa: S311 - any tokens will do
         size = self.config.block_size
         free = list(range(self.cache.num_blocks))

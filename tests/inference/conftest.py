@@ -1,8 +1,9 @@
 """Tiny random models of several architectures, and an engine around one of them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -148,12 +149,13 @@ def build_driver(
     capture: Capture | None = None,
     backend: Backend | None = None,
     eager: bool = False,
+    warmed_up: bool = False,
     **config: object,
 ) -> Driver:
     """Builds an engine around `model`. Earlier drivers of the same model must not run any more.
 
     `capture` replaces the back end's capture. `backend` replaces the back end that would be chosen. With
-    `eager`, no step is captured.
+    `eager`, no step is captured. With `warmed_up`, captured steps are followed by the warm-up.
     """
     for block in model.model.layers:
         block._forward_hooks.clear()  # hooks that an earlier engine added for steering
@@ -173,7 +175,8 @@ def build_driver(
         causal_lm.transform(backend.fuse)
     if backend.quantize and engine_config.quantization != "none":
         causal_lm.transform(backend.quantize)
-    runner = ModelRunner(causal_lm, engine_config, backend)
+    with nullcontext() if warmed_up else patch("inference.runner.model_runner.warm_up"):
+        runner = ModelRunner(causal_lm, engine_config, backend)
     if hasattr(capture, "num_replayed"):
         capture.num_replayed = 0  # without the steps at the start
     return Driver(Engine(runner, engine_config, directions))

@@ -263,7 +263,7 @@ def test_workers_share_a_gpu_only_with_a_configured_kv_cache(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     with pytest.raises(
-        ConfigError, match="replicas is 2, but this host has 1 GPU: set engine.kv_cache_gib or"
+        ConfigError, match=r"replicas is 2, but this host has 1 GPU: set engine.kv_cache_gib or"
     ):
         choose_device(EngineConfig(replicas=2, replica=replica))
     for size in ({"kv_cache_gib": 1.0}, {"kv_cache_share": 0.4}):

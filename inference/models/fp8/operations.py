@@ -32,8 +32,11 @@ class Operations:
 
 
 def quantize_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """scale = largest absolute number / 448, as compressed-tensors defines it (`calculate_qparams`)."""
-    scales = (x.abs().amax(-1, keepdim=True).float() / HIGHEST).clamp_min(LEAST_SCALE)
+    """scale = largest absolute number / 448, as compressed-tensors defines it (`calculate_qparams`).
+
+    On CUDA, torch divides by a number by multiplying with its inverse. This is the same on every device.
+    """
+    scales = (x.abs().amax(-1, keepdim=True).float() * (1 / HIGHEST)).clamp_min(LEAST_SCALE)
     return quantize_tensor(x, scales), scales
 
 

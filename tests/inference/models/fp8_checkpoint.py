@@ -227,7 +227,7 @@ def round_input(x: torch.Tensor, kind: str, scale: torch.Tensor | None) -> torch
         groups = F.pad(x, (0, -size % 128)).unflatten(-1, (-1, 128))
         return round_input(groups, "token", None).flatten(-2)[..., :size]
     if kind == "token":
-        scale = (x.abs().amax(-1, keepdim=True) / 448).clamp_min(1e-12)
+        scale = (x.abs().amax(-1, keepdim=True) * (1 / 448)).clamp_min(1e-12)  # as torch divides on CUDA
     assert scale is not None
     scale = scale.to(x.device)
     return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale

@@ -96,7 +96,8 @@ def test_the_rotary_form_is_a_setting(checkpoint: Path) -> None:
     torch.testing.assert_close(
         logits_of(load(checkpoint, torch.float32, DEVICE, "half")), half, rtol=0, atol=1e-4
     )
-    config = EngineConfig(source=str(checkpoint), device=DEVICE.type, rotary="half", kv_cache_gib=0.01)
+    common = {"device": DEVICE.type, "dtype": "float32", "kv_cache_gib": 0.01}
+    config = EngineConfig(source=str(checkpoint), rotary="half", **common)
     engine, _ = build_engine(config)
     torch.testing.assert_close(logits_of(engine.runner.model), half, rtol=0, atol=1e-4)
 

@@ -41,7 +41,7 @@ def test_steps_stay_within_the_context_and_the_blocks() -> None:
 
 def test_the_engine_is_clean_afterwards(llama: PreTrainedModel) -> None:
     expected = generate(llama, random_prompt(0, 40), 20)
-    driver = build_driver(llama, capture=Recorder(), max_running=4)
+    driver = build_driver(llama, capture=Recorder(), max_running=4, warmed_up=True)
     assert driver.engine.is_idle
     assert driver.engine.stats.blocks_in_use == 0
     assert driver.run(request("a", random_prompt(0, 40), 20))["a", 0].token_ids == expected

@@ -28,7 +28,7 @@ def quantize_tokens(
     within = columns < size
     places = row.to(tl.int64) * size + columns
     numbers = tl.load(x + places, mask=within, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.div_rn(tl.max(tl.abs(numbers), 0), 448.0), least_scale)
+    scale = tl.maximum(tl.max(tl.abs(numbers), 0) * (1 / 448), least_scale)
     tl.store(scales + row, scale)
     tl.store(out + places, _quantize(numbers, scale), mask=within)
 
@@ -65,7 +65,7 @@ def quantize_groups(
     within = columns < size
     places = row.to(tl.int64) * size + columns
     numbers = tl.load(x + places, mask=within, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.div_rn(tl.max(tl.abs(numbers), 1), 448.0), least_scale)
+    scale = tl.maximum(tl.max(tl.abs(numbers), 1) * (1 / 448), least_scale)
     tl.store(scales + groups.to(tl.int64) * rows + row, scale, mask=groups * 128 < size)
     tl.store(out + places, _quantize(numbers, scale[:, None]), mask=within)
 
