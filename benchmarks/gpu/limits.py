@@ -35,10 +35,11 @@ class Work:
 
 def measure(device: torch.device, dtype: torch.dtype, *, copied_bytes: int, size: int) -> Limits:
     """`size`: rows of the square matrices. Inputs are random, because zeros take less power."""
-    return Limits(
-        2 * copied_bytes / _seconds_to_copy(device, copied_bytes),
-        2 * size**3 / _seconds_to_multiply(device, dtype, size),
-    )
+    bytes_per_second = 2 * copied_bytes / _seconds_to_copy(device, copied_bytes)
+    if device.type == "cuda":
+        # Else cuBLAS puts its workspace into the memory of the copies, which then cannot be freed.
+        torch.cuda.empty_cache()
+    return Limits(bytes_per_second, 2 * size**3 / _seconds_to_multiply(device, dtype, size))
 
 
 def _seconds_to_copy(device: torch.device, num_bytes: int) -> float:

@@ -1,6 +1,8 @@
 """CUDA graphs: captures the launches of a step, so that one launch replays them all."""
 
+import gc
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -15,13 +17,27 @@ def capture(acts: Iterable[Act]) -> Iterator[Replay]:
     """
     pool = torch.cuda.graph_pool_handle()
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    for act in acts:
-        current = torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            act()  # the first call compiles kernels and allocates workspaces
-        current.wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            act()
-        yield graph.replay
+    with _without_garbage_collection():
+        for act in acts:
+            current = torch.cuda.current_stream()
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                act()  # the first call compiles kernels and allocates workspaces
+            current.wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                act()
+            yield graph.replay
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Collecting an old graph or event calls CUDA, which would make a capture fail."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
