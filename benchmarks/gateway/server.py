@@ -45,7 +45,7 @@ def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
 def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:
     """Within the context, the gateway runs the stand-in inside its own process."""
 
-    def run(config: EngineConfig, count: int) -> AbstractAsyncContextManager[InsideEngine]:  # noqa: ARG001
+    def run(config: EngineConfig) -> AbstractAsyncContextManager[InsideEngine]:  # noqa: ARG001
         model = model_info(directory)
         return run_inside(model, load_script(model), pipe)
 

@@ -14,6 +14,8 @@ from inference.scheduling.sequence import Sequence
 
 Arrays = dict[str, NDArray[np.generic]]
 
+_LATELY = 8
+"""A row that one of so many last batches used is not given away. A step has up to two batches."""
 _ROWS, _NEW_ROWS, _NEW_COLUMNS, _NEW_BLOCKS = "table_rows", "new_rows", "new_columns", "new_blocks"
 
 
@@ -26,26 +28,31 @@ class _Row:
     """The sequence's `block_table_version` when blocks were last sent."""
     num_sent: int = 0
     """How many of the sequence's blocks the row contains."""
+    last_used: int = 0
+    """The number of the last batch with the sequence."""
 
 
 class BlockTables:
     """A table with one row per sequence, int32 [rows, columns]. It grows when it is too small.
 
-    Nothing tells the table when a sequence ends. When no row is free, all sequences outside of the batch lose
-    their rows; if such a sequence runs again, its blocks are sent again.
+    Nothing tells the table when a sequence ends. When no row is free, the sequence that is unused for longest
+    loses its row; if it runs again, its blocks are sent again.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._table = torch.zeros(8, 64, dtype=torch.int32, device=device)
         self._free = list(range(len(self._table)))
-        self._rows: dict[int, _Row] = {}
+        self._rows: dict[int, _Row] = {}  # the least recently used first
+        self._batch = 0
 
     def changes(self, sequences: list[Sequence]) -> Arrays:
         """The arrays to upload before `apply`: the rows [N] of the sequences, and the blocks to be sent."""
+        self._batch += 1
         rows = [self._row(sequence, sequences) for sequence in sequences]
         new: list[list[int]] = []
         counts, columns = [], []
         for row, sequence in zip(rows, sequences, strict=True):
+            row.last_used = self._batch
             if row.version != sequence.block_table_version:
                 row.version, row.num_sent = sequence.block_table_version, 0
             new.append(sequence.block_table[row.num_sent :])
@@ -64,7 +71,7 @@ class BlockTables:
     def apply(self, sequences: list[Sequence], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The sequences' block tables, int32 [N, highest number of blocks]. `tensors`: uploaded `changes`.
 
-        Blocks count as sent only when this succeeds, so a failed step changes nothing.
+        Blocks count as sent only when this succeeds. If it fails, the next step sends them again.
         """
         width = max(len(sequence.block_table) for sequence in sequences)
         if width > self._table.shape[1]:
@@ -78,21 +85,23 @@ class BlockTables:
         return tables
 
     def _row(self, sequence: Sequence, batch: list[Sequence]) -> _Row:
-        row = self._rows.get(sequence.number)
+        row = self._rows.pop(sequence.number, None)
         if row is None:
             if not self._free:
-                self._make_room(batch)
-            row = self._rows[sequence.number] = _Row(self._free.pop(), sequence.block_table_version)
+                self._make_room({other.number for other in batch})
+            row = _Row(self._free.pop(), sequence.block_table_version)
+        self._rows[sequence.number] = row  # at the end: the most recently used
         return row
 
-    def _make_room(self, batch: list[Sequence]) -> None:
-        kept = {sequence.number for sequence in batch}
-        for number in [number for number in self._rows if number not in kept]:
+    def _make_room(self, kept: set[int]) -> None:
+        """Frees the row of the sequence that is unused for longest, or adds rows if it was used lately."""
+        number = next((number for number in self._rows if number not in kept), None)
+        if number is not None and self._rows[number].last_used < self._batch - _LATELY:
             self._free.append(self._rows.pop(number).index)
-        if not self._free:
-            size = len(self._table)
-            self._grow(2 * size, self._table.shape[1])
-            self._free.extend(range(size, 2 * size))
+            return
+        size = len(self._table)
+        self._grow(2 * size, self._table.shape[1])
+        self._free.extend(range(size, 2 * size))
 
     def _grow(self, rows: int, columns: int) -> None:
         table = self._table.new_zeros(rows, columns)

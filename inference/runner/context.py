@@ -20,17 +20,23 @@ def context_limit(model: CausalLM, config: EngineConfig, num_blocks: int) -> tup
     wanted = configured or own
     cached = num_blocks * config.block_size + 1
     if wanted is None or cached < wanted:
-        _warn_of_cache(cached, wanted, own)
-        return cached, "engine.kv_cache_gib"
+        _warn_of_cache(cached, wanted, own, cache_setting(config))
+        return cached, cache_setting(config)
     return wanted, "engine.context_length" if configured and configured != own else ""
 
 
-def _warn_of_cache(cached: int, wanted: int | None, own: int | None) -> None:
+def cache_setting(config: EngineConfig) -> str:
+    """The setting of the KV cache's size."""
+    return "engine.kv_cache_gib" if config.kv_cache_share is None else "engine.kv_cache_share"
+
+
+def _warn_of_cache(cached: int, wanted: int | None, own: int | None, setting: str) -> None:
     intended = "the model has no limit of its own"
     if wanted is not None:
         intended = f"{'the model' if wanted == own else 'engine.context_length'} allows {wanted}"
     _log.warning(
-        "the KV cache limits the context to %d tokens; %s; a larger engine.kv_cache_gib raises this limit",
+        "the KV cache limits the context to %d tokens; %s; a larger %s raises this limit",
         cached,
         intended,
+        setting,
     )

@@ -4,6 +4,7 @@ import logging
 import random
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -55,10 +56,13 @@ class DecodeGraphs:
                 padding_slot=self.cache.padding_slot,
                 device=self.model.device,
             )
+            wrong = self._find_error(graphs)
+        except torch.AcceleratorError:
+            raise  # The device is unusable for the rest of the process's life.
         except RuntimeError as error:  # the model's code waits for the device, for example
             _log.warning("decode steps cannot be captured, so the server will be slower: %s", error)
             return None
-        if wrong := self._find_error(graphs):
+        if wrong:
             _log.warning(
                 "captured decode steps give other results, so the server will be slower without them: "
                 "an error of %.2g for %d sequences",
@@ -74,7 +78,7 @@ class DecodeGraphs:
         contexts = self._fill_cache()
         self.bank.vectors[:, 1].normal_()  # no sequence uses the bank yet
         try:
-            for size in powers_of_two(graphs.sizes[-1]):
+            for size in self._trial_sizes(graphs):
                 decodes = [self._decode(contexts, i % len(contexts)) for i in range(size)]
                 error = self._error(graphs, decodes)
                 if not error <= _TOLERANCE[self.model.dtype]:
@@ -82,6 +86,13 @@ class DecodeGraphs:
         finally:
             self.bank.vectors[:, 1].zero_()
         return None
+
+    def _trial_sizes(self, graphs: Graphs) -> Iterator[int]:
+        """Sizes with different kernels, and some that are padded to a captured size."""
+        for size in powers_of_two(graphs.sizes[-1]):
+            yield size
+            if size > 4:
+                yield size - 1
 
     def _error(self, graphs: Graphs, sequences: list[Sequence]) -> float:
         """The median over rows, because rounding may route a token to another expert."""

@@ -12,7 +12,9 @@ from inference.compute.kv_cache import KVCache
 from inference.compute.sampling import penalties
 from inference.interface.config import ConfigError, EngineConfig
 from inference.models.causal_lm import CausalLM
+from inference.runner.context import cache_setting
 from inference.runner.rehearsal import make_sequence
+from inference.scheduling.probe import MAX_TOKENS_IN_FLIGHT
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +25,6 @@ _CUDA_MARGIN = 1.2  # factor for the memory that the largest step needs
 _GRAPHS = 0.5 * _GIB  # the launches of all captured steps, and the workspace of their stream
 _BYTES_PER_LOGIT = 16  # a copy of the rows that sample at random, and temporary tensors
 _BYTES_PER_CAPTURED_LOGIT = 4  # float32, one buffer for all captured steps
-_LONGEST_OUTPUT = 8192  # tokens, if the model has no limit
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def num_blocks(model: CausalLM, config: EngineConfig, backend: Backend) -> int:
     if count < 1:
         needed = f"one block of {config.block_size} tokens needs {per_token * config.block_size / _GIB:.3g}"
         raise ConfigError(
-            f"engine.kv_cache_gib: the KV cache has {max(memory, 0) / _GIB:.3g} GiB, but {needed} GiB"
+            f"{cache_setting(config)}: the KV cache has {max(memory, 0) / _GIB:.3g} GiB, but {needed} GiB"
         )
     _log.info(
         "the KV cache has %.2f GiB, for %d tokens in %d blocks",
@@ -85,10 +86,11 @@ def _cuda_memory(model: CausalLM, config: EngineConfig, backend: Backend) -> flo
     if wanted is None:
         return min(free * _CUDA_SHARE, free - reserve.total)
     if wanted + reserve.total > free:
-        setting = "engine.kv_cache_gib" if config.kv_cache_share is None else "engine.kv_cache_share"
+        others = total - free - torch.cuda.memory_reserved(model.device)
         raise ConfigError(
-            f"{setting} asks for {wanted / _GIB:.3g} GiB, but only "
-            f"{max(free - reserve.total, 0) / _GIB:.3g} GiB of the GPU's memory are free next to {reserve}"
+            f"{cache_setting(config)} asks for {wanted / _GIB:.3g} GiB, but only "
+            f"{max(free - reserve.total, 0) / _GIB:.3g} GiB of the GPU's memory are free next to {reserve}; "
+            f"other processes hold {max(others, 0) / _GIB:.3g} GiB"
         )
     return wanted
 
@@ -103,24 +105,44 @@ def _measure_reserve(model: CausalLM, config: EngineConfig, backend: Backend) ->
     """Runs the largest step to measure the memory that steps need."""
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
-    run_largest_step(model, config, backend)
+    try:
+        run_largest_step(model, config, backend)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"the GPU has too little memory for a step of engine.max_batch_tokens = {config.max_batch_tokens}"
+        ) from None
     taken = torch.cuda.max_memory_allocated(model.device) - before
     torch.cuda.empty_cache()
-    logits = config.max_running * model.vocab_size
-    longest = config.context_length or model.context_length or _LONGEST_OUTPUT
+    logits = (config.max_running + MAX_TOKENS_IN_FLIGHT) * model.vocab_size
     decodes = min(1.0, config.max_running / config.max_batch_tokens)  # as a share of the largest step
     return Reserve(
         steps=_CUDA_MARGIN * taken,
-        sampling=logits * _BYTES_PER_LOGIT + penalties.max_bytes(config.max_running, longest),
-        captured=logits * _BYTES_PER_CAPTURED_LOGIT + decodes * taken + _GRAPHS if backend.capture else 0.0,
+        sampling=logits * _BYTES_PER_LOGIT + _penalties(model, config),
+        captured=_captured(model, config) + _CUDA_MARGIN * decodes * taken if backend.capture else 0.0,
     )
+
+
+def _penalties(model: CausalLM, config: EngineConfig) -> float:
+    """Bytes for the outputs of sequences with penalties. No output is longer than the KV cache."""
+    per_token = sum(shape.num_bytes for shape in model.layer_shapes)
+    cached = int(torch.cuda.mem_get_info(model.device)[0]) // per_token
+    longest = min(config.context_length or model.context_length or cached, cached)
+    # The outputs of all sequences together fit into the cache as well.
+    rows = max(1, min(config.max_running, cached // max(longest, 1)))
+    return penalties.max_bytes(rows, longest)
+
+
+def _captured(model: CausalLM, config: EngineConfig) -> float:
+    return config.max_running * model.vocab_size * _BYTES_PER_CAPTURED_LOGIT + _GRAPHS
 
 
 @torch.inference_mode()
 def run_largest_step(model: CausalLM, config: EngineConfig, backend: Backend) -> None:
-    """Runs one prompt with as many tokens as a step can have, on a temporary cache."""
-    count = min(config.max_batch_tokens, model.context_length or config.max_batch_tokens)
-    cache = KVCache(model.layer_shapes, 1, count, model.device)
-    builder = BatchBuilder(count, cache.padding_slot, model.device, in_place=backend.attend is not None)
-    batch = builder.build([make_sequence([0] * count, [0])])
+    """Runs prompts with as many tokens as a step can have, on a temporary cache."""
+    longest = model.context_length or config.max_batch_tokens
+    full, rest = divmod(config.max_batch_tokens, longest)
+    lengths = [longest] * full + [rest] * (rest > 0)
+    cache = KVCache(model.layer_shapes, len(lengths), lengths[0], model.device)
+    builder = BatchBuilder(lengths[0], cache.padding_slot, model.device, in_place=backend.attend is not None)
+    batch = builder.build([make_sequence([0] * length, [block]) for block, length in enumerate(lengths)])
     model.forward(ForwardContext(batch, cache, backend.attend))

@@ -1,6 +1,5 @@
 """Runs scheduled sequences through the model: batch, forward, sample. Makes no scheduling decisions."""
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +21,6 @@ from inference.scheduling.sequence import Sequence
 from inference.steering.bank import SteeringBank
 from inference.steering.capture import ProbeResults
 from inference.steering.injection import inject
-
-_log = logging.getLogger(__name__)
 
 _STEERED_DEPTH = 0.6  # as a share of the decoder blocks; docs/steering.md gives the reason
 
@@ -156,7 +153,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _prepare(self, capture: Capture, config: EngineConfig) -> None:
-        """Captures decode steps and runs every kind of step once."""
+        """Captures decode steps and runs the usual kinds of steps once."""
         limits = self.num_blocks * config.block_size, self.model.context_length, config.context_length
         longest = min(limit for limit in limits if limit)
         parts = self.model, self._forward, self._builder, self._cache, self.bank, config, longest

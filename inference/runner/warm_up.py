@@ -1,4 +1,4 @@
-"""Runs every kind of step once at the start, so that no request waits for a compilation.
+"""Runs the usual kinds of steps once at the start, so that no request waits for a compilation.
 
 Triton compiles a kernel when it is first launched, and CUDA loads a library's kernel when it is first used.
 """
@@ -7,10 +7,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
+import torch
+
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import SamplingParams
 from inference.runner.rehearsal import make_sequence, powers_of_two
-from inference.scheduling.sequence import Sequence
+from inference.scheduling.sequence import Sequence, Status
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +35,14 @@ def warm_up(run: Callable[[list[Sequence]], object], config: EngineConfig, longe
     started = logged = time.monotonic()
     steps = list(_steps(config, longest))
     for done, sequences in enumerate(steps):
-        run(sequences)
+        try:
+            run(sequences)
+        except torch.AcceleratorError:
+            raise  # The device is unusable for the rest of the process's life.
+        except Exception as error:  # any kind: the same step may never come from a request
+            _log.warning("a step of %d sequences failed in the warm-up: %r", len(sequences), error)
+        for sequence in sequences:
+            sequence.status = Status.FINISHED
         now = time.monotonic()
         if now - logged > _SECONDS_BETWEEN_LOGS:
             _log.info("warming up: %d of %d steps", done + 1, len(steps))
@@ -52,11 +61,15 @@ def _steps(config: EngineConfig, longest: int) -> Iterator[list[Sequence]]:
     for count in powers_of_two(most):
         prompt = min(_BESIDE, config.max_batch_tokens - count, longest)
         if prompt > 1:
-            decodes = [_sequence(2, config, computed=1) for _ in range(count)]
-            yield [*decodes, _sequence(prompt, config)]
+            yield [*(_decode(config, longest) for _ in range(count)), _sequence(prompt, config)]
     for sampling in _SAMPLING:
         for count in {1, most}:
-            yield [_sequence(2, config, 1, sampling) for _ in range(count)]
+            yield [_decode(config, longest, sampling) for _ in range(count)]
+
+
+def _decode(config: EngineConfig, longest: int, sampling: SamplingParams | None = None) -> Sequence:
+    length = min(2, longest)
+    return _sequence(length, config, length - 1, sampling)
 
 
 def _sequence(

@@ -36,10 +36,11 @@ class SteeringBank:
         if row is None:
             if not self._free:
                 return None
-            row = self._rows[content] = self._free.pop()
-            self._contents[row], self._users[row] = content, 0
+            row = self._free[-1]
             # The upload does not wait for the step in flight. The copy comes after it in the stream.
             self.vectors[:, row].copy_(upload({"vectors": vectors}, self.vectors.device)["vectors"])
+            self._free.pop()
+            self._rows[content], self._contents[row], self._users[row] = row, content, 0
         self._users[row] += num_users
         return row
 

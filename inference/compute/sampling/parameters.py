@@ -39,7 +39,6 @@ class RowEntries(NamedTuple):
 class SamplingBatch:
     """The sampling parameters of S rows. An option that no row uses is None."""
 
-    num_rows: int
     penalties: Penalties | None
     bias: Entries | None
     allowed_tokens: Entries | None
@@ -75,7 +74,6 @@ def build_batch(
     }
     tensors = upload(arrays, device)
     return SamplingBatch(
-        num_rows=len(sequences),
         penalties=_take_penalties(tensors, arrays, history) if penalised else None,
         bias=_take_entries("bias", tensors),
         allowed_tokens=_take_entries("allowed_tokens", tensors),

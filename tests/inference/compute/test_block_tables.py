@@ -55,6 +55,22 @@ def test_blocks_that_changed_are_sent_again() -> None:
     assert send(tables, [sequence]) == ([[5, 1, 4]], 3)
 
 
+def test_a_step_in_two_batches_sends_its_blocks_once() -> None:
+    tables = BlockTables(DEVICE)
+    decodes = [make_sequence(i, [i, i + 100]) for i in range(8)]
+    for number in range(3):
+        probe = make_sequence(8 + number, [3])
+        assert send(tables, decodes)[1] == (16 if number == 0 else 0)
+        assert send(tables, [probe]) == ([[3]], 1)
+
+
+def test_rows_of_ended_sequences_are_given_away() -> None:
+    tables = BlockTables(DEVICE)
+    for number in range(500):
+        send(tables, [make_sequence(number, [number])])
+    assert len(tables._table) <= 16
+
+
 def test_a_failed_step_changes_nothing() -> None:
     tables = BlockTables(DEVICE)
     sequence = make_sequence(0, [5, 9])

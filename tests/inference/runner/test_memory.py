@@ -37,7 +37,7 @@ def test_the_largest_step_can_be_run(llama: PreTrainedModel) -> None:
     model.hook_layer(0, lambda hidden, batch: sizes.append(len(hidden)))
     memory.run_largest_step(model, EngineConfig(max_batch_tokens=300), TORCH)
     memory.run_largest_step(model, EngineConfig(max_batch_tokens=3000), TORCH)
-    assert sizes == [300, 512]
+    assert sizes == [300, 3000], "several prompts, if the context is shorter"
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def gpu(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> Callable[...
             "memory_allocated": lambda _: 7 * GIB,
             "max_memory_allocated": lambda _: (7 + taken) * GIB,
             "mem_get_info": lambda _: (free * GIB, 80 * GIB),
+            "memory_reserved": lambda _: 7 * GIB,
             "empty_cache": lambda: None,
         }
         for name, value in device.items():
@@ -70,7 +71,7 @@ CAPTURING = replace(TORCH, capture=lambda acts: iter(()))
     [
         (80, 1, CAPTURING, 72.0),
         (20, 2, TORCH, 20 - 1.2 * 2),
-        (20, 2, CAPTURING, 20 - 1.2 * 2 - 2 * 256 / 512 - 0.5),  # 256 of the 512 tokens are decodes
+        (20, 2, CAPTURING, 20 - 1.2 * (2 + 2 * 256 / 512) - 0.5),  # 256 of the 512 tokens are decodes
     ],
 )
 def test_on_cuda_enough_memory_is_left_for_steps(
@@ -88,7 +89,7 @@ def test_logits_are_reserved_for(gpu: Callable[..., CausalLM], caplog: pytest.Lo
     with caplog.at_level(logging.INFO):
         memory.num_blocks(model, EngineConfig(max_running=512), CAPTURING)
     assert "GPU memory: 80.00 GiB in all, 7.00 for weights, 20.00 free; of these, reserved: " in caplog.text
-    assert "1.20 GiB for steps, 1.01 for sampling, 1.75 for captured steps" in caplog.text
+    assert "1.20 GiB for steps, 1.51 for sampling, 1.95 for captured steps" in caplog.text
 
 
 @pytest.mark.parametrize("size", [{"kv_cache_gib": 16}, {"kv_cache_share": 0.2}])
