@@ -20,11 +20,15 @@ def random(*shape: int) -> torch.Tensor:
 
 
 def has_untestable_options(attention: Any) -> bool:
-    """Whether the attention layer has a softcap, or a sliding window that it does not store as an attribute.
+    """Whether the attention layer has a softcap, scales that grow with the position (Llama 4, Ministral 3),
+    or a sliding window that it does not store as an attribute.
 
     A trial cannot detect them: its contexts are too short and its scores too small.
     """
     if getattr(attention.config, "attn_logit_softcapping", None):
+        return True
+    rotary = getattr(attention.config, "rope_parameters", None) or {}
+    if rotary.get("llama_4_scaling_beta") or getattr(attention.config, "attn_temperature_tuning", None):
         return True
     # Without the attribute, only the module's code knows which layers have the window.
     return bool(getattr(attention.config, "sliding_window", None)) and not hasattr(

@@ -58,8 +58,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     block_size: int = 16
     """Tokens per block of the KV cache."""
     kv_cache_gib: float | None = None
-    """Memory for the KV cache, in GiB. None: kv_cache_share, if it is set. Else 2 on the CPU, and on CUDA what
-    steps leave, at most 0.9 of the free memory."""
+    """Memory for the KV cache, in GiB. None: kv_cache_share, if it is set. Else 2 on the CPU, and on CUDA
+    what steps leave, at most 0.9 of the free memory."""
     kv_cache_share: float | None = None
     """Memory for the KV cache, as a share of the GPU's memory, from 0 to 1. Excludes `kv_cache_gib`."""
     max_batch_tokens: int = 512

@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 
 from inference.interface.errors import MissingSourceError, SourceError
-from inference.interface.quantization import read_quantization
+from inference.interface.quantization import INSTEAD, read_quantization
 from inference.interface.weights import check_no_pointer, check_weights, describe_adapter
 
 EMBEDDED = "embedded"
 
 _GGUF_MAGIC = b"GGUF"
+_MODELOPT = "hf_quant_config.json"
 _SAVE_TOKENIZER = (
     "make it with transformers (and sentencepiece, protobuf and tiktoken, if it asks for them): "
     "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
@@ -68,9 +69,14 @@ def check_config(directory: Path) -> None:
     if not isinstance(config, dict):
         raise SourceError(f"model directory {directory}: config.json must contain a JSON object")
     try:
-        read_quantization(config)
+        quantization = read_quantization(config)
     except SourceError as error:
         raise SourceError(f"model directory {directory}: {error}") from None
+    if quantization is None and (directory / _MODELOPT).is_file():
+        raise SourceError(
+            f"model directory {directory}: its weights are quantized with ModelOpt ({_MODELOPT}), which "
+            f"is not supported; {INSTEAD}"
+        )
 
 
 def _check_gguf(file: Path) -> Path:

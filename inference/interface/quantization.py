@@ -14,7 +14,7 @@ BLOCK = 128
 """Rows and columns of a block of weights with one scale, and activations with one scale."""
 
 _NUMBERS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_INSTEAD = "use a checkpoint in bf16 or FP8, or a GGUF file"
+INSTEAD = "use a checkpoint in bf16, in FP8 (compressed-tensors or fp8), or a GGUF file"
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def _read(quantization: dict[str, Any]) -> Fp8Quantization:
             return _read_fp8(quantization)
     except re.error as error:
         raise _unsupported(f"{method} with the pattern {error.pattern!r}") from None
+    except (AttributeError, TypeError):
+        raise _unsupported(f"{method} and an unknown description") from None
     if method == "an unknown method" and {"load_in_4bit", "load_in_8bit"} & set(quantization):
         method = "bitsandbytes"
     raise _unsupported(method)
@@ -89,7 +91,7 @@ def _read_fp8(quantization: dict[str, Any]) -> Fp8Quantization:
     for name, accepted in (("fmt", (None, "e4m3")), ("scale_fmt", (None, "float"))):
         if quantization.get(name) not in accepted:
             raise _unsupported(f"fp8 with {name} {quantization[name]}")
-    block = quantization.get("weight_block_size")
+    block = quantization.get("weight_block_size") or None
     activations = quantization.get("activation_scheme", "dynamic")
     if block not in (None, [BLOCK, BLOCK]):
         raise _unsupported(f"fp8 with weight_block_size {block}")
@@ -104,7 +106,12 @@ def _read_fp8(quantization: dict[str, Any]) -> Fp8Quantization:
 
 
 def _skipped(name: str) -> re.Pattern[str]:
-    """As transformers reads `modules_to_not_convert`: a pattern of a name's start, or the end of a name."""
+    """As transformers reads `modules_to_not_convert`: a pattern of a name's start, or the end of a name.
+
+    Newer files also have "re:" and a regular expression.
+    """
+    if name.startswith("re:"):
+        return _target(name)
     return re.compile(rf"(?:{name})(?:(?<=\.)|(?=\.|$))|.*{re.escape(name)}$")
 
 
@@ -171,7 +178,7 @@ def _target(target: str) -> re.Pattern[str]:
 
 def _unsupported(description: str) -> SourceError:
     return SourceError(
-        f"its weights are quantized with {description} (config.json), which is not supported; {_INSTEAD}"
+        f"its weights are quantized with {description} (config.json), which is not supported; {INSTEAD}"
     )
 
 

@@ -1,5 +1,6 @@
 """Replaces the forward pass of Llama-like decoder layers by fewer launches. Other layers stay as they are."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from inference.backends.cuda.layers import HeadNorms, add_rms_norm, gate, rms_no
 from inference.backends.cuda.paged_attention import attend, attend_stored
 from inference.backends.trial import Trial
 from inference.compute.attention import ForwardContext, PagedInputs
+
+_log = logging.getLogger(__name__)
 
 _LAYER = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")  # in Llama and models like it
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -31,7 +34,7 @@ def fuse(model: nn.Module) -> None:
     """
     for module in list(model.modules()):
         if _looks_like_llama(module) and not isinstance(module.forward, _FusedForward):
-            _fuse_layer(module)
+            _try_to_fuse(module)
 
 
 class FusedLayer:
@@ -63,7 +66,10 @@ class FusedLayer:
 
     def can_run(self, angles: Angles) -> bool:
         """False if the layer rotates only a part of each head, or if the angles would have to be copied."""
-        return all(part.shape[-1] == self.head_dim and part.is_contiguous() for part in angles)
+        return all(
+            part.shape[-1] == self.head_dim and part.shape[:-2].numel() == 1 and part.is_contiguous()
+            for part in angles
+        )
 
     def forward(
         self, hidden: torch.Tensor, angles: Angles, inputs: PagedInputs, num_decodes: int
@@ -108,6 +114,8 @@ def _looks_like_llama(module: nn.Module) -> bool:
     return (
         all(hasattr(attention, name) for name in ("layer_idx", "scaling", "head_dim", "config"))
         and _looks_like_llama_attention(attention)
+        and len({attention.get_submodule(name).bias is None for name in _ATTENTION[:3]}) == 1
+        and attention.k_proj.out_features == attention.v_proj.out_features
         and not has_untestable_options(attention)
         and _has_linears(mlp, _MLP)
         and mlp.gate_proj.bias is None
@@ -142,6 +150,20 @@ def _is_rms_norm(norm: Any, size: int) -> bool:
 def _is_silu(function: Any, like: torch.Tensor) -> bool:
     x = torch.linspace(-8, 8, 100).to(like)
     return are_close(F.silu(x), function(x))
+
+
+def _try_to_fuse(layer: Any) -> None:
+    """A layer that only looks like one of Llama's may fail in the trial. Then it stays as it is."""
+    try:
+        _fuse_layer(layer)
+    except torch.AcceleratorError:
+        raise  # The device is unusable for the rest of the process's life.
+    except Exception as error:  # any kind: the layer's own code, or a kernel
+        _log.warning("a decoder layer is not fused, so the server will be slower: %s", _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _fuse_layer(layer: Any) -> None:

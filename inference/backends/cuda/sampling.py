@@ -1,6 +1,7 @@
 """The sampling operations as Triton kernels. No operation waits for the device.
 
-Only the size of the vocabulary is compiled into a kernel. So `warm_up` compiles all that later calls need.
+Only the size of the vocabulary is compiled into a kernel. So one call of each operation compiles all that
+later calls need (for `truncate`: one with top_k and one with top_p).
 """
 
 import torch
@@ -91,18 +92,6 @@ def find_top(logprobs: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 OPERATIONS = SamplingOperations(choose_highest, weigh, truncate, invert, find_top)
-
-
-def warm_up(vocab_size: int, device: torch.device) -> None:
-    """Compiles and loads every sampling kernel for a vocabulary, with one row."""
-    logits = torch.zeros(1, vocab_size, device=device)
-    choose_highest(logits)
-    find_top(logits, 1)
-    highest, sums = weigh(logits, torch.ones(1, 1, device=device), PIECE)
-    rows = torch.zeros(1, dtype=torch.int64, device=device)
-    top_k = torch.ones(1, 1, dtype=torch.int64, device=device)
-    truncate(logits, sums, Truncation(rows, top_k, top_p=torch.ones_like(top_k, dtype=torch.float64)))
-    invert(logits, sums, torch.zeros(1, 1, dtype=torch.float64, device=device), highest)
 
 
 def _find_highest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:

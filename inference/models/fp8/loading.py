@@ -24,7 +24,7 @@ _log = logging.getLogger("tiller.worker")
 _LEAST_CAPABILITY = (8, 9)  # Ada; 9.0 is Hopper
 _WEIGHT_SCALES = ("weight_scale", "weight_scale_inv")
 _INPUT_SCALES = ("input_scale", "activation_scale")
-_CACHE_SCALES = ("k_scale", "v_scale")
+_CACHE_SCALES = ("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "output_scale")
 
 
 def check_device(device: torch.device) -> None:

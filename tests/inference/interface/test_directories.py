@@ -122,6 +122,24 @@ def test_another_tokenizer_is_named_with_the_way_to_convert_it(directory: Path, 
     )
 
 
+def test_weights_of_modelopt_are_refused_by_name(directory: Path) -> None:
+    (directory / "hf_quant_config.json").write_text('{"producer": {"name": "modelopt"}}')
+    assert "its weights are quantized with ModelOpt (hf_quant_config.json), which" in refusal(directory)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"targets": None}}},
+        {"quant_method": "fp8", "ignored_layers": [5]},
+    ],
+)
+def test_a_strange_quantization_is_one_line(directory: Path, quantization: dict[str, object]) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    assert f"its weights are quantized with {quantization['quant_method']}" in refusal(directory)
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "hqq", "mxfp4"])
 def test_quantized_weights_are_refused_by_name(tmp_path: Path, method: str) -> None:
     quantized = {"quantization_config": {"quant_method": method}}

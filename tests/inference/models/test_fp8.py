@@ -378,7 +378,7 @@ def test_other_quantizations_are_refused_by_name(config: dict[str, Any], named: 
         read_quantization({"quantization_config": config})
     text = str(refusal.value)
     assert text.startswith("its weights are quantized with ")
-    assert f"{named} (config.json), which is not supported; use a checkpoint in bf16 or FP8" in text
+    assert f"{named} (config.json), which is not supported; use a checkpoint in bf16, in FP8" in text
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": config}))
     with pytest.raises(UnsupportedModelError) as unsupported:
         causal_lm.load(tmp_path, None, DEVICE)

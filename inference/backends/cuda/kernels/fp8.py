@@ -10,7 +10,16 @@ import triton.language as tl
 
 @triton.jit
 def _quantize(numbers, scales):
-    return tl.clamp(tl.div_rn(numbers, scales), -448.0, 448.0).to(tl.float8e4nv)
+    ratios = tl.clamp(tl.div_rn(numbers, scales), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return ratios.to(tl.float8e4nv)
+
+
+@triton.jit
+def _scale(numbers, least_scale, axis: tl.constexpr):
+    """nan if a number is nan. tl.max and tl.maximum ignore nan."""
+    is_nan = tl.max((numbers != numbers).to(tl.int32), axis)
+    scale = tl.maximum(tl.max(tl.abs(numbers), axis) * (1 / 448), least_scale)
+    return tl.where(is_nan > 0, float("nan"), scale)
 
 
 @triton.jit
@@ -28,7 +37,7 @@ def quantize_tokens(
     within = columns < size
     places = row.to(tl.int64) * size + columns
     numbers = tl.load(x + places, mask=within, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(numbers), 0) * (1 / 448), least_scale)
+    scale = _scale(numbers, least_scale, 0)
     tl.store(scales + row, scale)
     tl.store(out + places, _quantize(numbers, scale), mask=within)
 
@@ -65,7 +74,7 @@ def quantize_groups(
     within = columns < size
     places = row.to(tl.int64) * size + columns
     numbers = tl.load(x + places, mask=within, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(numbers), 1) * (1 / 448), least_scale)
+    scale = _scale(numbers, least_scale, 1)
     tl.store(scales + groups.to(tl.int64) * rows + row, scale, mask=groups * 128 < size)
     tl.store(out + places, _quantize(numbers, scale[:, None]), mask=within)
 

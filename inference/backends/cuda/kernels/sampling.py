@@ -39,7 +39,8 @@ def choose_highest(
     numbers = tl.load(highest + row * programs + parts, mask=parts < programs, other=float("-inf"))
     is_nan = tl.max((numbers != numbers).to(tl.int32), 0)
     found, part = tl.max(numbers, 0, return_indices=True)
-    token = tl.load(ids + row * programs + part)
+    # With nan, the index may be that of a part that does not exist.
+    token = tl.load(ids + row * programs + tl.minimum(part, programs - 1))
     finite = (is_nan == 0) & (tl.abs(found) < float("inf"))
     tl.store(tokens + row, tl.where(finite, token, -1).to(tl.int64))
 

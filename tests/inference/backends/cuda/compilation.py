@@ -30,6 +30,7 @@ from triton.runtime.jit import JITFunction
 
 from inference.backends.cuda import layers, paged_attention, sampling
 from inference.compute.attention import PagedInputs
+from inference.compute.sampling.operations import PIECE, Truncation
 
 _PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 _SPILLED = re.compile(r"(\d+) bytes spill stores")
@@ -102,13 +103,25 @@ def main() -> None:
     _compile_other_models()
     for counts in ([1], [1] * 256, [_PROMPT]):  # the smallest and the largest captured step, and a prompt
         _run(counts, torch.bfloat16)
-    sampling.warm_up(_VOCAB_SIZE, torch.device("cpu"))
+    _sample(_VOCAB_SIZE)
     compiler.serving = True
     rng = random.Random(0)
     for _ in range(_NUM_BATCHES):
         prompts = [rng.randrange(2, 200) for _ in range(rng.choice([0, 0, 1, 2, 7]))]
         counts = [1] * rng.choice([0, 1, 2, 3, 15, 16, rng.randrange(1, 300)]) + prompts
         _run(counts or [1], torch.bfloat16, rng)
+
+
+def _sample(vocab_size: int) -> None:
+    """Each operation of sampling once, for one row."""
+    logits = torch.zeros(1, vocab_size)
+    sampling.choose_highest(logits)
+    sampling.find_top(logits, 1)
+    highest, sums = sampling.weigh(logits, torch.ones(1, 1), PIECE)
+    top_k = torch.ones(1, 1, dtype=torch.int64)
+    truncation = Truncation(torch.zeros(1, dtype=torch.int64), top_k, top_p=top_k.double())
+    sampling.truncate(logits, sums, truncation)
+    sampling.invert(logits, sums, torch.zeros(1, 1, dtype=torch.float64), highest)
 
 
 def _compile_other_models() -> None:

@@ -178,3 +178,15 @@ class _Operations(TorchDispatchMode):
         if "empty" not in name and not any(found.alias_info for found in function._schema.returns):
             self._launched.append(name)
         return function(*arguments, **(options or {}))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # of the interpreter
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_stay_visible(bad: float) -> None:
+    x = normal(3, 256).bfloat16()
+    x[1, 5] = bad
+    for quantize in (TORCH.quantize_tokens, TRITON.quantize_tokens):
+        numbers, scales = quantize(x)
+        product = numbers.float() * scales
+        assert not product[1].isfinite().all()
+        assert product[[0, 2]].isfinite().all()

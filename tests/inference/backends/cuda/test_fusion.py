@@ -51,6 +51,35 @@ def test_layers_with_other_operations_are_not_fused(architecture: str, options: 
     assert count_fused(model) == 0
 
 
+def test_a_layer_that_fails_in_the_trial_stays_as_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("llama")
+    causal_lm = CausalLM(model)
+
+    def forward(hidden_states: torch.Tensor, **arguments: object) -> torch.Tensor:
+        raise TypeError("this layer needs position_ids")
+
+    monkeypatch.setattr(model.model.layers[1], "forward", forward)
+    before = model.model.layers[1].self_attn.q_proj.weight.clone()
+    causal_lm.transform(fusion.fuse)
+    assert [isinstance(layer.forward, fusion._FusedForward) for layer in model.model.layers] == [
+        True,
+        False,
+        True,
+    ]
+    assert "a decoder layer is not fused, so the server will be slower: TypeError: this layer" in caplog.text
+    assert torch.equal(model.model.layers[1].self_attn.q_proj.weight, before)
+
+
+def test_scales_that_grow_with_the_position_are_not_fused() -> None:
+    model = make_model("llama")
+    causal_lm = CausalLM(model)
+    model.config.rope_parameters = {**model.config.rope_parameters, "llama_4_scaling_beta": 0.1}
+    causal_lm.transform(fusion.fuse)
+    assert count_fused(model) == 0
+
+
 def test_norms_of_heads_are_fused_only_if_they_are_those_of_qwen(monkeypatch: pytest.MonkeyPatch) -> None:
     def one_plus_weight(norm: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:  # as in Gemma
         normal = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + norm.variance_epsilon)
