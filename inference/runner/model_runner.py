@@ -117,14 +117,18 @@ class ModelRunner:
         sampling = self._sampler.prepare(batch.sampling) if batch.sampling else None
         if sampling is not None and self._graphs is not None and self._graphs.can_run(batch):
             return Part(batch, self._sampler.sample(self._graphs.run(batch), sampling))
-        with ProbeResults.capturing(self.model, batch.probes) as probes:
-            logits = self._forward(batch)
-        if batch.probes:
-            probes.score(logits[len(batch.sampling) :])
+        logits, probes = self._measure(batch) if batch.probes else (self._forward(batch), None)
         sampled = None
         if sampling is not None:
             sampled = self._sampler.sample(logits[: len(batch.sampling)], sampling)
-        return Part(batch, sampled, probes if batch.probes else None)
+        return Part(batch, sampled, probes)
+
+    def _measure(self, batch: Batch) -> tuple[torch.Tensor, ProbeResults]:
+        """The logits of a batch with probes, and the results of the probes."""
+        with ProbeResults.capturing(self.model, batch.probes) as probes:
+            logits = self._forward(batch)
+        probes.score(logits[len(batch.sampling) :])
+        return logits, probes
 
     @torch.inference_mode()
     def launch_after(self, step: Step) -> Step:
