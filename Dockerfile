@@ -28,6 +28,7 @@ WORKDIR /opt/tiller
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY app ./app
 COPY inference ./inference
+COPY tiller ./tiller
 COPY configs ./configs
 RUN python -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
     --constraint constraints.txt '.[otel]'

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app import __version__
+from app.concepts.readings import TextEncoder
 from app.concepts.registry import Concepts
 from app.limits.admission import AdmissionController
 from app.schemas.models import EndToken
@@ -29,6 +30,7 @@ class Gateway:
     end_tokens: list[EndToken]
     """The tokens that end an answer."""
     concepts: Concepts
+    texts_to_read: TextEncoder
     metrics: Metrics
     system_fingerprint: str
     started: int

@@ -11,33 +11,35 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import BaseRoute, Match
-from starlette.types import Scope
 
 from app import __version__
 from app.concepts.examples import ExampleEncoder
+from app.concepts.readings import TextEncoder
 from app.concepts.registry import Concepts
+from app.concepts.reports import present
 from app.concepts.store import ConceptStore
+from app.concepts.texts import ConceptTexts
 from app.concepts.trainings import Trainings
+from app.concepts.vectors.imported import ServedModel
 from app.errors import ApiError, ErrorCode, shorten
 from app.gateway import Gateway, fingerprint
 from app.http.auth import Authenticate
-from app.http.body import invalid_request
 from app.http.doorkeeper import ReserveCapacity, TakeTurns
 from app.http.errors import ErrorResponse, for_caller
 from app.http.middleware import AnswerHead, LimitBody, Observe
 from app.http.openapi import build_openapi
 from app.limits.access_tokens import load_access_tokens
 from app.limits.admission import AdmissionController
-from app.routes.table import ROUTERS, route_of
+from app.routes.concept_vectors import IMPORT_PATH
+from app.routes.table import ROUTERS, methods_of, route_of
+from app.schemas.faults import invalid_request
 from app.schemas.models import EndToken
 from app.settings import Settings
 from app.telemetry.access_log import log_request
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observer
 from app.text.end_tokens import find_end_tokens
-from app.text.prompts import PromptRenderer, load_text
-from app.text.tokenizer import Tokenizer
+from app.text.prompts import load_text
 from app.text.vocabulary import check_vocabulary
 from app.workers.engine import Engine
 
@@ -68,7 +70,11 @@ def create_app(settings: Settings, engine: Engine, observers: Sequence[Observer]
             Middleware(ReserveCapacity, admission=gateway.admission),
             Middleware(Authenticate, tokens=access_tokens, open_metrics=settings.auth.open_metrics),
             Middleware(TakeTurns),
-            Middleware(LimitBody, limit=settings.server.max_body_bytes),
+            Middleware(
+                LimitBody,
+                limit=settings.server.max_body_bytes,
+                others={IMPORT_PATH: settings.limits.max_vector_bytes},
+            ),
         ],
     )
     for kind in (ApiError, RequestValidationError, HTTPException):
@@ -92,6 +98,7 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
     check_vocabulary(tokenizer, prompts, model.vocab_size)
     end_tokens = find_end_tokens(model.end_token_ids, tokenizer, prompts, model.vocab_size)
     _log_end_tokens(end_tokens)
+    texts = ConceptTexts(tokenizer, prompts, model.vocab_size)
     metrics.describe(version=__version__, model=settings.model.name, dtype=model.dtype)
     metrics.watch(lambda: engine.workers)
     return Gateway(
@@ -101,7 +108,8 @@ def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
         tokenizer=tokenizer,
         prompts=prompts,
         end_tokens=end_tokens,
-        concepts=_build_concepts(settings, engine, tokenizer, prompts, metrics),
+        concepts=_build_concepts(settings, engine, texts, end_tokens, metrics),
+        texts_to_read=TextEncoder(texts, model.context_length, settings.limits.max_concept_tokens),
         metrics=metrics,
         system_fingerprint=fingerprint(model),
         started=int(time.time()),
@@ -117,14 +125,17 @@ def _log_end_tokens(tokens: list[EndToken]) -> None:
 
 
 def _build_concepts(
-    settings: Settings, engine: Engine, tokenizer: Tokenizer, prompts: PromptRenderer | None, metrics: Metrics
+    settings: Settings, engine: Engine, texts: ConceptTexts, end_tokens: list[EndToken], metrics: Metrics
 ) -> Concepts:
     limits = settings.limits
-    # The context length includes the last sampled token, which is never computed and needs no KV cache.
-    longest = engine.model.context_length - 1
-    encoder = ExampleEncoder(tokenizer, prompts, longest, limits.max_concept_tokens, engine.model.vocab_size)
+    stop_token_ids = tuple(token.id for token in end_tokens)
+    served = ServedModel.of(settings.model.name, engine.model)
+    encoder = ExampleEncoder(
+        texts, served, engine.model.context_length, limits.max_concept_tokens, stop_token_ids
+    )
     store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
-    return Concepts(store, Trainings(engine, encoder.encode, metrics), metrics, limits)
+    trainings = Trainings(engine, encoder.encode, metrics, encoder.refusal)
+    return Concepts(store, trainings, metrics, limits, partial(present, tokenizer=texts.tokenizer))
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:
@@ -146,24 +157,12 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     is_not_allowed = isinstance(error, HTTPException) and error.status_code == 405
-    allow = {"Allow": ", ".join(_allowed_methods(request))} if is_not_allowed else {}
+    allow = {"Allow": ", ".join(methods_of(request.scope["path"]))} if is_not_allowed else {}
     if is_not_allowed and request.method == "OPTIONS":
         return Response(status_code=204, headers=allow)
     response = ErrorResponse(for_caller(_as_api_error(request, error), request.state.request_id))
     response.headers.update(allow)
     return response
-
-
-def _allowed_methods(request: Request) -> list[str]:
-    """The methods of all routes at this path. The router itself reports those of the first route only."""
-    scopes = [{**request.scope, "method": method} for method in ("GET", "POST", "DELETE")]
-    routes = request.app.routes
-    methods = [scope["method"] for scope in scopes if any(_matches(route, scope) for route in routes)]
-    return [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
-
-
-def _matches(route: BaseRoute, scope: Scope) -> bool:
-    return route.matches(scope)[0] is Match.FULL
 
 
 def _as_api_error(request: Request, error: Exception) -> Exception:

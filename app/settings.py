@@ -196,6 +196,10 @@ class LimitSettings(Section):
     """Maximum length of each text in a pair, in characters."""
     max_concept_tokens: PositiveInt = 131_072
     """Maximum number of tokens in all texts of a concept together."""
+    max_vector_bytes: PositiveInt = 64 * 2**20
+    """Maximum size of a file with steering vectors that is imported, in bytes."""
+    max_read_texts: PositiveInt = 256
+    """Maximum number of texts that one request may read a concept's presence in."""
     max_trainings: PositiveInt = 64
     """Maximum number of concepts in creation at the same time, of all callers together."""
     max_concepts: PositiveInt = 1000

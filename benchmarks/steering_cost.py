@@ -5,15 +5,15 @@
     .venv/bin/python benchmarks/steering_cost.py --model 8b --dtype bfloat16   # on a GPU
 
 The same sequences generate all the time. The way they are steered changes from step to step, so that all ways
-are measured in the same minutes with the same contexts. Compare only times of one run. A second measurement
-trains a concept while 16 streams run, and then computes prompts with as many tokens while they run.
+are measured in the same minutes with the same contexts. Different configurations steer different blocks.
+Compare only times of one run. A second measurement trains a concept while 16 streams run, and then computes
+prompts with as many tokens while they run.
 """
 
 import argparse
 import json
 import random
 import statistics
-import sys
 import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from inference.driver import Driver
 from inference.engine import Engine
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import GenerationRequest, SamplingParams, SteeringSpec, TrainConcept
@@ -30,8 +31,10 @@ from inference.models import causal_lm, sources
 from inference.models.causal_lm import CausalLM
 from inference.runner.adaptation import adapt
 from inference.runner.model_runner import ModelRunner, SampledToken
-from inference.scheduling.sequence import Sequence, Steering
-from inference.steering.directions import Calibration, Direction
+from inference.scheduling.sequence import Sequence
+from inference.scheduling.steering import Steering
+from inference.steering.directions import Calibration, Direction, unit_vectors
+from inference.steering.search import candidates, first_dose
 
 SHAPES = {
     "tiny": {
@@ -65,6 +68,8 @@ SHAPES = {
 COMMON = {"num_key_value_heads": 8, "vocab_size": 32_000, "max_position_embeddings": 8192}
 CONFIGURATIONS = (1, 8, 64, 256)
 STREAMS_BESIDE_TRAINING = 16
+_NORM = 10.0
+"""Any norm of the activations: the random concepts only have to take time, not to have an effect."""
 
 
 def llama_config(shape: str) -> PretrainedConfig:
@@ -87,7 +92,6 @@ def build(arguments: argparse.Namespace) -> Engine:
         kv_cache_gib=arguments.kv_cache_gib,
         max_batch_tokens=arguments.max_batch_tokens,
         quantization=arguments.quantization,
-        steering_blocks=getattr(arguments, "steering_blocks", None),
     )
     return Engine(ModelRunner(loaded, config, adapt(loaded, config)), config)
 
@@ -99,12 +103,11 @@ def prompt(engine: Engine, length: int, seed: int) -> list[int]:
 
 def start(engine: Engine, count: int, prompt_tokens: int) -> list[Sequence]:
     """Starts `count` sequences that keep generating. Returns them when their prompts are computed."""
+    driver = Driver(engine)
     for i in range(count):
         sampling = SamplingParams(temperature=0.7)
-        request = GenerationRequest(f"r{i}", prompt(engine, prompt_tokens, i), 4096, sampling=sampling)
-        assert engine.add(request).refusal is None
-    while any(not sequence.is_decoding for sequence in engine.scheduler.sequences()):
-        engine.step()
+        driver.add(GenerationRequest(f"r{i}", prompt(engine, prompt_tokens, i), 4096, sampling=sampling))
+    driver.run_until(lambda: all(sequence.is_decoding for sequence in engine.scheduler.sequences()))
     return list(engine.scheduler.running)
 
 
@@ -114,30 +117,47 @@ def stop(engine: Engine) -> None:
     engine.check_integrity()
 
 
-def add_concepts(engine: Engine, count: int) -> list[str]:
-    blocks, size = len(engine.runner.model.layers), engine.runner.model.hidden_size
+def add_concepts(engine: Engine, count: int, sets: list[tuple[int, ...]]) -> list[str]:
+    """Adds concepts with random directions. They take turns in which of the sets of blocks they steer."""
     rng = np.random.default_rng(0)
-    engine.steerer.calibration = Calibration((10.0,) * blocks, cap=0.3)
+    engine.steerer.calibration = Calibration((_NORM,) * len(engine.runner.model.layers), cap=0.3)
     names = [f"c{i}" for i in range(count)]
-    for name in names:
-        difference = rng.standard_normal((blocks, size)).astype(np.float32)
-        engine.steerer.add(name, Direction(difference, dose=0.15))
+    for i, name in enumerate(names):
+        engine.steerer.add(name, random_direction(rng, sets[i % len(sets)], engine.runner.model.hidden_size))
     return names
 
 
+def random_direction(rng: np.random.Generator, blocks: tuple[int, ...], hidden_size: int) -> Direction:
+    return Direction(
+        blocks=blocks,
+        units=unit_vectors(rng.standard_normal((len(blocks), hidden_size)).astype(np.float32)),
+        lengths=(first_dose(blocks) * _NORM,) * len(blocks),
+        down_scale=1.0,
+        max_strength=2.0,
+        max_down_strength=2.0,
+        reading_block=blocks[0],
+        reading_range=(0.0, 1.0),
+    )
+
+
 def ways_to_steer(
-    engine: Engine, count: int, configurations: Collection[int]
+    engine: Engine,
+    count: int,
+    configurations: Collection[int],
+    sets: list[tuple[int, ...]] | None = None,
 ) -> dict[str, list[Steering | None]]:
     """For each way to steer: the steering of each of `count` sequences.
 
-    The first way steers nothing. Each other way uses one of the numbers of configurations.
+    The first way steers nothing. Each other way uses one of the numbers of configurations. Configurations
+    take turns in which of the `sets` of blocks they steer. None: those among which training chooses.
     """
-    names = add_concepts(engine, max(configurations))
+    sets = sets or candidates(len(engine.runner.model.layers), None)
+    names = add_concepts(engine, max(configurations), sets)
     ways: dict[str, list[Steering | None]] = {"none": [None] * count}
     for number in configurations:
-        specs = [SteeringSpec((names[i % number],), 0.5 + (i % number) / number) for i in range(count)]
+        specs = [SteeringSpec({names[i % number]: 0.5 + (i % number) / number}) for i in range(count)]
         ways[f"{number} configuration{'s' if number > 1 else ''}"] = [
-            engine.steerer.steer(spec, 1) for spec in specs
+            engine.steerer.steer(spec, 1).steering for spec in specs
         ]
     return ways
 
@@ -160,7 +180,6 @@ def measure_ways(
 ) -> dict[str, list[float]]:
     """Returns, for each way to steer, the seconds of its step in each round."""
     run_step_by_step(engine)
-    free_rows = engine.steerer.bank.num_free_rows
     sequences = start(engine, arguments.sequences, arguments.prompt_tokens)
     ways = ways_to_steer(engine, len(sequences), configurations)
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -173,11 +192,6 @@ def measure_ways(
     for sequence in sequences:
         sequence.steering = None
     stop(engine)
-    for steerings in ways.values():
-        for steering in steerings:
-            engine.steerer.release(steering)
-    if engine.steerer.bank.num_free_rows != free_rows:
-        sys.exit("rows of the steering bank have leaked")
     return times
 
 
@@ -219,8 +233,16 @@ def beside_streams(engine: Engine, arguments: argparse.Namespace) -> dict[str, B
         return [rng.randrange(3, engine.runner.model.vocab_size) for _ in range(20)]
 
     count = arguments.pairs
-    sides = [[text() for _ in range(count)] for _ in range(2)]
-    command = TrainConcept("c", prompt(engine, 30, 99), *sides, [text() + text() for _ in range(count // 2)])
+    question = prompt(engine, 30, 99)
+    command = TrainConcept(
+        concept="c",
+        prompt_token_ids=question,
+        pair_prompts=[question] * count,
+        positive=[text() for _ in range(count)],
+        negative=[text() for _ in range(count)],
+        neutral=[text() + text() for _ in range(count // 2)],
+        questions=[text() for _ in range(10)],
+    )
     engine.steerer.calibration = None
     start(engine, STREAMS_BESIDE_TRAINING, arguments.prompt_tokens)
     alone, training, reading = Beside(), Beside(), Beside()

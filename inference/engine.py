@@ -1,34 +1,36 @@
 """The engine: runs all requests in one continuous batch. Operations: add, abort, step. Knows no sockets."""
 
 import itertools
-import math
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 
 import msgspec
 
 from inference.compute.sampler import NOT_A_TOKEN
+from inference.events import TokenEvents
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import (
     EngineStats,
     Failure,
-    FinishReason,
     GenerationRequest,
     RefusalCode,
     StepReport,
     SubmitResult,
     TokenEvent,
 )
+from inference.measuring import Measuring
 from inference.runner.context import context_limit
 from inference.runner.model_runner import ModelRunner, SampledToken, Step
 from inference.runner.recovery import StepOutcome, StepRunner
 from inference.runner.step_watch import StepWatch
 from inference.scheduling.block_manager import BlockManager
-from inference.scheduling.probe import Probe
 from inference.scheduling.scheduler import Scheduler
-from inference.scheduling.sequence import Sequence, Status, build_probe_sequence, build_sequences
-from inference.steering.directions import DirectionFiles
-from inference.steering.steerer import Steerer
+from inference.scheduling.sequence import Sequence, Status, build_sequences
+from inference.scheduling.steering import Reader
+from inference.steering.direction_files import DirectionFiles
+from inference.steering.steerer import RequestSteering, Steerer
+from inference.steering.text_reading import TextReading
 from inference.steering.trainer import Trainer
 
 
@@ -40,7 +42,7 @@ class Engine:
         self.runner = runner
         self.watch = StepWatch(config.max_step_seconds, computes_here=runner.model.device.type == "cpu")
         self._steps = StepRunner(runner, self.watch)
-        self.steerer = Steerer(runner.bank)
+        self.steerer = Steerer()
         self.block_manager = BlockManager(runner.num_blocks, config.block_size)
         self.scheduler = Scheduler(
             self.block_manager,
@@ -54,22 +56,31 @@ class Engine:
             self.steerer,
             directions or DirectionFiles(None),
             vocab_size=runner.model.vocab_size,
-            # The cache holds the last token of a probe as well.
-            max_tokens=min(self.context_length, runner.num_blocks * config.block_size),
+            max_tokens=self.context_length,
             shape=(len(runner.model.layers), runner.model.hidden_size),
+            blocks=config.steering_blocks,
+        )
+        self._numbers = itertools.count()
+        self.measuring = Measuring(
+            self.trainer,
+            TextReading(self.steerer),
+            self.scheduler,
+            self.block_manager,
+            self._numbers,
+            max_tokens=self.context_length,
+            vocab_size=runner.model.vocab_size,
         )
         self._max_queued = config.max_queued
         self._seeds = random.Random(config.seed)  # noqa: S311 - sampling, not secrets
-        self._numbers = itertools.count()
         self._sequences: dict[str, dict[int, Sequence]] = {}
-        self._probe_sequences: set[Sequence] = set()
+        self._events = TokenEvents()
         self._ahead: Step | None = None
         """The next step, which the device already runs while the host works on the current one."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether there are no requests and no training."""
-        return not self._sequences and not self._probe_sequences and self.trainer.is_idle
+        """Whether there are no requests, no training and no reading."""
+        return not self._sequences and self.measuring.is_idle
 
     @property
     def stats(self) -> EngineStats:
@@ -87,13 +98,21 @@ class Engine:
         """Queues the request's n sequences, or refuses the request as a whole."""
         if refusal := self._refusal(request):
             return refusal
-        steering = self.steerer.steer(request.steering, request.n) if request.steering else None
+        steered = self._steer(request)
         arrival = self.scheduler.clock()
-        sequences = build_sequences(request, arrival, self._numbers, self._seeds, steering)
+        sequences = build_sequences(
+            request,
+            arrival,
+            self._numbers,
+            self._seeds,
+            steered.steering,
+            steered.condition,
+            lambda: self._readers(request),
+        )
         self._sequences[request.request_id] = {sequence.index: sequence for sequence in sequences}
         for sequence in sequences:
             self.scheduler.add(sequence)
-        return SubmitResult(request.request_id)
+        return SubmitResult(request.request_id, clipped=steered.clipped)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends choice `index` of a request, or all choices (None). No events follow.
@@ -111,14 +130,18 @@ class Engine:
         Raises BrokenEngineError or torch.AcceleratorError if the engine cannot compute anything any more.
         Raises RuntimeError if the scheduler exceeds the token budget.
         """
-        self._add_probes()
+        self.measuring.continue_training(serving=bool(self._sequences))
         sequences, step = self._take_ahead() or self._launch()
         report = StepReport()
         if sequences:
             self._ahead = self._launch_ahead(step) if step else None
             report = self._apply(sequences, self._steps.finish(sequences, step))
         return msgspec.structs.replace(
-            report, training=self.trainer.take_updates(), starts=self.scheduler.take_starts()
+            report,
+            training=self.trainer.take_updates(),
+            vectors=self.trainer.take_exports(),
+            readings=self.measuring.text_reading.take_results(),
+            starts=self.scheduler.take_starts(),
         )
 
     def check_integrity(self) -> None:
@@ -128,7 +151,7 @@ class Engine:
     def _refusal(self, request: GenerationRequest) -> SubmitResult | None:
         if fault := self._fault(request):
             return SubmitResult(request.request_id, RefusalCode.INTERNAL, fault)
-        for concept in request.steering.concepts if request.steering else ():
+        for concept in _concepts(request):
             if not self.trainer.knows(concept):
                 return SubmitResult(request.request_id, RefusalCode.UNKNOWN_STEERING_CONCEPT, concept)
         if len(request.prompt_token_ids) + request.max_tokens > self.context_length:
@@ -147,6 +170,15 @@ class Engine:
         if min(ids) < 0 or max(ids) >= self.runner.model.vocab_size:
             return "a token id is not in the model's vocabulary"
         return None
+
+    def _steer(self, request: GenerationRequest) -> RequestSteering:
+        if request.steering is None:
+            return RequestSteering(None, None, {})
+        return self.steerer.steer(request.steering, len(request.prompt_token_ids))
+
+    def _readers(self, request: GenerationRequest) -> tuple[Reader, ...]:
+        first = len(request.prompt_token_ids)
+        return tuple(self.steerer.reader(concept, first) for concept in request.readings)
 
     @property
     def _num_free_slots(self) -> int:
@@ -188,15 +220,19 @@ class Engine:
             before = sequence.num_computed_tokens
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
             sequence.num_scheduled_tokens = 0
+            _decide(sequence)
             if sequence not in not_finite:
                 self.block_manager.register(sequence, before)
         for sequence in computed:
             if sequence.probe is not None and sequence.num_uncomputed_tokens == 0:
-                self._complete_probe(sequence, sequence.probe)
+                self.measuring.complete(sequence)
         failures = self._fail(not_finite, "the model's output is not finite")
         failures += self._fail(failed, "the request cannot be computed")
         events = [
-            self._append(token) for token in outcome.sampled if token.sequence.status is not Status.FINISHED
+            event
+            for token in outcome.sampled
+            if token.sequence.status is not Status.FINISHED
+            for event in self._take(token)
         ]
         return StepReport(events=events, failures=failures)
 
@@ -204,8 +240,8 @@ class Engine:
         """Ends the requests and trainings of these sequences, and removes their blocks' hashes."""
         failures = []
         for sequence in sequences:
-            if sequence.probe is not None:
-                self._fail_probe(sequence, sequence.probe)
+            if not sequence.belongs_to_request:
+                self.measuring.fail(sequence)
             elif sequence.status is not Status.FINISHED:
                 for choice in self._sequences[sequence.request_id].values():
                     self.block_manager.discard(choice)
@@ -213,52 +249,36 @@ class Engine:
                 failures.append(Failure(sequence.request_id, detail))
         return failures
 
-    def _append(self, token: SampledToken) -> TokenEvent:
-        sequence = token.sequence
-        sequence.append(token.token_id)
-        reason = _finish_reason(sequence, token.token_id)
-        if reason is not None:
-            self._finish(sequence)
-        return TokenEvent(sequence.request_id, sequence.index, token.token_id, reason, token.logprobs)
-
-    def _add_probes(self) -> None:
-        arrival = self.scheduler.clock()
-        for probe in self.trainer.next_probes(serving=bool(self._sequences)):
-            steering = None if probe.vectors is None else self.steerer.acquire(probe.vectors)
-            number = next(self._numbers)
-            sequence = build_probe_sequence(probe, arrival, number, steering)
-            self._probe_sequences.add(sequence)
-            self.scheduler.add(sequence)
-
-    def _complete_probe(self, sequence: Sequence, probe: Probe) -> None:
-        if not math.isfinite(probe.mean_logprob):
-            self.block_manager.discard(sequence)
-        self._release(sequence)
-        self._probe_sequences.remove(sequence)
-        self.trainer.complete_probe(probe)
-
-    def _fail_probe(self, sequence: Sequence, probe: Probe) -> None:
-        self.block_manager.discard(sequence)
-        self._release(sequence)
-        self._probe_sequences.remove(sequence)
-        self.trainer.fail_probe(probe)
-
-    def _release(self, sequence: Sequence) -> None:
-        """Releases the sequence's blocks and its row of the steering bank."""
-        self.scheduler.finish(sequence)
-        self.steerer.release(sequence.steering)
+    def _take(self, token: SampledToken) -> list[TokenEvent]:
+        """Adds a sampled token to its sequence. Returns the events to send."""
+        if token.sequence.answer is not None:
+            self.measuring.continue_answer(token.sequence, token.token_id)
+            return []
+        events, ended = self._events.add(token)
+        if ended:
+            self._finish(token.sequence)
+        return events
 
     def _finish(self, sequence: Sequence) -> None:
-        self._release(sequence)
+        self.scheduler.finish(sequence)
+        self._events.forget(sequence)
         choices = self._sequences[sequence.request_id]
         del choices[sequence.index]
         if not choices:
             del self._sequences[sequence.request_id]
 
 
-def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
-    if token_id in sequence.stop_token_ids:
-        return FinishReason.STOP
-    if sequence.num_output_tokens >= sequence.max_tokens:
-        return FinishReason.LENGTH
-    return None
+def _concepts(request: GenerationRequest) -> Iterator[str]:
+    """All concepts that the request needs."""
+    yield from request.readings
+    if request.steering:
+        yield from request.steering.strengths
+        if request.steering.condition:
+            yield request.steering.condition.concept
+
+
+def _decide(sequence: Sequence) -> None:
+    """Decides the sequence's condition once its prompt is computed."""
+    condition = sequence.condition
+    if condition and condition.met is None and sequence.num_computed_tokens >= sequence.num_prompt_tokens:
+        condition.decide()

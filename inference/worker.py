@@ -31,10 +31,12 @@ from inference.interface.logs import set_up_logging
 from inference.interface.protocol import (
     Abort,
     EngineStats,
+    ExportVectors,
     ForgetConcept,
     GenerationRequest,
     ModelInfo,
     PrioritizeTraining,
+    ReadTexts,
     StepReport,
     SubmitResult,
     TrainConcept,
@@ -44,7 +46,7 @@ from inference.models.end_tokens import read_end_token_ids
 from inference.models.errors import UnsupportedModelError
 from inference.runner.adaptation import adapt
 from inference.runner.model_runner import ModelRunner
-from inference.steering.directions import DirectionFiles
+from inference.steering.direction_files import DirectionFiles
 from inference.steering.training import TRAINING_VERSION
 
 logger = logging.getLogger("tiller.worker")
@@ -123,6 +125,10 @@ class Worker:
                     self._engine.trainer.prioritize(command.concept)
                 case ForgetConcept():
                     self._engine.trainer.forget(command.concept)
+                case ExportVectors():
+                    self._engine.trainer.export(command)
+                case ReadTexts():
+                    self._engine.measuring.read_texts(command)
             timeout = 0
         return submit_results
 
@@ -142,7 +148,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     digest = loaded.digest()
     backend = adapt(loaded, config)
     runner = ModelRunner(loaded, config, backend)
-    engine = Engine(runner, config, _direction_files(cache, digest, runner.bank.blocks, config))
+    engine = Engine(runner, config, _direction_files(cache, digest, config))
     info = ModelInfo(
         directory=str(directory),
         context_length=engine.context_length,
@@ -151,16 +157,16 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         end_token_ids=read_end_token_ids(directory),
         weights_digest=digest,
         dtype=str(loaded.dtype).removeprefix("torch."),
+        num_layers=len(loaded.layers),
+        hidden_size=loaded.hidden_size,
     )
     return engine, info
 
 
-def _direction_files(
-    cache: Path, weights_digest: str, blocks: tuple[int, ...], config: EngineConfig
-) -> DirectionFiles:
-    """The cache of directions and doses. Each combination of weights, blocks and training has its own."""
+def _direction_files(cache: Path, weights_digest: str, config: EngineConfig) -> DirectionFiles:
+    """The cache of directions. Each combination of weights, configured blocks and training has its own."""
     rounding = [] if config.quantization == "none" else [config.quantization]
-    name = "-".join([weights_digest[:32], *map(str, blocks), *rounding])
+    name = "-".join([weights_digest[:32], *map(str, config.steering_blocks or ()), *rounding])
     return DirectionFiles(cache / "steering" / f"v{TRAINING_VERSION}" / name)
 
 

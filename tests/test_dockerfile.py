@@ -95,6 +95,8 @@ def test_copied_files_can_be_installed_and_started(
             check=True,
         ).stdout
 
-    shown = run_installed("-c", "import app, inference; print(app.__file__, inference.__file__)")
-    assert shown.count(str(target)) == 2
+    shown = run_installed(
+        "-c", "import app, inference, tiller; print(app.__file__, inference.__file__, tiller.__file__)"
+    )
+    assert shown.count(str(target)) == 3
     assert "sha256" in run_installed("-m", "app.cli", "token", "new", "--print-only", "alice")

@@ -21,7 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, since setuptools leaves files of its own beside the sources."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for package in ("app", "inference"):
+    for package in ("app", "inference", "tiller"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
@@ -47,18 +47,19 @@ def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_the_wheel_holds_the_two_packages_and_the_kernels_sources(wheel: Path) -> None:
+def test_the_wheel_holds_the_packages_and_the_kernels_sources(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"app", "inference"}
+    packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert packages == {"app", "inference", "tiller"}
     assert "inference/backends/cpu/kernels.cpp" in names
     assert "inference/backends/cpu/thread_pool.h" in names
     assert any(name.endswith("/LICENSE") for name in names)
 
 
 def test_what_is_installed_is_what_runs(installed: Path, tmp_path: Path) -> None:
-    where = "import app, inference; print(app.__file__, inference.__file__)"
+    where = "import app, inference, tiller; print(app.__file__, inference.__file__, tiller.__file__)"
     shown = run(installed / "python", "-c", where, cwd=tmp_path)
-    assert shown.stdout.count(str(installed.parent)) == 2, shown.stderr
+    assert shown.stdout.count(str(installed.parent)) == 3, shown.stderr
 
 
 def test_the_server_shows_its_options(installed: Path, tmp_path: Path) -> None:

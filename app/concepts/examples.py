@@ -1,12 +1,12 @@
 """Turns a concept's examples into a TrainConcept command and checks token limits. Knows no files."""
 
-from app.concepts.concept import Concept
-from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
-from app.errors import ApiError, ErrorCode, InvalidRequest
+from app.concepts.concept import Concept, Example
+from app.concepts.grouping import arrange
+from app.concepts.neutral_texts import NEUTRAL_QUESTIONS, NEUTRAL_TEXTS
+from app.concepts.texts import ConceptTexts
+from app.concepts.vectors.imported import ServedModel, refusal
+from app.errors import InvalidRequest
 from app.schemas.messages import Message
-from app.text.prompts import PromptRenderer
-from app.text.tokenizer import Tokenizer
-from app.text.vocabulary import check_embedded
 from inference.interface.protocol import TrainConcept
 
 
@@ -15,60 +15,91 @@ class ExampleEncoder:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        prompts: PromptRenderer | None,
+        texts: ConceptTexts,
+        served: ServedModel,
         context_length: int,
         max_tokens: int,
-        vocab_size: int,
+        stop_token_ids: tuple[int, ...] = (),
     ) -> None:
-        """`max_tokens`: limit for a concept's texts together. `prompts`: None if the model cannot chat.
-
-        `vocab_size`: number of rows of the model's embedding.
-        """
-        self._tokenizer = tokenizer
-        self._prompts = prompts
+        """`max_tokens`: limit for a concept's texts together. `stop_token_ids`: they end an answer."""
+        self._texts = texts
+        self._served = served
         self._context_length = context_length
         self._max_tokens = max_tokens
-        self._vocab_size = vocab_size
-        self._neutral = [tokenizer.encode(text) for text in NEUTRAL_TEXTS]
+        self._stop_token_ids = stop_token_ids
+        self._neutral = [texts.tokenizer.encode(text) for text in NEUTRAL_TEXTS]
 
     def encode(self, concept: Concept) -> TrainConcept:
-        """Can take seconds. Raises InvalidRequest, which names the invalid text, or MISSING_CAPABILITY."""
-        prompt = self._encode_prompt()
+        """Can take seconds.
+
+        Raises InvalidRequest, which names the invalid text, or if the concept's vectors belong to another
+        model; MISSING_CAPABILITY; UNAVAILABLE if the vectors cannot be read.
+        """
+        if error := self.refusal(concept):
+            raise error
+        prompt = self._texts.training_prompt()
         room = self._context_length - len(prompt)
-        positive: list[list[int]] = []
-        negative: list[list[int]] = []
+        encoded = self._encode_pairs(concept.examples, prompt)
+        arrangement = arrange(concept.examples)
+        pairs = [encoded[number] for number in arrangement.order]
+        return TrainConcept(
+            concept=concept.digest,
+            prompt_token_ids=prompt,
+            pair_prompts=[pair.prompt for pair in pairs],
+            positive=[pair.positive for pair in pairs],
+            negative=[pair.negative for pair in pairs],
+            groups=arrangement.groups,
+            num_duplicates=len(encoded) - len(pairs),
+            neutral=[token_ids[:room] for token_ids in self._neutral],
+            questions=self._encode_questions(),
+            stop_token_ids=self._stop_token_ids,
+            vectors=concept.vectors.load() if concept.vectors else None,
+        )
+
+    def refusal(self, concept: Concept) -> InvalidRequest | None:
+        """The error if the concept was imported for another model."""
+        return refusal(concept.vectors.record, self._served) if concept.vectors else None
+
+    def _encode_pairs(self, examples: tuple[Example, ...], prompt: list[int]) -> list["_Pair"]:
+        pairs: list[_Pair] = []
         remaining = self._max_tokens
-        for position, example in enumerate(concept.examples):
-            positive.append(self._encode_text(f"examples[{position}].positive", example.positive, room))
-            negative.append(self._encode_text(f"examples[{position}].negative", example.negative, room))
-            remaining -= len(positive[-1]) + len(negative[-1])
+        for position, example in enumerate(examples):
+            pairs.append(_Pair(self._texts, example, f"examples[{position}]", prompt, self._context_length))
+            remaining -= pairs[-1].own_tokens
             if remaining < 0:
                 message = f"the examples must have at most {self._max_tokens} tokens in total"
                 raise InvalidRequest(message, "examples")
-        neutral = [token_ids[:room] for token_ids in self._neutral]
-        return TrainConcept(concept.digest, prompt, positive, negative, neutral)
+        return pairs
 
-    def _encode_prompt(self) -> list[int]:
-        """The tokens before each text: the chat template up to the assistant's answer."""
-        if self._prompts is None:
-            message = "the model cannot be steered: it has no chat template"
-            raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model")
-        try:
-            return self._prompts.encode([Message(role="user", content=TRAINING_PROMPT)])
-        except InvalidRequest:
-            message = "the model cannot be steered: its chat template refuses a conversation of one message"
-            raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model") from None
+    def _encode_questions(self) -> list[list[int]]:
+        """The neutral questions that leave room for an answer."""
+        messages = [Message(role="user", content=text) for text in NEUTRAL_QUESTIONS]
+        questions = [self._texts.renderer.encode([message]) for message in messages]
+        return [question for question in questions if len(question) < self._context_length]
 
-    def _encode_text(self, path: str, text: str, room: int) -> list[int]:
-        token_ids = self._tokenizer.encode(text)
-        if not token_ids:
-            raise InvalidRequest(f"{path} encodes to no tokens", path)
-        if len(token_ids) > room:
-            message = f"{path} has {len(token_ids)} tokens; the model's context leaves room for {room}"
-            raise InvalidRequest(message, path)
-        if name := self._tokenizer.plain.find_reserved(token_ids):
-            message = f"{path} contains {name}, which the model's tokenizer cannot encode as text"
-            raise InvalidRequest(message, path)
-        check_embedded(token_ids, self._vocab_size, path)
-        return token_ids
+
+class _Pair:
+    """The tokens of an example."""
+
+    def __init__(
+        self, texts: ConceptTexts, example: Example, path: str, prompt: list[int], context_length: int
+    ) -> None:
+        """`prompt`: for an example that has none. Raises InvalidRequest if a text does not fit."""
+        own = [] if example.prompt is None else texts.prompt(f"{path}.prompt", example.prompt)
+        self.prompt = own or prompt
+        room = max(0, context_length - len(self.prompt))
+        if own and not room:
+            message = f"{path}.prompt has {len(own)} tokens; the model's context has {context_length}"
+            raise InvalidRequest(message, f"{path}.prompt")
+        self.positive = _fitting(texts, f"{path}.positive", example.positive, room)
+        self.negative = _fitting(texts, f"{path}.negative", example.negative, room)
+        self.own_tokens = len(own) + len(self.positive) + len(self.negative)
+        """Number of tokens in the example's own texts."""
+
+
+def _fitting(texts: ConceptTexts, path: str, text: str, room: int) -> list[int]:
+    token_ids = texts.encode(path, text)
+    if len(token_ids) > room:
+        message = f"{path} has {len(token_ids)} tokens; the model's context leaves room for {room}"
+        raise InvalidRequest(message, path)
+    return token_ids

@@ -1,4 +1,4 @@
-"""The prompt for training concepts, and neutral texts that steering should barely affect."""
+"""The prompt for training concepts, and neutral texts and questions that are the same for all concepts."""
 
 TRAINING_PROMPT = "Tell me something."
 """The user message before each text of a concept. The text itself is the assistant's answer."""
@@ -21,3 +21,17 @@ NEUTRAL_TEXTS = (  # Their perplexity shows how fluent a steered model is.
     "Cows eat grass and other plants, and they spend several hours a day chewing. Farmers keep them for milk"
     " and meat. The milk is collected twice a day and used to make butter, cheese, and yogurt.",
 )
+
+NEUTRAL_QUESTIONS = (  # Training generates answers to them, to see what steering does to answers.
+    "How does a washing machine work?",
+    "Write a short story about a lost key.",
+    "What does a librarian do all day?",
+    "Describe a walk along the river.",
+    "Why do leaves change their color in autumn?",
+    "Tell me about your weekend.",
+    "Write a note to a new neighbor.",
+    "How do I choose a lamp for a small room?",
+    "Tell me about a city you know.",
+    "What do you think of trains?",
+)
+"""User messages on everyday subjects. None of them asks for a tone or a language."""

@@ -9,22 +9,16 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 from anyio import to_thread
 
-from app.concepts.concept import Concept, is_id, names_other_examples
+from app.concepts.concept import Concept, names_other_content
 from app.concepts.store import ConceptStore
 from app.concepts.trainings import SharedFuture, Training, Trainings
-from app.errors import (
-    SERVER_FAULTS,
-    ApiError,
-    EngineUnavailable,
-    ErrorCode,
-    InternalError,
-    InvalidRequest,
-    QueueFull,
-    shorten,
-)
+from app.concepts.uses import UsedConcept, deleted, unknown, unusable
+from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest, QueueFull
 from app.schemas.concepts import ConceptCard, ConceptDetail, ConceptList, ConceptState, full_id
+from app.schemas.reports import ConceptReport
 from app.settings import LimitSettings
 from app.telemetry.metrics import Metrics
+from inference.interface import protocol
 
 _log = logging.getLogger(__name__)
 
@@ -54,10 +48,16 @@ class Concepts:
     """
 
     def __init__(
-        self, store: ConceptStore, trainings: Trainings, metrics: Metrics, limits: LimitSettings
+        self,
+        store: ConceptStore,
+        trainings: Trainings,
+        metrics: Metrics,
+        limits: LimitSettings,
+        present: Callable[[protocol.ConceptReport], ConceptReport],
     ) -> None:
-        """Loads all concepts from the store."""
+        """Loads all concepts from the store. `present`: turns the worker's report into that of the API."""
         self._store = store
+        self._present = present
         self._trainings = trainings
         self._metrics = metrics
         self._limits = limits
@@ -76,52 +76,57 @@ class Concepts:
         """One concept with its report. Raises UNKNOWN_STEERING_CONCEPT."""
         return self._detail(self._known(given_id).concept)
 
-    def find(self, given_ids: Iterable[str]) -> list[Concept]:
-        """The concepts with these ids. Raises UNKNOWN_STEERING_CONCEPT."""
-        return [self._known(given_id, "steering_concepts").concept for given_id in given_ids]
+    def find(self, given_ids: Iterable[str], param: str | None = "steering_concepts") -> list[UsedConcept]:
+        """The concepts with these ids, which the request's field `param` names, or its path (None).
 
-    async def make_usable(self, concepts: Sequence[Concept]) -> None:
-        """Trains the untrained concepts, and returns when the engine can steer by all of these concepts.
+        Raises UNKNOWN_STEERING_CONCEPT.
+        """
+        return [UsedConcept(self._known(given_id, param).concept, param) for given_id in given_ids]
 
+    async def make_usable(self, used: Sequence[UsedConcept], measured: bool = False) -> None:
+        """Trains the untrained concepts, and returns when the engine can use all of these concepts.
+
+        `measured`: returns only when their reports are complete as well.
         Raises INVALID_REQUEST if the model cannot use one of them, UNKNOWN_STEERING_CONCEPT if one was
         deleted in the meantime, INTERNAL if a training fails without a fault of its examples, or UNAVAILABLE.
         """
-        for concept in concepts:
-            if not self._is_current(concept):
-                raise _unknown(concept.id, "steering_concepts")
-        started = [(concept, self._trainings.start(concept)) for concept in concepts]
-        for concept, training in started:
+        for use in used:
+            if not self._is_current(use.concept):
+                raise unknown(use.concept.id, use.param)
+        started = [(use, self._trainings.start(use.concept)) for use in used]
+        for use, training in started:
             try:
-                await training.usable.wait()
+                await (training.ended if measured else training.usable).wait()
             except ApiError as error:
-                raise _unusable(concept, error) from None
+                raise unusable(use, error) from None
 
-    def refusal_error(self, concepts: Sequence[Concept]) -> ApiError:
+    def refusal_error(self, used: Sequence[UsedConcept]) -> ApiError:
         """The error for a request whose concepts were all usable, but one is unknown to the engine.
 
         If none of the concepts was deleted, this also makes the next request train them again.
         """
-        for concept in concepts:
-            if not self._is_current(concept):
-                return _unknown(concept.id, "steering_concepts")
-        for concept in concepts:
-            self._trainings.invalidate(concept)
+        for use in used:
+            if not self._is_current(use.concept):
+                return unknown(use.concept.id, use.param)
+        for use in used:
+            self._trainings.invalidate(use.concept)
         return EngineUnavailable("a steering concept of this request must be trained again; try again later")
 
     async def create(self, wanted: Concept) -> ConceptDetail:
-        """Trains, measures and stores a concept. Returns the existing one if it has the same id and examples.
+        """Trains, measures and stores a concept. Returns the existing one if it has the same id and content.
 
         The creation goes on if the caller stops waiting. If the engine is lost, the caller gets UNAVAILABLE
         and the creation goes on when the engine is back. Raises INVALID_REQUEST or MISSING_CAPABILITY if the
         concept cannot be trained, CONFLICT, QUEUE_FULL, UNAVAILABLE or INTERNAL.
         """
-        if names_other_examples(wanted):
-            raise InvalidRequest("name is a digest, but not the digest of these examples", "name")
+        if names_other_content(wanted):
+            message = "name is a digest, but not the digest of these examples or vectors"
+            raise InvalidRequest(message, "name")
         entry = self._entries.get(wanted.id)
         if entry is None:
             entry = self._begin(wanted)
         elif entry.concept.digest != wanted.digest:
-            message = f"{wanted.id} already exists with other examples"
+            message = f"{wanted.id} already exists with other examples or vectors"
             raise ApiError(ErrorCode.CONFLICT, message, "name")
         await self._finish(entry)
         return self._detail(entry.concept)
@@ -137,8 +142,8 @@ class Concepts:
             raise ApiError(ErrorCode.CONFLICT, message)
         async with self._disk:
             entry = self._known(given_id)
-            await self._on_disk(lambda: self._store.remove(entry.concept.id), "deleted")
-            self._drop(entry, _deleted(entry.concept))
+            await self._on_disk(lambda: self._store.remove(entry.concept), "deleted")
+            self._drop(entry, deleted(entry.concept))
 
     def train_all(self) -> None:
         """Starts training all concepts in the background, one after the other, while the engine is idle."""
@@ -204,7 +209,7 @@ class Concepts:
             if self._is_current(entry.concept):
                 raise
         if not self._is_current(entry.concept):
-            raise _deleted(entry.concept)
+            raise deleted(entry.concept)
 
     async def _on_disk(self, act: Callable[[], None], what: str) -> None:
         """Runs a disk operation on another thread. `what`: "stored" or "deleted", for error messages."""
@@ -231,7 +236,7 @@ class Concepts:
     def _known(self, given_id: str, param: str | None = None) -> _Entry:
         entry = self._entries.get(full_id(given_id))
         if entry is None:
-            raise _unknown(full_id(given_id), param)
+            raise unknown(full_id(given_id), param)
         return entry
 
     def _is_current(self, concept: Concept) -> bool:
@@ -251,6 +256,7 @@ class Concepts:
             created=concept.created,
             description=concept.description,
             num_examples=len(concept.examples),
+            imported=concept.vectors is not None,
             shipped=concept.shipped,
             state=training.state if training else ConceptState.UNTRAINED,
             progress=training.progress if training else 0.0,
@@ -261,26 +267,6 @@ class Concepts:
         card = self._card(concept)
         return ConceptDetail(
             **{name: getattr(card, name) for name in card.__struct_fields__},
-            report=training.report if training else None,
+            report=self._present(training.report) if training and training.report else None,
             error=training.error.message if training and training.error else None,
         )
-
-
-def _unknown(concept_id: str, param: str | None = None) -> ApiError:
-    shown = concept_id if is_id(concept_id) else shorten(concept_id)
-    message = f"steering concept {shown} is unknown; GET /steering_concepts lists all concepts"
-    return ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, message, param)
-
-
-def _deleted(concept: Concept) -> ApiError:
-    return ApiError(ErrorCode.CONFLICT, f"{concept.id} was deleted while it was being created")
-
-
-def _unusable(concept: Concept, error: ApiError) -> ApiError:
-    if error.code is ErrorCode.UNKNOWN_STEERING_CONCEPT:
-        return _unknown(concept.id, "steering_concepts")
-    if error.code in SERVER_FAULTS:
-        return error
-    return InvalidRequest(
-        f"{concept.id} cannot be used with this model: {error.message}", "steering_concepts"
-    )

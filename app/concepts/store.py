@@ -10,7 +10,9 @@ from typing import Annotated
 import msgspec
 import yaml
 
-from app.concepts.concept import Concept, Example, is_id, names_other_examples
+from app.concepts.concept import Concept, Example, digest_of, is_id, names_other_content
+from app.concepts.vectors import stored_file
+from app.concepts.vectors.imported import ImportedVectors, VectorsRecord
 from app.schemas.concepts import ID_PREFIX, NAME_PATTERN, ConceptProblem
 from inference.interface.files import TEMPORARY, sync_directory, write_atomically
 
@@ -20,9 +22,10 @@ _LONGEST_REASON = 200
 
 
 class ConceptStore:
-    """A directory of shipped concepts, one YAML file each, and one of created concepts, one JSON file each.
+    """A directory of shipped concepts, one YAML file each, and one of created concepts, one file each.
 
-    The store only reads and writes files. The caller keeps the list of concepts.
+    A created concept's file is JSON with its examples, or safetensors with its imported vectors. The store
+    only reads and writes files. The caller keeps the list of concepts.
     """
 
     def __init__(self, shipped: Path, created: Path) -> None:
@@ -35,15 +38,18 @@ class ConceptStore:
         """All valid concepts, shipped ones first. Adds each invalid file to `problems` and logs a warning."""
         self._clean_up()
         concepts = {concept.id: concept for concept in self._read(self._shipped, ".yaml", _read_shipped)}
-        created = self._read(self._created, ".json", _read_created)
+        created = [
+            *self._read(self._created, ".json", _read_created),
+            *self._read(self._created, stored_file.SUFFIX, _read_imported),
+        ]
         for concept in sorted(created, key=lambda concept: (concept.created, concept.id)):
             if concepts.setdefault(concept.id, concept) is not concept:
-                self._report(self._file(concept.id).name, "a shipped concept of this name is used instead")
+                self._report(self._file(concept).name, "another concept of this name is used instead")
         return list(concepts.values())
 
     def write(self, concept: Concept) -> None:
         """Writes a concept's file, which then survives a loss of power. On OSError no new file is left."""
-        target, content = self._file(concept.id), _encode(concept)
+        target, content = self._file(concept), _encode(concept)
         try:
             write_atomically(target, content)
         except BaseException:
@@ -53,15 +59,16 @@ class ConceptStore:
             raise
         self.problems = [problem for problem in self.problems if problem.file != target.name]
 
-    def remove(self, concept_id: str) -> None:
+    def remove(self, concept: Concept) -> None:
         """Deletes a created concept's file, even if power is lost right after this. Raises OSError."""
         with suppress(FileNotFoundError):
-            self._file(concept_id).unlink()
+            self._file(concept).unlink()
         with suppress(FileNotFoundError):
             sync_directory(self._created)
 
-    def _file(self, concept_id: str) -> Path:
-        return self._created / (concept_id.removeprefix(ID_PREFIX) + ".json")
+    def _file(self, concept: Concept) -> Path:
+        suffix = stored_file.SUFFIX if concept.vectors else ".json"
+        return self._created / (concept.id.removeprefix(ID_PREFIX) + suffix)
 
     def _clean_up(self) -> None:
         """Deletes temporary files that a killed process has left."""
@@ -105,6 +112,10 @@ class _CreatedFile(msgspec.Struct):
     examples: tuple[Example, ...]
 
 
+class _ImportedRecord(_CreatedFile):
+    vectors: VectorsRecord
+
+
 def _read_shipped(path: Path) -> Concept:
     content = yaml.safe_load(_read_bytes(path).decode())
     file = msgspec.convert(content, _ShippedFile)
@@ -118,15 +129,33 @@ def _read_created(path: Path) -> Concept:
     return _checked(path, Concept(ID_PREFIX + file.name, file.description, file.examples, file.created))
 
 
+def _read_imported(path: Path) -> Concept:
+    _check_regular(path)
+    file = msgspec.json.decode(stored_file.read_record(path), type=_ImportedRecord)
+    examples_digest = digest_of(file.examples) if file.examples else ""
+    vectors = ImportedVectors(file.vectors, lambda: stored_file.read_values(path), examples_digest)
+    concept = Concept(ID_PREFIX + file.name, file.description, file.examples, file.created, vectors=vectors)
+    return _checked(path, concept)
+
+
 def _read_bytes(path: Path) -> bytes:
+    _check_regular(path)
+    return path.read_bytes()
+
+
+def _check_regular(path: Path) -> None:
     if path.exists() and not path.is_file():  # opening a pipe would block forever
         raise ValueError("is not a regular file")
-    return path.read_bytes()
 
 
 def _encode(concept: Concept) -> bytes:
     name = concept.id.removeprefix(ID_PREFIX)
-    return msgspec.json.encode(_CreatedFile(name, concept.description, concept.created, concept.examples))
+    facts = (name, concept.description, concept.created, concept.examples)
+    if concept.vectors is None:
+        return msgspec.json.encode(_CreatedFile(*facts))
+    record = concept.vectors.record
+    content = msgspec.json.encode(_ImportedRecord(*facts, record))
+    return stored_file.encode(content, concept.vectors.read_values(), len(record.given.blocks))
 
 
 def _checked(path: Path, concept: Concept) -> Concept:
@@ -139,15 +168,16 @@ def _checked(path: Path, concept: Concept) -> Concept:
         raise ValueError(f"its name must match {NAME_PATTERN}")
     if concept.id != ID_PREFIX + path.stem:
         raise ValueError("its name must equal the file's name without the suffix")
-    if not concept.examples:
+    if not (concept.examples or concept.vectors):
         raise ValueError("it has no examples")
     for position, example in enumerate(concept.examples):
-        if not (example.positive.strip() and example.negative.strip()):
+        texts = (example.positive, example.negative, *([] if example.prompt is None else [example.prompt]))
+        if not all(text.strip() for text in texts):
             raise ValueError(f"examples[{position}] has a blank text")
         if example.positive == example.negative:
             raise ValueError(f"examples[{position}] has the same text twice")
-    if names_other_examples(concept):
-        raise ValueError("its name is a digest, but not the digest of its examples")
+    if names_other_content(concept):
+        raise ValueError("its name is a digest, but not the digest of its examples or vectors")
     return concept
 
 

@@ -1,4 +1,4 @@
-"""Starts trainings on the engine and tracks their state, by the digest of a concept's examples.
+"""Starts trainings on the engine and tracks their state, by the concept's digest.
 
 Knows no names, no files and no tokens.
 """
@@ -89,10 +89,20 @@ class Training:
 
 
 class Trainings:
-    def __init__(self, engine: Engine, encode: Callable[[Concept], TrainConcept], metrics: Metrics) -> None:
-        """`encode` runs on another thread, and raises an ApiError if the concept cannot be trained."""
+    def __init__(
+        self,
+        engine: Engine,
+        encode: Callable[[Concept], TrainConcept],
+        metrics: Metrics,
+        refusal: Callable[[Concept], ApiError | None] = lambda _: None,
+    ) -> None:
+        """`encode` runs on another thread, and raises an ApiError if the concept cannot be trained.
+
+        `refusal` returns this error before, if it is known without work.
+        """
         self._engine = engine
         self._encode = encode
+        self._refusal = refusal
         self._metrics = metrics
         self._trainings: dict[str, Training] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,8 +112,12 @@ class Trainings:
         await self._engine.wait_available()
 
     def get(self, concept: Concept) -> Training | None:
-        """The latest training of the concept's examples."""
-        return self._trainings.get(concept.digest)
+        """The latest training of the concept, or one that has failed if the model cannot use the concept."""
+        training = self._trainings.get(concept.digest)
+        if training is None and (error := self._refusal(concept)):
+            training = Training(background=False)
+            training.fail(error)
+        return training
 
     def start(self, concept: Concept, background: bool = False) -> Training:
         """Returns the latest training, even a failed one. Starts one if there is none or it has stopped.

@@ -5,6 +5,7 @@ from typing import Any
 from app.schemas.base import RequestModel
 from app.schemas.chat import ChatRequest
 from app.schemas.concepts import ConceptRequest
+from app.schemas.readings import ReadRequest
 from app.schemas.tokenization import DetokenizeRequest, TokenizeRequest
 
 _PAIRS = [
@@ -24,6 +25,7 @@ def example_bodies(model: str, vocab_size: int) -> dict[type[RequestModel], dict
     return {
         ChatRequest: example_chat(model),
         ConceptRequest: {"name": "slang", "description": "Casual rather than formal", "examples": _PAIRS},
+        ReadRequest: {"texts": ["Thanks for the real talk, fam.", "I appreciate your valuable feedback."]},
         TokenizeRequest: {"model": model, "prompt": "Hello!", "tokens": True, "token_ids": True},
         DetokenizeRequest: {"model": model, "token_ids": [vocab_size // 2]},
     }

@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -107,39 +107,47 @@ class Observe:
 
 
 class LimitBody:
-    """ASGI middleware: answers 413 to a body above `limit` bytes, with or without a Content-Length."""
+    """ASGI middleware: answers 413 to a body above the limit, with or without a Content-Length."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, others: Mapping[str, int] | None = None) -> None:
+        """`limit`: in bytes. `others`: other limits for some paths, without /v1."""
         self._app = app
         self._limit = limit
+        self._others = others or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif self._announces_too_much(Headers(scope=scope)):
-            await ErrorResponse(self._error())(scope, receive, send)
+            return
+        limit = self._others.get(unversioned(scope["path"]), self._limit)
+        if _announced(Headers(scope=scope)) > limit:
+            await ErrorResponse(_too_large(limit))(scope, receive, send)
         else:
-            await self._app(scope, self._limited(receive), send)
+            await self._app(scope, _limited(receive, limit), send)
 
-    def _announces_too_much(self, headers: Headers) -> bool:
-        length = headers.get("content-length", "")
-        return length.isdecimal() and int(length[:20]) > self._limit
 
-    def _limited(self, receive: Receive) -> Receive:
-        received = 0
+def _announced(headers: Headers) -> int:
+    """The length of the body by its Content-Length, or 0."""
+    length = headers.get("content-length", "")
+    return int(length[:20]) if length.isdecimal() else 0
 
-        async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit:
-                raise self._error()
-            return message
 
-        return receive_limited
+def _limited(receive: Receive, limit: int) -> Receive:
+    received = 0
 
-    def _error(self) -> ApiError:
-        return ApiError(ErrorCode.PAYLOAD_TOO_LARGE, f"the body must have at most {self._limit} bytes")
+    async def receive_limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise _too_large(limit)
+        return message
+
+    return receive_limited
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(ErrorCode.PAYLOAD_TOO_LARGE, f"the body must have at most {limit} bytes")
 
 
 def _complete(observation: Observation, scope: Scope) -> None:

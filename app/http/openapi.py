@@ -19,16 +19,17 @@ from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest
 from app.schemas.messages import LENIENT_MESSAGES
 from app.schemas.models import AvailableModel, ModelDetails, ModelList, ModelSetting
 from app.schemas.operations import Health
+from app.schemas.readings import Readings, ReadRequest
 from app.schemas.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from app.settings import Settings
 
 _BODIES: tuple[type[RequestModel], ...] = (
-    *(ChatRequest, ConceptRequest),
+    *(ChatRequest, ConceptRequest, ReadRequest),
     *(TokenizeRequest, DetokenizeRequest),
 )
 _ANSWERS = (
     *(ChatCompletion, ChatChunk),
-    *(ConceptDetail, ConceptList),
+    *(ConceptDetail, ConceptList, Readings),
     *(ModelDetails, ModelList, AvailableModel, ModelSetting),
     *(Tokenized, Detokenized, Health),
 )
@@ -79,6 +80,14 @@ def describe(
     return {"status_code": status, "openapi_extra": extra, "responses": responses}
 
 
+def describe_file(answer: Any, *, errors: tuple[int, ...], **options: Any) -> dict[str, Any]:
+    """Like `describe`, for a route whose request body is a file."""
+    described = describe(answer=answer, errors=(*errors, 400, 413, 415), **options)
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    described["openapi_extra"]["requestBody"] = {"required": True, "content": content}
+    return described
+
+
 def build_openapi(app: FastAPI, settings: Settings, vocab_size: int) -> dict[str, Any]:
     """The document for this server, with the limits from `settings` and the tokenizer's `vocab_size`."""
     document = get_openapi(
@@ -120,6 +129,9 @@ def _add_limits(schemas: dict[str, Any], settings: Settings, vocab_size: int) ->
     _narrow(schemas["ConceptRequest"]["properties"]["examples"], maxItems=limits.max_examples)
     for text in schemas["PairedExample"]["properties"].values():
         _narrow(text, maxLength=limits.max_example_characters)
+    reading = schemas["ReadRequest"]["properties"]
+    _narrow(reading["texts"], maxItems=limits.max_read_texts)
+    _narrow(reading["messages"], maxItems=limits.max_messages)
     _narrow(schemas["DetokenizeRequest"]["properties"]["token_ids"]["items"], maximum=vocab_size - 1)
     for body in _BODIES:
         _narrow(schemas[body.__name__]["properties"]["model"], examples=[settings.model.name])
@@ -138,8 +150,7 @@ def _add_examples(paths: dict[str, Any], model: str, vocab_size: int) -> None:
     """Adds what `/docs` offers to send: a body, and the served model's name in the path."""
     bodies = {body.__name__: example for body, example in example_bodies(model, vocab_size).items()}
     for operation in (operation for path in paths.values() for operation in path.values()):
-        if "requestBody" in operation:
-            content = operation["requestBody"]["content"]["application/json"]
+        if content := operation.get("requestBody", {}).get("content", {}).get("application/json"):
             content["example"] = bodies[content["schema"]["$ref"].rpartition("/")[2]]
         for parameter in operation.get("parameters", []):
             if parameter["name"] == "model":

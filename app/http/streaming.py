@@ -74,6 +74,7 @@ class Answer:
         """The transcript's steps. Raises the generation's exception, or INTERNAL if it ends too early."""
         answers = self.observation.answers
         generation = await self.starting
+        self.transcript.report_clipped(generation.clipped)
         async for events in generation:
             for step in self.transcript.feed(events):
                 if step.running:

@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.concepts.concept import Concept
+from app.concepts.registry import Concepts
+from app.concepts.uses import UsedConcept
 from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
 from app.gateway import Gateway, GatewayDep
 from app.http.auth import caller_of, requires
@@ -20,9 +22,9 @@ from app.schemas.completions import ChatCompletion
 from app.schemas.messages import Message, has_greeting, without_greeting
 from app.settings import AccessScope
 from app.telemetry.observation import Observation
-from app.text.generation_request import check_model, generation_request
+from app.text.generation_request import check_model, digests_in, generation_request
 from app.text.prompts import PromptRenderer
-from app.text.transcript import AnswerHeader, Transcript
+from app.text.transcript import AnswerHeader, ConceptDigests, Transcript
 from app.workers.engine import Generation
 from inference.interface.protocol import GenerationRequest
 
@@ -39,8 +41,9 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: Ni
     """Generates the assistant's next message in a conversation.
 
     The response is one JSON object, or server-sent events if `stream` is true. With `n` above 1 it has
-    several independent choices. With `steering_concepts`, the model is steered by these concepts; the request
-    waits until they are trained. The query parameter `nice=true` lets other requests go first.
+    several independent choices. With `steering_concepts`, the model is steered by these concepts. With
+    `steering_readings`, the answer reports how strongly concepts are present. The request waits until all
+    concepts that it uses are trained. The query parameter `nice=true` lets other requests go first.
 
     Errors:
     - 400 `INVALID_REQUEST`: a field breaks a rule, or a steering concept cannot be used with this model.
@@ -59,12 +62,12 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: Ni
     admitted = gateway.admission.admit(caller_of(request), nice, request.state.reservation)
     try:
         chat = await read_json(request, ChatRequest, gateway.settings)
-        wanted, concepts = await _prepare(gateway, chat, admitted, observation.request_id, nice)
+        wanted, named = await _prepare(gateway, chat, admitted, observation.request_id, nice)
         observation.generation_request = wanted
         if gateway.settings.log.texts:
             observation.messages = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
             observation.answers = [""] * chat.n
-        starting = asyncio.create_task(_start(gateway, wanted, concepts, admitted, observation))
+        starting = asyncio.create_task(_start(gateway, wanted, named.needed(wanted), admitted, observation))
         longest_wait = gateway.settings.server.stream_open_seconds if chat.stream else None
         await wait_for_first_token(starting, request.receive, longest_wait)
     except BaseException:
@@ -76,7 +79,7 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: Ni
         gateway.settings.model.name,
         gateway.system_fingerprint,
     )
-    transcript = Transcript(header, gateway.tokenizer, wanted, chat.stop)
+    transcript = Transcript(header, gateway.tokenizer, wanted, chat.stop, named.digests)
     answer = Answer(observation, starting, transcript, gateway.metrics, admitted)
     if chat.stream:
         ping_seconds = gateway.settings.server.ping_seconds
@@ -86,8 +89,8 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: Ni
 
 async def _prepare(
     gateway: Gateway, chat: ChatRequest, admitted: AdmittedRequest, request_id: str, nice: bool
-) -> tuple[GenerationRequest, list[Concept]]:
-    """The request for the engine, and the steering concepts that it uses.
+) -> tuple[GenerationRequest, "_NamedConcepts"]:
+    """The request for the engine, and the concepts that the chat names.
 
     Raises UNKNOWN_MODEL, MISSING_CAPABILITY, UNKNOWN_STEERING_CONCEPT, QUEUE_FULL, UNAVAILABLE, RATE_LIMITED,
     CONTEXT_LENGTH_EXCEEDED or INVALID_REQUEST.
@@ -96,15 +99,14 @@ async def _prepare(
     if gateway.prompts is None:
         message = f"model {chat.model} cannot chat: it has no chat template"
         raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model")
-    concepts = gateway.concepts.find(chat.steering_concepts)
+    named = _NamedConcepts.find(gateway.concepts, chat)
     default_max_tokens = gateway.settings.limits.default_max_tokens
     admitted.reserve(chat.n, chat.token_limit or default_max_tokens)
     prompt = await _render(gateway.prompts, chat.messages)
-    digests = [concept.digest for concept in concepts]
     wanted = generation_request(
         chat,
         prompt,
-        digests,
+        named.by_id,
         gateway.engine.model,
         gateway.end_token_ids,
         request_id,
@@ -112,7 +114,45 @@ async def _prepare(
         default_max_tokens,
     )
     admitted.reserve_prompt(len(prompt))
-    return wanted, concepts
+    return wanted, named
+
+
+@dataclass(frozen=True)
+class _NamedConcepts:
+    """The concepts that a chat names, by field."""
+
+    steering: list[UsedConcept]
+    condition: list[UsedConcept]
+    readings: list[UsedConcept]
+
+    @staticmethod
+    def find(concepts: Concepts, chat: ChatRequest) -> "_NamedConcepts":
+        """Raises UNKNOWN_STEERING_CONCEPT."""
+        condition = [chat.steering_when.concept] if chat.steering_when else []
+        return _NamedConcepts(
+            concepts.find(chat.steering_concepts, "steering_concepts"),
+            concepts.find(condition, "steering_when"),
+            concepts.find(chat.steering_readings, "steering_readings"),
+        )
+
+    @property
+    def by_id(self) -> dict[str, str]:
+        """Id -> digest."""
+        return _digests([*self.steering, *self.condition, *self.readings])
+
+    @property
+    def digests(self) -> ConceptDigests:
+        return ConceptDigests(_digests(self.steering), _digests(self.readings))
+
+    def needed(self, wanted: GenerationRequest) -> list[UsedConcept]:
+        """Those that the engine needs for the request: not those of strength 0."""
+        needed = digests_in(wanted)
+        used = [*self.steering, *self.condition, *self.readings]
+        return [use for use in used if use.concept.digest in needed]
+
+
+def _digests(used: Sequence[UsedConcept]) -> dict[str, str]:
+    return {use.concept.id: use.concept.digest for use in used}
 
 
 async def _render(prompts: PromptRenderer, messages: list[Message]) -> list[int]:
@@ -128,16 +168,15 @@ async def _render(prompts: PromptRenderer, messages: list[Message]) -> list[int]
 async def _start(
     gateway: Gateway,
     wanted: GenerationRequest,
-    concepts: Sequence[Concept],
+    used: Sequence[UsedConcept],
     admitted: AdmittedRequest,
     observation: Observation,
 ) -> Generation:
     """Returns with the first token, so that a failure before it can still get its own HTTP status."""
-    if wanted.steering:
-        await gateway.concepts.make_usable(concepts)
+    await gateway.concepts.make_usable(used)
     observation.mark_submitted()
     admitted.hand_over()
-    generation = await _submit(gateway, wanted, concepts)
+    generation = await _submit(gateway, wanted, used)
     try:
         await _first_token(generation, gateway.settings.limits.max_wait_seconds)
     except BaseException:
@@ -157,10 +196,10 @@ async def _first_token(generation: Generation, seconds: float) -> None:
     first.result()
 
 
-async def _submit(gateway: Gateway, wanted: GenerationRequest, concepts: Sequence[Concept]) -> Generation:
+async def _submit(gateway: Gateway, wanted: GenerationRequest, used: Sequence[UsedConcept]) -> Generation:
     try:
         return await gateway.engine.submit(wanted)
     except ApiError as error:
-        if error.code is ErrorCode.UNKNOWN_STEERING_CONCEPT and concepts:
-            raise gateway.concepts.refusal_error(concepts) from None
+        if error.code is ErrorCode.UNKNOWN_STEERING_CONCEPT and used:
+            raise gateway.concepts.refusal_error(used) from None
         raise

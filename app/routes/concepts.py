@@ -30,9 +30,9 @@ async def _given_id(
 
 
 # OpenAPI links: the operations that take a created concept's id.
-_LINKS = {
+LINKS = {
     name: {"operationId": name, "parameters": {"concept": "$response.body#/id"}}
-    for name in ("read_concept", "delete_concept")
+    for name in ("read_concept", "delete_concept", "export_vectors", "read_texts")
 }
 
 GivenId = Annotated[str, Depends(_given_id)]
@@ -41,7 +41,7 @@ GivenId = Annotated[str, Depends(_given_id)]
 @router.post(
     "/steering_concepts",
     dependencies=[_MAKES_CONCEPTS],
-    **describe(ConceptRequest, ConceptDetail, status=201, links=_LINKS, errors=(401, 404, 409, 429, 500)),
+    **describe(ConceptRequest, ConceptDetail, status=201, links=LINKS, errors=(401, 404, 409, 429, 500)),
 )
 async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     """Creates a steering concept from pairs of texts: one that shows the concept, and one that does not.
@@ -119,7 +119,7 @@ async def delete_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
 
 
 def _concept(wanted: ConceptRequest) -> Concept:
-    examples = tuple(Example(pair.positive, pair.negative) for pair in wanted.examples)
+    examples = tuple(Example(pair.positive, pair.negative, pair.prompt) for pair in wanted.examples)
     name = wanted.name or digest_of(examples)
     return Concept(full_id(name), wanted.description, examples, int(time.time()))
 

@@ -3,9 +3,25 @@
 from starlette.routing import BaseRoute, Match
 
 from app.http.auth import unversioned
-from app.routes import chat, concepts, docs, models, operations, tokenization
+from app.routes import (
+    chat,
+    concept_readings,
+    concept_vectors,
+    concepts,
+    docs,
+    models,
+    operations,
+    tokenization,
+)
 
-ROUTERS = tuple(module.router for module in (chat, concepts, models, tokenization, operations, docs))
+ROUTERS = tuple(
+    module.router
+    for module in (
+        *(chat, concept_readings, concept_vectors, concepts),
+        *(models, tokenization, operations, docs),
+    )
+)
+"""In the order in which paths are matched: any path of concepts matches the routes in `concepts`."""
 
 
 def route_of(method: str, path: str) -> str:
@@ -18,6 +34,22 @@ def route_of(method: str, path: str) -> str:
     found = [_pattern(route) for match, route in matches if match is Match.FULL]
     found += [_pattern(route) for match, route in matches if match is Match.PARTIAL]
     return found[0] if found else "other"
+
+
+def methods_of(path: str) -> list[str]:
+    """The methods that the path allows: those of the first pattern that it matches."""
+    scopes = [
+        {"type": "http", "method": method, "path": unversioned(path)} for method in ("GET", "POST", "DELETE")
+    ]
+    matches = [
+        (_pattern(route), scope["method"])
+        for router in ROUTERS
+        for route in router.routes
+        for scope in scopes
+        if route.matches(scope)[0] is Match.FULL
+    ]
+    methods = [method for pattern, method in matches if pattern == matches[0][0]]
+    return [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
 
 
 def _pattern(route: BaseRoute) -> str:

@@ -11,7 +11,8 @@ _NULL = {"type": "null"}
 _ANNOTATIONS = ("title", "description", "default", "deprecated")
 
 
-def _allow_null(schema: dict[str, Any]) -> None:
+def allow_null(schema: dict[str, Any]) -> None:
+    """Changes the schema of a request model so that optional fields may be null."""
     required = schema.get("required", ())
     for name, field in schema.get("properties", {}).items():
         if name not in required and _refuses_null(field):
@@ -32,7 +33,7 @@ class RequestModel(BaseModel):
         allow_inf_nan=False,
         hide_input_in_errors=True,  # an unexpected error is logged
         use_attribute_docstrings=True,
-        json_schema_extra=_allow_null,
+        json_schema_extra=allow_null,
     )
 
     @model_validator(mode="before")

@@ -19,11 +19,10 @@ from pydantic import (
 )
 
 from app.schemas.base import RequestModel, rule_error, settings_of
-from app.schemas.concepts import ID_PATTERN, ConceptId, full_id
 from app.schemas.messages import Message, check_order, merge
+from app.schemas.steering import DistinctIds, Mode, Scope, SteeringWhen, Strength, check_steering
 
 MAX_STOPS = 16
-MAX_STEERING_CONCEPTS = 16
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
@@ -75,26 +74,12 @@ def _reject(given: Any, info: ValidationInfo) -> None:
         raise rule_error("is unsupported", given)
 
 
-def _name_concepts(given: Any) -> Any:
-    """Returns the full ids, which begin with `_worker/`. Keeps the order and removes duplicates."""
-    if not isinstance(given, list):
-        raise rule_error("must be an array of strings", given)
-    for position, concept in enumerate(given):
-        if not isinstance(concept, str) or not re.fullmatch(ID_PATTERN, concept):
-            raise rule_error(f"must match {ID_PATTERN}", concept, position)
-    distinct = tuple(dict.fromkeys(map(full_id, given)))
-    if len(distinct) > MAX_STEERING_CONCEPTS:
-        raise rule_error(f"must name at most {MAX_STEERING_CONCEPTS} concepts", given)
-    return distinct
-
-
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 PositiveInt = Annotated[int, Field(ge=1)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopList = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 TokenIdKey = Annotated[str, StringConstraints(pattern=_DECIMAL)]
 Biases = Annotated[dict[TokenIdKey, float], Field(json_schema_extra={"additionalProperties": False})]
-ConceptList = Annotated[list[ConceptId], Field(description=f"At most {MAX_STEERING_CONCEPTS} distinct ids.")]
 
 Rejected = Annotated[
     None,
@@ -159,13 +144,22 @@ class ChatRequest(RequestModel):
     `top_p`. 0 always takes the most likely token."""
     top_k: PositiveInt | None = None
     """Samples from the `top_k` most likely tokens only. Default: from all tokens."""
-    steering_concepts: Annotated[
-        tuple[str, ...], BeforeValidator(_name_concepts, json_schema_input_type=ConceptList)
-    ] = ()
-    """Ids of the steering concepts for this request, with or without `_worker/`. Their directions are added
-    together. Concepts with the same examples count once."""
-    steering_strength: Annotated[float, Field(ge=-2, le=2)] = 1.0
-    """Scales all steering concepts of the request. A negative value steers away from them. 0: no steering."""
+    steering_concepts: DistinctIds = ()
+    """Ids of the steering concepts for this request, with or without `_worker/`. At most 16 distinct ids. The
+    directions are added together. Concepts with the same examples count once."""
+    steering_strength: Strength = 1.0
+    """One number for all steering concepts of the request, or an object that maps their ids to numbers. A
+    concept that the object leaves out has 1. A negative value steers away from a concept. 0: no steering."""
+    steering_scope: Scope = "all"
+    """What is steered: the `prompt`, the `answer`, or `all` of both."""
+    steering_mode: Mode = "add"
+    """What is done to the activations: `add` adds the concept's vector; `ablate` removes the activations'
+    component along the vector; `clamp` replaces this component by what `add` would add."""
+    steering_when: SteeringWhen | None = None
+    """Steers only if the prompt meets this condition, and only the answer. Without it: always."""
+    steering_readings: DistinctIds = ()
+    """Ids of concepts, with or without `_worker/`. At most 16 distinct ids. The answer reports how strongly
+    each concept is present at each token. The concepts need not be among `steering_concepts`."""
 
     response_format: Rejected = None
     tools: Rejected = None
@@ -217,6 +211,13 @@ class ChatRequest(RequestModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_steering(self) -> "ChatRequest":
+        check_steering(
+            self.steering_concepts, self.steering_strength, self.steering_scope, self.steering_when
+        )
+        return self
+
     @property
     def _token_limits(self) -> set[int]:
         given = (self.max_tokens, self.max_completion_tokens, self.maximum_tokens)
@@ -226,6 +227,11 @@ class ChatRequest(RequestModel):
     def token_limit(self) -> int | None:
         """The value of max_tokens or of one of its aliases. None: not given."""
         return next(iter(self._token_limits), None)
+
+    def strength_of(self, concept: str) -> float:
+        """The strength of one of the steering concepts. `concept`: the full id."""
+        strength = self.steering_strength
+        return strength.get(concept, 1.0) if isinstance(strength, dict) else strength
 
     @property
     def logprobs_wanted(self) -> int | None:

@@ -48,6 +48,33 @@ class Logprobs(msgspec.Struct, frozen=True):
     """One entry for each token of the text."""
 
 
+class TokenReadings(msgspec.Struct, frozen=True):
+    """How strongly concepts are present at a token."""
+
+    token: str
+    """The token as text."""
+    bytes: list[int]
+    """The token's bytes, which may be only a part of a character."""
+    readings: dict[str, float | None]
+    """Maps each id of the request's `steering_readings`, in that order, to the concept's reading. 0 and 1 are
+    the means of the concept's negative and positive examples. null if the value is not finite."""
+
+
+class SteeringReadings(msgspec.Struct, frozen=True):
+    """How strongly concepts are present at a choice's tokens."""
+
+    content: list[TokenReadings]
+    """One entry for each entry that `logprobs` has or would have."""
+
+
+class SteeringReport(msgspec.Struct, frozen=True):
+    """Where steering differs from what the request asks for."""
+
+    applied: dict[str, float]
+    """Maps the id of each concept whose strength is beyond what the concept allows to the strength that is
+    used instead."""
+
+
 FinishReason = Literal["stop", "length", "content_filter"]
 
 
@@ -72,6 +99,8 @@ class Choice(msgspec.Struct, frozen=True):
     finish_reason: FinishReason
     """`stop`: end of turn, or a stop sequence. `length`: `max_tokens` or the context is used up.
     `content_filter`: any other reason; the server never sends it now."""
+    steering_readings: SteeringReadings | UnsetType = UNSET
+    """Readings of the tokens. Only if the request has `steering_readings`."""
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +120,8 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     """The `n` choices."""
     usage: Usage
     """The number of tokens."""
+    steering: SteeringReport | UnsetType = UNSET
+    """Only if a strength was reduced to what the concept allows."""
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -113,6 +144,8 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     """Log probabilities of the tokens in this chunk, if the request asks for them."""
     finish_reason: FinishReason | None = None
     """In the last chunk of a choice: why it ends. See Choice."""
+    steering_readings: SteeringReadings | UnsetType = UNSET
+    """Readings of the tokens in this chunk. Only if the request has `steering_readings`."""
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,3 +165,5 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     """The choice that the chunk continues. Empty in the chunk with `usage`."""
     usage: Usage | None = None
     """The number of tokens of the whole answer, in the last chunk, if the request asks for it."""
+    steering: SteeringReport | UnsetType = UNSET
+    """In the last chunk of a choice: only if a strength was reduced to what the concept allows."""

@@ -18,11 +18,13 @@ from pydantic import (
 )
 
 from app.schemas.base import RequestModel, rule_error, settings_of
-from inference.interface.protocol import ConceptReport
+from app.schemas.reports import ConceptReport
 
 ID_PREFIX = "_worker/"
 NAME_PATTERN = "[a-zA-Z0-9-_]{1,64}"
 """For a whole name: use it with re.fullmatch."""
+MAX_DESCRIPTION = 1000
+"""In characters."""
 ID_PATTERN = f"^({ID_PREFIX})?{NAME_PATTERN}$"
 
 
@@ -54,6 +56,9 @@ class PairedExample(RequestModel):
     """A text that shows the concept."""
     negative: ExampleText
     """A similar text that lacks the concept or shows its opposite."""
+    prompt: ExampleText | None = None
+    """The user message before both texts, such as a question that both answer. Default: "Tell me
+    something."."""
 
     @model_validator(mode="after")
     def _check_difference(self) -> "PairedExample":
@@ -70,7 +75,7 @@ class ConceptRequest(RequestModel):
     name: ConceptId | None = None
     """The concept's name, with or without `_worker/`. Default: the SHA-256 digest of the examples, in hex.
     The concept's id is `_worker/` followed by the name."""
-    description: Annotated[str, StringConstraints(max_length=1000)] = ""
+    description: Annotated[str, StringConstraints(max_length=MAX_DESCRIPTION)] = ""
     """A text for people. The server only stores and returns it."""
     model: str | None = None
     """The name of the served model, as `GET /models` lists it. May be left out."""
@@ -107,7 +112,10 @@ class ConceptCard(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     """The text for people that was given when the concept was created."""
     num_examples: int
-    """The number of its contrastive pairs."""
+    """The number of its contrastive pairs. It may be 0 if the concept is imported."""
+    imported: bool
+    """Whether it was made from imported vectors. Then it can be used only with the model that these belong
+    to."""
     shipped: bool
     """Whether the concept came with the server, so that it cannot be deleted."""
     state: ConceptState

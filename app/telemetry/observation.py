@@ -58,7 +58,7 @@ class Observation:
     def concepts(self) -> int:
         """The number of different steering concepts of a chat."""
         steering = self.generation_request.steering if self.generation_request else None
-        return len(steering.concepts) if steering else 0
+        return len(steering.strengths) if steering else 0
 
     @property
     def is_complete(self) -> bool:

@@ -1,11 +1,19 @@
 """Converts a ChatRequest to a GenerationRequest within the model's limits. Does not render the prompt."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from app.errors import ApiError, ErrorCode, InvalidRequest, shorten
 from app.schemas.chat import ChatRequest
 from app.text.vocabulary import check_embedded
-from inference.interface.protocol import GenerationRequest, ModelInfo, SamplingParams, SteeringSpec
+from inference.interface.protocol import (
+    GenerationRequest,
+    ModelInfo,
+    SamplingParams,
+    SteeringCondition,
+    SteeringMode,
+    SteeringScope,
+    SteeringSpec,
+)
 
 
 def check_model(given: str, served: str) -> None:
@@ -18,34 +26,45 @@ def check_model(given: str, served: str) -> None:
 def generation_request(
     chat: ChatRequest,
     prompt: list[int],
-    concept_digests: Iterable[str],
+    digests: Mapping[str, str],
     model: ModelInfo,
     end_token_ids: tuple[int, ...],
     request_id: str,
     nice: bool,
     default_max_tokens: int | None = None,
 ) -> GenerationRequest:
-    """`concept_digests`: the digest of each concept that the request names. `default_max_tokens`: for a chat
-    that sets no max_tokens; None, or more than the context leaves: as many as the context leaves.
+    """`digests`: id of each concept that the chat names -> its digest. `default_max_tokens`: for a chat that
+    sets no max_tokens; None, or more than the context leaves: as many as the context leaves.
 
     Raises CONTEXT_LENGTH_EXCEEDED, or INVALID_REQUEST if the prompt or logit_bias has an id outside the
-    vocabulary, or if logit_bias bans all of it.
+    vocabulary, if logit_bias bans all of it, or if one digest has two strengths.
     """
     check_embedded(prompt, model.vocab_size, "messages")
     return GenerationRequest(
         request_id=request_id,
         prompt_token_ids=prompt,
-        max_tokens=_max_tokens(chat.token_limit, default_max_tokens, len(prompt), model),
+        max_tokens=_max_tokens(chat, default_max_tokens, len(prompt), model),
         n=chat.n,
         sampling=_sampling(chat, model.vocab_size),
         stop_token_ids=end_token_ids,
         nice=nice,
-        steering=_steering(concept_digests, chat.steering_strength),
+        steering=_steering(chat, digests),
+        readings=tuple(dict.fromkeys(digests[concept] for concept in chat.steering_readings)),
     )
 
 
-def _max_tokens(wanted: int | None, default: int | None, prompt: int, model: ModelInfo) -> int:
-    context = model.context_length
+def digests_in(request: GenerationRequest) -> set[str]:
+    """The digests of all concepts that the engine needs for the request."""
+    needed = set(request.readings)
+    if request.steering:
+        needed |= request.steering.strengths.keys()
+        if request.steering.condition:
+            needed.add(request.steering.condition.concept)
+    return needed
+
+
+def _max_tokens(chat: ChatRequest, default: int | None, prompt: int, model: ModelInfo) -> int:
+    wanted, context = chat.token_limit, model.context_length
     least = 1 if wanted is None else wanted
     if prompt + least > context:
         answer = f" and max_tokens is {shorten(wanted)}" if wanted else ""
@@ -84,7 +103,31 @@ def _check_bias(logit_bias: dict[int, float], vocab_size: int) -> None:
         raise InvalidRequest("logit_bias bans every token of the vocabulary", "logit_bias")
 
 
-def _steering(concept_digests: Iterable[str], strength: float) -> SteeringSpec | None:
-    """Removes duplicate digests: concepts with the same examples share one digest and count once."""
-    digests = tuple(sorted(set(concept_digests)))
-    return SteeringSpec(digests, strength) if digests and strength else None
+def _steering(chat: ChatRequest, digests: Mapping[str, str]) -> SteeringSpec | None:
+    strengths = _strengths(chat, digests)
+    if not strengths:
+        return None
+    scope, mode = SteeringScope(chat.steering_scope), SteeringMode(chat.steering_mode)
+    condition = None
+    if when := chat.steering_when:
+        condition = SteeringCondition(digests[when.concept], when.above, when.below)
+    return SteeringSpec(strengths, scope, mode, condition)
+
+
+def _strengths(chat: ChatRequest, digests: Mapping[str, str]) -> dict[str, float]:
+    """Digest -> strength, without zeros, in an order that does not depend on the order in the request.
+
+    Concepts with the same examples share one digest and count once.
+    """
+    first: dict[str, str] = {}
+    for concept in chat.steering_concepts:
+        same = first.setdefault(digests[concept], concept)
+        given, other = chat.strength_of(concept), chat.strength_of(same)
+        if given != other:
+            message = (
+                f"steering_strength must be the same number for {same} and {concept}, "
+                f"which have the same examples, got {other:g} and {given:g}"
+            )
+            raise InvalidRequest(message, "steering_strength")
+    strengths = {digest: chat.strength_of(first[digest]) for digest in sorted(first)}
+    return {digest: strength for digest, strength in strengths.items() if strength}

@@ -1,14 +1,14 @@
 """Converts token events to a completion, or to the chunks of a stream. Pure: no I/O, no clock.
 
-Both use `Transcript.feed`, so a streamed answer has the same text and log probabilities as a whole one.
+Both use `Transcript.feed`, so a streamed answer has the same text and token entries as a whole one.
 """
 
-import math
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from app.schemas.completions import (
     AssistantMessage,
@@ -19,16 +19,16 @@ from app.schemas.completions import (
     Delta,
     FinishReason,
     Logprobs,
+    SteeringReadings,
+    SteeringReport,
     TokenLogprob,
-    TopLogprob,
+    TokenReadings,
     Usage,
 )
 from app.text.stop_filter import StopFilter
+from app.text.token_entries import TokenEntries, TokenEntry
 from app.text.tokenizer import Tokenizer
 from inference.interface import protocol
-
-# JSON has no infinity, so the API sends this for a log probability that is not finite.
-_LOGPROB_FLOOR = -9999.0
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,21 @@ class AnswerHeader:
     system_fingerprint: str
 
 
+@dataclass(frozen=True)
+class ConceptDigests:
+    """The concepts that a request names: id -> digest. The engine knows only digests, the answer has ids."""
+
+    steering: Mapping[str, str] = field(default_factory=dict)
+    readings: Mapping[str, str] = field(default_factory=dict)
+
+
 class Progress(msgspec.Struct, frozen=True):
     """What one engine step adds to a choice. Only in a choice's last Progress may `text` be empty."""
 
     index: int
     text: str
     logprobs: list[TokenLogprob]
+    readings: list[TokenReadings]
     finish_reason: FinishReason | None = None
     running: bool = False
     """The choice has ended at a stop sequence but still runs in the engine, so the caller must abort it."""
@@ -62,11 +71,25 @@ class Transcript:
         tokenizer: Tokenizer,
         request: protocol.GenerationRequest,
         stop: Sequence[str] = (),
+        digests: ConceptDigests = ConceptDigests(),
     ) -> None:
         self._header = header
         self._prompt_tokens = len(request.prompt_token_ids)
         self._with_logprobs = request.sampling.top_logprobs is not None
-        self._choices = [_Choice(tokenizer, stop) for _ in range(request.n)]
+        self._with_readings = bool(request.readings)
+        self._steering_digests = digests.steering
+        self._steering: SteeringReport | UnsetType = UNSET
+        entries = TokenEntries(tokenizer, request.readings, digests.readings)
+        self._choices = [_Choice(tokenizer, stop, entries) for _ in range(request.n)]
+
+    def report_clipped(self, clipped: Mapping[str, float]) -> None:
+        """Reports strengths that the engine has reduced: digest -> the strength that is used."""
+        applied = {
+            concept: clipped[digest]
+            for concept, digest in self._steering_digests.items()
+            if digest in clipped
+        }
+        self._steering = SteeringReport(applied) if applied else UNSET
 
     def feed(self, events: list[protocol.TokenEvent]) -> list[Progress]:
         """Adds the events of one engine step. Ignores events of choices that have ended."""
@@ -78,10 +101,13 @@ class Transcript:
                 running[event.index] = event.finish_reason is None
         progress = []
         for index, still_running in running.items():
-            text, logprobs = self._choices[index].take()
+            text, entries = self._choices[index].take()
             reason = self._choices[index].finish_reason
             if text or reason:
-                progress.append(Progress(index, text, logprobs, reason, still_running and reason is not None))
+                logprobs = [entry.logprob for entry in entries if entry.logprob]
+                readings = [entry.readings for entry in entries if entry.readings]
+                running_after_end = still_running and reason is not None
+                progress.append(Progress(index, text, logprobs, readings, reason, running_after_end))
         return progress
 
     @property
@@ -102,9 +128,11 @@ class Transcript:
         """Joins all steps of a finished answer into one completion."""
         texts: list[list[str]] = [[] for _ in self._choices]
         logprobs: list[list[TokenLogprob]] = [[] for _ in self._choices]
+        readings: list[list[TokenReadings]] = [[] for _ in self._choices]
         for step in steps:
             texts[step.index].append(step.text)
             logprobs[step.index] += step.logprobs
+            readings[step.index] += step.readings
         header = self._header
         return ChatCompletion(
             id=header.id,
@@ -117,10 +145,12 @@ class Transcript:
                     message=AssistantMessage(content="".join(texts[index])),
                     logprobs=self._logprobs(logprobs[index]),
                     finish_reason=choice.finish_reason or "content_filter",
+                    steering_readings=self._readings(readings[index]),
                 )
                 for index, choice in enumerate(self._choices)
             ],
             usage=self.usage,
+            steering=self._steering,
         )
 
     def opening(self) -> list[ChatChunk]:
@@ -131,25 +161,36 @@ class Transcript:
     def chunks(self, step: Progress) -> list[ChatChunk]:
         chunks = []
         if step.text:
-            delta = Delta(content=step.text)
-            chunks.append(self._chunk(ChunkChoice(step.index, delta, self._logprobs(step.logprobs))))
+            chunks.append(self._chunk(self._with_entries(step, Delta(content=step.text))))
         if step.finish_reason:
             # A token without text that comes after all text has no content chunk, because none is ever empty.
             # So the last chunk has its entry. The OpenAI SDK adds it to the others. Aleph Alpha's clients
             # read only the finish reason of this chunk. They fail on an empty delta without one.
-            left = self._logprobs(step.logprobs) if step.logprobs and not step.text else None
-            last = ChunkChoice(step.index, Delta(), left, step.finish_reason)
-            chunks.append(self._chunk(last, self._header.system_fingerprint))
+            left = not step.text and (step.logprobs or step.readings)
+            last = self._with_entries(step, Delta()) if left else ChunkChoice(step.index, Delta())
+            last = msgspec.structs.replace(last, finish_reason=step.finish_reason)
+            chunks.append(self._chunk(last, self._header.system_fingerprint, steering=self._steering))
         return chunks
 
     def usage_chunk(self) -> ChatChunk:
         return self._chunk(None, self._header.system_fingerprint, self.usage)
 
+    def _with_entries(self, step: Progress, delta: Delta) -> ChunkChoice:
+        logprobs, readings = self._logprobs(step.logprobs), self._readings(step.readings)
+        return ChunkChoice(step.index, delta, logprobs, steering_readings=readings)
+
     def _logprobs(self, entries: list[TokenLogprob]) -> Logprobs | None:
         return Logprobs(entries) if self._with_logprobs else None
 
+    def _readings(self, entries: list[TokenReadings]) -> SteeringReadings | UnsetType:
+        return SteeringReadings(entries) if self._with_readings else UNSET
+
     def _chunk(
-        self, choice: ChunkChoice | None, system_fingerprint: str | None = None, usage: Usage | None = None
+        self,
+        choice: ChunkChoice | None,
+        system_fingerprint: str | None = None,
+        usage: Usage | None = None,
+        steering: SteeringReport | UnsetType = UNSET,
     ) -> ChatChunk:
         return ChatChunk(
             id=self._header.id,
@@ -158,25 +199,26 @@ class Transcript:
             system_fingerprint=system_fingerprint,
             choices=[] if choice is None else [choice],
             usage=usage,
+            steering=steering,
         )
 
 
 class _Choice:
-    """The text of one choice, and its log probabilities.
+    """The text of one choice, and the entries of its tokens.
 
-    `take` returns a token's log probabilities once it has returned text beyond the token's start, or, if the
-    token has no text, all text before it. This never happens for tokens that lie wholly in a removed stop
-    sequence, and `take` drops them.
+    `take` returns a token's entry once it has returned text beyond the token's start, or, if the token has no
+    text, all text before it. This never happens for tokens that lie wholly in a removed stop sequence, and
+    `take` drops them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], entries: TokenEntries) -> None:
+        self._entries = entries
         self._stream = tokenizer.decode_stream()
         self._filter = StopFilter(stop)
         self._text = ""
-        self._undecoded: deque[tuple[TokenLogprob, bool]] = deque()
-        """Entries of tokens whose text the decoder holds back, and whether the token can have text."""
-        self._waiting: deque[tuple[TokenLogprob, int]] = deque()
+        self._undecoded: deque[TokenEntry] = deque()
+        """Entries of tokens whose text the decoder holds back."""
+        self._waiting: deque[tuple[TokenEntry, int]] = deque()
         """Entries of the tokens before, and the length that the returned text must have for each."""
         self.tokens = 0
         """Number of generated tokens, without the end-of-turn token."""
@@ -187,18 +229,18 @@ class _Choice:
             self._end("stop")
             return
         self.tokens += 1
-        if event.logprobs is not None:
-            self._undecoded.append(_entry(self._tokenizer, event.token_id, event.logprobs))
+        if entry := self._entries.make(event):
+            self._undecoded.append(entry)
         self._add(self._stream.push(event.token_id))
         if event.finish_reason is protocol.FinishReason.LENGTH:
             self._end("length")
         if self._filter.stopped:
             self.finish_reason = "stop"
 
-    def take(self) -> tuple[str, list[TokenLogprob]]:
-        """The text that has become final since the last call, with the log probabilities of its tokens.
+    def take(self) -> tuple[str, list[TokenEntry]]:
+        """The text that has become final since the last call, with the entries of its tokens.
 
-        Before the choice has ended, returns log probabilities only together with text.
+        Before the choice has ended, returns entries only together with text.
         """
         text, self._text = self._text, ""
         entries = []
@@ -210,8 +252,8 @@ class _Choice:
     def _add(self, texts: Sequence[str]) -> None:
         for text in texts:
             if self._undecoded:
-                entry, has_text = self._undecoded.popleft()
-                self._waiting.append((entry, self._filter.length + has_text))
+                entry = self._undecoded.popleft()
+                self._waiting.append((entry, self._filter.length + entry.can_have_text))
             self._text += self._filter.push(text)
 
     def _end(self, reason: FinishReason) -> None:
@@ -219,24 +261,5 @@ class _Choice:
         self._text += self._filter.finish()
         self.finish_reason = reason
         if not self._filter.stopped:  # what is left are tokens without text
-            entries = [entry for entry, _ in (*self._waiting, *self._undecoded)]
+            entries = [*(entry for entry, _ in self._waiting), *self._undecoded]
             self._waiting = deque((entry, 0) for entry in entries)
-
-
-def _entry(
-    tokenizer: Tokenizer, token_id: int, logprobs: protocol.TokenLogprobs
-) -> tuple[TokenLogprob, bool]:
-    """The entry of a generated token, and whether the token can have text."""
-    token = tokenizer.text_of(token_id)
-    top = [_top_logprob(tokenizer, token_id, logprob) for token_id, logprob in logprobs.top]
-    entry = TokenLogprob(token.name, _finite(logprobs.logprob), list(token.raw), top)
-    return entry, bool(token.raw) and not token.is_control
-
-
-def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprob:
-    token = tokenizer.text_of(token_id)
-    return TopLogprob(token.name, _finite(logprob), list(token.raw))
-
-
-def _finite(logprob: float) -> float:
-    return logprob if math.isfinite(logprob) else _LOGPROB_FLOOR

@@ -11,6 +11,7 @@ from inference.interface.protocol import (
     TokenEvent,
     TrainConcept,
     TrainingUpdate,
+    VectorsResult,
 )
 
 
@@ -25,6 +26,8 @@ class Generation(Protocol):
     """Done once the first events have arrived. Raises the error if the request fails before that."""
     queue_seconds: float | None
     """Seconds in the engine's queue until the first choice started. None: no choice has started."""
+    clipped: dict[str, float]
+    """The strengths that the engine reduced to what the concepts allow: digest -> strength that is used."""
 
     def __aiter__(self) -> AsyncIterator[list[TokenEvent]]: ...
 
@@ -69,3 +72,16 @@ class Engine(Protocol):
 
     def forget(self, concept: str) -> None:
         """Drops a concept. If it is still in training, the training ends with a FAILED update."""
+
+    async def export(self, concept: str) -> VectorsResult:
+        """The vectors of a trained concept.
+
+        Raises UNKNOWN_STEERING_CONCEPT if the engine does not know it, EngineUnavailable if the engine is
+        down or is lost meanwhile.
+        """
+
+    async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
+        """How strongly a trained concept is present at each token of each text. `prompts` precede the texts.
+
+        Raises the same errors as `export`, and INVALID_REQUEST if the engine cannot read the texts.
+        """

@@ -3,9 +3,9 @@
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -14,7 +14,15 @@ from app.telemetry.observation import WorkerState
 from app.workers.engine import Engine, Generation
 from app.workers.supervisor import supervise
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
+from inference.interface.protocol import (
+    GenerationRequest,
+    ModelInfo,
+    TrainConcept,
+    TrainingUpdate,
+    VectorsResult,
+)
+
+Answer = TypeVar("Answer")
 
 _SPAN = 64
 """Number of tokens. Only prompt prefixes whose length is a multiple of it are compared."""
@@ -142,6 +150,24 @@ class Replicas:
     def forget(self, concept: str) -> None:
         for replica in self._replicas:
             replica.forget(concept)
+
+    async def export(self, concept: str) -> VectorsResult:
+        return await self._ask_any(lambda replica: replica.export(concept))
+
+    async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
+        return await self._ask_any(lambda replica: replica.read(concept, prompts, texts))
+
+    async def _ask_any(self, ask: Callable[[Replica], Awaitable[Answer]]) -> Answer:
+        """The answer of the least loaded replica that can give one."""
+        refusal: ApiError = EngineUnavailable()
+        for number in self._in_order([]):
+            try:
+                return await ask(self._replicas[number])
+            except ApiError as error:
+                if error.code not in _TRY_ANOTHER:
+                    raise
+                refusal = error
+        raise refusal
 
     def drain(self, seconds: float) -> None:
         for replica in self._replicas:

@@ -15,7 +15,13 @@ from app.workers.process import run_worker
 from app.workers.timing import Timing
 from app.workers.worker_engine import WorkerEngine
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import GenerationRequest, ModelInfo, TrainConcept, TrainingUpdate
+from inference.interface.protocol import (
+    GenerationRequest,
+    ModelInfo,
+    TrainConcept,
+    TrainingUpdate,
+    VectorsResult,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +111,12 @@ class SupervisedEngine:
             self._worker.forget(concept)
         else:
             self._to_forget.add(concept)
+
+    async def export(self, concept: str) -> VectorsResult:
+        return await self._current().export(concept)
+
+    async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
+        return await self._current().read(concept, prompts, texts)
 
     def drain(self, seconds: float) -> None:
         """Refuses new requests and trainings from now on. Ends the current ones after `seconds`."""

@@ -10,6 +10,7 @@ import zmq.asyncio
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, shorten
 from app.telemetry.observation import TokenIntervals
 from app.workers.liveness import wait_for_silence
+from app.workers.questions import Questions
 from app.workers.timing import Timing
 from inference.interface import protocol
 from inference.interface.protocol import (
@@ -25,6 +26,7 @@ from inference.interface.protocol import (
     TrainConcept,
     TrainingState,
     TrainingUpdate,
+    VectorsResult,
 )
 
 _log = logging.getLogger(__name__)
@@ -53,8 +55,8 @@ class WorkerEngine:
     ) -> None:
         """`capacity`: how many choices may run or wait in the worker.
 
-        `max_unread`: how many tokens of one request may be unread. Each of a token's top_logprobs counts like
-        one more token. 2**16 unread tokens take about 10 MB.
+        `max_unread`: how many tokens of one request may be unread. Each of a token's top_logprobs and
+        readings counts like one more token. 2**16 unread tokens take about 10 MB.
         """
         self._timing = timing
         self.max_unread = max_unread
@@ -63,6 +65,7 @@ class WorkerEngine:
         self._free_capacity = capacity
         self._generations: dict[str, WorkerGeneration] = {}
         self._trainings: dict[str, asyncio.Queue[TrainingUpdate | ApiError]] = {}
+        self._questions = Questions(self.send)
         self._available = True
         self.pid: int | None = None
         self.stats = EngineStats()
@@ -126,6 +129,16 @@ class WorkerEngine:
         if arrived := self._trainings.pop(concept, None):
             arrived.put_nowait(TrainingUpdate(concept, TrainingState.FAILED, detail="it was deleted"))
 
+    async def export(self, concept: str) -> VectorsResult:
+        if not self._available:
+            raise EngineUnavailable
+        return await self._questions.export(concept)
+
+    async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
+        if not self._available:
+            raise EngineUnavailable
+        return await self._questions.read(concept, prompts, texts)
+
     def send(self, command: protocol.Command) -> None:
         """Never blocks, because the socket has no high-water mark."""
         self._socket.send(protocol.encode(command))
@@ -147,6 +160,7 @@ class WorkerEngine:
             generation.fail(EngineUnavailable())
         for arrived in self._trainings.values():
             arrived.put_nowait(EngineUnavailable())
+        self._questions.fail_all()
 
     async def serve(self, process: asyncio.subprocess.Process) -> None:
         """Dispatches reports until the worker ends, freezes or sends an invalid message.
@@ -208,6 +222,7 @@ class WorkerEngine:
         for update in report.training:
             if arrived := self._trainings.get(update.concept):
                 arrived.put_nowait(update)
+        self._questions.dispatch(report)
 
 
 class WorkerGeneration:
@@ -219,11 +234,12 @@ class WorkerGeneration:
         self._running = set(range(request.n))
         self._unread = 0
         self._submitted = time.monotonic()
-        self._weight = 1 + (request.sampling.top_logprobs or 0)
+        self._weight = 1 + (request.sampling.top_logprobs or 0) + len(request.readings)
         self._arrived: asyncio.Queue[list[TokenEvent] | ApiError] = asyncio.Queue()
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.first_events: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.queue_seconds: float | None = None
+        self.clipped: dict[str, float] = {}
         self.delivered: float | None = None
         """When the latest events arrived, by time.perf_counter()."""
 
@@ -251,6 +267,7 @@ class WorkerGeneration:
         if result.refusal is not None:
             self.fail(_refusal(result))
         elif not self.admitted.done():  # If `submit` was cancelled, so was `admitted`. The abort follows.
+            self.clipped = result.clipped
             self.admitted.set_result(None)
 
     def start(self, at: float) -> None:

@@ -73,6 +73,7 @@ class InsideGeneration:
         self._request_id = request_id
         self._arrived: asyncio.Queue[list[TokenEvent]] = asyncio.Queue()
         self.first_events: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.clipped: dict[str, float] = {}
 
     def deliver(self, events: list[TokenEvent]) -> None:
         self._arrived.put_nowait(events)

@@ -37,35 +37,32 @@ class Engines:
             )
         self.name = model
         self.model = CausalLM(network.eval())
-        self._options = options
-        self._backend = adapt(self.model, self._config(None))
+        self._config = EngineConfig(
+            seed=0, kv_cache_gib=options.kv_cache_gib, max_batch_tokens=options.max_batch_tokens
+        )
+        self._backend = adapt(self.model, self._config)
         synchronize(device)
         self.seconds = time.perf_counter() - started
         """Time to make, verify and fuse the model. First uses of kernels are part of it."""
 
     def measure(
-        self,
-        steering_blocks: tuple[int, ...] | None,
-        act: Callable[[Engine], Iterator[Figure | Note]],
-        deadline: Deadline,
+        self, act: Callable[[Engine], Iterator[Figure | Note]], deadline: Deadline
     ) -> Iterator[Figure | Note]:
         """Builds an engine, yields what `act` yields, and frees the engine.
 
-        `steering_blocks` None: the one block that Tiller steers by default. Raises MeasurementError if the
-        engine is still in memory at the end.
+        Raises MeasurementError if the engine is still in memory at the end.
         """
         deadline.check()
         hooks: list[RemovableHandle] = []
         started = time.perf_counter()
-        engine = self._build(self._config(steering_blocks), hooks)
+        engine = self._build(hooks)
         seconds = time.perf_counter() - started
-        blocks = len(engine.runner.bank.blocks)
         yield Figure(
             self.name,
-            f"start of an engine, {_count(blocks, 'steered block')}",
+            "start of an engine",
             "KV cache, steering bank, warm-up of kernels and captured steps, without the weights",
             seconds,
-            counts={"kv_cache_tokens": float(engine.stats.blocks * self._config(None).block_size)},
+            counts={"kv_cache_tokens": float(engine.stats.blocks * self._config.block_size)},
         )
         yield from act(engine)
         freed = weakref.ref(engine)
@@ -77,15 +74,7 @@ class Engines:
             raise MeasurementError("the engine is still in memory")
         empty_cache(self.model.device)
 
-    def _config(self, steering_blocks: tuple[int, ...] | None) -> EngineConfig:
-        return EngineConfig(
-            seed=0,
-            kv_cache_gib=self._options.kv_cache_gib,
-            max_batch_tokens=self._options.max_batch_tokens,
-            steering_blocks=steering_blocks,
-        )
-
-    def _build(self, config: EngineConfig, hooks: list[RemovableHandle]) -> Engine:
+    def _build(self, hooks: list[RemovableHandle]) -> Engine:
         """Appends the handles of the runner's hooks to `hooks`."""
 
         def hook_layer(index: int, act: LayerHook) -> RemovableHandle:
@@ -94,7 +83,7 @@ class Engines:
 
         self.model.hook_layer = hook_layer
         try:
-            engine = Engine(ModelRunner(self.model, config, self._backend), config)
+            engine = Engine(ModelRunner(self.model, self._config, self._backend), self._config)
             synchronize(self.model.device)
             return engine
         finally:
@@ -125,7 +114,3 @@ class Memory:
 def empty_cache(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -17,7 +17,8 @@ from benchmarks.gpu.speed import Speed
 from inference.engine import Engine
 
 _STEERED_SHARE = 0.8
-"""Tiller never steers the last fifth of the decoder blocks."""
+"""Training does not steer the last fifth of the decoder blocks."""
+_DEFAULT_DEPTH = 0.6
 
 
 class Measuring:
@@ -57,7 +58,7 @@ class Measuring:
 
 
 def measure_model(part: Part, limits: Limits, deadline: Deadline) -> Iterator[Figure | Note]:
-    """Measures one model: first with one steered block, then with all that may be steered."""
+    """Measures one model. Steering is measured at one block, at different blocks, and at many blocks."""
     engines = Engines(part.model, part.options)
     yield Figure(
         part.model,
@@ -76,17 +77,23 @@ def measure_model(part: Part, limits: Limits, deadline: Deadline) -> Iterator[Fi
             yield from speed.decode(count, context, steps)
         yield from speed.prefill(prompts, context)
         if most := max((count for count in counts if speed.fits(count, context)), default=0):
-            yield from speed.steering(most, context, short, rounds)
+            one, *others = steered_sets(len(engine.runner.model.layers)).items()
+            yield from speed.steering(most, context, short, rounds, *one)
             yield from speed.sampling(most, context, steps)
+            for where in others:
+                yield from speed.steering(most, context, short, rounds, *where)
 
-    def steering_alone(engine: Engine) -> Iterator[Figure | Note]:
-        speed = Speed(engine, part.model, limits, work, deadline)
-        if most := max((count for count in counts if speed.fits(count, context)), default=0):
-            yield from speed.steering(most, context, short, rounds)
+    yield from engines.measure(all_figures, deadline)
 
-    yield from engines.measure(None, all_figures, deadline)
-    all_blocks = tuple(range(int(len(engines.model.layers) * _STEERED_SHARE)))
-    yield from engines.measure(all_blocks, steering_alone, deadline)
+
+def steered_sets(num_layers: int) -> dict[str, list[tuple[int, ...]]]:
+    """Sets of blocks among which configurations take turns, with words for them."""
+    blocks = range(int(num_layers * _STEERED_SHARE))
+    return {
+        "1 steered block": [(int(num_layers * _DEFAULT_DEPTH),)],
+        f"each at 1 of {len(blocks)} blocks": [(block,) for block in blocks],
+        f"{len(blocks)} steered blocks": [tuple(blocks)],
+    }
 
 
 def describe(options: Options) -> dict[str, object]:

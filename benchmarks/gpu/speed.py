@@ -114,12 +114,15 @@ class Speed:
                 ratio=seconds / plain,
             )
 
-    def steering(self, sequences: int, context: int, steps: int, rounds: int) -> Iterator[Figure]:
-        """Ways to steer, which alternate every `steps` steps. Compares only steps of the same round."""
-        blocks = len(self._engine.runner.bank.blocks)
-        free_rows = self._engine.steerer.bank.num_free_rows
+    def steering(
+        self, sequences: int, context: int, steps: int, rounds: int, where: str, sets: list[tuple[int, ...]]
+    ) -> Iterator[Figure]:
+        """Ways to steer, which alternate every `steps` steps. Compares only steps of the same round.
+
+        Configurations take turns in which of the `sets` of blocks they steer. `where`: says which these are.
+        """
         with self._running(sequences, context) as running:
-            none, *others = ways_to_steer(self._engine, sequences, (1, sequences)).items()
+            none, *others = ways_to_steer(self._engine, sequences, (1, sequences), sets).items()
             ways = {"no steering": none[1], **dict(others)}
             expected = dict(zip(ways, (0, 1, sequences), strict=True))
             times: dict[str, list[float]] = {way: [] for way in ways}
@@ -135,10 +138,6 @@ class Speed:
                     times[way].append(measured.seconds)
             for sequence in running:
                 sequence.steering = None
-            for steered_by in itertools.chain.from_iterable(ways.values()):
-                self._engine.steerer.release(steered_by)
-        if self._engine.steerer.bank.num_free_rows != free_rows:
-            raise MeasurementError("rows of the steering bank have leaked")
         for way, seconds in times.items():
             ratios = [s / u for u, s in zip(times["no steering"], seconds, strict=True)]
             low, ratio, high = _quartiles(ratios)
@@ -146,7 +145,7 @@ class Speed:
             median = statistics.median(seconds)
             yield Figure(
                 self._name,
-                f"decode, {sequences} x {context}, {blocks} steered block{'s' * (blocks > 1)}, {way}",
+                f"decode, {sequences} x {context}, {where}, {way}",
                 f"one step, median of {rounds} rounds; the ratio is to the unsteered step of the same round",
                 median,
                 sequences / median,

@@ -27,7 +27,9 @@ _HELD_OUT_EVERY = 4
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
-    parser.add_argument("--block", type=int, help="decoder block to steer, from 0 (default: the server's)")
+    parser.add_argument(
+        "--block", type=int, help="decoder block to steer, from 0 (default: the server chooses)"
+    )
     parser.add_argument("--output", type=Path, default=_DOCS)
     parser.add_argument("concepts", nargs="*", help="default: all concepts in configs/concepts")
     arguments = parser.parse_args()
@@ -67,8 +69,9 @@ def _generate(server: Server, concepts: list[Concept], prompts: list[str]) -> No
 def _measure(concepts: list[Concept], cache: Path) -> None:
     model = PlainModel(resolve("embedded", cache), TRAINING_PROMPT)
     neutral = yaml.safe_load((_HERE / "neutral.yaml").read_text())["texts"]
-    [file] = (cache / "steering").glob(f"*/*/{concepts[0].digest}.safetensors")
-    laboratory = Laboratory(model, file.parent, concepts[0].report["block"], neutral)
+    files = (cache / "steering").glob(f"*/*/{concepts[0].digest}.safetensors")
+    newest = max(files, key=lambda file: file.stat().st_mtime)  # older versions of the training may have some
+    laboratory = Laboratory(model, newest.parent, neutral)
     for concept in concepts:
         laboratory.measure(concept)
         print(

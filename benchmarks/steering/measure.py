@@ -8,8 +8,7 @@ import torch
 
 from benchmarks.steering.plain import PlainModel
 from inference.interface.protocol import ConceptReport, SteeringSpec
-from inference.steering.bank import SteeringBank
-from inference.steering.directions import DirectionFiles
+from inference.steering.direction_files import DirectionFiles
 from inference.steering.steerer import Steerer
 
 STRENGTHS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
@@ -41,14 +40,12 @@ class Concept:
 class Laboratory:
     """Reads directions from the server's cache, and measures them in plain transformers."""
 
-    def __init__(self, model: PlainModel, directory: Path, block: int, neutral: list[str]) -> None:
+    def __init__(self, model: PlainModel, directory: Path, neutral: list[str]) -> None:
         """`directory`: has the server's directions for this model."""
         self._model = model
         self._files = DirectionFiles(directory)
-        self._block = block
         self._neutral = neutral
-        bank = SteeringBank(4, (block,), model.model.config.hidden_size, torch.device("cpu"))
-        self._steerer = Steerer(bank)
+        self._steerer = Steerer()
         self._steerer.calibration = self._files.load_calibration()
         self._plain_neutral = model.logprobs(neutral)
 
@@ -57,7 +54,7 @@ class Laboratory:
         plain = self._log_odds(concept)
         concept.shifts[0.0], concept.ratios[0.0] = 0.0, 1.0
         for strength in filter(None, STRENGTHS):
-            with self._model.steered(self._block, self._vector([concept], strength)):
+            with self._model.steered(self._vectors([concept], strength)):
                 concept.shifts[strength] = float((self._log_odds(concept) - plain).mean())
                 loss = (self._plain_neutral - self._model.logprobs(self._neutral)).mean()
                 concept.ratios[strength] = math.exp(loss)
@@ -68,7 +65,7 @@ class Laboratory:
         """Measures how much of each concept's effect remains when both are added."""
         for first, second in ((concept, other), (other, concept)):
             plain = self._log_odds(first)
-            with self._model.steered(self._block, self._vector([first, second], 1.0)):
+            with self._model.steered(self._vectors([first, second], 1.0)):
                 together = float((self._log_odds(first) - plain).mean())
             first.kept[second.name] = together / first.shifts[1.0]
 
@@ -78,15 +75,13 @@ class Laboratory:
             raise FileNotFoundError(f"no direction of {concept.name} in the server's cache")
         self._steerer.add(concept.digest, found[0])
 
-    def _vector(self, concepts: list[Concept], strength: float) -> torch.Tensor:
-        """[hidden_size]: the vector that the server adds."""
-        spec = SteeringSpec(tuple(concept.digest for concept in concepts), strength)
-        steering = self._steerer.steer(spec, num_users=1)
-        if steering is None:
-            return torch.zeros(self._model.model.config.hidden_size)
-        vector = steering.scale * self._steerer.bank.vectors[0, steering.row]
-        self._steerer.release(steering)
-        return vector
+    def _vectors(self, concepts: list[Concept], strength: float) -> dict[int, torch.Tensor]:
+        """By decoder block: the vector [hidden_size] that the server adds to its output."""
+        spec = SteeringSpec({concept.digest: strength for concept in concepts})
+        steering = self._steerer.steer(spec, num_prompt_tokens=1).steering
+        if steering is None or steering.added is None:
+            return {}
+        return dict(zip(steering.added.blocks, torch.from_numpy(steering.added.vectors), strict=True))
 
     def _log_odds(self, concept: Concept) -> torch.Tensor:
         sides = [
@@ -96,14 +91,18 @@ class Laboratory:
         return sides[0] - sides[1]
 
     def _random_shift(self, concept: Concept) -> float:
-        norm = self._vector([concept], 1.0).norm()
+        vectors = self._vectors([concept], 1.0)
         generator = torch.Generator().manual_seed(0)
         shifts = []
         for _ in range(_NUM_RANDOM):
-            direction = torch.randn(self._model.model.config.hidden_size, generator=generator)
+            directions = {
+                block: vector.norm() * torch.nn.functional.normalize(noise, dim=0)
+                for block, vector in vectors.items()
+                for noise in [torch.randn(vector.shape, generator=generator)]
+            }
             odds = []
             for sign in (1, -1):
-                with self._model.steered(self._block, sign * norm * direction / direction.norm()):
+                with self._model.steered({block: sign * one for block, one in directions.items()}):
                     odds.append(self._log_odds(concept))
             shifts.append(abs(float((odds[0] - odds[1]).mean())) / 2)
         return sum(shifts) / len(shifts)
@@ -112,7 +111,7 @@ class Laboratory:
         divergences = []
         for text in self._neutral[:_NUM_KL_TEXTS]:
             plain = self._model.distributions(text)
-            with self._model.steered(self._block, self._vector([concept], strength)):
+            with self._model.steered(self._vectors([concept], strength)):
                 steered = self._model.distributions(text)
             divergences.append((plain.exp() * (plain - steered)).sum(-1).mean())
         return float(torch.stack(divergences).mean())

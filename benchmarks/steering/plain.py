@@ -24,9 +24,9 @@ class PlainModel:
         self.prefix = self.tokenizer(rendered, add_special_tokens=False).input_ids
 
     @contextmanager
-    def steered(self, block: int, vector: torch.Tensor) -> Iterator[None]:
-        """Adds `vector` [hidden_size] to a decoder block's output, at every position but the first."""
-        with SteeringVector({block: vector}).apply(self.model, min_token_index=1):
+    def steered(self, vectors: dict[int, torch.Tensor]) -> Iterator[None]:
+        """Adds a vector [hidden_size] to each decoder block's output, at every position but the first."""
+        with SteeringVector(vectors).apply(self.model, min_token_index=1):
             yield
 
     @torch.inference_mode()

@@ -47,7 +47,7 @@ class Server:
 
 @contextmanager
 def serving(directory: Path, block: int | None) -> Iterator[Server]:
-    """Serves the embedded model on a free port, with steering at decoder block `block` or the default.
+    """Serves the embedded model on a free port, with steering at decoder block `block`, or where it chooses.
 
     The server stores concepts in `directory`.
     """

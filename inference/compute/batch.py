@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from inference.compute.block_tables import BlockTables
+from inference.compute.steering import Place, ReadingBatch, SteeringBatch, build_steering, place_nothing
 from inference.compute.transfer import upload
 from inference.scheduling.probe import ProbeSpan, locate
 from inference.scheduling.sequence import Sequence
@@ -60,18 +61,6 @@ class AttentionMetadata:
 
 
 @dataclass(frozen=True)
-class SteeringBatch:
-    """What steering adds to each token's activations: `scales` times `rows` of the steering bank.
-
-    Row 0 is zero. Tokens without steering use it, and so does the first token of every sequence: its
-    activations are tens of times larger than all others and carry no meaning (Sun et al., arXiv:2402.17762).
-    """
-
-    rows: torch.Tensor  # [T]
-    scales: torch.Tensor  # [T, 1] float32
-
-
-@dataclass(frozen=True)
 class Batch:
     """T tokens of several sequences. S of these sequences sample a token; P tokens are scored for probes."""
 
@@ -87,15 +76,27 @@ class Batch:
     """The S sequences that sample, in the order of `logit_tokens`."""
     probes: list[ProbeSpan]
     steering: SteeringBatch | None
-    """None if no sequence of the batch is steered."""
+    """None if no token of the batch is steered."""
+    readings: ReadingBatch | None = None
+    """None if no token of the batch is read."""
 
 
 class BatchBuilder:
-    def __init__(self, block_size: int, padding_slot: int, device: torch.device, *, in_place: bool) -> None:
-        """`in_place`: attention reads the contexts from the KV cache blocks, without a gather."""
+    def __init__(
+        self,
+        block_size: int,
+        padding_slot: int,
+        device: torch.device,
+        place: Place = place_nothing,
+        *,
+        in_place: bool,
+    ) -> None:
+        """`place`: gives steering vectors their rows in the bank. `in_place`: attention reads the contexts
+        from the KV cache blocks, without a gather."""
         self.block_size = block_size
         self.padding_slot = padding_slot
         self.device = device
+        self._place = place
         self._block_tables = BlockTables(device) if in_place else None
 
     def build(self, scheduled: list[Sequence]) -> Batch:
@@ -115,10 +116,10 @@ class BatchBuilder:
                 "logit_tokens": np.concatenate(logit_tokens),
                 "cu_seqlens": np.concatenate([[0], ends]),
                 **(self._block_tables.changes(ordered) if self._block_tables else {}),
-                **_steering(ordered),
             },
             self.device,
         )
+        steering, readings = build_steering(ordered, self._place, self.device)
         return Batch(
             token_ids=tensors["token_ids"],
             positions=tensors["positions"],
@@ -132,7 +133,8 @@ class BatchBuilder:
             logit_tokens=tensors["logit_tokens"],
             sampling=[sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
             probes=probes,
-            steering=SteeringBatch(tensors["rows"], tensors["scales"]) if "rows" in tensors else None,
+            steering=steering,
+            readings=readings,
         )
 
     def follow(self, batch: Batch, token_ids: torch.Tensor) -> Batch:
@@ -222,20 +224,6 @@ def _probe_spans(ordered: list[Sequence], ends: np.ndarray) -> list[ProbeSpan]:
         for sequence, end in zip(ordered, ends.tolist(), strict=True)
         if sequence.probe is not None
     ]
-
-
-def _steering(ordered: list[Sequence]) -> dict[str, np.ndarray]:
-    """The `rows` and `scales` of all tokens. Empty if no sequence is steered."""
-    steered = [sequence.steering for sequence in ordered]
-    if not any(steered):
-        return {}
-    counts = [sequence.num_scheduled_tokens for sequence in ordered]
-    rows = np.repeat([steering.row if steering else 0 for steering in steered], counts)
-    scales = np.repeat([steering.scale if steering else 0.0 for steering in steered], counts)
-    starts = np.cumsum([0, *counts[:-1]])
-    first = starts[[sequence.num_computed_tokens == 0 for sequence in ordered]]
-    rows[first], scales[first] = 0, 0.0
-    return {"rows": rows, "scales": scales.astype(np.float32)[:, None]}
 
 
 def _positions(sequence: Sequence) -> np.ndarray:

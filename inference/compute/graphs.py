@@ -8,7 +8,8 @@ from functools import partial
 
 import torch
 
-from inference.compute.batch import AttentionMetadata, Batch, SteeringBatch
+from inference.compute.batch import AttentionMetadata, Batch
+from inference.compute.steering import SteeringBatch
 
 Act = Callable[[], object]
 """Computes a step. Reads and writes the same memory each time, and never waits for the device."""
@@ -55,6 +56,8 @@ class Graphs:
             batch.attention_metadata is not None
             and len(batch.sampling) == len(batch.token_ids) <= self.sizes[-1]
             and not batch.probes
+            and batch.readings is None
+            and (batch.steering is None or batch.steering.projections is None)
         )
 
     def run(self, batch: Batch) -> torch.Tensor:
@@ -80,7 +83,6 @@ class _Inputs:
         self._slot_mapping = zeros(max_sequences).fill_(padding_slot)
         self._block_tables = zeros(max_sequences, max_blocks, dtype=torch.int32)
         self._rows = zeros(max_sequences)
-        self._scales = zeros(max_sequences, 1, dtype=torch.float32)
 
     def batch(self, size: int) -> Batch:
         """A batch over the first `size` rows."""
@@ -95,7 +97,7 @@ class _Inputs:
             logit_tokens=self._indices[:size],
             sampling=[],
             probes=[],
-            steering=SteeringBatch(self._rows[:size], self._scales[:size]),
+            steering=SteeringBatch(self._rows[:size], blocks=None),
         )
 
     def fill(self, batch: Batch, size: int) -> None:
@@ -113,7 +115,6 @@ class _Inputs:
         else:
             self._rows[:count].copy_(batch.steering.rows)
             self._rows[count:size].zero_()
-            self._scales[:count].copy_(batch.steering.scales)
 
 
 def batch_sizes(most: int) -> list[int]:

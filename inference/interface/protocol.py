@@ -28,12 +28,48 @@ class SamplingParams(msgspec.Struct, frozen=True):
     """k: report log probabilities of the sampled token and of the k most likely tokens. None: report none."""
 
 
-class SteeringSpec(msgspec.Struct, frozen=True):
-    """The concepts that steer a request's activations, and the strength."""
+class SteeringScope(StrEnum):
+    """Which positions of a sequence are steered. The first position never is."""
 
-    concepts: tuple[str, ...]
-    """Digests of the concepts' examples. New examples under an old name do not affect running requests."""
-    strength: float
+    ALL = "all"
+    PROMPT = "prompt"
+    """The positions of the prompt's tokens, and no others."""
+    ANSWER = "answer"
+    """The positions of the answer's tokens. The first of them is still predicted by the unsteered prompt."""
+
+
+class SteeringMode(StrEnum):
+    """What steering does to the output h of a decoder block, with the unit direction u of a concept."""
+
+    ADD = "add"
+    """Adds the strength times what strength 1 adds, along u."""
+    ABLATE = "ablate"
+    """Removes the component along u: h - strength * (u h) u. Strength 1 removes it completely."""
+    CLAMP = "clamp"
+    """Replaces the component along u by what `ADD` would add."""
+
+
+class SteeringCondition(msgspec.Struct, frozen=True):
+    """Steers the answer only if a concept's mean reading over the prompt is in a range, borders excluded."""
+
+    concept: str
+    """Digest of the concept."""
+    above: float | None = None
+    below: float | None = None
+
+
+class SteeringSpec(msgspec.Struct, frozen=True):
+    """The concepts that steer a request's activations, and how."""
+
+    strengths: dict[str, float]
+    """Digest of each concept's examples -> its strength, never 0.
+
+    A digest, because new examples under an old name must not affect running requests.
+    """
+    scope: SteeringScope = SteeringScope.ALL
+    mode: SteeringMode = SteeringMode.ADD
+    condition: SteeringCondition | None = None
+    """If it is set, only answers are steered, whatever the scope."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, tag="submit"):
@@ -47,6 +83,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, tag="submit"):
     stop_token_ids: tuple[int, ...] = ()
     nice: bool = False
     steering: SteeringSpec | None = None
+    readings: tuple[str, ...] = ()
+    """Digests of the concepts to read at each token of the answer."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -56,6 +94,27 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     index: int | None = None
 
 
+class GivenVectors(msgspec.Struct, frozen=True):
+    """Steering vectors that were made elsewhere, with their own scale."""
+
+    blocks: tuple[int, ...]
+    """Indices of the decoder blocks, ascending."""
+    values: bytes
+    """float32, little-endian, [len(blocks), hidden_size]: what strength 1 adds to each block's output."""
+    down_scale: float = 1.0
+    """Strength -1 subtracts `values` times this number."""
+    max_strength: float = 2.0
+    """The largest strength that is used."""
+    max_down_strength: float = 2.0
+    """The same for negative strengths, as a positive number."""
+    reading_block: int | None = None
+    """The decoder block whose output is read, one of `blocks`. None: the worker chooses."""
+    reading_range: tuple[float, float] | None = None
+    """Projections on the unit direction that read as 0 and 1. None: measured on neutral texts."""
+    pairs_digest: str = ""
+    """Not empty: the digest of the examples that the vectors were made from."""
+
+
 class TrainConcept(msgspec.Struct, frozen=True, tag="train"):
     """Compute a concept's direction and measure it, at low priority, unless the cache has both.
 
@@ -63,13 +122,27 @@ class TrainConcept(msgspec.Struct, frozen=True, tag="train"):
     """
 
     concept: str
-    """Digest of the examples, in hex."""
+    """Digest of the examples or of the vectors, in hex."""
     prompt_token_ids: list[int]
-    """The prompt that precedes each text: the chat template up to the assistant's words."""
+    """The prompt that precedes each neutral text: the chat template up to the assistant's words."""
+    pair_prompts: list[list[int]]
+    """The prompt that precedes both texts of each pair. It ends like `prompt_token_ids`."""
     positive: list[list[int]]
     negative: list[list[int]]
+    """The texts of the pairs. May be empty if `vectors` are given: then nothing is measured."""
     neutral: list[list[int]]
     """Unrelated texts, on which steering should have no effect. The same for all concepts of a model."""
+    groups: list[int] = []
+    """The number of each pair's group. Pairs that are almost alike are in one group, and count once as
+    evidence. Empty: each pair is a group of its own."""
+    num_duplicates: int = 0
+    """How many exact duplicates of the pairs were left out."""
+    questions: list[list[int]] = []
+    """Neutral prompts for which training generates answers, to see the effect of steering."""
+    stop_token_ids: tuple[int, ...] = ()
+    """The tokens that end such an answer."""
+    vectors: GivenVectors | None = None
+    """Vectors that were made elsewhere. None: make the direction from the pairs."""
     background: bool = False
     """Train only while the engine has no requests."""
 
@@ -86,7 +159,29 @@ class ForgetConcept(msgspec.Struct, frozen=True, tag="forget"):
     concept: str
 
 
-Command = GenerationRequest | Abort | TrainConcept | PrioritizeTraining | ForgetConcept
+class ExportVectors(msgspec.Struct, frozen=True, tag="export"):
+    """Send a trained concept's vectors. The answer is a VectorsResult with the same `request_id`."""
+
+    request_id: str
+    concept: str
+
+
+class ReadTexts(msgspec.Struct, frozen=True, tag="read"):
+    """Read how strongly a concept is present at each token of some texts, at low priority.
+
+    The answer is a ReadingsResult with the same `request_id`. The worker reads all texts or none.
+    """
+
+    request_id: str
+    concept: str
+    prompts: list[list[int]]
+    """What precedes each text. At least one token: the first position of a sequence is not read."""
+    texts: list[list[int]]
+
+
+Command = (
+    GenerationRequest | Abort | TrainConcept | PrioritizeTraining | ForgetConcept | ExportVectors | ReadTexts
+)
 
 
 class FinishReason(StrEnum):
@@ -113,6 +208,12 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     token_id: int
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
+    readings: list[float] | None = None
+    """How strongly each concept of the request's `readings` is present, from the activations at this token.
+
+    0 and 1 are the means of the concept's negative and positive examples. Set if the request asks for
+    readings and the token is part of the content.
+    """
 
 
 class RefusalCode(StrEnum):
@@ -129,6 +230,8 @@ class SubmitResult(msgspec.Struct, frozen=True, array_like=True):
     refusal: RefusalCode | None = None
     detail: str = ""
     """What the refusal is about, such as the unknown concept's digest."""
+    clipped: dict[str, float] = {}
+    """The strengths that were reduced to what the concept allows: digest -> strength that is used."""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
@@ -139,14 +242,39 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Effect(msgspec.Struct, frozen=True):
-    """The effect of a concept at one strength."""
+    """The effect of a concept at one strength, on held-out examples."""
 
     strength: float
     """From -1 to 1."""
     shift: float
     """Change of the log odds of held-out positive over negative texts, in nats per token."""
+    shift_error: float | None
+    """Standard error of `shift`. Unknown if it was measured on fewer than two groups of pairs."""
     perplexity_ratio: float
     """Perplexity of the neutral texts, divided by their perplexity without steering."""
+
+
+class AnswerEffect(msgspec.Struct, frozen=True):
+    """What generated answers to neutral questions look like at one strength."""
+
+    strength: float
+    """-1, 0 or 1."""
+    moved: float
+    """Share of the answers that moved towards the strength's sign by at least half of the distance between
+    negative and positive examples, read without steering. 0 at strength 0."""
+    repetition: float
+    """Share of trigrams of tokens that repeat an earlier trigram of the same answer."""
+    perplexity: float
+    """Perplexity of the answers under the model without steering."""
+
+
+class SampleAnswer(msgspec.Struct, frozen=True):
+    """An answer that was generated in training."""
+
+    strength: float
+    question: int
+    """Index of the question in TrainConcept.questions."""
+    token_ids: list[int]
 
 
 class ConceptReport(msgspec.Struct, frozen=True):
@@ -160,20 +288,38 @@ class ConceptReport(msgspec.Struct, frozen=True):
     """Problems of the examples and of the effect, in words."""
     num_examples: int
     """Number of all pairs."""
+    num_distinct: int
+    """Number of pairs without exact duplicates."""
+    num_groups: int
+    """Number of groups of pairs. Pairs that share a text or differ only in a slot are in one group."""
     num_held_out: int
-    """Number of pairs that were measured, each with a direction computed without it."""
+    """Number of pairs that were measured, each with a direction computed without its group."""
     agreement: float | None
     """Mean cosine similarity between the differences of two pairs, -1 to 1. Unknown if there is one pair."""
     effects: list[Effect]
-    """Ordered by strength, from -1 to 1."""
+    """Ordered by strength, from -1 to 1. Empty if nothing was measured."""
     spearman: float | None
     """Rank correlation of strength and shift."""
     specificity: float | None
     """Shift from strength -1 to +1, divided by the shift that random directions of the same norm cause."""
-    block: int
-    """Index of the decoder block whose output is steered, from 0."""
+    specificity_error: float | None
+    """Standard error of `specificity`."""
+    answers: list[AnswerEffect]
+    """Ordered by strength: -1, 0, 1. Empty if no answers were generated."""
+    samples: list[SampleAnswer]
+    """Two answers for each strength, to the same two questions."""
+    blocks: list[int]
+    """Indices of the decoder blocks whose output is steered, from 0."""
+    reading_block: int
+    """Index of the decoder block whose output is read."""
     dose: float
-    """Norm of the steering vector at strength 1, divided by the mean norm of that decoder block's output."""
+    """What strength 1 adds, relative to the mean norm of a block's output. The largest of all blocks."""
+    down_dose: float
+    """The same for strength -1."""
+    max_strength: float
+    """The largest strength that is used. A larger one counts as this one."""
+    max_down_strength: float
+    """The same for negative strengths, as a positive number."""
 
 
 class TrainingState(StrEnum):
@@ -196,6 +342,25 @@ class TrainingUpdate(msgspec.Struct, frozen=True, array_like=True):
     """Set if READY."""
     detail: str = ""
     """If FAILED: what is wrong with the examples. Empty if the cause is an error in the worker."""
+
+
+class VectorsResult(msgspec.Struct, frozen=True):
+    """A concept's vectors, or none if the worker does not know the concept."""
+
+    request_id: str
+    vectors: GivenVectors | None = None
+    norms: list[float] = []
+    """Mean norm of the output of each of the vectors' blocks."""
+    report: ConceptReport | None = None
+
+
+class ReadingsResult(msgspec.Struct, frozen=True):
+    """How strongly a concept is present at each token of each text. None: the concept is not known."""
+
+    request_id: str
+    readings: list[list[float]] | None = None
+    detail: str = ""
+    """Why the texts cannot be read. Empty if the concept is not known."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -225,6 +390,8 @@ class StepReport(msgspec.Struct, frozen=True, tag="step"):
     events: list[TokenEvent] = []
     failures: list[Failure] = []
     training: list[TrainingUpdate] = []
+    vectors: list[VectorsResult] = []
+    readings: list[ReadingsResult] = []
     starts: dict[str, float] = {}
     """Request id -> when one of its choices left the queue for the first time, by time.monotonic()."""
     stats: EngineStats | None = None
@@ -244,6 +411,10 @@ class ModelInfo(msgspec.Struct, frozen=True):
     weights_digest: str
     """Digest of the weights, in hex. It depends on nothing else."""
     dtype: str
+    num_layers: int = 0
+    """Number of decoder blocks."""
+    hidden_size: int = 0
+    """Length of a decoder block's output vector."""
     context_limit: str = ""
     """The setting that limits context_length, such as `engine.kv_cache_gib`. "": the model itself."""
 

@@ -11,14 +11,14 @@ _log = logging.getLogger("tiller.worker")
 def context_limit(model: CausalLM, config: EngineConfig, num_blocks: int) -> tuple[int, str]:
     """The limit for a sequence in tokens, and the setting that sets it. "": the model's own limit.
 
-    The last token of a sequence needs no slot in the KV cache, since nothing is computed from it. Raises
+    Each token has a slot in the KV cache. The last one needs it only if its activations are read. Raises
     ConfigError if the configured limit exceeds the model's.
     """
     own, configured = model.context_length, config.context_length
     if own and configured and configured > own:
         raise ConfigError(f"engine.context_length is {configured}, but the model's own limit is {own} tokens")
     wanted = configured or own
-    cached = num_blocks * config.block_size + 1
+    cached = num_blocks * config.block_size
     if wanted is None or cached < wanted:
         _warn_of_cache(cached, wanted, own, cache_setting(config))
         return cached, cache_setting(config)

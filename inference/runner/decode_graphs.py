@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from inference.compute.batch import BatchBuilder
@@ -15,7 +16,8 @@ from inference.compute.kv_cache import KVCache
 from inference.interface.config import EngineConfig
 from inference.models.causal_lm import CausalLM
 from inference.runner.rehearsal import make_sequence, powers_of_two
-from inference.scheduling.sequence import Sequence, Steering
+from inference.scheduling.sequence import Sequence
+from inference.scheduling.steering import BlockVectors, Steering
 from inference.steering.bank import SteeringBank
 
 _log = logging.getLogger(__name__)
@@ -76,16 +78,19 @@ class DecodeGraphs:
     def _find_error(self, graphs: Graphs) -> tuple[float, int] | None:
         """The first error above the tolerance, and its batch size. None if there is none."""
         contexts = self._fill_cache()
-        self.bank.vectors[:, 1].normal_()  # no sequence uses the bank yet
-        try:
-            for size in self._trial_sizes(graphs):
-                decodes = [self._decode(contexts, i % len(contexts)) for i in range(size)]
-                error = self._error(graphs, decodes)
-                if not error <= _TOLERANCE[self.model.dtype]:
-                    return error, size
-        finally:
-            self.bank.vectors[:, 1].zero_()
+        steering = self._make_steering()
+        for size in self._trial_sizes(graphs):
+            decodes = [self._decode(contexts, i % len(contexts), steering) for i in range(size)]
+            error = self._error(graphs, decodes)
+            if not error <= _TOLERANCE[self.model.dtype]:
+                return error, size
         return None
+
+    def _make_steering(self) -> Steering:
+        """Random vectors at all decoder blocks."""
+        count, _, hidden_size = self.bank.vectors.shape
+        vectors = np.random.default_rng(0).standard_normal((count, hidden_size)).astype(np.float32)
+        return Steering(BlockVectors(tuple(range(count)), vectors))
 
     def _trial_sizes(self, graphs: Graphs) -> Iterator[int]:
         """Sizes with different kernels, and some that are padded to a captured size."""
@@ -103,11 +108,11 @@ class DecodeGraphs:
         errors = difference.square().mean(1).sqrt() / expected.std(1)
         return float(statistics.median(errors.tolist()))
 
-    def _decode(self, contexts: list[Context], number: int) -> Sequence:
+    def _decode(self, contexts: list[Context], number: int, steering: Steering) -> Sequence:
         """The last token of a context. Sequences of the same context write the same keys and values."""
         token_ids, blocks = contexts[number]
-        steering = Steering(1, 1.0, b"") if number % 2 else None  # alike for all sequences of a context
-        return make_sequence(token_ids, blocks, len(token_ids) - 1, steering=steering)
+        chosen = steering if number % 2 else None  # alike for all sequences of a context
+        return make_sequence(token_ids, blocks, len(token_ids) - 1, steering=chosen)
 
     def _fill_cache(self) -> list[Context]:
         """Computes some contexts, all but their last token."""

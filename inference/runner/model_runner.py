@@ -1,5 +1,6 @@
 """Runs scheduled sequences through the model: batch, forward, sample. Makes no scheduling decisions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,19 +11,21 @@ from inference.compute.batch import Batch, BatchBuilder
 from inference.compute.graphs import Capture, Graphs
 from inference.compute.kv_cache import KVCache
 from inference.compute.sampler import Sampled, Sampler
-from inference.interface.config import ConfigError, EngineConfig
+from inference.compute.steering import ReadingResults, needed_vectors
+from inference.interface.config import EngineConfig
 from inference.interface.protocol import TokenLogprobs
 from inference.models.causal_lm import CausalLM
 from inference.runner.decode_graphs import DecodeGraphs
 from inference.runner.memory import num_blocks
 from inference.runner.warm_up import warm_up
-from inference.scheduling.probe import MAX_TOKENS_IN_FLIGHT
 from inference.scheduling.sequence import Sequence
 from inference.steering.bank import SteeringBank
 from inference.steering.capture import ProbeResults
 from inference.steering.injection import inject
 
-_STEERED_DEPTH = 0.6  # as a share of the decoder blocks; docs/steering.md gives the reason
+_SPARE_ROWS = 64
+"""Rows of the steering bank beyond one for each running sequence. A sequence alone needs up to
+3 * 16 + 2: two for each concept that it projects on, one for each that it reads."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Part:
     """None if no sequence samples."""
     probes: ProbeResults | None = None
     """None if the batch has no probes."""
+    readings: ReadingResults | None = None
+    """None if the batch has no readings."""
 
     def read(self) -> list[SampledToken]:
         """Waits for the device and returns the sampled tokens."""
@@ -60,7 +65,7 @@ class Step:
     parts: list[Part]
 
     def read(self) -> list[SampledToken]:
-        """Waits for the device, stores the results of the probes and returns the sampled tokens.
+        """Waits for the device, stores the results of probes and readings, and returns the sampled tokens.
 
         If it fails, it has changed nothing.
         """
@@ -68,29 +73,32 @@ class Step:
         for part in self.parts:
             if part.probes is not None:
                 part.probes.store()
+            if part.readings is not None:
+                part.readings.store()
         return tokens
 
 
 class ModelRunner:
     def __init__(self, model: CausalLM, config: EngineConfig, backend: Backend = TORCH) -> None:
         self.model = model
+        self.bank = SteeringBank(
+            # Every running sequence may have its own steering vectors.
+            num_rows=config.max_running + _SPARE_ROWS,
+            num_blocks=len(model.layers),
+            hidden_size=model.hidden_size,
+            device=model.device,
+        )
         self.num_blocks = num_blocks(model, config, backend)
         self._cache = KVCache(model.layer_shapes, self.num_blocks, config.block_size, model.device)
         self._builder = BatchBuilder(
             config.block_size,
             self._cache.padding_slot,
             model.device,
+            self.bank.place,
             in_place=backend.attend is not None,
         )
         self._attend = backend.attend
         self._sampler = Sampler(model.vocab_size, model.device, backend.sampling, config.max_running)
-        self.bank = SteeringBank(
-            # Every sequence may have a different steering vector.
-            num_rows=config.max_running + config.max_queued + MAX_TOKENS_IN_FLIGHT,
-            blocks=_steered_blocks(model, config),
-            hidden_size=model.hidden_size,
-            device=model.device,
-        )
         inject(model, self.bank, backend.steer)
         self._graphs: Graphs | None = None
         if backend.capture:
@@ -102,16 +110,31 @@ class ModelRunner:
 
         Samples a token for each sequence that has no uncomputed tokens left. Does not wait for the device.
         """
-        batches = [self._builder.build(sequences) for sequences in self._split(scheduled)]
-        return Step(scheduled, [self._launch(batch) for batch in batches])
+        return Step(scheduled, [self._launch(self._builder.build(part)) for part in self._split(scheduled)])
 
     def _split(self, scheduled: list[Sequence]) -> list[list[Sequence]]:
         """The sequences of each run of the model. Decodes stay on captured steps beside probes."""
         decodes = [sequence for sequence in scheduled if sequence.probe is None]
         probes = [sequence for sequence in scheduled if sequence.probe is not None]
         if self._graphs and decodes and probes and all(sequence.is_decoding for sequence in decodes):
-            return [decodes, probes]
-        return [scheduled]
+            return [*self._fit_bank(decodes), *self._fit_bank(probes)]
+        return list(self._fit_bank(scheduled))
+
+    def _fit_bank(self, sequences: list[Sequence]) -> Iterator[list[Sequence]]:
+        """Divides the sequences so that the vectors of each part fit into the bank. One part is the rule."""
+        if sum(len(list(needed_vectors(sequence))) for sequence in sequences) <= self.bank.num_rows:
+            yield sequences
+            return
+        part: list[Sequence] = []
+        keys: set[bytes] = set()
+        for sequence in sequences:
+            needed = {vectors.key for vectors in needed_vectors(sequence)}
+            if len(keys | needed) > self.bank.num_rows:
+                yield part
+                part, keys = [], set()
+            part.append(sequence)
+            keys |= needed
+        yield part
 
     def _launch(self, batch: Batch) -> Part:
         sampling = self._sampler.prepare(batch.sampling) if batch.sampling else None
@@ -121,7 +144,7 @@ class ModelRunner:
         sampled = None
         if sampling is not None:
             sampled = self._sampler.sample(logits[: len(batch.sampling)], sampling)
-        return Part(batch, sampled, probes)
+        return Part(batch, sampled, probes, ReadingResults(batch.readings) if batch.readings else None)
 
     def _measure(self, batch: Batch) -> tuple[torch.Tensor, ProbeResults]:
         """The logits of a batch with probes, and the results of the probes."""
@@ -169,18 +192,11 @@ class ModelRunner:
 
 
 def _needs_outcome(sequence: Sequence) -> bool:
-    """Whether the sequence's next step needs more from this step than the sampled token on the device."""
-    return sequence.num_computed_tokens == 0  # the first token is not steered, but the second may be
+    """Whether the sequence's next step needs more from this step than the sampled token on the device.
 
-
-def _steered_blocks(model: CausalLM, config: EngineConfig) -> tuple[int, ...]:
-    """The configured decoder blocks, or one at _STEERED_DEPTH. Raises ConfigError if one does not exist."""
-    count = len(model.layers)
-    if config.steering_blocks is None:
-        return (min(round(_STEERED_DEPTH * count), count - 1),)
-    for block in config.steering_blocks:
-        if not 0 <= block < count:
-            raise ConfigError(
-                f"engine.steering_blocks contains {block}, but the model has decoder blocks 0 to {count - 1}"
-            )
-    return config.steering_blocks
+    That is the case if other things are done to the activations at the next position.
+    """
+    if sequence.pending_readers:
+        return True
+    steering, position = sequence.active_steering, sequence.num_computed_tokens
+    return steering is not None and len(steering.covered(position, position + 2)) == 1

@@ -5,7 +5,8 @@ import random
 from collections.abc import Iterator
 
 from inference.interface.protocol import GenerationRequest, SamplingParams
-from inference.scheduling.sequence import Sequence, Steering, build_sequences
+from inference.scheduling.sequence import Sequence, build_sequences
+from inference.scheduling.steering import Steering
 
 _NUMBERS = itertools.count(-1, -1)  # the engine's sequences have numbers from 0
 

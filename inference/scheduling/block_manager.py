@@ -143,5 +143,5 @@ class BlockManager:
             tokens = array("q", sequence.token_ids[position * size : (position + 1) * size])
             chained = hashlib.sha256(parent)
             chained.update(tokens)
-            chained.update(sequence.steering_digest)
+            chained.update(sequence.steering_digest(position * size, (position + 1) * size))
             sequence.block_hashes.append(chained.digest())

@@ -1,17 +1,21 @@
-"""Probes: texts that the model reads and does not continue, for measurements. Knows no tensors."""
+"""What trainings ask the engine for: probes, which the model reads, and answers, which it generates.
 
+Knows no tensors.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array64 = NDArray[np.float64]
-Array32 = NDArray[np.float32]
+from inference.scheduling.arrays import Array64
+from inference.scheduling.steering import Reader, Steering
 
 MAX_TOKENS_IN_FLIGHT = 256
 """Limit for the content tokens that training adds to a step. A single longer text may exceed it."""
 MAX_TOKENS_BESIDE_REQUESTS = 64
 """The same limit while requests run. It is lower, so that training hardly raises inter-token latency."""
+_TOKENS_PER_ANSWER = 8
 
 
 @dataclass(eq=False)
@@ -24,7 +28,8 @@ class Probe:
 
     prompt_token_ids: list[int]
     content_token_ids: list[int]
-    vectors: Array32 | None = None  # steering vectors [num steered layers, hidden_size]; None: unsteered
+    steering: Steering | None = None
+    readers: tuple[Reader, ...] = ()
     captures: bool = False
     """Whether to sum up hidden states. Log probabilities are always computed."""
     hidden_sum: Array64 = field(init=False)  # [num_layers, hidden_size], sum of the layers' outputs
@@ -50,6 +55,15 @@ class Probe:
         return len(self.prompt_token_ids)
 
     @property
+    def num_tokens(self) -> int:
+        """How many tokens the probe adds to a step, for the limits above."""
+        return len(self.content_token_ids)
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self.logprobs).all())
+
+    @property
     def mean_hidden(self) -> Array64:
         """Mean hidden states over the content tokens, [num_layers, hidden_size]."""
         return self.hidden_sum / len(self.content_token_ids)
@@ -63,6 +77,28 @@ class Probe:
     def mean_logprob(self) -> float:
         """Mean log probability of the content tokens, in nats."""
         return float(self.logprobs.mean())
+
+
+@dataclass(eq=False)
+class Answer:
+    """A prompt and the most likely answer to it, which the model generates."""
+
+    prompt_token_ids: list[int]
+    max_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    steering: Steering | None = None
+    token_ids: list[int] = field(default_factory=list)
+    """The answer, without the token that stopped it. Complete when the engine hands it back."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the answer counts for in the limits above. A prompt is long, but computed once."""
+        return _TOKENS_PER_ANSWER
+
+
+TrainingWork = Probe | Answer
+Work = Sequence[Probe] | Sequence[Answer]
+"""What a training needs next."""
 
 
 @dataclass(frozen=True)

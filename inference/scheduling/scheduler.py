@@ -194,7 +194,7 @@ class Scheduler:
         self.block_manager.match_prefix(sequence)
         self.block_manager.allocate(sequence, sequence.num_tokens)
         sequence.status = Status.RUNNING
-        if sequence.started is None and sequence.probe is None:
+        if sequence.started is None and sequence.belongs_to_request:
             sequence.started = now
             self._starts.setdefault(sequence.request_id, sequence.started)
         sequence.num_scheduled_tokens = min(sequence.num_uncomputed_tokens, budget)

@@ -5,7 +5,7 @@ Knows no tensors.
 
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.interface.protocol import GenerationRequest, SamplingParams
-from inference.scheduling.probe import Probe
+from inference.scheduling.probe import Answer, Probe
+from inference.scheduling.steering import Condition, Reader, Steering
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -41,19 +42,9 @@ class LogitBias:
     """If not empty, only these tokens can be sampled."""
 
 
-@dataclass(frozen=True)
-class Steering:
-    """The steering vectors that are added to a sequence's activations: `scale` times a row of the bank."""
-
-    row: int
-    scale: float
-    digest: bytes
-    """Identifies the added values. Sequences share cached blocks only if their digests are equal."""
-
-
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One choice of a request, or a probe.
+    """One choice of a request, or a measurement of a training: a probe or an answer.
 
     `token_ids` is the prompt followed by the sampled tokens. The blocks of `block_table` hold the keys
     and values of the first `num_computed_tokens` tokens. The next step computes `num_scheduled_tokens`
@@ -72,11 +63,17 @@ class Sequence:
     """Serial number of the sequence in its engine. Decides between sequences of equal rank."""
     random: random.Random
     steering: Steering | None = None
+    condition: Condition | None = None
+    """Decides whether `steering` is used. Then the prompt is never steered."""
+    readers: tuple[Reader, ...] = ()
+    """What to read at the sequence's own positions."""
     bias: LogitBias | None = None
     leader: "Sequence | None" = None
     """The choice of the same request that computes the prompt. This sequence then shares its blocks."""
     probe: Probe | None = None
     """Set if the sequence is a probe: the model reads its tokens, and nothing is sampled."""
+    answer: Answer | None = None
+    """Set if the sequence generates an answer for a training."""
     status: Status = Status.WAITING
     started: float | None = None
     """When the sequence left the queue for the first time."""
@@ -132,17 +129,38 @@ class Sequence:
         return self.probe is None and self.num_scheduled_tokens == self.num_uncomputed_tokens
 
     @property
+    def belongs_to_request(self) -> bool:
+        return self.probe is None and self.answer is None
+
+    @property
     def num_reusable_tokens(self) -> int:
         """How many tokens at the beginning may come from the prefix cache.
 
         The newest token is always computed, because the next token is sampled from its logits. A
         probe's content is always computed, and so is the token before it, which predicts the content.
+        Positions to be read are always computed.
         """
-        return self.num_tokens - 1 if self.probe is None else self.probe.content_start - 1
+        reusable = self.num_tokens - 1 if self.probe is None else self.probe.content_start - 1
+        return min(
+            [reusable, *(reader.first for reader in self.pending_readers if self.num_output_tokens == 0)]
+        )
 
     @property
-    def steering_digest(self) -> bytes:
-        return b"" if self.steering is None else self.steering.digest
+    def pending_readers(self) -> tuple[Reader, ...]:
+        """The readers whose positions are not all computed yet."""
+        if self.condition is None or self.condition.met is not None:
+            return self.readers
+        return (*self.readers, self.condition.reader)
+
+    @property
+    def active_steering(self) -> Steering | None:
+        """The steering, unless a condition is not met or not decided yet."""
+        return self.steering if self.condition is None or self.condition.met else None
+
+    def steering_digest(self, first: int, end: int) -> bytes:
+        """Identifies the steering at the positions from `first` to before `end`."""
+        steering = self.active_steering
+        return b"" if steering is None else steering.digest(first, end)
 
     @property
     def awaits_leader(self) -> bool:
@@ -156,8 +174,13 @@ def build_sequences(
     numbers: Iterator[int],
     seeds: random.Random,
     steering: Steering | None = None,
+    condition: Condition | None = None,
+    build_readers: Callable[[], tuple[Reader, ...]] = tuple,
 ) -> list[Sequence]:
-    """The n sequences of a request. Each has its own random stream, with a seed drawn from `seeds`."""
+    """The n sequences of a request. Each has its own random stream, with a seed drawn from `seeds`.
+
+    `build_readers` makes the readers of one sequence.
+    """
     sequences: list[Sequence] = []
     bias = _build_bias(request.sampling.logit_bias)
     for index in range(request.n):
@@ -174,6 +197,8 @@ def build_sequences(
                 number=next(numbers),
                 random=random.Random(seeds.getrandbits(64)),  # noqa: S311 - sampling, not secrets
                 steering=steering,
+                condition=condition,
+                readers=build_readers(),
                 bias=bias,
                 leader=sequences[0] if sequences else None,
             )
@@ -181,21 +206,53 @@ def build_sequences(
     return sequences
 
 
-def build_probe_sequence(probe: Probe, arrival: float, number: int, steering: Steering | None) -> Sequence:
+def build_probe_sequence(probe: Probe, arrival: float, number: int) -> Sequence:
     """A sequence for a probe. It has low priority, belongs to no request, and samples nothing."""
+    return _build_measurement(
+        probe.token_ids, arrival, number, probe.steering, probe=probe, readers=probe.readers
+    )
+
+
+def build_answer_sequence(answer: Answer, arrival: float, number: int) -> Sequence:
+    """A sequence that generates an answer for a training. It has low priority and belongs to no request."""
+    return _build_measurement(
+        answer.prompt_token_ids,
+        arrival,
+        number,
+        answer.steering,
+        answer=answer,
+        max_tokens=answer.max_tokens,
+        stop_token_ids=frozenset(answer.stop_token_ids),
+    )
+
+
+def _build_measurement(
+    token_ids: list[int],
+    arrival: float,
+    number: int,
+    steering: Steering | None,
+    *,
+    probe: Probe | None = None,
+    readers: tuple[Reader, ...] = (),
+    answer: Answer | None = None,
+    max_tokens: int = 0,
+    stop_token_ids: frozenset[int] = frozenset(),
+) -> Sequence:
     return Sequence(
         request_id="",
         index=0,
-        token_ids=probe.token_ids,
-        max_tokens=0,
-        stop_token_ids=frozenset(),
-        sampling=SamplingParams(),
+        token_ids=list(token_ids),
+        max_tokens=max_tokens,
+        stop_token_ids=stop_token_ids,
+        sampling=SamplingParams(temperature=0.0),
         nice=True,
         arrival=arrival,
         number=number,
-        random=random.Random(0),  # noqa: S311 - never drawn from
+        random=random.Random(0),  # noqa: S311 - not drawn from at temperature 0
         steering=steering,
+        readers=readers,
         probe=probe,
+        answer=answer,
     )
 
 

@@ -1,52 +1,62 @@
-"""The steering vectors of running sequences, on the device. Knows no concepts and no strengths."""
+"""The vectors of the running sequences, on the device. Knows no concepts and no strengths."""
 
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 
 from inference.compute.transfer import upload
-from inference.scheduling.probe import Array32
+from inference.scheduling.steering import BlockVectors
 
 
 class SteeringBank:
-    """Rows with one vector per steered decoder block. Row 0 is zero. Users of equal vectors share a row.
+    """Rows with one vector per decoder block. Row 0 is zero. Users of equal vectors share a row.
 
-    The tensor is allocated once and never moves, so compiled and captured code that reads it stays valid
-    when concepts are added or removed.
+    The tensor is allocated once and never moves, so compiled and captured code that reads it stays valid.
+    Nothing tells the bank when a sequence ends: a row is given away when it is needed and unused for longest.
     """
 
-    def __init__(
-        self, num_rows: int, blocks: tuple[int, ...], hidden_size: int, device: torch.device
-    ) -> None:
-        """`num_rows`: how many different vectors can be in use at the same time."""
-        self.blocks = blocks
-        """The indices of the decoder blocks whose output is steered."""
-        self.vectors = torch.zeros(len(blocks), num_rows + 1, hidden_size, device=device)
+    def __init__(self, num_rows: int, num_blocks: int, hidden_size: int, device: torch.device) -> None:
+        """`num_rows`: how many vectors one batch can use. `num_blocks`: the number of decoder blocks."""
+        self.num_rows = num_rows
+        self.vectors = torch.zeros(num_blocks, num_rows + 1, hidden_size, device=device)
+        """[num_blocks, num_rows + 1, hidden_size] float32"""
         self._free = list(range(num_rows, 0, -1))
-        self._rows: dict[bytes, int] = {}
-        self._contents: dict[int, bytes] = {}
-        self._users: dict[int, int] = {}
+        self._rows: OrderedDict[bytes, int] = OrderedDict()  # by content; the least recently used first
+        self._blocks: dict[int, tuple[int, ...]] = {}  # by row: the blocks with a vector
 
-    @property
-    def num_free_rows(self) -> int:
-        return len(self._free)
+    def place(self, wanted: Iterable[BlockVectors]) -> dict[bytes, int]:
+        """The row of each content, by its key. The rows stay the same until the next call.
 
-    def acquire(self, vectors: Array32, num_users: int = 1) -> int | None:
-        """The row for `vectors` [len(blocks), hidden_size] until all users release it. None if full."""
-        content = vectors.tobytes()
-        row = self._rows.get(content)
-        if row is None:
-            if not self._free:
-                return None
-            row = self._free[-1]
-            # The upload does not wait for the step in flight. The copy comes after it in the stream.
-            self.vectors[:, row].copy_(upload({"vectors": vectors}, self.vectors.device)["vectors"])
-            self._free.pop()
-            self._rows[content], self._contents[row], self._users[row] = row, content, 0
-        self._users[row] += num_users
-        return row
+        Raises ValueError if they are more than `num_rows`.
+        """
+        distinct = {vectors.key: vectors for vectors in wanted}
+        if len(distinct) > self.num_rows:
+            raise ValueError(f"{len(distinct)} vectors do not fit into a bank of {self.num_rows} rows")
+        for key in distinct:
+            if key in self._rows:
+                self._rows.move_to_end(key)
+        for key, vectors in distinct.items():
+            if key not in self._rows:
+                self._add(key, vectors)
+        return {key: self._rows[key] for key in distinct}
 
-    def release(self, row: int) -> None:
-        """Removes one user of the row. The row is free when it has no users left."""
-        self._users[row] -= 1
-        if self._users[row] == 0:
-            del self._users[row], self._rows[self._contents.pop(row)]
+    def _add(self, key: bytes, vectors: BlockVectors) -> None:
+        row = self._free.pop() if self._free else self._rows.popitem(last=False)[1]
+        try:
+            self._write(row, vectors)
+        except BaseException:
             self._free.append(row)
+            raise
+        self._rows[key] = row
+
+    def _write(self, row: int, vectors: BlockVectors) -> None:
+        # The upload does not wait for the step in flight. The copy comes after it in the stream.
+        stale = tuple(block for block in self._blocks.get(row, ()) if block not in vectors.blocks)
+        self._blocks[row] = (*stale, *vectors.blocks)  # should the copy fail
+        content = {"blocks": np.array(vectors.blocks + stale), "values": vectors.vectors}
+        tensors = upload(content, self.vectors.device)
+        values = torch.nn.functional.pad(tensors["values"], (0, 0, 0, len(stale)))
+        self.vectors[:, row].index_copy_(0, tensors["blocks"], values)
+        self._blocks[row] = vectors.blocks

@@ -1,24 +1,14 @@
-"""A concept's direction in one model, its steering vectors, and the files of directions and calibration.
+"""A concept's direction in one model, and what is measured once per model. Knows no files."""
 
-The directory of these files belongs to one model's weights and is a cache: lost directions are trained again.
-"""
-
-import contextlib
-import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from inference.interface.files import write_atomically
-from inference.interface.protocol import ConceptReport
-from inference.scheduling.probe import Array32
-
-_log = logging.getLogger(__name__)
+from inference.interface.protocol import GivenVectors
+from inference.scheduling.arrays import Array32
 
 
 class Calibration(msgspec.Struct, frozen=True):
@@ -27,84 +17,89 @@ class Calibration(msgspec.Struct, frozen=True):
     norms: tuple[float, ...]
     """Per decoder block: the mean norm of its output, without the first position."""
     cap: float
-    """The largest norm that steering may add to a decoder block's output, relative to that mean norm."""
+    """The largest norm that several concepts together may add to a decoder block's output, relative to that
+    mean norm."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Direction:
-    """A concept's direction and dose in one model."""
+    """A concept's direction in one model, and how far the strengths move along it."""
 
-    difference: Array32  # [num_layers, hidden_size]: mean block outputs, positive minus negative examples
-    dose: float
-    """The norm that strength 1 adds to a decoder block's output, relative to that output's mean norm."""
+    blocks: tuple[int, ...]
+    """Indices of the decoder blocks whose output is steered, ascending."""
+    units: Array32  # [len(blocks), hidden_size], unit length
+    lengths: tuple[float, ...]
+    """Per block: the norm of what strength 1 adds."""
+    down_scale: float
+    """Strength -1 subtracts `lengths` times this number."""
+    max_strength: float
+    max_down_strength: float
+    """The largest strengths that are used, both positive."""
+    reading_block: int
+    """The one of `blocks` that is read."""
+    reading_range: tuple[float, float]
+    """The projections on the unit direction that read as 0 and 1."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that do not fit together, or that would make outputs not finite."""
+        numbers = (*self.lengths, self.down_scale, self.max_strength, self.max_down_strength)
+        if self.units.ndim != 2 or self.units.dtype != np.float32:
+            raise ValueError("the direction's vectors are not a matrix of float32 numbers")
+        if not (np.isfinite(self.units).all() and all(map(math.isfinite, (*numbers, *self.reading_range)))):
+            raise ValueError("the direction is not finite")
+        if not len(self.blocks) == len(self.units) == len(self.lengths) > 0:
+            raise ValueError("the direction has not one vector and one length for each block")
+        if list(self.blocks) != sorted(set(self.blocks)) or self.reading_block not in self.blocks:
+            raise ValueError(
+                "the direction's blocks are not in order, or the block to read is not among them"
+            )
+        if min(numbers) < 0 or self.reading_range[0] == self.reading_range[1]:
+            raise ValueError("the direction has a negative length or an empty range of readings")
+
+    def fits(self, num_layers: int, hidden_size: int) -> bool:
+        """Whether a model of this shape has all the direction's blocks."""
+        return self.blocks[0] >= 0 and self.blocks[-1] < num_layers and self.units.shape[1] == hidden_size
+
+    def clip(self, strength: float) -> float:
+        """The strength that is used instead."""
+        return min(max(strength, -self.max_down_strength), self.max_strength)
+
+    def components(self, strength: float) -> Array32:
+        """[len(blocks), 1]: what the strength adds along each block's unit direction."""
+        scale = strength if strength >= 0 else strength * self.down_scale
+        return np.array(self.lengths, np.float32)[:, None] * np.float32(scale)
+
+    def vectors(self, strength: float) -> Array32:
+        """[len(blocks), hidden_size]: what the strength adds to each block's output."""
+        return self.units * self.components(strength)
+
+    @property
+    def reading_unit(self) -> Array32:
+        """[1, hidden_size]: the direction that is read."""
+        return self.units[[self.blocks.index(self.reading_block)]]
 
 
-def unit_vectors(difference: Array32, blocks: Iterable[int], norms: Iterable[float]) -> Array32:
-    """[len(blocks), hidden_size]: the direction at these decoder blocks, scaled to their output's mean norms.
-
-    `norms`: of all decoder blocks. A zero direction gives a zero vector.
-    """
-    chosen = difference[list(blocks)].astype(np.float64)
-    lengths = np.linalg.norm(chosen, axis=1, keepdims=True)
-    targets = np.array(tuple(norms))[list(blocks), None]
-    vectors: Array32 = (chosen / np.where(lengths > 0, lengths, 1.0) * targets).astype(np.float32)
-    return vectors
-
-
-def _direction(difference: Array32, dose: float) -> Direction:
-    """Raises ValueError for values that would make a sequence's output not finite."""
-    if not (np.isfinite(dose) and np.isfinite(difference).all()):
-        raise ValueError("the direction or its dose is not finite")
-    return Direction(difference, dose)
+def to_given_vectors(direction: Direction) -> GivenVectors:
+    """The direction as data that can leave the process."""
+    return GivenVectors(
+        blocks=direction.blocks,
+        values=direction.vectors(1.0).astype("<f4").tobytes(),
+        down_scale=direction.down_scale,
+        max_strength=direction.max_strength,
+        max_down_strength=direction.max_down_strength,
+        reading_block=direction.reading_block,
+        reading_range=direction.reading_range,
+    )
 
 
-class DirectionFiles:
-    """The files of directions and calibration. Writes are atomic. An unusable file counts as missing."""
+def unit_vectors(vectors: Array32) -> Array32:
+    """The rows [N, hidden_size] with unit length. A zero row stays zero."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    units: Array32 = (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+    return units
 
-    def __init__(self, directory: Path | None) -> None:
-        """`directory` None: nothing is stored."""
-        self._directory = directory
 
-    def load(self, concept: str) -> tuple[Direction, ConceptReport] | None:
-        if (path := self._path(f"{concept}.safetensors")) is None or not path.is_file():
-            return None
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                report = msgspec.json.decode(metadata["report"], type=ConceptReport)
-                return _direction(file.get_tensor("difference"), float(metadata["dose"])), report
-        except (OSError, SafetensorError, msgspec.DecodeError, KeyError, ValueError) as error:
-            _log.warning("the direction in %s cannot be used: %s", path.name, error)
-            return None
-
-    def save(self, concept: str, direction: Direction, report: ConceptReport) -> None:
-        metadata = {"report": msgspec.json.encode(report).decode(), "dose": repr(direction.dose)}
-        self._write(f"{concept}.safetensors", save({"difference": direction.difference}, metadata))
-
-    def remove(self, concept: str) -> None:
-        if path := self._path(f"{concept}.safetensors"):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-    def load_calibration(self) -> Calibration | None:
-        if (path := self._path("calibration.json")) is None or not path.is_file():
-            return None
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Calibration)
-        except (OSError, msgspec.DecodeError) as error:
-            _log.warning("the model's calibration cannot be used: %s", error)
-            return None
-
-    def save_calibration(self, calibration: Calibration) -> None:
-        self._write("calibration.json", msgspec.json.encode(calibration))
-
-    def _path(self, name: str) -> Path | None:
-        return None if self._directory is None else self._directory / name
-
-    def _write(self, name: str, content: bytes) -> None:
-        if self._directory is None:
-            return
-        try:
-            write_atomically(self._directory / name, content, mode=0o644)
-        except OSError as error:
-            _log.warning("%s cannot be written: %s", name, error)
+def relative_dose(direction: Direction, norms: Iterable[float], strength: float = 1.0) -> float:
+    """The largest norm that the strength adds to a block's output, relative to that output's mean norm."""
+    mean_norms = np.array(tuple(norms))[list(direction.blocks)]
+    return float((np.abs(direction.components(strength)[:, 0]) / mean_norms).max())

@@ -3,22 +3,26 @@
 Defines each measurement and its unit. Does not know which measurements training needs.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inference.interface.protocol import TrainConcept
-from inference.scheduling.probe import Array32, Array64, Probe
-from inference.steering.directions import Calibration, unit_vectors
+from inference.scheduling.arrays import Array32, Array64
+from inference.scheduling.probe import Probe
+from inference.scheduling.steering import BlockVectors, Steering
+from inference.steering.directions import Direction, unit_vectors
 
 _MAX_FOLDS = 4
+
+Groups = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The probes of some example pairs and of the neutral texts, all for the same steering."""
+    """The probes of some pairs and of some neutral texts."""
 
     pairs: list[int]
     positive: list[Probe]
@@ -30,14 +34,18 @@ class Measurement:
         return self.positive + self.negative + self.neutral
 
     @property
-    def log_odds(self) -> Array64:
-        """[len(pairs)]: log odds of each positive text over its negative text, in nats per token."""
-        both = zip(self.positive, self.negative, strict=True)
-        return np.array([positive.mean_logprob - negative.mean_logprob for positive, negative in both])
+    def positive_logprobs(self) -> Array64:
+        """[len(pairs)]: mean log probability of each positive text's tokens, in nats."""
+        return np.array([probe.mean_logprob for probe in self.positive])
 
     @property
-    def mean_logprob(self) -> float:
-        """Mean log probability of the neutral texts, in nats per token."""
+    def negative_logprobs(self) -> Array64:
+        """[len(pairs)]: the same for the negative texts."""
+        return np.array([probe.mean_logprob for probe in self.negative])
+
+    @property
+    def neutral_logprob(self) -> float:
+        """Mean over the neutral texts of the mean log probability of their tokens, in nats."""
         return float(np.mean([probe.mean_logprob for probe in self.neutral]))
 
 
@@ -45,89 +53,186 @@ class ProbeFactory:
     """Makes the probes for a concept's texts."""
 
     def __init__(self, command: TrainConcept) -> None:
-        self._command = command
-        self.num_pairs = len(command.positive)
+        self._prompt = command.prompt_token_ids
+        self._positive = list(zip(command.pair_prompts, command.positive, strict=True))
+        self._negative = list(zip(command.pair_prompts, command.negative, strict=True))
+        self._neutral = command.neutral
+        self.groups: Groups = np.array(command.groups or range(len(command.positive)), np.int64)
+        """[number of pairs]: the number of each pair's group."""
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self._positive)
 
     def capture(self) -> Measurement:
         """Probes for all texts, without steering. They also capture hidden states."""
-        command = self._command
-        all_pairs = list(range(self.num_pairs))
-        texts = (command.positive, command.negative, command.neutral)
         return Measurement(
-            all_pairs, *([self._probe(text, None, captures=True) for text in side] for side in texts)
+            list(range(self.num_pairs)),
+            [Probe(*text, captures=True) for text in self._positive],
+            [Probe(*text, captures=True) for text in self._negative],
+            self.capture_neutral().neutral,
         )
 
-    def read(
-        self, pairs: list[int], vectors_for: Callable[[int], Array32], neutral: Array32 | None
-    ) -> Measurement:
-        """Probes for `pairs` and the neutral texts, with steering.
+    def capture_neutral(self) -> Measurement:
+        """Such probes for the neutral texts only."""
+        return Measurement([], [], [], [Probe(self._prompt, text, captures=True) for text in self._neutral])
 
-        `vectors_for` gives a pair's vectors. `neutral`: vectors for the neutral texts; None leaves them out.
-        """
-        command = self._command
-        return Measurement(
-            pairs,
-            [self._probe(command.positive[pair], vectors_for(pair)) for pair in pairs],
-            [self._probe(command.negative[pair], vectors_for(pair)) for pair in pairs],
-            [] if neutral is None else [self._probe(text, neutral) for text in command.neutral],
+    def read(self, pairs: list[int], steering_of: Callable[[int], Steering]) -> Measurement:
+        """Probes for `pairs`. `steering_of` gives a pair's steering."""
+        steerings = [steering_of(pair) for pair in pairs]
+        positive, negative = (
+            [Probe(*texts[pair], steering) for pair, steering in zip(pairs, steerings, strict=True)]
+            for texts in (self._positive, self._negative)
         )
+        return Measurement(pairs, positive, negative, [])
 
-    def _probe(self, text: list[int], vectors: Array32 | None, captures: bool = False) -> Probe:
-        return Probe(self._command.prompt_token_ids, text, vectors, captures)
+    def read_neutral(self, steering: Steering) -> Measurement:
+        """Probes for the neutral texts."""
+        return Measurement([], [], [], [Probe(self._prompt, text, steering) for text in self._neutral])
 
 
 class Examples:
-    """A concept's direction, made from its examples, and the measured effect of steering along it.
+    """What a concept's pairs look like in the model without steering."""
 
-    A pair is always measured with a direction that was made without it, from the pairs of the other folds.
-    """
+    def __init__(self, factory: ProbeFactory, plain: Measurement, norms: Iterable[float]) -> None:
+        """`plain`: the result of `factory.capture`, computed. `norms`: mean norms of all blocks' output."""
+        self.factory = factory
+        self.plain = plain
+        self.groups = factory.groups
+        self.norms = np.array(tuple(norms))
+        self._neutral = np.array([probe.mean_hidden for probe in plain.neutral])
+        self.hidden_size = self._neutral.shape[2]
+        self._positive, self._negative = (
+            np.array([probe.mean_hidden for probe in side]).reshape(-1, *self._neutral.shape[1:])
+            for side in (plain.positive, plain.negative)
+        )
+        # Each group counts once.
+        sizes = np.bincount(self.groups)
+        self._weights = 1.0 / (sizes[self.groups] * np.maximum(np.count_nonzero(sizes), 1))
+        numbers = np.unique(self.groups, return_inverse=True)[1]
+        self.num_folds = min(_MAX_FOLDS, self.num_groups)
+        self.folds = (numbers % max(self.num_folds, 1)).tolist()
+        """The fold of each pair. Pairs of one group are in one fold."""
 
-    def __init__(
-        self, factory: ProbeFactory, plain: Measurement, calibration: Calibration, blocks: tuple[int, ...]
-    ) -> None:
-        """`plain`: the result of `factory.capture`, after its probes were computed."""
-        self._factory = factory
-        self._plain = plain
-        self._log_odds = plain.log_odds
-        self._calibration = calibration
-        self._blocks = blocks
-        both = zip(plain.positive, plain.negative, strict=True)
-        self.differences = np.array([p.mean_hidden - n.mean_hidden for p, n in both])
-        """[N, num_layers, hidden_size]: positive minus negative mean hidden state of each pair."""
-        self.difference: Array32 = self.differences.mean(0).astype(np.float32)
-        """[num_layers, hidden_size]: the direction, the mean over the pairs."""
-        self._unit = self.unit_vectors(self.difference)
-        self._unit_without = [self._held_out(fold) for fold in range(min(_MAX_FOLDS, len(self.differences)))]
+    @property
+    def num_groups(self) -> int:
+        return len(np.unique(self.groups))
 
-    def unit_vectors(self, difference: Array32) -> Array32:
-        """[len(blocks), hidden_size], with the mean norms of the decoder blocks' output."""
-        return unit_vectors(difference, self._blocks, self._calibration.norms)
+    def differences(self, block: int) -> Array64:
+        """[num_pairs, hidden_size]: positive minus negative mean hidden state of each pair."""
+        differences: Array64 = self._positive[:, block] - self._negative[:, block]
+        return differences
 
-    def steered(self, pairs: list[int], dose: float) -> Measurement:
-        """Probes for `pairs` and the neutral texts, steered along the direction."""
-        folds = len(self._unit_without)
-        return self._factory.read(
-            pairs, lambda pair: dose * self._unit_without[pair % folds], dose * self._unit
+    def direction(self, blocks: tuple[int, ...], without_fold: int | None = None) -> Direction:
+        """The mean difference over the pairs of all folds but one. Strength 1 adds the mean norm."""
+        chosen = list(blocks)
+        inside = np.array(self.folds) != without_fold
+        weights = np.where(inside, self._weights, 0.0)[:, None, None]
+        differences = (weights * (self._positive[:, chosen] - self._negative[:, chosen])).sum(0)
+        units = unit_vectors(differences)
+        block = reading_block(blocks)
+        return Direction(
+            blocks=blocks,
+            units=units,
+            lengths=tuple(self.norms[chosen].tolist()),
+            down_scale=1.0,
+            max_strength=2.0,
+            max_down_strength=2.0,
+            reading_block=block,
+            reading_range=self.reading_range(block, units[blocks.index(block)]),
         )
 
-    def steered_by(self, pairs: list[int], vectors: Array32) -> Measurement:
-        """Probes for `pairs` only, steered by any vectors."""
-        return self._factory.read(pairs, lambda _: vectors, None)
+    def held_out(self, blocks: tuple[int, ...]) -> "HeldOutDirections":
+        """The direction, and for each fold the direction that was made without it."""
+        full = self.direction(blocks)
+        if self.num_folds < 2:
+            return HeldOutDirections(full, [full], self.folds)
+        return HeldOutDirections(
+            full, [self.direction(blocks, fold) for fold in range(self.num_folds)], self.folds
+        )
 
-    def shift(self, reading: Measurement) -> float:
-        """Mean change of the pairs' log odds by steering, in nats per token."""
-        return float((reading.log_odds - self._log_odds[reading.pairs]).mean())
+    def lengths(self, blocks: tuple[int, ...]) -> Array64:
+        """[len(blocks)]: norms of the mean difference."""
+        weights = self._weights[:, None, None]
+        chosen = list(blocks)
+        difference = (weights * (self._positive[:, chosen] - self._negative[:, chosen])).sum(0)
+        lengths: Array64 = np.linalg.norm(difference, axis=1)
+        return lengths
 
-    def log_perplexity_ratio(self, reading: Measurement) -> float:
-        """Log of `perplexity_ratio`."""
-        return self._plain.mean_logprob - reading.mean_logprob
+    def reading_range(self, block: int, unit: Array32) -> tuple[float, float]:
+        """The mean projections of negative and of positive texts on a unit direction."""
+        zero, one = (
+            float(self._weights @ (side[:, block] @ unit)) for side in (self._negative, self._positive)
+        )
+        return zero, one
 
-    def perplexity_ratio(self, reading: Measurement) -> float:
-        """Perplexity of the neutral texts, divided by their perplexity without steering."""
-        return math.exp(self.log_perplexity_ratio(reading))
+    def neutral_projection(self, block: int, unit: Array32) -> float:
+        """The mean projection of the neutral texts on a unit direction."""
+        return float((self._neutral[:, block] @ unit).mean())
 
-    def _held_out(self, fold: int) -> Array32:
-        """The unit vectors made from the pairs outside the fold; from all pairs if there is only one."""
-        inside = np.arange(len(self.differences)) % _MAX_FOLDS == fold
-        others = self.differences[~inside] if not inside.all() else self.differences
-        return self.unit_vectors(others.mean(0).astype(np.float32))
+    def logprob_gap(self) -> float:
+        """How much less likely positive texts are than negative ones, in nats per token."""
+        return float(self._weights @ (self.plain.negative_logprobs - self.plain.positive_logprobs))
+
+    def sample(self, count: int) -> list[int]:
+        """Up to `count` pairs, first one of each group."""
+        seen: dict[int, int] = {}
+        rank = [seen.setdefault(group, -1) for group in self.groups.tolist()]
+        for pair, group in enumerate(self.groups.tolist()):
+            seen[group] += 1
+            rank[pair] = seen[group]
+        return sorted(range(len(rank)), key=lambda pair: (rank[pair], pair))[:count]
+
+    def changes(self, reading: Measurement) -> tuple[Array64, Array64]:
+        """[len(pairs)] each: changes of the log probabilities of positive and negative texts by steering."""
+        return (
+            reading.positive_logprobs - self.plain.positive_logprobs[reading.pairs],
+            reading.negative_logprobs - self.plain.negative_logprobs[reading.pairs],
+        )
+
+    def shifts(self, reading: Measurement) -> Array64:
+        """[len(pairs)]: change of each pair's log odds of positive over negative, in nats per token."""
+        positive, negative = self.changes(reading)
+        return positive - negative
+
+    def estimate(self, values: Array64, pairs: list[int]) -> "Estimate":
+        """The mean of a value of each of `pairs`, in which each group counts once."""
+        groups = self.groups[pairs]
+        return Estimate.of(np.array([values[groups == group].mean() for group in np.unique(groups)]))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error."""
+
+    mean: float
+    error: float | None
+    """None: unknown, since there is only one value."""
+
+    @classmethod
+    def of(cls, values: Array64) -> "Estimate":
+        count = len(values)
+        error = float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else None
+        return cls(float(values.mean()), error)
+
+
+@dataclass(frozen=True)
+class HeldOutDirections:
+    """A direction, and for the pairs of each fold one that was made without them."""
+
+    full: Direction
+    by_fold: list[Direction]
+    folds: list[int]
+
+    def steering(self, pair: int, strength: float) -> Steering:
+        """What to do to a pair's texts."""
+        return adding(self.by_fold[self.folds[pair]], strength)
+
+
+def reading_block(blocks: tuple[int, ...]) -> int:
+    """The block to read: the middle one of those that are steered."""
+    return blocks[len(blocks) // 2]
+
+
+def adding(direction: Direction, strength: float) -> Steering:
+    return Steering(BlockVectors(direction.blocks, direction.vectors(strength)))

@@ -1,18 +1,68 @@
 """Judges a concept by its measurements, and says the result in words. Knows no tensors and no model."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
 import numpy as np
 
-from inference.interface.protocol import ConceptReport, Effect
-from inference.scheduling.probe import Array64
+from inference.interface.protocol import AnswerEffect, ConceptReport, Effect, SampleAnswer
+from inference.scheduling.arrays import Array64
+from inference.steering.answers import Answers, has_room, is_fluent, moved
+from inference.steering.directions import Direction, relative_dose
+from inference.steering.measurements import Estimate
 
-MIN_SHIFT = 0.5
-"""Nats per token: at least this at strength 1, and at most its negative at -1."""
+MIN_SHIFT = 0.25
+"""Nats per token: the shift at strength 1, less twice its standard error, must be at least this."""
 MIN_SPEARMAN = 0.95
-MIN_SPECIFICITY = 5.0
-MAX_PERPLEXITY_RATIO = 1.5
+MIN_SPECIFICITY = 3.0
+"""The specificity, less twice its standard error, must be at least this."""
+MIN_MOVED = 0.35
+"""Share of the answers: about half, with room for chance among a dozen."""
 MIN_AGREEMENT = 0.15
-MIN_EXAMPLES = 8
-"""Fewer examples do not show whether a concept works on other texts."""
+MAX_AGREEMENT = 0.85
+MIN_GROUPS = 8
+"""Fewer different examples do not show whether a concept works on other texts."""
+_ERRORS = 2
+_NUM_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What training has found out about a concept."""
+
+    direction: Direction
+    norms: tuple[float, ...]
+    """Mean norms of all decoder blocks' output."""
+    num_distinct: int
+    """Number of pairs without exact duplicates. 0 if only vectors were given."""
+    num_duplicates: int = 0
+    num_groups: int = 0
+    """Number of groups of pairs that are almost alike."""
+    agreement: float | None = None
+    logprob_gap: float = 0.0
+    """How much less likely positive texts are than negative ones, in nats per token."""
+    num_held_out: int = 0
+    """Number of pairs that were measured."""
+    effects: list[Effect] = field(default_factory=list)
+    """By strength, from -1 to 1. Empty if no pair could be measured."""
+    specificity: Estimate | None = None
+    answers: dict[float, Answers] = field(default_factory=dict)
+    """At the strengths -1, 0 and 1. Empty if there are no questions."""
+
+    @property
+    def spearman(self) -> float | None:
+        return spearman([effect.shift for effect in self.effects]) if self.effects else None
+
+    def moved(self, sign: float) -> float:
+        """Share of the answers that strength `sign` moves."""
+        return float(moved(self.answers[0.0], self.answers[sign], sign).mean())
+
+    def has_room(self, sign: float) -> bool:
+        """Whether answers without steering are far enough from the sign's examples to be moved."""
+        return has_room(self.answers[0.0], sign)
+
+    def is_fluent(self, sign: float) -> bool:
+        return is_fluent(self.answers[0.0], self.answers[sign], sign * self.logprob_gap)
 
 
 def agreement(differences: Array64) -> float | None:
@@ -33,87 +83,146 @@ def spearman(values: list[float]) -> float:
     return float(1 - 6 * np.square(ranks - np.arange(count)).sum() / (count * (count**2 - 1)))
 
 
-def judge(
-    *,
-    num_examples: int,
-    num_held_out: int,
-    agreement: float | None,
-    effects: list[Effect],
-    specificity: float | None,
-    block: int,
-    dose: float,
-) -> ConceptReport:
-    """Judges the measurements. `effects`: by strength, from -1 to 1; empty if no pair could be held out."""
-    rank_correlation = spearman([effect.shift for effect in effects]) if effects else None
-    faults = _faults(effects, rank_correlation, specificity)
-    has_enough_examples = num_examples >= MIN_EXAMPLES
+def judge(findings: Findings) -> ConceptReport:
+    """Judges the measurements."""
+    direction, specificity = findings.direction, findings.specificity
+    faults = list(_faults(findings))
+    enough = findings.num_groups >= MIN_GROUPS and bool(findings.effects)
     return ConceptReport(
-        works=not faults if has_enough_examples else None,
-        summary=_summary(effects, faults, num_examples),
-        warnings=_warnings(agreement),
-        num_examples=num_examples,
-        num_held_out=num_held_out,
-        agreement=agreement,
-        effects=effects,
-        spearman=rank_correlation,
-        specificity=specificity,
-        block=block,
-        dose=dose,
+        works=not faults if enough else None,
+        summary=_summary(findings, faults, enough),
+        warnings=list(_warnings(findings)),
+        num_examples=findings.num_distinct + findings.num_duplicates,
+        num_distinct=findings.num_distinct,
+        num_groups=findings.num_groups,
+        num_held_out=findings.num_held_out,
+        agreement=findings.agreement,
+        effects=findings.effects,
+        spearman=findings.spearman,
+        specificity=specificity.mean if specificity else None,
+        specificity_error=specificity.error if specificity else None,
+        answers=list(_answer_effects(findings)),
+        samples=list(_samples(findings)),
+        blocks=list(direction.blocks),
+        reading_block=direction.reading_block,
+        dose=relative_dose(direction, findings.norms),
+        down_dose=relative_dose(direction, findings.norms, -1.0),
+        max_strength=direction.max_strength,
+        max_down_strength=direction.max_down_strength,
     )
 
 
-def _faults(effects: list[Effect], rank_correlation: float | None, specificity: float | None) -> list[str]:
+def _answer_effects(findings: Findings) -> Iterator[AnswerEffect]:
+    for strength, answers in findings.answers.items():
+        share = findings.moved(strength) if strength else 0.0
+        yield AnswerEffect(strength, share, answers.repetition, answers.perplexity)
+
+
+def _samples(findings: Findings) -> Iterator[SampleAnswer]:
+    for strength, answers in findings.answers.items():
+        for question, token_ids in enumerate(answers.token_ids[:_NUM_SAMPLES]):
+            yield SampleAnswer(strength, question, token_ids)
+
+
+def _faults(findings: Findings) -> Iterator[str]:
     """The requirements that the concept does not meet, most important first."""
-    if not effects:
-        return []
-    down, up = effects[0], effects[-1]
-    faults = []
-    if not (up.shift >= MIN_SHIFT and down.shift <= -MIN_SHIFT):
-        faults.append(
-            f"strength 1 does not raise, or strength -1 does not lower, the log odds by at least {MIN_SHIFT} "
-            "nats per token"
+    if not findings.effects:
+        return
+    yield from _faults_of_answers(findings)
+    down, up = findings.effects[0], findings.effects[-1]
+    if not (_at_least(up.shift, up.shift_error) >= MIN_SHIFT):
+        yield f"strength 1 does not clearly raise the log odds by {MIN_SHIFT} nats per token"
+    if not (_at_least(-down.shift, down.shift_error) >= MIN_SHIFT):
+        yield f"strength -1 does not clearly lower the log odds by {MIN_SHIFT} nats per token"
+    if not (findings.spearman or 0.0) >= MIN_SPEARMAN:
+        yield "the effect does not always grow with the strength"
+    ratio = findings.specificity
+    if ratio is not None and not _at_least(ratio.mean, ratio.error) >= MIN_SPECIFICITY:
+        yield (
+            f"its effect is only {_shown(ratio.mean, ratio.error, 1)} times the effect of random directions, "
+            f"but must clearly be more than {MIN_SPECIFICITY:.0f} times"
         )
-    if rank_correlation is not None and not rank_correlation >= MIN_SPEARMAN:
-        faults.append("the effect does not always grow with the strength")
-    if specificity is not None and not specificity >= MIN_SPECIFICITY:
-        faults.append(
-            f"its effect is {specificity:.1f} times the effect of random directions, "
-            f"but must be at least {MIN_SPECIFICITY:.0f} times"
+
+
+def _faults_of_answers(findings: Findings) -> Iterator[str]:
+    for sign in (1.0, -1.0) if findings.answers else ():
+        share = findings.moved(sign)
+        if findings.has_room(sign) and share < MIN_MOVED:
+            yield f"strength {sign:g} visibly changes only {share:.0%} of the generated answers"
+        if not findings.is_fluent(sign):
+            yield f"answers at strength {sign:g} are not fluent"
+
+
+def _at_least(value: float, error: float | None) -> float:
+    """The lower limit of a value that has a standard error."""
+    return value - _ERRORS * (error or 0.0)
+
+
+def _warnings(findings: Findings) -> Iterator[str]:
+    value = findings.agreement
+    if findings.num_duplicates:
+        yield f"{findings.num_duplicates} of the examples are exact duplicates and were left out"
+    if findings.num_groups < findings.num_distinct:
+        yield (
+            f"the {findings.num_distinct} examples count as {findings.num_groups} only, because some share a "
+            "text or differ in single words"
         )
-    if not (up.perplexity_ratio <= MAX_PERPLEXITY_RATIO and down.perplexity_ratio <= MAX_PERPLEXITY_RATIO):
-        faults.append(f"it raises the perplexity of neutral texts by over {MAX_PERPLEXITY_RATIO - 1:.0%}")
-    return faults
+    if value is not None and value < MIN_AGREEMENT:
+        yield (
+            "steering by this concept may be unreliable, because the example pairs do not differ in the same "
+            f"way (mean cosine {value:.2f}, below {MIN_AGREEMENT}): check that the two texts of each pair "
+            "differ only in the concept, and that positive and negative are not swapped"
+        )
+    if value is not None and value > MAX_AGREEMENT:
+        yield (
+            f"the example pairs differ in almost the same way (mean cosine {value:.2f}, above "
+            f"{MAX_AGREEMENT}), so they may show one sentence or topic instead of the concept: add pairs on "
+            "other topics"
+        )
+    for sign, word in ((1.0, "positive"), (-1.0, "negative")):
+        if findings.answers and not findings.has_room(sign):
+            yield (
+                f"answers without steering are already like the {word} examples, so strength {sign:g} can "
+                "hardly change them"
+            )
 
 
-def _warnings(agreement: float | None) -> list[str]:
-    if agreement is None or agreement >= MIN_AGREEMENT:
-        return []
-    return [
-        "steering by this concept may be unreliable, because the example pairs do not differ in the same way "
-        f"(mean cosine {agreement:.2f}, below {MIN_AGREEMENT}): check that the two texts of each pair differ "
-        "only in the concept, and that positive and negative are not swapped"
-    ]
-
-
-def _summary(effects: list[Effect], faults: list[str], num_examples: int) -> str:
-    if not effects:
-        return "The concept was not measured: with a single example, none can be held out for measuring."
-    measured = _measured(effects)
-    if num_examples < MIN_EXAMPLES:
+def _summary(findings: Findings, faults: list[str], enough: bool) -> str:
+    measured = " ".join(_measured(findings))
+    if not findings.num_distinct:
+        return f"The vectors were not measured, because no examples came with them. {measured}".strip()
+    if not findings.effects:
+        reason = "none can be held out for measuring, because all examples are almost the same"
+        if findings.num_distinct == 1:
+            reason = "a single example cannot be held out for measuring"
+        return f"It cannot be told whether the concept works: {reason}. {measured}".strip()
+    if not enough:
         return (
-            f"There are too few examples to tell whether the concept works: {num_examples}, "
-            f"but at least {MIN_EXAMPLES} are needed. {measured}"
+            "There are too few different examples to tell whether the concept works: "
+            f"{findings.num_groups}, but at least {MIN_GROUPS} are needed. {measured}"
         )
     if faults:
         return f"The concept does not work: {'; '.join(faults)}. {measured}"
     return f"The concept works. {measured}"
 
 
-def _measured(effects: list[Effect]) -> str:
-    down, up = effects[0], effects[-1]
-    ratio = max(up.perplexity_ratio, down.perplexity_ratio)
-    return (
-        f"Measured on held-out examples: strength 1 changes the log odds of positive over negative texts by "
-        f"{up.shift:+.2f} nats per token, and strength -1 by {down.shift:+.2f}. The perplexity of neutral "
-        f"texts is at most {ratio:.2f} times their perplexity without steering."
-    )
+def _measured(findings: Findings) -> Iterator[str]:
+    if findings.effects:
+        down, up = findings.effects[0], findings.effects[-1]
+        yield (
+            "On held-out examples, strength 1 changes the log odds of positive over negative texts by "
+            f"{_shown(up.shift, up.shift_error)} nats per token, and strength -1 by "
+            f"{_shown(down.shift, down.shift_error)}."
+        )
+    if findings.answers:
+        yield (
+            f"Of {len(findings.answers[0.0].token_ids)} generated answers, strength 1 visibly changes "
+            f"{findings.moved(1.0):.0%} and strength -1 {findings.moved(-1.0):.0%}."
+        )
+    blocks = ", ".join(map(str, findings.direction.blocks))
+    yield f"Steered decoder block{'s' * (len(findings.direction.blocks) > 1)}: {blocks}."
+
+
+def _shown(value: float, error: float | None, digits: int = 2) -> str:
+    uncertain = "" if error is None else f" +- {error:.{digits}f}"
+    return f"{value:+.{digits}f}{uncertain}" if digits > 1 else f"{value:.{digits}f}{uncertain}"

@@ -1,70 +1,179 @@
-"""Turns a request's concepts and strength into a row of the bank and a scale. Knows nothing of training."""
+"""Turns a request's concepts and strengths into changes of its activations. Knows nothing of training."""
 
-import hashlib
-import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
-from inference.interface.protocol import SteeringSpec
-from inference.scheduling.probe import Array32
-from inference.scheduling.sequence import Steering
-from inference.steering.bank import SteeringBank
-from inference.steering.directions import Calibration, Direction, unit_vectors
+from inference.interface.protocol import SteeringMode, SteeringScope, SteeringSpec
+from inference.scheduling.arrays import Array32
+from inference.scheduling.steering import BlockVectors, Condition, Projection, Reader, Steering
+from inference.steering.directions import Calibration, Direction, relative_dose
+
+ByBlock = dict[int, Array32]
+"""A vector [hidden_size] by decoder block."""
+
+_SAME_DIRECTION = 1e-4
+"""Directions whose sines are smaller than about this are one direction for a projection."""
 
 
-class BankFullError(Exception):
-    """All rows of the steering bank are in use."""
+@dataclass(frozen=True)
+class RequestSteering:
+    """What a request's SteeringSpec comes to."""
+
+    steering: Steering | None
+    """None: nothing is to be done."""
+    condition: Condition | None
+    clipped: dict[str, float]
+    """The strengths that were reduced: concept -> strength that is used."""
 
 
 class Steerer:
-    def __init__(self, bank: SteeringBank) -> None:
-        self.bank = bank
+    """The directions of the concepts that requests can name."""
+
+    def __init__(self) -> None:
         self.calibration: Calibration | None = None
         """None until the first concept is trained. There is no direction before that."""
-        self._vectors: dict[str, Array32] = {}
+        self._directions: dict[str, Direction] = {}
 
     def add(self, concept: str, direction: Direction) -> None:
         """Makes the concept available to new requests. Running requests keep the vectors they began with."""
-        assert self.calibration is not None  # noqa: S101 - for the type checker
-        unit = unit_vectors(direction.difference, self.bank.blocks, self.calibration.norms)
-        self._vectors[concept] = np.float32(direction.dose) * unit
+        self._directions[concept] = direction
 
     def remove(self, concept: str) -> None:
-        self._vectors.pop(concept, None)
+        self._directions.pop(concept, None)
 
-    def knows(self, concept: str) -> bool:
-        return concept in self._vectors
+    def get(self, concept: str) -> Direction | None:
+        return self._directions.get(concept)
 
-    def steer(self, spec: SteeringSpec, num_users: int) -> Steering | None:
-        """The steering for `num_users` sequences. Each must `release` it. None if nothing is to be added.
+    def steer(self, spec: SteeringSpec, num_prompt_tokens: int) -> RequestSteering:
+        """All concepts must be known."""
+        strengths, clipped = self._clip(spec)
+        condition = None
+        if spec.condition is not None:
+            reader = self.reader(spec.condition.concept, 1, num_prompt_tokens)
+            condition = Condition(reader, spec.condition.above, spec.condition.below)
+        scope = spec.scope if condition is None else SteeringScope.ANSWER
+        steering = None
+        if strengths:
+            chosen = self._chosen(strengths)
+            added, projections = (
+                (_sum(chosen), ()) if spec.mode is SteeringMode.ADD else _project(chosen, spec.mode)
+            )
+            steering = Steering(
+                added,
+                projections,
+                first=num_prompt_tokens if scope is SteeringScope.ANSWER else 1,
+                end=num_prompt_tokens if scope is SteeringScope.PROMPT else None,
+            )
+        return RequestSteering(steering, condition if steering else None, clipped)
 
-        All concepts must be known. Raises BankFullError if no row is free.
+    def reader(self, concept: str, first: int, end: int | None = None) -> Reader:
+        """Reads a known concept at the positions from `first` to before `end`."""
+        direction = self._directions[concept]
+        vectors = BlockVectors((direction.reading_block,), direction.reading_unit)
+        return Reader(vectors, *direction.reading_range, first=first, end=end)
+
+    def _chosen(self, strengths: dict[str, float]) -> list[tuple[Direction, float]]:
+        """In an order that does not depend on the request's, so that it changes no bit of a sum."""
+        return [(self._directions[concept], strengths[concept]) for concept in sorted(strengths)]
+
+    def _clip(self, spec: SteeringSpec) -> tuple[dict[str, float], dict[str, float]]:
+        """The strengths that are used, without those that are 0, and the ones that were changed."""
+        used = {
+            concept: self._allowed(concept, given, spec.mode) for concept, given in spec.strengths.items()
+        }
+        if spec.mode is not SteeringMode.ABLATE:
+            factor = self._factor(used)
+            used = {concept: factor * strength for concept, strength in used.items()}
+        clipped = {
+            concept: used[concept] for concept, given in spec.strengths.items() if used[concept] != given
+        }
+        return {concept: strength for concept, strength in used.items() if strength}, clipped
+
+    def _allowed(self, concept: str, strength: float, mode: SteeringMode) -> float:
+        if mode is SteeringMode.ABLATE:
+            return min(max(strength, 0.0), 1.0)
+        return self._directions[concept].clip(strength)
+
+    def _factor(self, strengths: dict[str, float]) -> float:
+        """What to multiply the strengths by, so that the concepts together do not exceed the limit.
+
+        The limit is the model's cap, or what one of the concepts may add alone if that is more.
         """
-        concepts = sorted(set(spec.concepts))  # so that their order changes no bit of the sum
-        if not concepts or spec.strength == 0:
-            return None
-        vectors: Array32 = np.stack([self._vectors[concept] for concept in concepts]).sum(0)
-        return self.acquire(vectors, self._limit(vectors, spec.strength), num_users)
-
-    def acquire(self, vectors: Array32, scale: float = 1.0, num_users: int = 1) -> Steering:
-        """Reserves a row for `vectors` [len(blocks), hidden_size]. Raises BankFullError if none is free."""
-        row = self.bank.acquire(vectors, num_users)
-        if row is None:
-            raise BankFullError
-        content = hashlib.sha256(vectors.tobytes())
-        content.update(struct.pack("<d", scale))
-        return Steering(row, scale, content.digest())
-
-    def release(self, steering: Steering | None) -> None:
-        """Removes one user of the steering."""
-        if steering is not None:
-            self.bank.release(steering.row)
-
-    def _limit(self, vectors: Array32, strength: float) -> float:
-        """The strength, reduced if it would add more than the cap to the output of a decoder block."""
+        if len(strengths) < 2:
+            return 1.0
         assert self.calibration is not None  # noqa: S101 - for the type checker
-        norms = np.array(self.calibration.norms)[list(self.bank.blocks)]
-        dose = float((np.linalg.norm(vectors, axis=1) / norms).max())
-        if abs(strength) * dose <= self.calibration.cap:
-            return strength
-        return float(np.copysign(self.calibration.cap / dose, strength))
+        chosen = self._chosen(strengths)
+        total = _sum(chosen)
+        norms = np.array(self.calibration.norms)[list(total.blocks)]
+        dose = float((np.linalg.norm(total.vectors, axis=1) / norms).max())
+        alone = (relative_dose(direction, self.calibration.norms, strength) for direction, strength in chosen)
+        limit = max(self.calibration.cap, *alone)
+        return min(1.0, limit / dose) if dose > 0 else 1.0
+
+
+def _project(
+    chosen: list[tuple[Direction, float]], mode: SteeringMode
+) -> tuple[BlockVectors | None, tuple[Projection, ...]]:
+    """Ablation scales each concept's component by 1 - strength; clamping replaces it.
+
+    If directions u_i are not orthogonal, changes along u_i would also change the other components. So the
+    changes go along the dual vectors d_i, with u_j d_i = 1 for i = j and else 0: the rows of (U U^T)^-1 U.
+    """
+    units = [_by_block(direction, direction.units) for direction, _ in chosen]
+    duals = _dual_vectors(units)
+    reads = [_block_vectors(vectors) for vectors in units]
+    if mode is SteeringMode.ABLATE:
+        writes = [
+            {block: np.float32(-strength) * dual for block, dual in vectors.items()}
+            for vectors, (_, strength) in zip(duals, chosen, strict=True)
+        ]
+        added = None
+    else:
+        writes = [{block: -dual for block, dual in vectors.items()} for vectors in duals]
+        targets = [_by_block(direction, direction.components(strength)) for direction, strength in chosen]
+        added = _block_vectors(
+            _total(
+                {block: target[block] * dual for block, dual in vectors.items()}
+                for vectors, target in zip(duals, targets, strict=True)
+            )
+        )
+    pairs = zip(reads, map(_block_vectors, writes), strict=True)
+    return added, tuple(Projection(read, write) for read, write in pairs)
+
+
+def _sum(chosen: list[tuple[Direction, float]]) -> BlockVectors:
+    """What the concepts together add."""
+    return _block_vectors(
+        _total(_by_block(direction, direction.vectors(strength)) for direction, strength in chosen)
+    )
+
+
+def _by_block(direction: Direction, values: Array32) -> ByBlock:
+    return dict(zip(direction.blocks, values, strict=True))
+
+
+def _total(parts: Iterable[ByBlock]) -> ByBlock:
+    total: ByBlock = {}
+    for part in parts:
+        for block, vector in part.items():
+            total[block] = total[block] + vector if block in total else vector
+    return total
+
+
+def _block_vectors(by_block: ByBlock) -> BlockVectors:
+    blocks = tuple(sorted(by_block))
+    return BlockVectors(blocks, np.stack([by_block[block] for block in blocks]))
+
+
+def _dual_vectors(units: list[ByBlock]) -> list[ByBlock]:
+    """For each direction its dual vector at each of its blocks, among the directions at this block."""
+    duals: list[ByBlock] = [{} for _ in units]
+    for block in set().union(*units):
+        present = [number for number, by_block in enumerate(units) if block in by_block]
+        matrix = np.stack([units[number][block] for number in present]).astype(np.float64)
+        rows = np.linalg.pinv(matrix, rcond=_SAME_DIRECTION).T
+        for number, row in zip(present, rows, strict=True):
+            duals[number][block] = row.astype(np.float32)
+    return duals

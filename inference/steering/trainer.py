@@ -1,7 +1,7 @@
-"""Trains concepts while requests run: hands out a few probes at a time, and takes the computed probes back.
+"""Trains concepts while requests run: hands out a little work at a time, and takes the results back.
 
 Knows which training is next, and how far each one is. Does not know how training works or what computes the
-probes.
+probes and answers.
 """
 
 import itertools
@@ -10,12 +10,28 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator
 
-from inference.interface.protocol import ConceptReport, TrainConcept, TrainingState, TrainingUpdate
-from inference.scheduling.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, Probe
-from inference.steering.directions import Direction, DirectionFiles
+from inference.interface.protocol import (
+    ConceptReport,
+    ExportVectors,
+    TrainConcept,
+    TrainingState,
+    TrainingUpdate,
+    VectorsResult,
+)
+from inference.scheduling.probe import (
+    MAX_TOKENS_BESIDE_REQUESTS,
+    MAX_TOKENS_IN_FLIGHT,
+    Probe,
+    TrainingWork,
+    Work,
+)
+from inference.steering.calibration import calibrate
+from inference.steering.direction_files import DirectionFiles
+from inference.steering.directions import Direction, to_given_vectors
 from inference.steering.measurements import ProbeFactory
+from inference.steering.search import candidates
 from inference.steering.steerer import Steerer
-from inference.steering.training import UntrainableError, calibrate, estimate_tokens, train
+from inference.steering.training import UntrainableError, estimate_tokens, train
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +39,7 @@ _log = logging.getLogger(__name__)
 class _Job:
     """One concept's training."""
 
-    def __init__(self, command: TrainConcept, work: Generator[list[Probe], None, ConceptReport]) -> None:
+    def __init__(self, command: TrainConcept, work: Generator[Work, None, ConceptReport]) -> None:
         self.concept = command.concept
         self.background = command.background
         self.state = TrainingState.TRAINING
@@ -31,15 +47,15 @@ class _Job:
         self._work = work
         self._total = estimate_tokens(command)
         self._done = 0
-        self._due: deque[Probe] = deque()
-        self._out: set[Probe] = set()
+        self._due: deque[TrainingWork] = deque()
+        self._out: set[TrainingWork] = set()
 
     @property
     def progress(self) -> float:
         return min(self._done / self._total, 0.99)
 
     def advance(self) -> ConceptReport | None:
-        """Continues the training if all its probes are computed. Returns the report if this ends it."""
+        """Continues the training if all its work is done. Returns the report if this ends it."""
         while not self._due and not self._out:
             try:
                 self._due.extend(next(self._work))
@@ -48,19 +64,19 @@ class _Job:
                 return report
         return None
 
-    def take(self, max_tokens: int, at_least: int) -> list[Probe]:
-        """The next probes, up to `max_tokens` content tokens. Takes `at_least` probes, however long."""
-        taken: list[Probe] = []
-        while self._due and (len(taken) < at_least or len(self._due[0].content_token_ids) <= max_tokens):
+    def take(self, max_tokens: int, at_least: int) -> list[TrainingWork]:
+        """The next work, up to `max_tokens` tokens. Takes `at_least` pieces, however long."""
+        taken: list[TrainingWork] = []
+        while self._due and (len(taken) < at_least or self._due[0].num_tokens <= max_tokens):
             taken.append(self._due.popleft())
-            max_tokens -= len(taken[-1].content_token_ids)
+            max_tokens -= taken[-1].num_tokens
         self._out.update(taken)
         return taken
 
-    def complete_probe(self, probe: Probe) -> None:
-        self._out.remove(probe)
-        self._done += len(probe.content_token_ids)
-        if not math.isfinite(probe.mean_logprob):
+    def complete(self, work: TrainingWork) -> None:
+        self._out.remove(work)
+        self._done += work.num_tokens
+        if isinstance(work, Probe) and not work.is_finite:
             raise UntrainableError("the model's output for these examples is not finite")
 
 
@@ -73,8 +89,14 @@ class Trainer:
         vocab_size: int,
         max_tokens: int,
         shape: tuple[int, int],
+        blocks: tuple[int, ...] | None = None,
     ) -> None:
-        """`max_tokens`: limit for a prompt and a text together. `shape`: (number of layers, hidden size)."""
+        """`max_tokens`: limit for a prompt and a text together. `shape`: (number of layers, hidden size).
+
+        `blocks`: the only decoder blocks to steer. None: the training chooses. Raises ConfigError if the
+        model does not have them.
+        """
+        self._candidates = candidates(shape[0], blocks)
         self._steerer = steerer
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
@@ -83,13 +105,14 @@ class Trainer:
         self._load_calibration()
         self._reports: dict[str, ConceptReport] = {}
         self._jobs: dict[str, _Job] = {}
-        self._owners: dict[Probe, _Job] = {}
+        self._owners: dict[TrainingWork, _Job] = {}
+        self._exports: list[VectorsResult] = []
         self._updates: dict[str, TrainingUpdate] = {}
         """The newest update of each concept, until `take_updates` returns it."""
 
     @property
     def is_idle(self) -> bool:
-        return not self._jobs and not self._owners and not self._updates
+        return not self._jobs and not self._owners and not self._updates and not self._exports
 
     def add(self, command: TrainConcept) -> None:
         """Starts a training, unless the concept is trained or in training already."""
@@ -111,45 +134,61 @@ class Trainer:
             job.background = False
 
     def forget(self, concept: str) -> None:
-        """Deletes the concept. Posts no more updates for it, and discards its probes in flight."""
+        """Deletes the concept. Posts no more updates for it, and discards its work in flight."""
         self._updates.pop(concept, None)
         self._jobs.pop(concept, None)
         self._reports.pop(concept, None)
         self._steerer.remove(concept)
         self._files.remove(concept)
 
-    def next_probes(self, serving: bool) -> list[Probe]:
-        """The probes to compute next. Background trainings wait while the engine is `serving` requests."""
+    def next_work(self, serving: bool) -> list[TrainingWork]:
+        """What to compute next. Background trainings wait while the engine is `serving` requests."""
         limit = MAX_TOKENS_BESIDE_REQUESTS if serving else MAX_TOKENS_IN_FLIGHT
-        room = limit - sum(len(probe.content_token_ids) for probe in self._owners)
+        room = limit - sum(work.num_tokens for work in self._owners)
         job = self._next_job(serving)
         if job is None or room <= 0 or not self._advance(job):
             return []
-        probes = job.take(room, at_least=0 if self._owners else 1)
-        self._owners.update(dict.fromkeys(probes, job))
-        return probes
+        taken = job.take(room, at_least=0 if self._owners else 1)
+        self._owners.update(dict.fromkeys(taken, job))
+        return taken
 
-    def complete_probe(self, probe: Probe) -> None:
-        """Takes a computed probe."""
-        job = self._owners.pop(probe)
+    def complete(self, work: TrainingWork) -> None:
+        """Takes work that was computed."""
+        job = self._owners.pop(work)
         if self._jobs.get(job.concept) is not job:
             return
         try:
-            job.complete_probe(probe)
+            job.complete(work)
         except UntrainableError as error:
             self._fail(job, str(error))
         else:
             self._post_progress(job)
 
-    def fail_probe(self, probe: Probe) -> None:
-        """Ends the training that needs this probe, because the probe cannot be computed."""
-        job = self._owners.pop(probe)
+    def fail(self, work: TrainingWork) -> None:
+        """Ends the training that needs this work, because it cannot be computed."""
+        job = self._owners.pop(work)
         if self._jobs.get(job.concept) is job:
             self._fail(job)
 
     def knows(self, concept: str) -> bool:
         """Whether requests can name the concept, because this process or another one has trained it."""
-        return self._steerer.knows(concept) or self._find_trained(concept) is not None
+        return self._steerer.get(concept) is not None or self._find_trained(concept) is not None
+
+    def export(self, command: ExportVectors) -> None:
+        """Puts the concept's vectors into the next `take_exports`."""
+        report = self._find_trained(command.concept)
+        direction = self._steerer.get(command.concept)
+        calibration = self._steerer.calibration
+        if report is None or direction is None or calibration is None:
+            self._exports.append(VectorsResult(command.request_id))
+            return
+        norms = [calibration.norms[block] for block in direction.blocks]
+        self._exports.append(VectorsResult(command.request_id, to_given_vectors(direction), norms, report))
+
+    def take_exports(self) -> list[VectorsResult]:
+        """The results of `export` since the last call."""
+        exports, self._exports = self._exports, []
+        return exports
 
     def take_updates(self) -> list[TrainingUpdate]:
         """The updates since the last call, one per concept."""
@@ -158,16 +197,20 @@ class Trainer:
 
     def _fault(self, command: TrainConcept) -> str | None:
         """What is wrong with the command, or None. A wrong command would end every request in the batch."""
-        prompt = command.prompt_token_ids
+        prompts = [command.prompt_token_ids, *command.pair_prompts, *command.questions]
         texts = [*command.positive, *command.negative, *command.neutral]
-        ids = itertools.chain(prompt, *texts)
-        if len(command.positive) != len(command.negative):
-            return "positive and negative must have the same number of texts"
-        if not all((prompt, command.positive, command.neutral, *texts)):
-            return "the prompt, the examples and the neutral texts must not be empty"
+        ids = itertools.chain(*prompts, *texts)
+        if not len(command.positive) == len(command.negative) == len(command.pair_prompts):
+            return "there must be as many positive as negative texts and prompts"
+        if not all((command.positive or command.vectors, command.neutral, *prompts, *texts)):
+            return "the prompts, the examples and the neutral texts must not be empty"
+        if command.groups and len(command.groups) != len(command.positive):
+            return "there must be a group for each pair"
+        if min(command.groups, default=0) < 0:
+            return "the number of a group must not be negative"
         if not all(0 <= token_id < self._vocab_size for token_id in ids):
             return "a token id is not in the model's vocabulary"
-        if len(prompt) + max(map(len, texts)) > self._max_tokens:
+        if max(map(len, prompts)) + max(map(len, texts)) > self._max_tokens:
             return f"the prompt and a text together must have at most {self._max_tokens} tokens"
         return None
 
@@ -192,17 +235,15 @@ class Trainer:
             self._complete(job, report)
         return report is None
 
-    def _work(self, command: TrainConcept) -> Generator[list[Probe], None, ConceptReport]:
-        factory = ProbeFactory(command)
-        blocks = self._steerer.bank.blocks
+    def _work(self, command: TrainConcept) -> Generator[Work, None, ConceptReport]:
         if self._steerer.calibration is None:
-            calibration = yield from calibrate(factory, blocks)
+            calibration = yield from calibrate(ProbeFactory(command), self._candidates[0][0])
             if self._steerer.calibration is None:  # another training may have done it meanwhile
                 self._steerer.calibration = calibration
                 self._files.save_calibration(calibration)
-        seed = int.from_bytes(command.concept.encode()[:8])
         publish = self._publisher(command.concept)
-        return (yield from train(factory, self._steerer.calibration, blocks, seed, publish))
+        calibration = self._steerer.calibration
+        return (yield from train(command, calibration, self._candidates, self._max_tokens, publish))
 
     def _publisher(self, concept: str) -> Callable[[Direction], None]:
         def publish(direction: Direction) -> None:
@@ -237,7 +278,7 @@ class Trainer:
         if self._steerer.calibration is None:
             self._load_calibration()
         kept = self._files.load(concept) if self._steerer.calibration else None
-        if concept not in self._reports and kept and kept[0].difference.shape == self._shape:
+        if concept not in self._reports and kept and kept[0].fits(*self._shape):
             direction, self._reports[concept] = kept
             self._steerer.add(concept, direction)
         return self._reports.get(concept)

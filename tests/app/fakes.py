@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -12,17 +13,22 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from app.errors import EngineUnavailable
 from app.telemetry.observation import WorkerState
 from inference.interface.protocol import (
+    AnswerEffect,
     ConceptReport,
     Effect,
     EngineStats,
     FinishReason,
     GenerationRequest,
+    GivenVectors,
     ModelInfo,
+    ReadTexts,
+    SampleAnswer,
     TokenEvent,
     TokenLogprobs,
     TrainConcept,
     TrainingState,
     TrainingUpdate,
+    VectorsResult,
 )
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -74,6 +80,8 @@ def model_info(directory: Path, vocab_size: int) -> ModelInfo:
         end_token_ids={"config.json": (END_OF_TURN,)},
         weights_digest="5f" * 32,
         dtype="float32",
+        num_layers=4,
+        hidden_size=8,
     )
 
 
@@ -112,11 +120,27 @@ def reply(
             reason = finish if position == len(generated) - 1 else None
             token_logprobs = _logprobs(request, token_id, logprobs)
             yield [
-                TokenEvent(request.request_id, index, token_id, reason, token_logprobs)
+                TokenEvent(
+                    request.request_id,
+                    index,
+                    token_id,
+                    reason,
+                    token_logprobs,
+                    readings_of(request, token_id, reason),
+                )
                 for index in range(request.n)
             ]
 
     return script
+
+
+def readings_of(
+    request: GenerationRequest, token_id: int, reason: FinishReason | None = None
+) -> list[float] | None:
+    """Readings that differ for each token and each concept. None, as in the worker, if the token has none."""
+    if not request.readings or reason is FinishReason.STOP:
+        return None
+    return [token_id / 64 + position for position in range(len(request.readings))]
 
 
 def _logprobs(
@@ -150,6 +174,10 @@ class FakeGeneration:
     @property
     def first_events(self) -> "asyncio.Future[None]":
         return self.engine.start or _done()
+
+    @property
+    def clipped(self) -> dict[str, float]:
+        return self.engine.clipped
 
     async def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
         try:
@@ -188,17 +216,40 @@ REPORT = ConceptReport(
     summary="Works: the held-out examples follow the strength.",
     warnings=["The pairs' differences agree little."],
     num_examples=2,
+    num_distinct=2,
+    num_groups=2,
     num_held_out=2,
     agreement=0.125,
     effects=[
-        Effect(strength, shift=strength / 2, perplexity_ratio=1 + abs(strength) / 8)
+        Effect(strength, strength / 2, shift_error=0.125, perplexity_ratio=1 + abs(strength) / 8)
         for strength in (-1.0, -0.5, 0.0, 0.5, 1.0)
     ],
     spearman=1.0,
     specificity=4.0,
-    block=16,
+    specificity_error=0.5,
+    answers=[
+        AnswerEffect(strength, moved=abs(strength) / 2, repetition=0.0625, perplexity=8.0)
+        for strength in (-1.0, 0.0, 1.0)
+    ],
+    samples=[SampleAnswer(strength, 1, [40, 41, 42]) for strength in (-1.0, 0.0, 1.0)],
+    blocks=[16, 17],
+    reading_block=16,
     dose=0.15,
+    down_dose=0.1,
+    max_strength=1.75,
+    max_down_strength=1.25,
 )
+
+VECTORS = GivenVectors(
+    blocks=(1, 2),
+    values=struct.pack("<16f", *(0.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0), *[-0.25] * 8),
+    down_scale=0.5,
+    max_strength=1.75,
+    max_down_strength=1.25,
+    reading_block=1,
+    reading_range=(-2.0, 6.0),
+)
+"""Vectors for a model like that of `model_info`."""
 
 TrainingStep = TrainingUpdate | Exception | Pause | asyncio.Event
 """An update, an exception to raise, an event to wait for, or HANG: waits until the concept is forgotten."""
@@ -232,7 +283,7 @@ def pausing(*steps: TrainingStep, state: TrainingState = TrainingState.TRAINING)
 class FakeEngine:
     """Implements app.workers.engine.Engine.
 
-    Tests set `script`, `training`, `refusal` and `available`, and read the rest.
+    Tests set `script`, `training`, `refusal`, `clipped` and `available`, and read the rest.
     """
 
     model: ModelInfo
@@ -240,6 +291,8 @@ class FakeEngine:
     training: TrainingScript = train_well
     refusal: Exception | None = None
     """`submit` raises it: an app.errors.ApiError, like the real engine."""
+    clipped: dict[str, float] = field(default_factory=dict)
+    """The strengths that each request's generation reports as reduced, by digest."""
     free_capacity: int = 1280
     stats: EngineStats = field(default_factory=EngineStats)
     start: "asyncio.Future[None] | None" = None
@@ -252,6 +305,13 @@ class FakeEngine:
     """Pairs of request id and choice, in order. None as the choice means all choices."""
     steps_played: int = 0
     trainings: list[TrainConcept] = field(default_factory=list)
+    vectors: GivenVectors = VECTORS
+    norms: list[float] = field(default_factory=lambda: [8.0, 16.0])
+    """What `export` returns for each concept, together with REPORT."""
+    question_refusal: Exception | None = None
+    """`export` and `read` raise it."""
+    exports: list[str] = field(default_factory=list)
+    reads: list[ReadTexts] = field(default_factory=list)
     prioritized: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     in_training: dict[str, asyncio.Event] = field(default_factory=dict)
@@ -304,6 +364,19 @@ class FakeEngine:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def export(self, concept: str) -> VectorsResult:
+        self.exports.append(concept)
+        if self.question_refusal is not None:
+            raise self.question_refusal
+        return VectorsResult("export", self.vectors, self.norms, REPORT)
+
+    async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
+        """Each token's reading is its id, divided by 64."""
+        self.reads.append(ReadTexts("read", concept, prompts, texts))
+        if self.question_refusal is not None:
+            raise self.question_refusal
+        return [[token_id / 64 for token_id in text] for text in texts]
 
     def prioritize(self, concept: str) -> None:
         self.prioritized.append(concept)

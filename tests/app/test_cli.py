@@ -5,22 +5,28 @@ import gc
 import hashlib
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 import yaml
 from click.testing import Result
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from app.cli import build_commands
+from app.concepts.neutral_texts import NEUTRAL_QUESTIONS
 from app.settings import AuthSettings, Settings
-from inference.interface.protocol import TrainingState
+from inference.interface.protocol import TrainingState, TrainingUpdate
+from tests.app.concepts.vectors.files import vector, write_gguf
 from tests.app.contract.support import until
-from tests.app.fakes import HANG, FakeEngine, pausing, train_badly
+from tests.app.fakes import HANG, REPORT, FakeEngine, pausing, train_badly
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,8 +124,103 @@ async def test_a_concept_is_created_from_a_file(live_url: str, file: Path, prefi
     done = await concept("train", file, url=live_url + prefix)
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.startswith("_worker/kind: ready, examples: 1\n")
-    for shown in ("-1 ", "-0.500", "1.12", "+1 ", "+0.500", "Works: the held-out", "Warning: The pairs'"):
+    for shown in (
+        *("-1 ", "-0.500 +- 0.125", "1.12", "+1 ", "+0.500", "50%", "6%", "8.0"),
+        *("2 of 2 distinct", "in 2 groups", "2 measured", "agreement 0.12"),
+        *("Specificity: 4.0 +- 0.5", "rank correlation 1.00"),
+        *("Steered blocks: 16, 17; read at block 16", "0.150 at 1, 0.100 at -1", "from -1.25 to 1.75"),
+        *("Works: the held-out", "Warning: The pairs'"),
+        f"\n{NEUTRAL_QUESTIONS[1]}\n-1: ",
+    ):
         assert shown in done.stdout
+
+
+async def test_a_report_without_measurements_is_printed(
+    live_url: str, file: Path, engine: FakeEngine
+) -> None:
+    nothing = dict.fromkeys(("works", "agreement", "spearman", "specificity", "specificity_error"))
+    empty = {"effects": [], "answers": [], "samples": [], "warnings": [], "summary": "Not measured."}
+    report = msgspec.structs.replace(REPORT, **nothing, **empty)
+    engine.training = lambda command: [TrainingUpdate(command.concept, TrainingState.READY, 1.0, report)]
+    done = await concept("train", file, url=live_url)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "Specificity: -, rank correlation -" in done.stdout
+    assert "Not measured." in done.stdout
+    assert "strength " not in done.stdout
+
+
+async def test_vectors_are_exported_and_imported(
+    live_url: str, file: Path, tmp_path: Path, engine: FakeEngine
+) -> None:
+    await concept("train", file, url=live_url)
+    vectors = tmp_path / "kind.safetensors"
+    done = await concept("export", "kind", vectors, url=live_url)
+    assert (done.exit_code, done.output) == (0, "")
+    assert set(load_file(vectors)) == {"direction.1", "direction.2"}
+    done = await concept("import", vectors, "--name", "copy", url=live_url)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("_worker/copy: ready, examples: 0, imported vectors\n")
+    listed = await concept("list", url=live_url)
+    assert "0, imported" in listed.stdout
+    assert_one_line(await concept("import", vectors, url=live_url), "_worker/kind already exists")
+    assert (await concept("delete", "kind", url=live_url)).exit_code == 0
+    done = await concept("import", vectors, "--description", "Mine", url=live_url)
+    assert done.stdout.startswith("_worker/kind: ready")
+    assert "Mine" in (await concept("list", url=live_url)).stdout
+
+
+async def test_a_control_vector_is_imported_with_examples_to_measure_it(
+    live_url: str, file: Path, tmp_path: Path, engine: FakeEngine
+) -> None:
+    control = tmp_path / "control.gguf"
+    control.write_bytes(write_gguf({2: vector().astype(np.float16)}))
+    done = await concept("import", control, "--name", "x", "--examples", file, url=live_url)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("_worker/x: ready, examples: 1, imported vectors\n")
+    [command] = engine.trainings
+    assert len(command.positive) == 1
+    assert command.vectors is not None
+    assert (command.vectors.blocks, command.vectors.values) == ((2,), vector().tobytes())
+
+
+async def test_an_export_keeps_its_scale_when_it_is_imported_with_examples(
+    live_url: str, file: Path, tmp_path: Path, engine: FakeEngine
+) -> None:
+    await concept("train", file, url=live_url)
+    vectors = tmp_path / "kind.safetensors"
+    await concept("export", "kind", vectors, url=live_url)
+    done = await concept("import", vectors, "--name", "x", "--examples", file, url=live_url)
+    assert (done.exit_code, done.stderr) == (0, "")
+    given = engine.trainings[-1].vectors
+    assert given is not None
+    assert np.frombuffer(given.values, np.float32)[:8] == pytest.approx([0, 3, 4, 0, 0, 0, 0, 0])
+    assert given.down_scale == 0.5
+
+
+async def test_files_that_cannot_be_imported_are_one_line(live_url: str, file: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "x.pt"
+    pickled.write_bytes(pickle.dumps([1.0]))
+    for extra in ((), ("--examples", file)):
+        done = await concept("import", pickled, "--name", "x", *extra, url=live_url)
+        assert_one_line(done, "is a pickle", "convert it first")
+    assert_one_line(await concept("import", tmp_path / "none", url=live_url), "No such file")
+    control = tmp_path / "control.gguf"
+    control.write_bytes(write_gguf({2: vector()}))
+    assert_one_line(await concept("import", control, url=live_url), "name is required")
+    done = await concept("import", control, "--name", "x", "--examples", pickled, url=live_url)
+    assert_one_line(done, "x.pt")
+    (tmp_path / "bad.yaml").write_text("examples: [{positive: a}]")
+    done = await concept("import", control, "--name", "x", "--examples", tmp_path / "bad.yaml", url=live_url)
+    assert_one_line(done, "examples[0].negative is required")
+
+
+async def test_an_export_that_fails_leaves_no_file(live_url: str, file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.safetensors"
+    assert_one_line(await concept("export", "nobody", target, url=live_url), "_worker/nobody is unknown")
+    await concept("train", file, url=live_url)
+    missing = tmp_path / "none" / "x.safetensors"
+    assert_one_line(await concept("export", "kind", missing, url=live_url), "No such file")
+    assert not target.exists()
 
 
 async def test_a_file_may_be_json_without_a_name(live_url: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ A longer run with other requests: `TILLER_FUZZ_EXAMPLES=500 TILLER_FUZZ_SEED=1 p
 import hashlib
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,13 @@ import pytest
 import schemathesis
 from schemathesis import engine as schemathesis_engine
 from schemathesis.config import SchemathesisConfig
+from schemathesis.core import NOT_SET
 from schemathesis.engine import events
 from schemathesis.specs.openapi import schemas as _schemas  # noqa: F401 - else imported in the middle of a test
 
+from app.schemas.concepts import ID_PATTERN, full_id
 from app.settings import Settings
+from tests.app.concepts.vectors.files import vector, write_safetensors
 from tests.app.contract.support import CONCEPTS, store_concepts
 from tests.app.fakes import FakeEngine, model_info, reply
 from tests.app.live import serving
@@ -30,6 +34,7 @@ TOKEN = "secret"
 GENERATED = [40, 41, 42]
 LARGE = 10**10
 """Vocabulary size, above every key of logit_bias that the schema allows: the schema has no limit for keys."""
+VECTORS = write_safetensors({1: vector()}, name="fuzzed")
 OPTIONS = {"no-shrink": True, "with-security-parameters": False}
 SUCCESSES = {
     "POST /chat/completions": 200,
@@ -39,6 +44,9 @@ SUCCESSES = {
     "GET /steering_concepts": 200,
     "GET /steering_concepts/{concept}": 200,
     "DELETE /steering_concepts/{concept}": 204,
+    "GET /steering_concepts/{concept}/vectors": 200,
+    "POST /steering_concepts/{concept}/read": 200,
+    "POST /steering_concepts/import": 201,
     "GET /models": 200,
     "GET /models/{model}": 200,
     "GET /models/{model}/tokenizer": 200,
@@ -73,6 +81,8 @@ def apply_rules_beyond_the_schema(context: Any, case: Any, kwargs: dict[str, Any
 
     Changes only parts that match the schema, so that deliberately invalid requests stay invalid.
     """
+    if case.operation.label == "POST /steering_concepts/import" and case.body is not NOT_SET:
+        case.body = VECTORS
     if isinstance(case.body, dict):
         case.body = with_integers(case.body)
         if isinstance(case.body.get("model"), str):
@@ -80,6 +90,8 @@ def apply_rules_beyond_the_schema(context: Any, case: Any, kwargs: dict[str, Any
         alternate_roles(case.body.get("messages"))
         align_token_limits(case.body)
         limit_concepts(case.body)
+        align_strengths(case.body)
+        align_condition(case.body)
         make_examples_differ(case.body.get("examples"))
 
 
@@ -118,8 +130,39 @@ def align_token_limits(body: dict[str, Any]) -> None:
 
 def limit_concepts(body: dict[str, Any]) -> None:
     """Keeps at most 16 concepts, so that there cannot be too many distinct ones."""
-    if isinstance(body.get("steering_concepts"), list):
-        del body["steering_concepts"][16:]
+    for name in ("steering_concepts", "steering_readings"):
+        if isinstance(body.get(name), list):
+            del body[name][16:]
+
+
+def align_strengths(body: dict[str, Any]) -> None:
+    """Keeps one strength for each named concept. Does not touch what the schema refuses."""
+    concepts, strengths = body.get("steering_concepts"), body.get("steering_strength")
+    if not isinstance(strengths, dict):
+        return
+    listed = concepts if isinstance(concepts, list) else []
+    named = [full_id(concept) for concept in listed if isinstance(concept, str)]
+    for key, strength in list(strengths.items()):
+        if re.fullmatch(ID_PATTERN, key) and is_number(strength) and -2 <= strength <= 2:
+            del strengths[key]
+            if full_id(key) in named:
+                strengths[full_id(key)] = strength
+
+
+def align_condition(body: dict[str, Any]) -> None:
+    """Keeps one bound of an empty range. Steers the answer if there is a condition."""
+    when = body.get("steering_when")
+    if not isinstance(when, dict):
+        return
+    if body.get("steering_scope") == "prompt":
+        body["steering_scope"] = "answer"
+    above, below = when.get("above"), when.get("below")
+    if is_number(above) and is_number(below) and above >= below:
+        del when["below"]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def make_examples_differ(examples: Any) -> None:

@@ -86,7 +86,7 @@ def test_a_dry_run_of_an_engine_with_only_its_packages(tmp_path: Path) -> None:
     assert all(figure["what"] in output for figure in figures)
     assert counts(figures, "steering_rows") == {
         f"decode, 4 x 64, {blocks}, {way}": rows
-        for blocks in ("1 steered block", "4 steered blocks")
+        for blocks in ("1 steered block", "each at 1 of 4 blocks", "4 steered blocks")
         for way, rows in zip(WAYS, (0, 1, 4), strict=True)
     }
     hits = counts(figures, "prefix_cache_hits")
@@ -130,6 +130,10 @@ def measured(engine: Engine) -> Speed:
     return Speed(engine, "tiny", LIMITS, WORK, LATER)
 
 
+def steering_figures(engine: Engine) -> Iterator[Figure]:
+    return measured(engine).steering(4, 20, steps=3, rounds=2, where="two blocks", sets=[(0,), (1,)])
+
+
 def test_steering_is_measured_also_in_steps_launched_ahead(
     captured: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +142,7 @@ def test_steering_is_measured_also_in_steps_launched_ahead(
     monkeypatch.setattr(
         ModelRunner, "launch_after", lambda self, step: launched.append(step) or launch_after(self, step)
     )
-    figures = list(measured(captured).steering(4, 20, steps=3, rounds=2))
+    figures = list(steering_figures(captured))
     assert [figure.counts["steering_rows"] for figure in figures] == [0, 1, 4]
     assert len(launched) > 3 * 2 * 3
     assert captured.is_idle
@@ -149,7 +153,7 @@ def test_a_batch_with_the_steering_of_before_is_no_measurement(
 ) -> None:
     monkeypatch.setattr(Speed, "_rebuild_batch", lambda self: None)
     with pytest.raises(MeasurementError, match="different rows of the bank"):
-        list(measured(captured).steering(4, 20, steps=3, rounds=2))
+        list(steering_figures(captured))
 
 
 def test_a_prompt_in_the_prefix_cache_is_no_measurement(captured: Engine) -> None:
@@ -174,12 +178,12 @@ def test_each_engine_is_freed_and_its_hooks_are_removed() -> None:
         hooks.append([len(layer._forward_hooks) for layer in engine.runner.model.layers])
         yield from ()
 
-    for blocks in (None, (0, 2)):
-        list(engines.measure(blocks, look, LATER))
-    assert hooks == [[0, 0, 0, 1, 0], [1, 0, 1, 0, 0]]
+    for _ in range(2):
+        list(engines.measure(look, LATER))
+    assert hooks == [[1] * 5] * 2
     kept = []
     with pytest.raises(MeasurementError, match="the engine is still in memory"):
-        list(engines.measure(None, lambda engine: kept.append(engine) or iter(()), LATER))
+        list(engines.measure(lambda engine: kept.append(engine) or iter(()), LATER))
     kept.clear()
     with pytest.raises(MeasurementError, match="1 engines or models"):
         memory.check()
@@ -203,7 +207,7 @@ def test_a_part_stops_when_its_time_is_over_and_frees_its_memory() -> None:
     ended = process._run(one, PART, expire_after(60), connection)
     assert ended == Ended("out of time", {"memory_kept_gib": 0}, reusable=True)
     names = [figure.what for figure in connection.sent]
-    assert names[:3] == ["weights", "start of an engine, 1 steered block", "first token after 64, first use"]
+    assert names[:3] == ["weights", "start of an engine", "first token after 64, first use"]
     assert len(names) < 12
 
 

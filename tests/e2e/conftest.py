@@ -33,12 +33,12 @@ class Server:
     url: str
     process: subprocess.Popen[str]
 
-    def post(self, path: str, body: object, **options: object) -> httpx.Response:
+    def post(self, path: str, body: object, timeout: float = 120, **options: object) -> httpx.Response:
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        return httpx.post(self.url + path, json=body, headers=headers, timeout=120, **options)
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=timeout, **options)
 
-    def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
+    def get(self, path: str, timeout: float = 30) -> httpx.Response:
+        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=timeout)
 
     def delete(self, path: str) -> httpx.Response:
         return httpx.delete(self.url + path, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)

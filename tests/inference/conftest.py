@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from unittest.mock import patch
 
 import msgspec
@@ -13,18 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from inference.backends import selection
 from inference.backends.backend import Backend
 from inference.compute.graphs import Capture
+from inference.driver import Driver, Result
 from inference.engine import Engine
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import (
-    FinishReason,
-    GenerationRequest,
-    SamplingParams,
-    StepReport,
-    TokenEvent,
-)
+from inference.interface.protocol import GenerationRequest, SamplingParams, TokenEvent
 from inference.models.causal_lm import CausalLM
 from inference.runner.model_runner import ModelRunner
-from inference.steering.directions import DirectionFiles
+from inference.steering.direction_files import DirectionFiles
 
 torch.set_num_threads(1)  # more threads do not speed up models this small
 
@@ -74,15 +69,6 @@ def sharpen(model: PreTrainedModel) -> None:
             torch.nn.init.normal_(parameter, std=0.3)
 
 
-@dataclass
-class Result:
-    """The output of one choice."""
-
-    token_ids: list[int] = field(default_factory=list)
-    events: list[TokenEvent] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-
 LOGPROB_TOLERANCE = 1e-4
 """Between batches of different sizes: the last bits of a float32 product of torch's depend on the number of
 its rows, on some processors more than on others."""
@@ -111,36 +97,6 @@ def _without_numbers(result: Result) -> list[tuple[TokenEvent, list[int] | None]
 def _numbers(result: Result) -> list[float]:
     given = [event.logprobs for event in result.events if event.logprobs is not None]
     return [number for one in given for number in (one.logprob, *(value for _, value in one.top))]
-
-
-class Driver:
-    """Runs an engine to the end and sorts its events by request and choice."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.results: dict[tuple[str, int], Result] = {}
-        self.num_steps = 0
-
-    def step(self) -> StepReport:
-        self.num_steps += 1
-        report = self.engine.step()
-        for event in report.events:
-            result = self.results.setdefault((event.request_id, event.index), Result())
-            assert result.finish_reason is None, "an event after the last one"
-            result.token_ids.append(event.token_id)
-            result.events.append(event)
-            result.finish_reason = event.finish_reason
-        self.engine.check_integrity()
-        return report
-
-    def run(self, *requests: GenerationRequest) -> dict[tuple[str, int], Result]:
-        for request in requests:
-            assert self.engine.add(request).refusal is None
-        for _ in range(10_000):
-            if self.engine.is_idle:
-                return self.results
-            self.step()
-        raise AssertionError("the engine does not become idle")
 
 
 def build_driver(
@@ -179,7 +135,7 @@ def build_driver(
         runner = ModelRunner(causal_lm, engine_config, backend)
     if hasattr(capture, "num_replayed"):
         capture.num_replayed = 0  # without the steps at the start
-    return Driver(Engine(runner, engine_config, directions))
+    return Driver(Engine(runner, engine_config, directions), check=True, max_steps=10_000)
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ def test_a_request_longer_than_the_context_length_is_refused(llama: PreTrainedMo
 
 def test_the_context_length_is_limited_by_the_kv_cache(llama: PreTrainedModel) -> None:
     driver = build_driver(llama, num_blocks=2, block_size=8)
-    assert (driver.engine.context_length, driver.engine.context_limit) == (17, "engine.kv_cache_gib")
-    assert len(driver.run(request("all", [5] * 3, 14))["all", 0].token_ids) == 14
+    assert (driver.engine.context_length, driver.engine.context_limit) == (16, "engine.kv_cache_gib")
+    assert len(driver.run(request("all", [5] * 3, 13))["all", 0].token_ids) == 13
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def test_the_context_length_is_limited_by_the_kv_cache(llama: PreTrainedModel) -
         ({"context_length": 512}, 512, "", ""),
         ({"context_length": 100}, 100, "engine.context_length", ""),
         ({"num_blocks": 40}, 512, "", ""),
-        ({"num_blocks": 2}, 33, "engine.kv_cache_gib", "to 33 tokens; the model allows 512;"),
+        ({"num_blocks": 2}, 32, "engine.kv_cache_gib", "to 32 tokens; the model allows 512;"),
         (
             {"num_blocks": 2, "context_length": 40},
-            33,
+            32,
             "engine.kv_cache_gib",
             "engine.context_length allows 40;",
         ),
-        ({"num_blocks": 2, "context_length": 33}, 33, "engine.context_length", ""),
+        ({"num_blocks": 2, "context_length": 32}, 32, "engine.context_length", ""),
     ],
 )
 def test_the_setting_that_limits_the_context_is_known(
@@ -73,7 +73,7 @@ def test_a_full_queue_refuses_all_choices_of_a_request(llama: PreTrainedModel) -
 
 
 def test_an_unknown_steering_concept_is_refused(llama: PreTrainedModel) -> None:
-    steering = SteeringSpec(("_worker/kind", "_worker/rude"), 0.0)
+    steering = SteeringSpec({"_worker/kind": 0.0, "_worker/rude": 1.0})
     refused = build_driver(llama).engine.add(GenerationRequest("a", [5], 5, steering=steering))
     assert refused == SubmitResult("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, "_worker/kind")
 
@@ -81,7 +81,7 @@ def test_an_unknown_steering_concept_is_refused(llama: PreTrainedModel) -> None:
 def test_the_engine_is_not_idle_during_a_training(llama: PreTrainedModel) -> None:
     engine = build_driver(llama).engine
     texts = [[9, 8], [7, 6]]
-    engine.trainer.add(TrainConcept("kind", [5], texts, [[3, 4], [4, 3]], [[9, 9]]))
+    engine.trainer.add(TrainConcept("kind", [5], [[5], [5]], texts, [[3, 4], [4, 3]], [[9, 9]]))
     assert not engine.is_idle
     updates = []
     while not engine.is_idle:

@@ -4,135 +4,45 @@ The engine is the real one. Its model is a hash function that reads the states o
 the block tables. A block that is reused too early, shared by mistake or not written changes the output.
 """
 
-import hashlib
+import itertools
 import random
 from copy import deepcopy
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import numpy as np
-import torch
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from inference.compute.sampler import NOT_A_TOKEN
 from inference.engine import Engine
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import (
     FinishReason,
     GenerationRequest,
+    ReadingsResult,
+    ReadTexts,
     RefusalCode,
     SamplingParams,
+    SteeringCondition,
+    SteeringScope,
     SteeringSpec,
 )
-from inference.runner.model_runner import SampledToken
 from inference.scheduling.sequence import Sequence
-from inference.steering.bank import SteeringBank
 from inference.steering.directions import Calibration, Direction
+from tests.inference.fake_runner import (
+    HIDDEN_SIZE,
+    POISON,
+    VOCAB_SIZE,
+    FakeRunner,
+    digest_of,
+    project,
+    sample,
+    state_of,
+)
 
-VOCAB_SIZE = 9
-POISON = 0
-"""Logits after this token are not finite. It is never sampled."""
 BEGINNING = [5, 6, 7, 8] * 6
 CONCEPTS = ("warm", "cold")
-NOTHING = b"not written"
-
-
-def state_of(token_id: int, digest: bytes, before: list[bytes]) -> bytes:
-    """The state that a token stores in the cache. It depends on the states of all tokens before it."""
-    return hashlib.blake2b(bytes([token_id]) + digest + b"".join(before), digest_size=8).digest()
-
-
-def sample(state: bytes, drawn: int) -> int:
-    mixed = hashlib.blake2b(state + drawn.to_bytes(4, "big"), digest_size=8).digest()
-    return 1 + int.from_bytes(mixed, "big") % (VOCAB_SIZE - 1)
-
-
-@dataclass(frozen=True)
-class FakeStep:
-    """Like model_runner.Step, with the positions and tokens that the device knows."""
-
-    sequences: list[Sequence]
-    positions: dict[Sequence, int]
-    """Position of the newest token, for each sequence that samples."""
-    tokens: dict[Sequence, int]
-    single: bool
-    """Whether each sequence computed one token and samples."""
-
-    def read(self) -> list[SampledToken]:
-        return [SampledToken(sequence, token_id, None) for sequence, token_id in self.tokens.items()]
-
-
-@dataclass
-class FakeRunner:
-    """A ModelRunner whose cache holds states. `runs_ahead`: whether steps can be launched ahead."""
-
-    num_blocks: int
-    block_size: int
-    runs_ahead: bool
-    faults: int = 0
-    """Number of the next launches with several sequences that fail, after the computation."""
-    cache: dict[int, bytes] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.model = SimpleNamespace(
-            vocab_size=VOCAB_SIZE,
-            context_length=None,
-            layers=[None],
-            hidden_size=len(CONCEPTS),
-            device=torch.device("cpu"),
-        )
-        self.bank = SteeringBank(64, (0,), len(CONCEPTS), torch.device("cpu"))
-
-    def launch(self, scheduled: list[Sequence]) -> FakeStep:
-        positions, tokens = {}, {}
-        for sequence in scheduled:
-            assert sequence.num_scheduled_tokens >= 1
-            end = sequence.num_computed_tokens + sequence.num_scheduled_tokens
-            for position in range(sequence.num_computed_tokens, end):
-                self._compute(sequence, position, sequence.token_ids[position])
-            if sequence.samples_next:
-                positions[sequence] = end - 1
-                tokens[sequence] = self._sample(sequence, end - 1, sequence.token_ids, ahead=False)
-        self._fail(scheduled)
-        single = all(s.num_scheduled_tokens == 1 and s in tokens for s in scheduled)
-        return FakeStep(scheduled, positions, tokens, single)
-
-    def can_be_followed(self, step: FakeStep) -> bool:
-        started = all(sequence.num_computed_tokens for sequence in step.sequences)
-        return self.runs_ahead and step.single and started and len(step.sequences) == len(step.tokens)
-
-    def launch_after(self, step: FakeStep) -> FakeStep:
-        positions = {sequence: position + 1 for sequence, position in step.positions.items()}
-        tokens = {}
-        for sequence, token_id in step.tokens.items():
-            clamped = max(token_id, 0)
-            self._compute(sequence, positions[sequence], clamped)
-            token_ids = [*sequence.token_ids, clamped]
-            tokens[sequence] = self._sample(sequence, positions[sequence], token_ids, ahead=True)
-        self._fail(step.sequences)
-        return FakeStep(step.sequences, positions, tokens, single=True)
-
-    def _fail(self, sequences: list[Sequence]) -> None:
-        if self.faults and len(sequences) > 1:
-            self.faults -= 1
-            raise RuntimeError("an operation failed")
-
-    def _compute(self, sequence: Sequence, position: int, token_id: int) -> None:
-        before = [self.cache.get(self._slot(sequence, p), NOTHING) for p in range(position)]
-        self.cache[self._slot(sequence, position)] = state_of(token_id, sequence.steering_digest, before)
-
-    def _sample(self, sequence: Sequence, position: int, token_ids: list[int], ahead: bool) -> int:
-        if POISON in token_ids:
-            return NOT_A_TOKEN
-        drawn = sequence.draw(ahead) if sequence.sampling.temperature else 0
-        return sample(self.cache[self._slot(sequence, position)], drawn)
-
-    def _slot(self, sequence: Sequence, position: int) -> int:
-        return (
-            sequence.block_table[position // self.block_size] * self.block_size + position % self.block_size
-        )
 
 
 @dataclass
@@ -141,7 +51,9 @@ class Choice:
 
     expected: list[int]
     finish: FinishReason
+    expected_readings: list[list[float] | None]
     token_ids: list[int] = field(default_factory=list)
+    readings: list[list[float] | None] = field(default_factory=list)
     reason: FinishReason | None = None
     cancelled: bool = False
     """Whether it was aborted or failed."""
@@ -151,20 +63,55 @@ class Choice:
         return self.cancelled or self.reason is not None
 
 
-def run_alone(sequence: Sequence) -> Choice:
+def states_of(token_ids: list[int], digests: list[bytes]) -> list[bytes]:
+    states: list[bytes] = []
+    for token_id, digest in zip(token_ids, digests, strict=True):
+        states.append(state_of(token_id, digest, list(states)))
+    return states
+
+
+def is_met(spec: SteeringSpec, sequence: Sequence) -> bool:
+    """Whether the condition is met, if there is one. Reads the unsteered prompt, except its beginning."""
+    if spec.condition is None:
+        return True
+    assert sequence.condition is not None
+    reader = sequence.condition.reader
+    states = states_of(sequence.token_ids, [b""] * len(sequence.token_ids))
+    mean = float(np.mean([project(state, reader) for state in states[1:]] or [float("nan")]))
+    above, below = spec.condition.above, spec.condition.below
+    return (above is None or mean > above) and (below is None or mean < below)
+
+
+def is_steered(spec: SteeringSpec, position: int, num_prompt: int) -> bool:
+    if spec.condition is not None or spec.scope is SteeringScope.ANSWER:
+        return position >= num_prompt
+    return position > 0 and (spec.scope is SteeringScope.ALL or position < num_prompt)
+
+
+def run_alone(request: GenerationRequest, sequence: Sequence) -> Choice:
     """The expected output of a new sequence, computed without any other sequence."""
-    draws, digest = deepcopy(sequence.random), sequence.steering_digest
+    draws, spec, num_prompt = deepcopy(sequence.random), request.steering, len(sequence.token_ids)
+    digest = digest_of(sequence.steering) if spec is not None and is_met(spec, sequence) else b""
     token_ids, states, outputs = list(sequence.token_ids), [], []
     while True:
-        for token_id in token_ids[len(states) :]:
-            states.append(state_of(token_id, digest, list(states)))
+        for position in range(len(states), len(token_ids)):
+            steered = spec is not None and is_steered(spec, position, num_prompt)
+            states.append(state_of(token_ids[position], digest if steered else b"", list(states)))
+        if outputs and outputs[-1] in sequence.stop_token_ids:
+            finish = FinishReason.STOP
+            break
+        if len(outputs) == sequence.max_tokens:
+            finish = FinishReason.LENGTH
+            break
         drawn = draws.getrandbits(32) if sequence.sampling.temperature else 0
         outputs.append(sample(states[-1], drawn))
         token_ids.append(outputs[-1])
-        if outputs[-1] in sequence.stop_token_ids:
-            return Choice(outputs, FinishReason.STOP)
-        if len(outputs) == sequence.max_tokens:
-            return Choice(outputs, FinishReason.LENGTH)
+    readings: list[list[float] | None] = [
+        [project(state, reader) for reader in sequence.readers] or None for state in states[num_prompt:]
+    ]
+    if finish is FinishReason.STOP:
+        readings[-1] = None
+    return Choice(outputs, finish, readings)
 
 
 @dataclass(frozen=True)
@@ -179,6 +126,9 @@ class RequestSpec:
     drawn: bool
     stops: set[int]
     concepts: list[str]
+    scope: SteeringScope
+    condition: SteeringCondition | None
+    readings: list[str]
     poison: bool
 
     def request(self, request_id: str) -> GenerationRequest:
@@ -190,10 +140,14 @@ class RequestSpec:
             nice=self.nice,
             sampling=SamplingParams(temperature=float(self.drawn)),
             stop_token_ids=tuple(self.stops),
-            steering=SteeringSpec(tuple(self.concepts), 1.0) if self.concepts else None,
+            steering=SteeringSpec(dict.fromkeys(self.concepts, 1.0), self.scope, condition=self.condition)
+            if self.concepts
+            else None,
+            readings=tuple(self.readings),
         )
 
 
+CONDITIONS = [SteeringCondition("warm", above=0.5), SteeringCondition("cold", above=0.3, below=0.6)]
 REQUESTS = st.lists(
     st.builds(
         RequestSpec,
@@ -205,10 +159,23 @@ REQUESTS = st.lists(
         drawn=st.booleans(),
         stops=st.sets(st.integers(1, VOCAB_SIZE - 1), max_size=1),
         concepts=st.lists(st.sampled_from(CONCEPTS), max_size=2),
+        scope=st.sampled_from(SteeringScope),
+        condition=st.sampled_from([None, None, *CONDITIONS]),
+        readings=st.sampled_from([[], [], ["warm"], ["cold", "warm"]]),
         poison=st.sampled_from([False] * 9 + [True]),
     ),
     min_size=1,
     max_size=5,
+)
+
+
+TEXTS = st.lists(
+    st.tuples(
+        st.sampled_from([1, 7, 16]),
+        st.lists(st.sampled_from([*BEGINNING, POISON]), min_size=1, max_size=9),
+    ),
+    min_size=1,
+    max_size=3,
 )
 
 
@@ -237,13 +204,19 @@ class Interleaving(RuleBasedStateMachine):
         self.now = 0.0
         self.ticks = clock
         self.runner = FakeRunner(num_blocks, block_size, runs_ahead)
+        self.limit = num_blocks * block_size
         self.engine = Engine(self.runner, EngineConfig(block_size=block_size, seed=0, **config))
         self.engine.scheduler.clock = self._clock
         self.engine.steerer.calibration = Calibration(norms=(1.0,), cap=1.0)
         for column, concept in enumerate(CONCEPTS):
-            self.engine.steerer.add(concept, Direction(np.eye(len(CONCEPTS))[column : column + 1], 0.1))
+            unit = np.eye(HIDDEN_SIZE, dtype=np.float32)[column : column + 1]
+            direction = Direction((0,), unit, (0.1,), 1.0, 2.0, 2.0, 0, reading_range=(0.0, 1.0))
+            self.engine.steerer.add(concept, direction)
         self.requests: dict[str, dict[int, Choice]] = {}
         self.poisoned: set[str] = set()
+        self.texts: dict[str, list[list[float]] | None] = {}
+        """The expected readings of texts. None: the reading fails."""
+        self.numbers = itertools.count()
         self.submit(first)
 
     def _clock(self) -> float:
@@ -258,12 +231,15 @@ class Interleaving(RuleBasedStateMachine):
 
     def _submit(self, spec: RequestSpec) -> None:
         request_id = f"r{len(self.requests)}"
-        refusal = self.engine.add(spec.request(request_id)).refusal
+        request = spec.request(request_id)
+        refusal = self.engine.add(request).refusal
         if refusal is not None:
             assert refusal in (RefusalCode.CONTEXT_LENGTH_EXCEEDED, RefusalCode.QUEUE_FULL)
             return
         sequences = self.engine._sequences[request_id]
-        self.requests[request_id] = {index: run_alone(sequence) for index, sequence in sequences.items()}
+        self.requests[request_id] = {
+            index: run_alone(request, sequence) for index, sequence in sequences.items()
+        }
         if spec.poison:
             self.poisoned.add(request_id)
 
@@ -274,6 +250,32 @@ class Interleaving(RuleBasedStateMachine):
         self.engine.abort(request_id, index)
         for position, choice in self.requests[request_id].items():
             choice.cancelled |= not choice.ended and index in (None, position)
+
+    @rule(concept=st.sampled_from(CONCEPTS), texts=TEXTS)
+    def read(self, concept: str, texts: list[tuple[int, list[int]]]) -> None:
+        name = f"t{next(self.numbers)}"
+        prompts = [BEGINNING[:length] for length, _ in texts]
+        command = ReadTexts(name, concept, prompts, [text for _, text in texts])
+        if max(len(p) + len(t) for p, t in zip(prompts, command.texts, strict=True)) > self.limit:
+            return
+        reader = self.engine.steerer.reader(concept, 1)
+        self.texts[name] = [
+            [project(state, reader) for state in states_of(p + t, [b""] * len(p + t))[len(p) :]]
+            for p, t in zip(prompts, command.texts, strict=True)
+        ]
+        if any(POISON in text for text in command.texts):
+            self.texts[name] = None
+        self.engine.measuring.read_texts(command)
+
+    def _check_readings(self, results: list[ReadingsResult]) -> None:
+        for result in results:
+            expected = self.texts.pop(result.request_id)
+            if expected is None:
+                assert result.readings is None
+                assert "not finite" in result.detail
+            else:
+                assert result.readings is not None
+                assert result.readings == [pytest.approx(numbers) for numbers in expected]
 
     @rule(seconds=st.floats(0, 40))
     def wait(self, seconds: float) -> None:
@@ -295,8 +297,11 @@ class Interleaving(RuleBasedStateMachine):
             choice = self.requests[event.request_id][event.index]
             assert not choice.ended, "an event after the last one"
             choice.token_ids.append(event.token_id)
+            choice.readings.append(event.readings)
             choice.reason = event.finish_reason
             assert choice.token_ids == choice.expected[: len(choice.token_ids)]
+            assert choice.readings == choice.expected_readings[: len(choice.readings)]
+        self._check_readings(report.readings)
         for failure in report.failures:
             assert failure.request_id in self.poisoned
             for choice in self.requests[failure.request_id].values():
@@ -324,7 +329,7 @@ class Interleaving(RuleBasedStateMachine):
                     assert (choice.token_ids, choice.reason) == (choice.expected, choice.finish)
         assert self.engine.block_manager.num_free_blocks == self.engine.block_manager.num_blocks
         assert list(self.engine.scheduler.sequences()) == []
-        assert self.runner.bank.num_free_rows == 64
+        assert self.texts == {}, "a reading was not answered"
 
 
 TestInterleaving = Interleaving.TestCase

@@ -16,9 +16,12 @@ from inference.interface.config import ConfigError, EngineConfig
 from inference.interface.protocol import (
     Abort,
     Command,
+    ExportVectors,
     ForgetConcept,
     GenerationRequest,
     PrioritizeTraining,
+    ReadingsResult,
+    ReadTexts,
     RefusalCode,
     Report,
     SamplingParams,
@@ -30,10 +33,11 @@ from inference.interface.protocol import (
     TrainConcept,
     TrainingState,
     TrainingUpdate,
+    VectorsResult,
     decode_report,
     encode,
 )
-from inference.steering.directions import DirectionFiles
+from inference.steering.direction_files import DirectionFiles
 from inference.worker import choose_device
 from tests.inference.conftest import build_driver, generate, make_model, request
 
@@ -92,6 +96,15 @@ class Process:
             updates += [update for update in report.training if update.concept == concept]
         return updates
 
+    def receive_results(self, count: int) -> list[VectorsResult | ReadingsResult]:
+        """The next answers to ExportVectors and ReadTexts."""
+        results: list[VectorsResult | ReadingsResult] = []
+        while len(results) < count:
+            report = self.receive()
+            assert isinstance(report, StepReport)
+            results += [*report.vectors, *report.readings]
+        return results
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -138,13 +151,14 @@ def test_it_serves_until_the_gateway_exits(worker: Process, model_directory: Pat
     assert isinstance(started, Started)
     assert started.model.directory == str(model_directory)
     assert (started.model.vocab_size, started.model.context_length) == (199, 512)
+    assert (started.model.num_layers, started.model.hidden_size) == (3, 32)
     named = {"generation_config.json": (1,), "config.json": (1,)}
     assert (started.model.end_token_ids, started.model.dtype) == (named, "float32")
 
     greedy = SamplingParams(temperature=0.0)
     worker.send(GenerationRequest("a", [5, 6, 7], 8, sampling=greedy))
     worker.send(GenerationRequest("b", [9] * 20, 8, sampling=greedy, n=2))
-    worker.send(GenerationRequest("c", [9], 8, steering=SteeringSpec(("_worker/x",), 1.0)))
+    worker.send(GenerationRequest("c", [9], 8, steering=SteeringSpec({"_worker/x": 1.0})))
     worker.send(GenerationRequest("d", [9] * 500, 13))
     reports = worker.receive_steps(24)
     submit_results = {a.request_id: a for report in reports for a in report.submit_results}
@@ -184,7 +198,8 @@ def test_an_abort_ends_a_generation_and_nothing_else(worker: Process) -> None:
 def test_it_trains_concepts_steers_with_them_and_forgets_them(worker: Process, tmp_path: Path) -> None:
     assert isinstance(worker.receive(), Started)
     positive, negative = ([[start + i, start + i + 1] for i in range(8)] for start in (10, 40))
-    training = TrainConcept("kind", [2, 7], positive, negative, [[90, 91, 92], [93, 94]])
+    prompts = [[2, 7]] * 8
+    training = TrainConcept("kind", [2, 7], prompts, positive, negative, [[90, 91, 92], [93, 94]])
     worker.send(msgspec.structs.replace(training, concept="later", background=True))
     worker.send(training)
     updates = worker.receive_training("kind")
@@ -192,16 +207,33 @@ def test_it_trains_concepts_steers_with_them_and_forgets_them(worker: Process, t
     assert [update.progress for update in updates] == sorted(update.progress for update in updates)
     assert updates[-1].report is not None
 
-    steered = msgspec.structs.replace(request("a", [5, 6, 7], 12), steering=SteeringSpec(("kind",), -1.5))
+    steering = SteeringSpec({"kind": -1.5})
+    steered = msgspec.structs.replace(request("a", [5, 6, 7], 12), steering=steering, readings=("kind",))
     [directory] = (tmp_path / "cache" / "steering").glob("*/*")
     driver = build_driver(make_model("llama"), DirectionFiles(directory))
     driver.engine.trainer.add(training)
     assert driver.step().training == [updates[-1]]
-    expected = driver.run(steered)["a", 0].token_ids
-    assert expected != generate(make_model("llama"), [5, 6, 7], 12)
+    expected = driver.run(steered)["a", 0]
+    assert expected.token_ids != generate(make_model("llama"), [5, 6, 7], 12)
     worker.send(steered)
     events = [event for report in worker.receive_steps(12) for event in report.events]
-    assert [event.token_id for event in events] == expected
+    assert [event.token_id for event in events] == expected.token_ids
+    readings = [number for event in events for number in event.readings or ()]
+    own_readings = [event.readings[0] for event in expected.events if event.readings]
+    assert readings == pytest.approx(own_readings, abs=1e-4)
+    assert len(readings) == 12
+
+    reading = ReadTexts("read", "kind", prompts[:2], positive[:2])
+    worker.send(ExportVectors("export", "kind"))
+    worker.send(reading)
+    worker.send(ExportVectors("none", "other"))
+    results = {result.request_id: result for result in worker.receive_results(3)}
+    assert results["export"] == driver.export(ExportVectors("export", "kind"))
+    assert results["none"] == VectorsResult("none")
+    read, own = results["read"], driver.read(reading)
+    assert isinstance(read, ReadingsResult)
+    assert read.readings == [pytest.approx(numbers, abs=1e-4) for numbers in own.readings or ()]
+    assert len(read.readings) == 2
 
     worker.send(PrioritizeTraining("later"))
     worker.send(ForgetConcept("kind"))

@@ -108,9 +108,9 @@ def gate(x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def steer(hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor) -> None:
-    """hidden [T, size] += scales [T, 1] * vectors[rows]. Tokens with row 0 stay bit for bit as they are."""
+def steer(hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor) -> None:
+    """hidden [T, size] += vectors[rows]. Tokens with row 0 stay bit for bit as they are."""
     size = hidden.shape[-1]
     kernels.steer[len(hidden), triton.cdiv(size, _COLUMNS)](
-        hidden, vectors, rows, scales, SIZE=size, COLUMNS=_COLUMNS
+        hidden, vectors, rows, SIZE=size, COLUMNS=_COLUMNS
     )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from app.concepts.concept import Concept, Example, digest_of
@@ -15,8 +16,10 @@ from app.concepts.store import ConceptStore
 from app.concepts.trainings import Trainings
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest
 from app.schemas.concepts import ConceptDetail, ConceptState, full_id
+from app.schemas.reports import ConceptReport
 from app.settings import LimitSettings
 from app.telemetry.metrics import Metrics
+from inference.interface import protocol
 from inference.interface.protocol import TrainConcept, TrainingState, TrainingUpdate
 from tests.app.contract.support import until
 from tests.app.fakes import (
@@ -40,7 +43,12 @@ def concept(name: str = "kind", text: str = "Lovely.", shipped: bool = False) ->
 def encode(concept: Concept) -> TrainConcept:
     if concept.examples[0].positive == "too long":
         raise InvalidRequest("examples[0].positive has too many tokens", "examples[0].positive")
-    return TrainConcept(concept.digest, [1], [[2]], [[3]], [[4]])
+    return TrainConcept(concept.digest, [1], [[1]], [[2]], [[3]], [[4]])
+
+
+def present(report: protocol.ConceptReport) -> ConceptReport:
+    """The report without its samples, whose texts need a tokenizer."""
+    return ConceptReport(**{**msgspec.structs.asdict(report), "samples": []})
 
 
 @pytest.fixture
@@ -59,7 +67,8 @@ def open_concepts(engine: FakeEngine, store: ConceptStore) -> Open:
 
     def build(limit: int = 10, encode: Callable[[Concept], TrainConcept] = encode) -> Concepts:
         metrics = Metrics()
-        return Concepts(store, Trainings(engine, encode, metrics), metrics, LimitSettings(max_concepts=limit))
+        trainings = Trainings(engine, encode, metrics)
+        return Concepts(store, trainings, metrics, LimitSettings(max_concepts=limit), present)
 
     return build
 
@@ -106,10 +115,11 @@ async def test_a_created_concept_is_ready_and_stored(concepts: Concepts, store: 
         created=1_700_000_000,
         description="Kind",
         num_examples=1,
+        imported=False,
         shipped=False,
         state=ConceptState.READY,
         progress=1.0,
-        report=REPORT,
+        report=present(REPORT),
         error=None,
     )
     assert store.load() == [concept()]

@@ -105,7 +105,7 @@ def client_of(app: FastAPI) -> httpx.AsyncClient:
 def _requests_fit_the_wire(engine: FakeEngine) -> Iterator[None]:
     """Checks that each command a test sent to the engine survives encoding and decoding for the worker."""
     yield
-    for command in (*engine.requests, *engine.trainings):
+    for command in (*engine.requests, *engine.trainings, *engine.reads):
         assert decode_command(encode(command)) == command
 
 

@@ -13,7 +13,7 @@ from app.concepts.concept import Concept, Example, digest_of
 from app.concepts.store import ConceptStore
 from app.schemas.concepts import full_id
 from inference.interface.protocol import FinishReason, GenerationRequest, TokenEvent, TokenLogprobs
-from tests.app.fakes import END_OF_TURN, FakeEngine, Script, Step
+from tests.app.fakes import END_OF_TURN, FakeEngine, Script, Step, readings_of
 
 CHAT = "/chat/completions"
 JSON = {"content-type": "application/json"}
@@ -129,6 +129,13 @@ def entries_of(chunks: list[dict[str, Any]], index: int = 0) -> list[dict[str, A
     return [entry for part in logprobs for entry in part["content"]]
 
 
+def readings_in(chunks: list[dict[str, Any]], index: int = 0) -> list[dict[str, Any]]:
+    parts = [
+        part["steering_readings"] for part in choice_chunks(chunks, index) if "steering_readings" in part
+    ]
+    return [entry for part in parts for entry in part["content"]]
+
+
 def finish_of(chunks: list[dict[str, Any]], index: int = 0) -> str | None:
     return choice_chunks(chunks, index)[-1]["finish_reason"]
 
@@ -185,7 +192,10 @@ def steps(*script: Iterable[int] | Step, finish: FinishReason = FinishReason.STO
 def events(
     request: GenerationRequest, token_ids: Iterable[int], index: int = 0, finish: FinishReason | None = None
 ) -> list[TokenEvent]:
-    """One step's events for a choice. The last has `finish`. Log probabilities differ for each token."""
+    """One step's events for a choice. The last has `finish`.
+
+    Log probabilities and readings differ for each token.
+    """
     ids = list(token_ids)
     count = request.sampling.top_logprobs
     return [
@@ -195,6 +205,7 @@ def events(
             token_id,
             finish if position == len(ids) - 1 else None,
             None if count is None else logprobs_of(token_id, count),
+            readings_of(request, token_id, finish if position == len(ids) - 1 else None),
         )
         for position, token_id in enumerate(ids)
     ]

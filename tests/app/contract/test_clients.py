@@ -65,7 +65,7 @@ async def test_alephs_client_chats(alpha: aleph.AsyncClient, speaking: FakeEngin
     assert answer.message.content == TEXT
     assert answer.finish_reason == chat.FinishReason.Stop
     (submitted,) = speaking.requests
-    assert (submitted.max_tokens, submitted.steering) == (70, SteeringSpec((digest_of(CONCEPTS["a"]),), 1.0))
+    assert (submitted.max_tokens, submitted.steering) == (70, SteeringSpec({digest_of(CONCEPTS["a"]): 1.0}))
     assert (submitted.sampling.temperature, submitted.sampling.top_k, submitted.sampling.top_p) == (
         0.5,
         4,
@@ -113,7 +113,7 @@ async def test_alephs_client_creates_a_concept_and_chats_with_it(
         assert await client.create_steering_concept(request) == concept
         await client.chat(question(steering_concepts=[concept.id]), model="tiny")
     assert concept.id == "_worker/" + digest_of(tuple(Example(e.positive, e.negative) for e in examples))
-    assert engine.requests[0].steering == SteeringSpec((concept.id.removeprefix("_worker/"),), 1.0)
+    assert engine.requests[0].steering == SteeringSpec({concept.id.removeprefix("_worker/"): 1.0})
 
 
 async def test_alephs_synchronous_client_creates_a_concept(

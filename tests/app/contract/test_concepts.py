@@ -1,6 +1,7 @@
 """The routes of /steering_concepts, and chat requests that wait for a concept."""
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -9,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.concepts.concept import digest_of
-from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
+from app.concepts.neutral_texts import NEUTRAL_QUESTIONS, NEUTRAL_TEXTS, TRAINING_PROMPT
 from app.concepts.store import ConceptStore
 from app.errors import ApiError, EngineUnavailable, ErrorCode
-from inference.interface.protocol import SteeringSpec, TrainingState
+from inference.interface.protocol import SampleAnswer, SteeringSpec, TrainingState, TrainingUpdate
 from tests.app.contract.support import (
     CONCEPTS,
     JSON,
@@ -30,6 +32,7 @@ from tests.app.contract.support import (
 )
 from tests.app.fakes import (
     HANG,
+    REPORT,
     SPECIAL_TOKENS,
     FakeEngine,
     FakeGeneration,
@@ -41,7 +44,10 @@ from tests.app.fakes import (
 PATH = "/steering_concepts"
 PAIR = {"positive": "Thanks!", "negative": "I am obliged."}
 OTHER = {"positive": "Hi!", "negative": "Good day."}
-CARD = {"id", "object", "created", "description", "num_examples", "shipped", "state", "progress"}
+CARD = {
+    *("id", "object", "created", "description", "num_examples", "imported", "shipped"),
+    *("state", "progress"),
+}
 
 prefixes = pytest.mark.parametrize("prefix", ["", "/v1"])
 both_ids = pytest.mark.parametrize("worker", ["", "_worker/"])
@@ -89,6 +95,7 @@ async def test_without_a_name_the_id_is_made_from_the_examples(
     assert concept["report"]["effects"][0] == {
         "strength": -1.0,
         "shift": -0.5,
+        "shift_error": 0.125,
         "perplexity_ratio": 1.125,
     }
     assert (await client.get(f"{prefix}{PATH}/{concept['id']}")).json() == concept
@@ -100,6 +107,47 @@ async def test_the_id_is_the_sha256_of_the_pairs(client: httpx.AsyncClient) -> N
     examples = [{"positive": "é \u2028日🙂", "negative": '"\\\n'}]
     concept = await created(client, *examples)
     assert concept["id"] == "_worker/67ace45c2ea1de51ed54abd9f249ab46ec80663ea6f54f6fad395a05f8e37873"
+
+
+async def test_the_id_covers_the_prompts_of_examples_that_have_one(client: httpx.AsyncClient) -> None:
+    """The expected id is fixed as well. An example without a prompt counts as the pair that it is."""
+    concept = await created(client, PAIR, OTHER | {"prompt": "Greet me."}, {**PAIR, "prompt": None})
+    raw = '[["Thanks!","I am obliged."],["Hi!","Good day.","Greet me."],["Thanks!","I am obliged."]]'
+    assert concept["id"] == "_worker/" + hashlib.sha256(raw.encode()).hexdigest()
+    assert concept["id"] != (await created(client, PAIR, OTHER, PAIR))["id"]
+
+
+async def test_the_prompt_of_an_example_is_the_users_turn(
+    client: httpx.AsyncClient, engine: FakeEngine, tiny_tokenizer: Any
+) -> None:
+    await created(client, PAIR, OTHER | {"prompt": "Greet me."})
+    [command] = engine.trainings
+    prompts = [tiny_tokenizer.decode(ids, skip_special_tokens=False) for ids in command.pair_prompts]
+    assert prompts == [
+        f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        for text in (TRAINING_PROMPT, "Greet me.")
+    ]
+
+
+async def test_prompts_survive_a_restart(client: httpx.AsyncClient, serve) -> None:
+    concept = await created(client, OTHER | {"prompt": "Greet me."}, name="greeting")
+    assert await created(await serve(), OTHER | {"prompt": "Greet me."}, name="greeting") == concept
+    assert_error(await create(await serve(), OTHER, name="greeting"), 409, "CONFLICT", param="name")
+
+
+async def test_the_report_has_the_words_of_the_sample_answers(
+    client: httpx.AsyncClient, engine: FakeEngine, tiny_tokenizer: Any
+) -> None:
+    samples = [SampleAnswer(-1.0, 1, [40, 41]), SampleAnswer(1.0, 2, [42, 2])]
+    report = msgspec.structs.replace(REPORT, samples=samples)
+    engine.training = lambda command: [TrainingUpdate(command.concept, TrainingState.READY, 1.0, report)]
+    answer = (await created(client))["report"]
+    assert answer["samples"] == [
+        {"strength": -1.0, "question": NEUTRAL_QUESTIONS[1], "text": tiny_tokenizer.decode([40, 41])},
+        {"strength": 1.0, "question": NEUTRAL_QUESTIONS[2], "text": tiny_tokenizer.decode([42])},
+    ]
+    expected = msgspec.to_builtins(report)
+    assert {**answer, "samples": []} == {**expected, "samples": []}
 
 
 @pytest.mark.parametrize("given", ["kind", "_worker/kind"])
@@ -199,6 +247,7 @@ async def test_shipped_concepts_are_listed_from_the_start(serve, tmp_path: Path)
         "created": int(file.stat().st_mtime),
         "description": "Kind",
         "num_examples": 1,
+        "imported": False,
         "shipped": True,
         "state": "untrained",
         "progress": 0.0,
@@ -301,6 +350,10 @@ BAD_FIELDS = {
     "an empty text": ({"examples": [PAIR, PAIR, PAIR, PAIR | {"positive": ""}]}, "examples[3].positive"),
     "a blank text": ({"examples": [PAIR | {"negative": " \n\t\u2003"}]}, "examples[0].negative"),
     "the same text twice": ({"examples": [{"positive": "a", "negative": "a"}]}, "examples[0].negative"),
+    "a blank prompt": ({"examples": [PAIR, PAIR | {"prompt": " \n"}]}, "examples[1].prompt"),
+    "a number for a prompt": ({"examples": [PAIR | {"prompt": 5}]}, "examples[0].prompt"),
+    "a long prompt": ({"examples": [PAIR | {"prompt": "x" * 4001}]}, "examples[0].prompt"),
+    "a prompt beyond the context": ({"examples": [PAIR | {"prompt": "x" * 250}]}, "examples[0].prompt"),
     "a long text": ({"examples": [PAIR | {"positive": "x" * 4001}]}, "examples[0].positive"),
     "a megabyte": ({"examples": [PAIR, PAIR | {"negative": "x" * 2**20}]}, "examples[1].negative"),
     "a text beyond the context": (
@@ -531,8 +584,8 @@ async def test_a_chat_waits_until_its_concepts_can_be_used(
     assert engine.requests == []
     go_on.set()
     assert (await chatting).status_code == 200
-    digests = tuple(sorted(digest_of(CONCEPTS[name]) for name in "ab"))
-    assert engine.requests[0].steering == SteeringSpec(digests, 1.0)
+    strengths = {digest_of(CONCEPTS[name]): 1.0 for name in "ab"}
+    assert engine.requests[0].steering == SteeringSpec(strengths)
     assert (await chat(stored, steering_concepts=["a"])).status_code == 200
     assert len(engine.trainings) == 2
 
@@ -614,7 +667,7 @@ def refuse_for_concept(
 
     async def submit(request: Any) -> FakeGeneration:
         await before()
-        digest = request.steering.concepts[0]
+        digest = next(iter(request.steering.strengths))
         raise ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, f"no such steering concept: {digest}")
 
     monkeypatch.setattr(engine, "submit", submit)

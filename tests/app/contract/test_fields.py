@@ -33,6 +33,10 @@ OPTIONAL = [
     "top_logprobs",
     "steering_concepts",
     "steering_strength",
+    "steering_scope",
+    "steering_mode",
+    "steering_when",
+    "steering_readings",
 ]
 
 

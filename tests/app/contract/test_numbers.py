@@ -95,7 +95,7 @@ async def test_a_steering_strength_out_of_range_is_refused_even_without_concepts
 
 
 @pytest.mark.parametrize("literal", NOT_NUMBERS)
-@pytest.mark.parametrize("field", [*NUMBERS, *COUNTS])
+@pytest.mark.parametrize("field", [*RANGES, *COUNTS])
 async def test_a_value_of_another_type_is_refused(
     client: httpx.AsyncClient, engine: FakeEngine, field: str, literal: str
 ) -> None:

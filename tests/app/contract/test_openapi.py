@@ -20,6 +20,9 @@ ROUTES = [
     ("get", CONCEPTS),
     ("get", f"{CONCEPTS}/{{model}}"),
     ("delete", f"{CONCEPTS}/{{model}}"),
+    ("get", f"{CONCEPTS}/{{model}}/vectors"),
+    ("post", f"{CONCEPTS}/{{model}}/read"),
+    ("post", f"{CONCEPTS}/import"),
     ("get", "/models"),
     ("get", "/models/{model}"),
     ("get", "/models/{model}/tokenizer"),
@@ -40,7 +43,6 @@ RANGES = {
     "n": (1, 16),
     "temperature": (0, 2),
     "top_p": (0, 1),
-    "steering_strength": (-2, 2),
     "top_k": (1, None),
 }
 TYPES = {
@@ -50,6 +52,9 @@ TYPES = {
     "logprobs": "boolean",
     "stream": "boolean",
     "steering_concepts": "array",
+    "steering_readings": "array",
+    "steering_scope": "string",
+    "steering_mode": "string",
     **{name: "integer" for name, (low, high) in RANGES.items() if high in (None, 16, 20)},
     **{name: "number" for name, (low, high) in RANGES.items() if high in (1, 2)},
 }
@@ -152,7 +157,7 @@ async def test_there_is_no_422(document: Schema) -> None:
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
-@pytest.mark.parametrize("name", [*TYPES, "stop", "stream_options"])
+@pytest.mark.parametrize("name", [*TYPES, "stop", "stream_options", "steering_strength", "steering_when"])
 async def test_every_field_of_a_chat_request_is_documented(document: Schema, name: str) -> None:
     schema = field(document, name)
     assert name not in TYPES or schema["type"] == TYPES[name]
@@ -170,7 +175,11 @@ async def test_ranges_are_documented(document: Schema, name: str, bounds: tuple[
 
 @pytest.mark.parametrize(
     ("name", "default"),
-    [("temperature", 1), ("top_p", 1), ("steering_strength", 1), ("steering_concepts", [])],
+    [
+        *[("temperature", 1), ("top_p", 1)],
+        *[("steering_strength", 1), ("steering_concepts", []), ("steering_readings", [])],
+        *[("steering_scope", "all"), ("steering_mode", "add"), ("steering_when", None)],
+    ],
 )
 async def test_defaults_are_documented(document: Schema, name: str, default: Any) -> None:
     assert field(document, name)["default"] == default
@@ -229,15 +238,16 @@ async def test_every_field_and_every_parameter_has_a_description(serve, strict: 
 async def test_the_example_of_each_route_is_answered(serve) -> None:
     client = await serve()
     document = (await client.get("/openapi.json")).json()
+    document["paths"] = {path: document["paths"][path] for path in sorted(document["paths"])}
     sent = 0
     for path, item in document["paths"].items():
         for method, entry in item.items():
-            if "requestBody" in entry:
-                example = entry["requestBody"]["content"]["application/json"]["example"]
-                answer = await client.request(method, path, json=example)
+            if content := entry.get("requestBody", {}).get("content", {}).get("application/json"):
+                url = path.replace("{concept}", "slang")  # the example of POST /steering_concepts creates it
+                answer = await client.request(method, url, json=content["example"])
                 assert answer.is_success, answer.text
                 sent += 1
-    assert sent == 4
+    assert sent == 5
 
 
 async def test_the_example_of_a_chat_is_short_and_calm(document: Schema) -> None:
@@ -279,8 +289,11 @@ async def test_the_lenient_mode_is_documented(serve) -> None:
 async def test_a_created_concept_links_to_its_routes(document: Schema) -> None:
     links = operation(document, "post", CONCEPTS)["responses"]["201"]["links"]
     concept = f"{CONCEPTS}/{{model}}"
-    ids = {operation(document, method, concept)["operationId"] for method in ("get", "delete")}
+    routes = [("get", ""), ("delete", ""), ("get", "/vectors"), ("post", "/read")]
+    ids = {operation(document, method, concept + path)["operationId"] for method, path in routes}
     assert {link["operationId"] for link in links.values()} == ids
+    imported = operation(document, "post", f"{CONCEPTS}/import")["responses"]["201"]["links"]
+    assert imported == links
 
 
 async def test_an_event_is_a_chunk_an_error_or_the_end(document: Schema) -> None:
@@ -309,10 +322,49 @@ async def test_the_limits_of_stop_are_documented(document: Schema) -> None:
     assert any((node.get("minLength"), node.get("maxLength")) == (1, 256) for node in nodes)
 
 
-async def test_the_pattern_of_concept_ids_is_documented(document: Schema) -> None:
-    patterns = [node["pattern"] for node in walk(field(document, "steering_concepts")) if "pattern" in node]
+@pytest.mark.parametrize("name", ["steering_concepts", "steering_readings", "steering_when"])
+async def test_the_pattern_of_concept_ids_is_documented(document: Schema, name: str) -> None:
+    patterns = [node["pattern"] for node in walk(field(document, name)) if "pattern" in node]
     assert patterns
     assert "_worker/" in patterns[0]
+
+
+async def test_a_strength_is_documented_as_a_number_or_as_one_for_each_concept(document: Schema) -> None:
+    number, each = field(document, "steering_strength")["anyOf"]
+    assert (number["type"], number["minimum"], number["maximum"]) == ("number", -2, 2)
+    ((pattern, strength),) = each["patternProperties"].items()
+    assert (each["type"], each["additionalProperties"]) == ("object", False)
+    assert re.fullmatch(pattern, "_worker/a")
+    assert (strength["type"], strength["minimum"], strength["maximum"]) == ("number", -2, 2)
+
+
+async def test_scopes_and_modes_are_documented(document: Schema) -> None:
+    assert field(document, "steering_scope")["enum"] == ["all", "prompt", "answer"]
+    assert field(document, "steering_mode")["enum"] == ["add", "ablate", "clamp"]
+
+
+async def test_a_condition_is_documented_as_a_concept_with_a_bound(document: Schema) -> None:
+    condition = document["components"]["schemas"]["SteeringWhen"]
+    assert (condition["required"], condition["additionalProperties"]) == (["concept"], False)
+    assert condition["properties"].keys() == {"concept", "above", "below"}
+    bounds = [(option["required"], option["properties"]) for option in condition["anyOf"]]
+    assert [required for required, _ in bounds] == [["above"], ["below"]]
+    assert [properties[name]["type"] for [name], properties in bounds] == ["number", "number"]
+
+
+async def test_what_an_answer_reports_about_steering_is_documented_as_optional(document: Schema) -> None:
+    schemas = document["components"]["schemas"]
+    for name, optional in (
+        ("Choice", "steering_readings"),
+        ("ChunkChoice", "steering_readings"),
+        ("ChatCompletion", "steering"),
+        ("ChatChunk", "steering"),
+    ):
+        assert optional in schemas[name]["properties"]
+        assert optional not in schemas[name]["required"]
+        assert {"type": "null"} not in schemas[name]["properties"][optional].get("anyOf", [])
+    readings = schemas["TokenReadings"]["properties"]["readings"]["additionalProperties"]
+    assert {kind["type"] for kind in readings["anyOf"]} == {"number", "null"}
 
 
 async def test_aleph_alphas_name_for_max_tokens_is_deprecated(document: Schema) -> None:
@@ -385,3 +437,32 @@ async def test_deleting_a_concept_answers_without_a_body(document: Schema) -> No
     responses = operation(document, "delete", f"{CONCEPTS}/{{model}}")["responses"]
     assert set(responses) == {"204", "401", "404", "408", "409", "431", "500", "503"}
     assert not responses["204"].get("content")
+
+
+async def test_an_import_takes_a_file_and_answers_like_a_creation(document: Schema) -> None:
+    entry = operation(document, "post", f"{CONCEPTS}/import")
+    assert entry["requestBody"] == {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+    errors = {"400", "401", "408", "409", "413", "415", "429", "431", "500", "503"}
+    assert set(entry["responses"]) == {"201"} | errors
+    created = operation(document, "post", CONCEPTS)["responses"]["201"]
+    assert entry["responses"]["201"]["content"] == created["content"]
+    assert {parameter["name"]: parameter["in"] for parameter in entry["parameters"]} == {
+        "name": "query",
+        "description": "query",
+    }
+
+
+async def test_an_export_answers_with_a_file(document: Schema) -> None:
+    responses = operation(document, "get", f"{CONCEPTS}/{{model}}/vectors")["responses"]
+    assert set(responses["200"]["content"]) == {"application/octet-stream"}
+
+
+async def test_a_reading_takes_either_texts_or_messages(document: Schema) -> None:
+    content = operation(document, "post", f"{CONCEPTS}/{{model}}/read")["requestBody"]["content"]
+    schema = resolve(document, content["application/json"]["schema"])
+    assert [option["required"] for option in schema["oneOf"]] == [["texts"], ["messages"]]
+    texts = resolve(document, schema["properties"]["texts"])
+    assert (texts["minItems"], texts["maxItems"], texts["items"]["minLength"]) == (1, 256, 1)

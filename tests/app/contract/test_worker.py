@@ -56,8 +56,12 @@ while True:
     if not isinstance(request, GenerationRequest):
         continue
     name, wish = request.request_id, request.max_tokens
-    if request.steering:
-        concept = request.steering.concepts[-1]
+    if wish == {clip}:
+        report(submit_results=[SubmitResult(name, clipped=dict.fromkeys(request.steering.strengths, 0.75))])
+        readings = [number + 0.5 for number in range(len(request.readings))]
+        report(events=[TokenEvent(name, 0, 70, FinishReason.LENGTH, None, readings)])
+    elif request.steering:
+        concept = next(iter(request.steering.strengths))
         report(submit_results=[SubmitResult(name, RefusalCode.UNKNOWN_STEERING_CONCEPT, concept)])
     elif wish in {refusals!r}:
         code = RefusalCode({refusals!r}[wish])
@@ -73,7 +77,7 @@ while True:
         elif wish != {hang}:
             report(events=[TokenEvent(name, 0, 2, FinishReason.STOP)])
 """
-QUEUE_FULL, TOO_LONG, INTERNAL, FAIL, DIE, HANG = range(101, 107)
+QUEUE_FULL, TOO_LONG, INTERNAL, FAIL, DIE, HANG, CLIP = range(101, 108)
 REFUSALS = {QUEUE_FULL: "QUEUE_FULL", TOO_LONG: "CONTEXT_LENGTH_EXCEEDED", INTERNAL: "INTERNAL"}
 STATUS = {"QUEUE_FULL": 503, "CONTEXT_LENGTH_EXCEEDED": 400, "INTERNAL": 500}
 
@@ -86,7 +90,7 @@ async def client(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a gateway with its own worker process."""
     root = str(Path(__file__).parents[3])
-    source = WORKER.format(root=root, refusals=REFUSALS, fail=FAIL, die=DIE, hang=HANG)
+    source = WORKER.format(root=root, refusals=REFUSALS, fail=FAIL, die=DIE, hang=HANG, clip=CLIP)
     interpreter = tmp_path / "python"
     interpreter.write_text(f"#!{sys.executable}\n{source}")
     interpreter.chmod(0o700)
@@ -105,6 +109,14 @@ async def test_a_worker_answers_several_requests(client: httpx.AsyncClient) -> N
         answer = (await chat(client, max_tokens=5)).json()
         assert answer["choices"][0]["finish_reason"] == "stop"
         assert answer["usage"]["completion_tokens"] == 2
+
+
+async def test_reduced_strengths_and_readings_reach_the_client(client: httpx.AsyncClient) -> None:
+    fields = {"steering_concepts": ["kind"], "steering_readings": ["_worker/kind"], "max_tokens": CLIP}
+    answer = (await chat(client, **fields)).json()
+    assert answer["steering"] == {"applied": {"_worker/kind": 0.75}}
+    (entry,) = answer["choices"][0]["steering_readings"]["content"]
+    assert entry["readings"] == {"_worker/kind": 0.5}
 
 
 @streamed_or_not

@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def seen(choices: int = 1, concepts: int = 0) -> Observation:
-    steering = SteeringSpec(tuple(map(str, range(concepts))), 1.0) if concepts else None
+    steering = SteeringSpec(dict.fromkeys(map(str, range(concepts)), 1.0)) if concepts else None
     found = Observation("r")
     found.generation_request = GenerationRequest("r", [0] * 10, 100, choices, steering=steering)
     return found

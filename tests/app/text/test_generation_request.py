@@ -1,6 +1,6 @@
 """The engine gets what the chat request asks for, within the limits of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -9,8 +9,16 @@ import pytest
 from app.errors import ApiError, ErrorCode, InvalidRequest
 from app.schemas.chat import ChatRequest
 from app.settings import Settings
-from app.text.generation_request import check_model, generation_request
-from inference.interface.protocol import GenerationRequest, ModelInfo, SamplingParams, SteeringSpec
+from app.text.generation_request import check_model, digests_in, generation_request
+from inference.interface.protocol import (
+    GenerationRequest,
+    ModelInfo,
+    SamplingParams,
+    SteeringCondition,
+    SteeringMode,
+    SteeringScope,
+    SteeringSpec,
+)
 
 MODEL = ModelInfo("", context_length=10, vocab_size=4, end_token_ids={}, weights_digest="", dtype="float32")
 
@@ -21,8 +29,10 @@ def chat(**fields: Any) -> ChatRequest:
 
 
 def built(
-    prompt: int = 4, digests: Sequence[str] = (), default_max_tokens: int | None = None, **fields: Any
+    prompt: int = 4, digests: Mapping[str, str] = {}, default_max_tokens: int | None = None, **fields: Any
 ) -> GenerationRequest:
+    """`digests`: name of each concept -> its digest."""
+    digests = {f"_worker/{name}": digest for name, digest in digests.items()}
     return generation_request(
         chat(**fields), [1] * prompt, digests, MODEL, (2,), "r", False, default_max_tokens
     )
@@ -75,12 +85,12 @@ def test_a_request_beyond_the_context_length_is_refused(prompt: int, max_tokens:
 def test_the_error_names_the_setting_that_limits_the_context(limit: str, end: str) -> None:
     model = msgspec.structs.replace(MODEL, context_limit=limit)
     with pytest.raises(ApiError, match=f"this model's maximum context length is 10{end}$"):
-        generation_request(chat(), [1] * 11, (), model, (), "r", nice=False)
+        generation_request(chat(), [1] * 11, {}, model, (), "r", nice=False)
 
 
 def test_a_prompt_with_a_token_beyond_the_embedding_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="messages needs token 4 of the tokenizer") as refused:
-        generation_request(chat(), [1, 4, 2], (), MODEL, (), "r", nice=False)
+        generation_request(chat(), [1, 4, 2], {}, MODEL, (), "r", nice=False)
     assert refused.value.param == "messages"
 
 
@@ -120,19 +130,72 @@ def test_concept_ids_are_completed_and_duplicates_removed() -> None:
     assert named == ("_worker/b", "_worker/a")
 
 
+DIGESTS = {"b": "b2", "a": "a1", "c": "c3", "same-as-b": "b2"}
+
+
 def test_the_engine_gets_each_digest_once_and_in_order() -> None:
-    given = ["b2", "a1", "c3", "b2"]
-    digests = ("a1", "b2", "c3")
-    assert built(digests=given, steering_strength=-0.5).steering == SteeringSpec(digests, -0.5)
-    assert built(digests=given[::-1]).steering == SteeringSpec(digests, 1.0)
+    names, strengths = list(DIGESTS), {"a1": -0.5, "b2": -0.5, "c3": -0.5}
+    for order in (names, names[::-1]):
+        steering = built(digests=DIGESTS, steering_concepts=order, steering_strength=-0.5).steering
+        assert steering == SteeringSpec(strengths)
+        assert list(steering.strengths) == list(strengths)
+
+
+def test_each_concept_can_have_its_strength() -> None:
+    given = {"a": 0.5, "c": 0}
+    request = built(digests=DIGESTS, steering_concepts=["c", "b", "a"], steering_strength=given)
+    assert request.steering == SteeringSpec({"a1": 0.5, "b2": 1.0})
+
+
+def test_one_digest_cannot_have_two_strengths() -> None:
+    message = "same number for _worker/b and _worker/same-as-b, which have the same examples, got 0.5 and 1"
+    with pytest.raises(InvalidRequest, match=message) as refused:
+        built(digests=DIGESTS, steering_concepts=["b", "same-as-b"], steering_strength={"b": 0.5})
+    assert refused.value.param == "steering_strength"
 
 
 def test_strength_zero_means_no_steering() -> None:
-    assert built(digests=["a1"], steering_strength=0).steering is None
+    assert built(digests=DIGESTS, steering_concepts=["a"], steering_strength=0).steering is None
+    assert built(digests=DIGESTS, steering_concepts=["a"], steering_strength={"a": 0}).steering is None
 
 
 def test_a_strength_without_concepts_means_no_steering() -> None:
     assert built(steering_strength=2).steering is None
+
+
+def test_scope_mode_and_condition_are_part_of_the_steering() -> None:
+    fields = {"steering_scope": "answer", "steering_mode": "clamp"}
+    request = built(
+        digests=DIGESTS,
+        steering_concepts=["a"],
+        steering_when={"concept": "c", "above": 0.5, "below": 2},
+        **fields,
+    )
+    condition = SteeringCondition("c3", 0.5, 2.0)
+    expected = SteeringSpec({"a1": 1.0}, SteeringScope.ANSWER, SteeringMode.CLAMP, condition)
+    assert request.steering == expected
+    assert built(**fields).steering is None
+
+
+def test_readings_keep_the_order_of_the_request() -> None:
+    request = built(digests=DIGESTS, steering_readings=["same-as-b", "a", "b"])
+    assert (request.readings, request.steering) == (("b2", "a1"), None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({}, set()),
+        ({"steering_concepts": ["a", "b"], "steering_strength": {"a": 0}}, {"b2"}),
+        ({"steering_when": {"concept": "c", "above": 0}}, set()),
+        ({"steering_concepts": ["a"], "steering_when": {"concept": "c", "above": 0}}, {"a1", "c3"}),
+        ({"steering_concepts": ["a"], "steering_readings": ["b"]}, {"a1", "b2"}),
+        ({"steering_concepts": ["a"], "steering_strength": 0, "steering_readings": ["a"]}, {"a1"}),
+    ],
+    ids=str,
+)
+def test_the_engine_needs_what_steers_decides_or_is_read(fields: dict[str, Any], needed: set[str]) -> None:
+    assert digests_in(built(digests=DIGESTS, **fields)) == needed
 
 
 def test_any_other_model_is_unknown() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.errors import ApiError, EngineUnavailable, ErrorCode, StartError
+from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest, StartError
 from app.telemetry.observation import WorkerState
 from app.workers import replicas as replicas_module
 from app.workers.replicas import Replicas, run_replicas
@@ -22,6 +22,7 @@ from inference.interface.protocol import (
     TrainConcept,
     TrainingState,
     TrainingUpdate,
+    VectorsResult,
 )
 from tests.app.fakes import model_info
 from tests.app.workers.test_supervisor import WORKER, is_running, pids
@@ -51,7 +52,7 @@ class FakeReplica:
         self.submitted.append(request.request_id)
         if self.refusal:
             raise self.refusal
-        if request.steering and not self.knows.issuperset(request.steering.concepts):
+        if request.steering and not self.knows.issuperset(request.steering.strengths):
             raise ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, "no such steering concept")
         return self
 
@@ -65,6 +66,21 @@ class FakeReplica:
         self.knows.add(command.concept)
         yield TrainingUpdate(command.concept, TrainingState.READY, 1.0)
 
+    async def export(self, concept: str) -> VectorsResult:
+        self._check(concept, "export")
+        return VectorsResult("r", norms=[float(self.load)])
+
+    async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
+        self._check(concept, "read")
+        return [[float(self.load)] for _ in texts]
+
+    def _check(self, concept: str, command: str) -> None:
+        self.commands.append((command, concept))
+        if self.refusal:
+            raise self.refusal
+        if concept not in self.knows:
+            raise ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, "no such steering concept")
+
     def prioritize(self, concept: str) -> None:
         self.commands.append(("prioritize", concept))
 
@@ -76,7 +92,7 @@ class FakeReplica:
 
 
 def request(prompt: list[int] | None = None, *concepts: str) -> GenerationRequest:
-    steering = SteeringSpec(concepts, 1.0) if concepts else None
+    steering = SteeringSpec(dict.fromkeys(concepts, 1.0)) if concepts else None
     return GenerationRequest("r", prompt or [1], 10, steering=steering)
 
 
@@ -160,12 +176,57 @@ async def test_a_request_that_every_replica_would_refuse_is_submitted_once() -> 
 async def test_a_steered_request_goes_to_a_replica_that_knows_the_concept() -> None:
     fakes = [FakeReplica(load=1), FakeReplica(load=0)]
     replicas = Replicas(fakes)
-    command = TrainConcept("kind", [1], [[2]], [[3]], [[4]])
+    command = TrainConcept("kind", [1], [[1]], [[2]], [[3]], [[4]])
     assert [update.state async for update in replicas.train(command)] == [TrainingState.READY]
     assert await replicas.submit(request([1], "kind")) is fakes[0]
     with pytest.raises(ApiError) as refused:
         await replicas.submit(request([1], "rude"))
     assert refused.value.code is ErrorCode.UNKNOWN_STEERING_CONCEPT
+
+
+async def ask(replicas: Replicas, question: str) -> float:
+    """The load of the replica that answers."""
+    if question == "export":
+        return (await replicas.export("kind")).norms[0]
+    return (await replicas.read("kind", [[1]], [[2]]))[0][0]
+
+
+both_questions = pytest.mark.parametrize("question", ["export", "read"])
+
+
+@both_questions
+async def test_the_least_loaded_replica_that_knows_the_concept_answers_a_question(question: str) -> None:
+    fakes = [
+        FakeReplica(load=3, knows={"kind"}),
+        FakeReplica(load=1),
+        FakeReplica(load=2, knows={"kind"}),
+        FakeReplica(load=0, knows={"kind"}, available=False),
+    ]
+    assert await ask(Replicas(fakes), question) == 2.0
+    assert [len(fake.commands) for fake in fakes] == [0, 1, 1, 0]
+
+
+@both_questions
+async def test_a_question_that_no_replica_can_answer_is_refused(question: str) -> None:
+    with pytest.raises(ApiError) as unknown:
+        await ask(Replicas([FakeReplica(), FakeReplica()]), question)
+    assert unknown.value.code is ErrorCode.UNKNOWN_STEERING_CONCEPT
+    with pytest.raises(EngineUnavailable):
+        await ask(Replicas([FakeReplica(available=False), FakeReplica(available=False)]), question)
+
+
+@both_questions
+async def test_a_question_with_a_fault_is_asked_once(question: str) -> None:
+    fakes = [FakeReplica(refusal=InvalidRequest("too long")), FakeReplica(load=1, knows={"kind"})]
+    with pytest.raises(InvalidRequest, match="too long"):
+        await ask(Replicas(fakes), question)
+    assert fakes[1].commands == []
+
+
+@both_questions
+async def test_a_question_goes_on_to_the_next_replica_when_one_is_lost(question: str) -> None:
+    fakes = [FakeReplica(refusal=EngineUnavailable()), FakeReplica(load=1, knows={"kind"})]
+    assert await ask(Replicas(fakes), question) == 1.0
 
 
 async def test_commands_for_all_reach_all_replicas() -> None:
@@ -182,7 +243,7 @@ async def test_commands_for_all_reach_all_replicas() -> None:
 async def test_training_fails_if_all_replicas_are_down() -> None:
     replicas = Replicas([FakeReplica(available=False), FakeReplica(available=False)])
     with pytest.raises(EngineUnavailable):
-        replicas.train(TrainConcept("kind", [1], [[2]], [[3]], [[4]]))
+        replicas.train(TrainConcept("kind", [1], [[1]], [[2]], [[3]], [[4]]))
 
 
 async def test_the_engine_is_available_once_one_replica_is() -> None:

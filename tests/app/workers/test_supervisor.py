@@ -69,6 +69,12 @@ while True:
     elif isinstance(command, TrainConcept) and not command.background:
         update = TrainingUpdate(command.concept, TrainingState.READY, 1.0)
         socket.send(encode(StepReport(training=[update])))
+    elif isinstance(command, ExportVectors):
+        result = VectorsResult(command.request_id, GivenVectors((1,), b"abcd"), [2.0])
+        socket.send(encode(StepReport(vectors=[result])))
+    elif isinstance(command, ReadTexts):
+        result = ReadingsResult(command.request_id, command.texts)
+        socket.send(encode(StepReport(readings=[result])))
 """
 
 ENDLESS = 99
@@ -300,7 +306,7 @@ async def test_a_running_engine_leaves_no_temporary_files(engine: SupervisedEngi
 
 
 def training(background: bool = False) -> TrainConcept:
-    return TrainConcept("kind", [1], [[2]], [[3]], [[4]], background)
+    return TrainConcept("kind", [1], [[1]], [[2]], [[3]], [[4]], background=background)
 
 
 async def test_a_lost_workers_trainings_fail_and_the_next_one_trains(
@@ -319,6 +325,17 @@ async def test_a_lost_workers_trainings_fail_and_the_next_one_trains(
     engine.prioritize("kind")
     await engine.wait_available()
     assert await train(training()) == [TrainingState.READY]
+
+
+async def test_questions_reach_the_current_worker(engine: SupervisedEngine, directory: Path) -> None:
+    assert (await engine.export("kind")).norms == [2.0]
+    assert await engine.read("kind", [[1]], [[2, 3]]) == [[2.0, 3.0]]
+    await kill_worker(engine, directory)
+    for question in (engine.export("kind"), engine.read("kind", [[1]], [[2]])):
+        with pytest.raises(EngineUnavailable):
+            await question
+    await engine.wait_available()
+    assert (await engine.export("kind")).norms == [2.0]
 
 
 async def test_the_next_worker_gets_the_forget_commands_sent_in_between(

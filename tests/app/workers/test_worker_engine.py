@@ -20,11 +20,15 @@ from inference.interface.protocol import (
     Abort,
     Command,
     EngineStats,
+    ExportVectors,
     Failure,
     FinishReason,
     ForgetConcept,
     GenerationRequest,
+    GivenVectors,
     PrioritizeTraining,
+    ReadingsResult,
+    ReadTexts,
     RefusalCode,
     SamplingParams,
     StepReport,
@@ -33,6 +37,7 @@ from inference.interface.protocol import (
     TrainConcept,
     TrainingState,
     TrainingUpdate,
+    VectorsResult,
     decode_command,
     encode,
 )
@@ -100,6 +105,17 @@ async def test_requests_do_not_mix(pair: tuple[WorkerEngine, Worker]) -> None:
     end = FinishReason.STOP
     await pair[1].report(events=[TokenEvent("two", 0, 2, end), TokenEvent("one", 0, 1, end)])
     assert await asyncio.gather(collected(one), collected(two)) == [[[1]], [[2]]]
+
+
+@pytest.mark.parametrize("clipped", [{}, {"a1": 1.25, "b2": -0.5}], ids=str)
+async def test_a_generation_has_the_strengths_that_the_worker_reduced(
+    pair: tuple[WorkerEngine, Worker], clipped: dict[str, float]
+) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.submit(request()))
+    await worker.receive()
+    await worker.report(submit_results=[SubmitResult("r", clipped=clipped)])
+    assert (await task).clipped == clipped
 
 
 @pytest.mark.parametrize("code", RefusalCode)
@@ -265,14 +281,18 @@ async def test_a_draining_engine_ends_requests_after_the_time_limit(
         await collected(slow)
 
 
-@pytest.mark.parametrize("top_logprobs", [None, 4])
+@pytest.mark.parametrize(
+    ("top_logprobs", "readings", "max_unread"),
+    [(None, (), 10), (4, (), 50), (None, ("a",), 20), (2, ("a", "b"), 50)],
+)
 async def test_an_unread_answer_does_not_grow_without_limit(
-    pair: tuple[WorkerEngine, Worker], top_logprobs: int | None
+    pair: tuple[WorkerEngine, Worker], top_logprobs: int | None, readings: tuple[str, ...], max_unread: int
 ) -> None:
     engine, worker = pair
-    engine.max_unread = 10 if top_logprobs is None else 50
+    engine.max_unread = max_unread
     sampling = SamplingParams(top_logprobs=top_logprobs)
-    task = asyncio.create_task(engine.submit(GenerationRequest("r", [1, 2], 100, sampling=sampling)))
+    wanted = GenerationRequest("r", [1, 2], 100, sampling=sampling, readings=readings)
+    task = asyncio.create_task(engine.submit(wanted))
     await worker.receive()
     await worker.report(submit_results=[SubmitResult("r")])
     generation = await task
@@ -304,7 +324,7 @@ async def test_an_answer_that_is_read_has_no_limit(
 
 
 def training(concept: str) -> TrainConcept:
-    return TrainConcept(concept, [1], [[2]], [[3]], [[4]])
+    return TrainConcept(concept, [1], [[1]], [[2]], [[3]], [[4]])
 
 
 async def trained(pair: tuple[WorkerEngine, Worker], concept: str) -> "asyncio.Task[list[TrainingUpdate]]":
@@ -424,3 +444,107 @@ async def test_the_wait_in_the_queue_ends_when_the_first_choice_starts(
     )
     await collected(generation)
     assert generation.queue_seconds == pytest.approx(3, abs=1)
+
+
+VECTORS = GivenVectors(blocks=(3,), values=bytes(8))
+
+
+async def test_each_export_gets_its_own_vectors(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    one, two = (asyncio.create_task(engine.export(name)) for name in ("one", "two"))
+    commands = [await worker.receive(), await worker.receive()]
+    assert [command.concept for command in commands if isinstance(command, ExportVectors)] == ["one", "two"]
+    results = [VectorsResult(command.request_id, VECTORS, [2.0]) for command in commands]
+    await worker.report(vectors=[VectorsResult("other", VECTORS), *reversed(results)])
+    assert [await one, await two] == results
+
+
+async def test_each_reading_gets_its_own_numbers(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.read("one", [[1]], [[2, 3]]))
+    command = await worker.receive()
+    assert isinstance(command, ReadTexts)
+    assert command == ReadTexts(command.request_id, "one", [[1]], [[2, 3]])
+    await worker.report(
+        readings=[ReadingsResult("other", [[9.0]]), ReadingsResult(command.request_id, [[0.5, 1.5]])]
+    )
+    assert await task == [[0.5, 1.5]]
+
+
+@pytest.mark.parametrize(
+    ("detail", "code"), [("", ErrorCode.UNKNOWN_STEERING_CONCEPT), ("too long", ErrorCode.INVALID_REQUEST)]
+)
+async def test_texts_that_cannot_be_read_are_refused(
+    pair: tuple[WorkerEngine, Worker], detail: str, code: ErrorCode
+) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.read("one", [[1]], [[2]]))
+    command = await worker.receive()
+    assert isinstance(command, ReadTexts)
+    await worker.report(readings=[ReadingsResult(command.request_id, None, detail)])
+    with pytest.raises(ApiError, match=detail or "no such steering concept: one") as refused:
+        await task
+    assert refused.value.code is code
+
+
+async def test_the_vectors_of_an_unknown_concept_are_refused(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.export("one"))
+    command = await worker.receive()
+    assert isinstance(command, ExportVectors)
+    await worker.report(vectors=[VectorsResult(command.request_id)])
+    with pytest.raises(ApiError, match="no such steering concept: one") as refused:
+        await task
+    assert refused.value.code is ErrorCode.UNKNOWN_STEERING_CONCEPT
+
+
+def questions(engine: WorkerEngine) -> "list[asyncio.Task[object]]":
+    return [
+        asyncio.create_task(engine.export("one")),
+        asyncio.create_task(engine.read("one", [[1]], [[2]])),
+    ]
+
+
+async def test_a_dead_worker_fails_open_and_new_questions(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    tasks = questions(engine)
+    await worker.receive()
+    await worker.receive()
+    worker.process.kill()
+    for task in tasks:
+        with pytest.raises(EngineUnavailable):
+            await task
+    for task in questions(engine):
+        with pytest.raises(EngineUnavailable):
+            await task
+
+
+async def test_a_draining_engine_ends_questions_after_the_time_limit(
+    pair: tuple[WorkerEngine, Worker],
+) -> None:
+    engine, worker = pair
+    tasks = questions(engine)
+    await worker.receive()
+    await worker.receive()
+    engine.drain(0.05)
+    for task in [*questions(engine), *tasks]:
+        with pytest.raises(EngineUnavailable):
+            await task
+
+
+async def test_an_answer_to_a_caller_that_has_left_is_dropped(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    tasks = questions(engine)
+    commands = [await worker.receive(), await worker.receive()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    ids = [command.request_id for command in commands if isinstance(command, ExportVectors | ReadTexts)]
+    await worker.report(vectors=[VectorsResult(ids[0], VECTORS)], readings=[ReadingsResult(ids[1], [[1.0]])])
+    assert await collected_one(pair) == [[1]], "the engine still works"
+
+
+async def collected_one(pair: tuple[WorkerEngine, Worker]) -> list[list[int]]:
+    generation = await submitted(pair)
+    await pair[1].report(events=[TokenEvent("r", 0, 1, FinishReason.STOP)])
+    return await collected(generation)

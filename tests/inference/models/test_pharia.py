@@ -21,7 +21,13 @@ from tests.inference.models.pharia_checkpoint import (
     reference_logits,
     write_checkpoint,
 )
-from tests.inference.steering.conftest import added_vectors, random_tokens, steered, steered_driver
+from tests.inference.steering.conftest import (
+    added_vectors,
+    concepts_at,
+    random_tokens,
+    steered,
+    steered_driver,
+)
 
 DEVICE = torch.get_default_device()
 WEIGHTS = make_weights()
@@ -120,13 +126,14 @@ def test_greedy_tokens_are_those_of_the_reference(pharia: PreTrainedModel) -> No
 def test_a_mixed_batch_is_steered_as_the_reference(pharia: PreTrainedModel) -> None:
     strengths = (-2.0, 0.0, 0.7, 2.0)
     prompts = [random_tokens(i, length) for i, length in enumerate([2, 17, 30, 9])]
-    driver = steered_driver(pharia, steering_blocks=(0, 2), max_batch_tokens=32)
+    known = concepts_at(0, 2)
+    driver = steered_driver(pharia, concepts=known, max_batch_tokens=32)
     requests = [request(f"r{i}", prompt, 12, top_logprobs=3) for i, prompt in enumerate(prompts)]
     results = driver.run(
         *(steered(one, "kind", strength=s) if s else one for one, s in zip(requests, strengths, strict=True))
     )
     for i, (prompt, strength) in enumerate(zip(prompts, strengths, strict=True)):
-        added = added_vectors((0, 2), ["kind"], strength)
+        added = added_vectors(["kind"], strength, known)
         result = results[f"r{i}", 0]
         assert result.token_ids == reference_greedy(WEIGHTS, prompt, 12, added)
         rows = reference_logits(WEIGHTS, prompt + result.token_ids, added).log_softmax(-1)

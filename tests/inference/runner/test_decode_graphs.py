@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from inference.compute.graphs import Act, Graphs, Replay
 from inference.runner.rehearsal import powers_of_two
+from inference.scheduling.steering import BlockVectors
 from tests.inference.conftest import Driver, build_driver, generate, make_model, request
 from tests.inference.recorder import Recorder
-from tests.inference.steering.conftest import steered_driver
+from tests.inference.steering.conftest import HIDDEN_SIZE, steered_driver
 from tests.inference.test_exactness import random_prompt
 
 
@@ -71,10 +73,18 @@ def test_the_trial_reaches_several_tiles_and_leaves_nothing_behind() -> None:
     driver: Driver = steered_driver(make_model("llama"), capture=Recorder(), kv_cache_gib=0.05)
     runner = driver.engine.runner
     assert runner._graphs is not None
-    assert not runner.bank.vectors.any()
-    assert runner.bank.num_free_rows == runner.bank.vectors.shape[1] - 1
     assert max(int(keys[:-1].any(-1).any(-1).sum()) for keys in runner._cache.keys) > 512
     driver.engine.check_integrity()
+    bank = runner.bank
+    assert bank.vectors.any(), "the trial steers"
+    wanted = [
+        BlockVectors((1,), np.full((1, HIDDEN_SIZE), i, np.float32)) for i in range(1, bank.num_rows + 1)
+    ]
+    rows = bank.place(wanted)
+    expected = torch.zeros_like(bank.vectors)
+    for number, vectors in enumerate(wanted, start=1):
+        expected[1, rows[vectors.key]] = number
+    assert torch.equal(bank.vectors, expected)
 
 
 @pytest.mark.parametrize("num_blocks", [1, 3, 20])

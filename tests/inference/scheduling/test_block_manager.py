@@ -2,18 +2,25 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from inference.interface.protocol import GenerationRequest
 from inference.scheduling.block_manager import BlockManager
 from inference.scheduling.probe import Probe
-from inference.scheduling.sequence import Sequence, Steering, build_probe_sequence, build_sequences
+from inference.scheduling.sequence import Sequence, build_probe_sequence, build_sequences
+from inference.scheduling.steering import BlockVectors, Condition, Projection, Reader, Steering
 
 
-def make_sequence(token_ids: list[int], steering_digest: bytes = b"") -> Sequence:
+def make_vectors(value: float, *blocks: int) -> BlockVectors:
+    return BlockVectors(blocks or (0,), np.full((len(blocks) or 1, 2), value, np.float32))
+
+
+def make_sequence(
+    token_ids: list[int], steering: Steering | None = None, condition: Condition | None = None
+) -> Sequence:
     request = GenerationRequest("r", token_ids, max_tokens=1000)
-    steering = Steering(1, 1.0, steering_digest) if steering_digest else None
-    [sequence] = build_sequences(request, 0.0, iter([0]), random.Random(0), steering)
+    [sequence] = build_sequences(request, 0.0, iter([0]), random.Random(0), steering, condition)
     return sequence
 
 
@@ -24,9 +31,9 @@ def compute(blocks: BlockManager, sequence: Sequence) -> None:
     blocks.register(sequence, before)
 
 
-def cached_tokens(blocks: BlockManager, token_ids: list[int], steering_digest: bytes = b"") -> int:
+def cached_tokens(blocks: BlockManager, token_ids: list[int], steering: Steering | None = None) -> int:
     """How many tokens of a new sequence are in the prefix cache. Frees the sequence again."""
-    sequence = make_sequence(token_ids, steering_digest)
+    sequence = make_sequence(token_ids, steering)
     blocks.match_prefix(sequence)
     num_cached = sequence.num_computed_tokens
     blocks.free(sequence)
@@ -56,15 +63,118 @@ def test_blocks_are_shared_only_under_the_same_steering() -> None:
     blocks = BlockManager(num_blocks=32, block_size=4)
     tokens = list(range(12))
     compute(blocks, make_sequence(tokens))
-    compute(blocks, make_sequence(tokens, b"kind"))
-    assert cached_tokens(blocks, [*tokens, 1], b"rude") == 0
-    assert cached_tokens(blocks, [*tokens, 1], b"kind") == 12
+    compute(blocks, make_sequence(tokens, Steering(make_vectors(1.0))))
+    assert cached_tokens(blocks, [*tokens, 1], Steering(make_vectors(2.0))) == 0
+    assert cached_tokens(blocks, [*tokens, 1], Steering(make_vectors(1.0, 1))) == 0
+    assert cached_tokens(blocks, [*tokens, 1], Steering(make_vectors(1.0))) == 12
     assert cached_tokens(blocks, [*tokens, 1]) == 12
+
+
+def every_change() -> list[Steering]:
+    """Different changes of the activations, all at the same positions."""
+    one, other = make_vectors(1.0), make_vectors(2.0)
+    pair, turned = Projection(one, other), Projection(other, one)
+    added = [None, one, other, make_vectors(1.0, 1), make_vectors(1.0, 0, 1)]
+    projections = [(), (pair,), (turned,), (pair, turned), (turned, pair)]
+    return [Steering(add, project) for add in added for project in projections if add or project]
+
+
+def test_every_difference_in_what_is_changed_keeps_blocks_apart() -> None:
+    blocks = BlockManager(num_blocks=256, block_size=4)
+    tokens = list(range(8))
+    for steering in every_change():
+        assert cached_tokens(blocks, [*tokens, 1], steering) == 0
+        compute(blocks, make_sequence(tokens, steering))
+    assert cached_tokens(blocks, [*tokens, 1]) == 0
+    for steering in every_change():
+        assert cached_tokens(blocks, [*tokens, 1], steering) == 8
+
+
+@pytest.mark.parametrize(
+    ("computed", "found", "cached"),
+    [
+        ((1, None), (1, None), 16),
+        ((1, None), (1, 16), 16),  # the same positions of the cached blocks are steered
+        ((1, None), (1, 30), 16),
+        ((1, 10), (1, None), 8),
+        ((1, 8), (1, None), 8),
+        ((10, None), (1, None), 0),
+        ((10, None), (9, None), 8),
+        ((10, None), (12, None), 8),
+        ((10, 11), (10, 12), 8),
+        ((4, 8), (4, 8), 16),
+        ((4, 8), (8, 12), 4),  # the same length, in another block
+        ((5, 7), (4, 6), 4),  # the same length, elsewhere in the block
+        ((16, None), (20, None), 16),  # nothing is steered
+        ((16, None), (1, 1), 16),
+    ],
+)
+def test_blocks_are_shared_only_if_the_same_positions_are_steered(
+    computed: tuple[int, int | None], found: tuple[int, int | None], cached: int
+) -> None:
+    blocks = BlockManager(num_blocks=32, block_size=4)
+    tokens = list(range(16))
+
+    def steer(first: int, end: int | None) -> Steering:
+        return Steering(make_vectors(1.0), first=first, end=end)
+
+    compute(blocks, make_sequence(tokens, steer(*computed)))
+    assert cached_tokens(blocks, [*tokens, 1], steer(*found)) == cached
+
+
+@pytest.mark.parametrize(("first", "end", "cached"), [(1, None, 0), (1, 9, 0), (7, None, 4), (12, None, 12)])
+def test_blocks_before_the_first_steered_position_are_shared_with_unsteered_sequences(
+    first: int, end: int | None, cached: int
+) -> None:
+    blocks = BlockManager(num_blocks=32, block_size=4)
+    tokens = list(range(12))
+    steering = Steering(make_vectors(1.0), first=first, end=end)
+    compute(blocks, make_sequence(tokens))
+    assert cached_tokens(blocks, [*tokens, 1], steering) == cached
+    blocks = BlockManager(num_blocks=32, block_size=4)
+    compute(blocks, make_sequence(tokens, steering))
+    assert cached_tokens(blocks, [*tokens, 1]) == cached
+
+
+@pytest.mark.parametrize("met", [True, False])
+def test_blocks_under_a_condition_are_shared_as_its_outcome_demands(met: bool) -> None:
+    blocks = BlockManager(num_blocks=32, block_size=4)
+    tokens = list(range(16))
+    steering = Steering(make_vectors(1.0), first=10)
+    condition = Condition(Reader(make_vectors(3.0), 0.0, 1.0, end=10), above=0.0, below=None)
+    sequence = make_sequence(tokens[:10], steering, condition)
+    compute(blocks, sequence)
+    condition.met = met
+    for token_id in tokens[10:]:
+        sequence.append(token_id)
+        compute(blocks, sequence)
+    assert cached_tokens(blocks, [*tokens, 1], steering) == (16 if met else 8)
+    assert cached_tokens(blocks, [*tokens, 1]) == (8 if met else 16)
+
+
+def test_positions_to_read_are_not_taken_from_the_cache() -> None:
+    blocks = BlockManager(num_blocks=32, block_size=4)
+    tokens = list(range(16))
+    compute(blocks, make_sequence(tokens))
+    condition = Condition(Reader(make_vectors(3.0), 0.0, 1.0, end=16), above=0.0, below=None)
+    undecided = make_sequence([*tokens, 1], Steering(make_vectors(1.0), first=17), condition)
+    blocks.match_prefix(undecided)
+    assert undecided.num_computed_tokens == 0
+    blocks.free(undecided)
+    condition.met = False
+    blocks.match_prefix(undecided)
+    assert undecided.num_computed_tokens == 16
+    probe = Probe(tokens[:10], tokens[10:], readers=(Reader(make_vectors(3.0), 0.0, 1.0, first=10),))
+    sequence = build_probe_sequence(probe, 0.0, 1)
+    blocks.match_prefix(sequence)
+    assert sequence.num_computed_tokens == 8
 
 
 def test_steered_and_unsteered_hold_different_blocks() -> None:
     blocks = BlockManager(num_blocks=32, block_size=4)
-    plain, steered = make_sequence(list(range(9))), make_sequence(list(range(9)), b"kind")
+    plain, steered = (
+        make_sequence(list(range(9)), steering) for steering in (None, Steering(make_vectors(1.0)))
+    )
     compute(blocks, plain)
     blocks.match_prefix(steered)
     compute(blocks, steered)
@@ -79,7 +189,7 @@ def test_a_probes_content_is_always_computed(prompt_length: int, reusable: int) 
     tokens = list(range(16))
     compute(blocks, make_sequence(tokens))
     probe = Probe(tokens[:prompt_length], tokens[prompt_length:])
-    sequence = build_probe_sequence(probe, 0.0, 1, None)
+    sequence = build_probe_sequence(probe, 0.0, 1)
     blocks.match_prefix(sequence)
     assert sequence.num_computed_tokens == reusable
 

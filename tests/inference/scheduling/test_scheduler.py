@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 
 from inference.interface.protocol import GenerationRequest
 from inference.scheduling.block_manager import BlockManager
-from inference.scheduling.probe import Probe
+from inference.scheduling.probe import Answer, Probe
 from inference.scheduling.scheduler import Scheduler
-from inference.scheduling.sequence import Sequence, Status, build_probe_sequence, build_sequences
+from inference.scheduling.sequence import (
+    Sequence,
+    Status,
+    build_answer_sequence,
+    build_probe_sequence,
+    build_sequences,
+)
 
 
 class Harness:
@@ -60,7 +66,13 @@ class Harness:
     def add_probe(self, prompt: int, content: int) -> Sequence:
         token_ids = [self._prompts.randrange(10**6) for _ in range(prompt + content)]
         probe = Probe(token_ids[:prompt], token_ids[prompt:])
-        sequence = build_probe_sequence(probe, self.now, next(self._numbers), None)
+        sequence = build_probe_sequence(probe, self.now, next(self._numbers))
+        self.scheduler.add(sequence)
+        return sequence
+
+    def add_answer(self, prompt: int, max_tokens: int) -> Sequence:
+        answer = Answer([self._prompts.randrange(10**6) for _ in range(prompt)], max_tokens)
+        sequence = build_answer_sequence(answer, self.now, next(self._numbers))
         self.scheduler.add(sequence)
         return sequence
 
@@ -309,6 +321,7 @@ ACTIONS = st.lists(
         st.tuples(st.just("add"), LENGTHS, st.integers(1, 20), st.booleans(), st.integers(1, 3)),
         st.tuples(st.just("add"), LENGTHS, st.integers(1, 20), st.booleans(), st.just(1)),
         st.tuples(st.just("probe"), LENGTHS, st.integers(1, 20)),
+        st.tuples(st.just("answer"), LENGTHS, st.integers(1, 20)),
         st.tuples(st.just("step"), st.integers(1, 6)),
         st.tuples(st.just("finish"), st.integers(0, 30)),
         st.tuples(st.just("wait"), st.floats(0.0, 40.0)),
@@ -346,6 +359,8 @@ def test_every_sequence_ends_and_no_block_is_lost(
             sequences += harness.add(length, max_tokens, nice=nice, n=n)
         elif name == "probe":
             sequences.append(harness.add_probe(*arguments))
+        elif name == "answer":
+            sequences.append(harness.add_answer(*arguments))
         elif name == "step":
             for _ in range(arguments[0]):
                 harness.step()
@@ -384,3 +399,13 @@ def test_a_start_after_a_preemption_is_not_reported() -> None:
     harness.scheduler._preempt(sequence)
     assert harness.step() != {}
     assert harness.scheduler.take_starts() == {}
+
+
+def test_measurements_start_after_requests_and_their_starts_are_not_reported() -> None:
+    harness = Harness(max_running=1)
+    probe, answer = harness.add_probe(4, 16), harness.add_answer(12, 4)
+    [request] = harness.add(5, 4)
+    assert harness.step() == {request: 5}
+    while not answer.status is probe.status is Status.FINISHED:
+        harness.step()
+    assert harness.scheduler.take_starts() == {"r": request.started}

@@ -1,7 +1,7 @@
 """An engine with steering concepts, and the reference: plain transformers with the same steering."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -17,11 +17,12 @@ from inference.interface.protocol import (
     StepReport,
     TrainConcept,
     TrainingUpdate,
+    VectorsResult,
 )
 from inference.runner.recovery import StepOutcome
-from inference.scheduling.probe import Probe
+from inference.scheduling.probe import TrainingWork
 from inference.scheduling.sequence import Sequence
-from inference.steering.directions import Calibration, Direction
+from inference.steering.directions import Calibration, Direction, unit_vectors
 from tests.inference.conftest import (
     COMMON,
     VOCAB_SIZE,
@@ -44,25 +45,57 @@ def llama() -> PreTrainedModel:
     return make_model("llama")
 
 
-def make_direction(seed: int, dose: float = 0.3) -> Direction:
-    difference = np.random.default_rng(seed).standard_normal((NUM_LAYERS, HIDDEN_SIZE))
-    return Direction(difference.astype(np.float32), dose)
+def make_direction(
+    seed: int, dose: float = 0.3, blocks: tuple[int, ...] = STEERED_BLOCKS, **changes: object
+) -> Direction:
+    """A random direction. Its row for a block does not depend on the other blocks."""
+    rows = np.random.default_rng(seed).standard_normal((NUM_LAYERS, HIDDEN_SIZE)).astype(np.float32)
+    return Direction(
+        **{
+            "blocks": blocks,
+            "units": unit_vectors(rows[list(blocks)]),
+            "lengths": tuple(dose * NORMS[block] for block in blocks),
+            "down_scale": 1.0,
+            "max_strength": 2.0,
+            "max_down_strength": 2.0,
+            "reading_block": blocks[0],
+            "reading_range": (-1.0, 2.0),
+            **changes,
+        }
+    )
 
 
 CONCEPTS = {"kind": make_direction(1), "rude": make_direction(2, 0.4), "terse": make_direction(3, 0.2)}
 
 
-def steered_driver(model: PreTrainedModel, cap: float = NO_CAP, **config: object) -> Driver:
-    """A driver whose engine knows CONCEPTS."""
-    driver = build_driver(model, **{"steering_blocks": STEERED_BLOCKS, **config})
+def steered_driver(
+    model: PreTrainedModel,
+    cap: float = NO_CAP,
+    concepts: Mapping[str, Direction] = CONCEPTS,
+    **config: object,
+) -> Driver:
+    """A driver whose engine knows `concepts`."""
+    driver = build_driver(model, **config)
     driver.engine.steerer.calibration = Calibration(NORMS, cap)
-    for concept, direction in CONCEPTS.items():
+    for concept, direction in concepts.items():
         driver.engine.steerer.add(concept, direction)
     return driver
 
 
-def steered(request: GenerationRequest, *concepts: str, strength: float = 1.0) -> GenerationRequest:
-    return msgspec.structs.replace(request, steering=SteeringSpec(concepts, strength))
+def concepts_at(*blocks: int) -> dict[str, Direction]:
+    """CONCEPTS, steered at other blocks."""
+    return {
+        "kind": make_direction(1, 0.3, blocks),
+        "rude": make_direction(2, 0.4, blocks),
+        "terse": make_direction(3, 0.2, blocks),
+    }
+
+
+def steered(
+    request: GenerationRequest, *concepts: str, strength: float = 1.0, **options: object
+) -> GenerationRequest:
+    strengths = dict.fromkeys(concepts, strength)
+    return msgspec.structs.replace(request, steering=SteeringSpec(strengths, **options))
 
 
 def count_computed_tokens(driver: Driver) -> list[int]:
@@ -84,19 +117,16 @@ def random_tokens(seed: int, length: int) -> list[int]:
 
 
 def added_vectors(
-    blocks: Iterable[int], concepts: Iterable[str], strength: float = 1.0
+    concepts: Iterable[str], strength: float = 1.0, known: Mapping[str, Direction] = CONCEPTS
 ) -> dict[int, torch.Tensor]:
     """What the concepts add to each decoder block's output, without the cap: [hidden_size] on the CPU."""
-    nothing = torch.zeros((), device="cpu")
-    return {
-        block: strength * sum((_added(CONCEPTS[concept], block) for concept in concepts), nothing)
-        for block in blocks
-    }
-
-
-def _added(direction: Direction, block: int) -> torch.Tensor:
-    row = torch.from_numpy(direction.difference[block]).double()
-    return direction.dose * NORMS[block] * row / row.norm()
+    added: dict[int, torch.Tensor] = {}
+    for concept in concepts:
+        direction = known[concept]
+        for block, unit, length in zip(direction.blocks, direction.units, direction.lengths, strict=True):
+            vector = strength * length * torch.from_numpy(unit).double()
+            added[block] = added[block] + vector if block in added else vector
+    return added
 
 
 @contextmanager
@@ -151,29 +181,36 @@ def plain_hidden(
 
 
 class Feeder:
-    """Replaces the trainer: hands out the given probes at once, and keeps the computed ones."""
+    """Replaces the trainer: hands out the given work at once, and keeps what comes back."""
 
     is_idle = True
 
-    def __init__(self, probes: list[Probe]) -> None:
-        self._due = probes
-        self.computed: list[Probe] = []
+    def __init__(self, due: list[TrainingWork]) -> None:
+        self._due = due
+        self.computed: list[TrainingWork] = []
+        self.failed: list[TrainingWork] = []
 
-    def next_probes(self, serving: bool) -> list[Probe]:
-        probes, self._due = self._due, []
-        return probes
+    def next_work(self, serving: bool) -> list[TrainingWork]:
+        due, self._due = self._due, []
+        return due
 
-    def complete_probe(self, probe: Probe) -> None:
-        self.computed.append(probe)
+    def complete(self, work: TrainingWork) -> None:
+        self.computed.append(work)
+
+    def fail(self, work: TrainingWork) -> None:
+        self.failed.append(work)
 
     def take_updates(self) -> list[TrainingUpdate]:
         return []
 
+    def take_exports(self) -> list[VectorsResult]:
+        return []
 
-def feed(driver: Driver, *probes: Probe) -> Feeder:
-    """Makes the next step start to compute the probes."""
-    feeder = Feeder(list(probes))
-    driver.engine.trainer = feeder
+
+def feed(driver: Driver, *due: TrainingWork) -> Feeder:
+    """Makes the next step start to compute this work."""
+    feeder = Feeder(list(due))
+    driver.engine.trainer = driver.engine.measuring.trainer = feeder
     return feeder
 
 
@@ -200,6 +237,7 @@ def make_training(
     return TrainConcept(
         concept=concept,
         prompt_token_ids=PROMPT,
+        pair_prompts=[PROMPT] * count,
         positive=make_texts(seed, count, range(10, 40), lengths),
         negative=make_texts(seed + 1000, count, range(40, 70), lengths),
         neutral=NEUTRAL,

@@ -1,166 +1,125 @@
-"""Directions and the calibration on disk. Files that cannot be used count as missing."""
+"""A direction: which values fit together, what a strength adds, and which strengths are used."""
 
-import json
-import os
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from inference.interface.protocol import ConceptReport, Effect
-from inference.steering.directions import Calibration, Direction, DirectionFiles
-from tests.inference.steering.conftest import make_direction
+from inference.steering.directions import Direction, relative_dose, to_given_vectors, unit_vectors
+from tests.inference.steering.conftest import HIDDEN_SIZE, NORMS, NUM_LAYERS, make_direction
 
-REPORT = ConceptReport(
-    works=True,
-    summary="It works. – 日本",
-    warnings=["careful"],
-    num_examples=9,
-    num_held_out=4,
-    agreement=0.1 + 0.2,
-    effects=[Effect(-1.0, -0.7, 1.1), Effect(1.0, 0.7, 1.1)],
-    spearman=1.0,
-    specificity=None,
-    block=2,
-    dose=0.1,
-)
-DIRECTION = make_direction(1, dose=0.1 + 0.2)
+BLOCKS = (0, 2)
 
 
-def is_same(loaded: tuple[Direction, ConceptReport] | None) -> bool:
-    assert loaded is not None
-    direction, report = loaded
-    return (
-        direction.difference.dtype == np.float32
-        and np.array_equal(direction.difference, DIRECTION.difference)
-        and direction.dose == DIRECTION.dose
-        and report == REPORT
-    )
+def test_unit_vectors_have_unit_length_and_the_same_direction() -> None:
+    rows = 7 * np.random.default_rng(0).standard_normal((3, HIDDEN_SIZE)).astype(np.float32)
+    units = unit_vectors(rows)
+    assert units.dtype == np.float32
+    for unit, row in zip(units.astype(np.float64), rows.astype(np.float64), strict=True):
+        assert np.linalg.norm(unit) == pytest.approx(1.0, rel=1e-6)
+        assert np.dot(unit, row) == pytest.approx(np.linalg.norm(row), rel=1e-6)
 
 
-def test_a_saved_direction_is_loaded_bit_for_bit(tmp_path: Path) -> None:
-    directory = tmp_path / "not" / "yet"
-    DirectionFiles(directory).save("kind", DIRECTION, REPORT)
-    assert is_same(DirectionFiles(directory).load("kind"))
-    assert DirectionFiles(directory).load("rude") is None
-    assert os.listdir(directory) == ["kind.safetensors"]
+def test_a_zero_row_gives_a_zero_row() -> None:
+    rows = np.stack([np.zeros(HIDDEN_SIZE), np.ones(HIDDEN_SIZE)]).astype(np.float32)
+    assert [row.any() for row in unit_vectors(rows)] == [False, True]
 
 
-def test_a_saved_calibration_is_loaded_bit_for_bit(tmp_path: Path) -> None:
-    calibration = Calibration((1 / 3, 1e-7, 23000.123456789), 0.1 + 0.2)
-    assert DirectionFiles(tmp_path).load_calibration() is None
-    DirectionFiles(tmp_path).save_calibration(calibration)
-    assert DirectionFiles(tmp_path).load_calibration() == calibration
+def test_a_tiny_row_gets_unit_length() -> None:
+    [unit] = unit_vectors(np.full((1, HIDDEN_SIZE), 1e-30, np.float32))
+    assert np.linalg.norm(unit) == pytest.approx(1.0, rel=1e-6)
 
 
-def test_saving_again_replaces_the_direction(tmp_path: Path) -> None:
-    files = DirectionFiles(tmp_path)
-    files.save("kind", make_direction(2), REPORT)
-    files.save("kind", DIRECTION, REPORT)
-    assert is_same(files.load("kind"))
-
-
-def test_a_removed_direction_is_gone(tmp_path: Path) -> None:
-    files = DirectionFiles(tmp_path)
-    files.save("kind", DIRECTION, REPORT)
-    files.remove("kind")
-    files.remove("never there")
-    assert files.load("kind") is None
-    assert os.listdir(tmp_path) == []
-
-
-def test_without_a_directory_nothing_is_stored() -> None:
-    files = DirectionFiles(None)
-    files.save("kind", DIRECTION, REPORT)
-    files.save_calibration(Calibration((1.0,), 0.1))
-    files.remove("kind")
-    assert files.load("kind") is None
-    assert files.load_calibration() is None
-
-
-@pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, -1])
-def test_a_truncated_file_counts_as_missing(tmp_path: Path, kept: int) -> None:
-    files = DirectionFiles(tmp_path)
-    files.save("kind", DIRECTION, REPORT)
-    path = tmp_path / "kind.safetensors"
-    path.write_bytes(path.read_bytes()[:kept])
-    assert files.load("kind") is None
-
-
-TENSORS = {"difference": DIRECTION.difference}
-METADATA = {"report": json.dumps(json.loads("{}")), "dose": "0.3"}
+@pytest.mark.parametrize(("strength", "scale"), [(1.0, 1.0), (2.0, 2.0), (-1.0, -0.25), (0.0, 0.0)])
+def test_a_strength_scales_the_length_at_each_block(strength: float, scale: float) -> None:
+    direction = make_direction(1, blocks=BLOCKS, lengths=(3.0, 0.5), down_scale=0.25)
+    vectors = direction.vectors(strength)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, scale * np.array([[3.0], [0.5]]) * direction.units, rtol=1e-6)
+    np.testing.assert_allclose(direction.components(strength), [[3.0 * scale], [0.5 * scale]])
 
 
 @pytest.mark.parametrize(
-    ("tensors", "metadata"),
+    ("strength", "used"), [(0.7, 0.7), (1.5, 1.5), (1.6, 1.5), (1e30, 1.5), (-0.4, -0.4), (-0.6, -0.5)]
+)
+def test_strengths_are_clipped_to_the_maximum_of_their_sign(strength: float, used: float) -> None:
+    assert make_direction(1, max_strength=1.5, max_down_strength=0.5).clip(strength) == used
+
+
+def test_the_direction_to_read_is_that_of_the_block_to_read() -> None:
+    direction = make_direction(1, blocks=(0, 1, 2), reading_block=1)
+    assert np.array_equal(direction.reading_unit, direction.units[1:2])
+
+
+def test_the_relative_dose_is_the_largest_of_all_blocks() -> None:
+    direction = make_direction(1, blocks=BLOCKS, lengths=(3.0, 10.0), down_scale=0.5)
+    assert relative_dose(direction, NORMS) == pytest.approx(10.0 / NORMS[2])
+    assert relative_dose(direction, NORMS, -2.0) == pytest.approx(10.0 / NORMS[2])
+    assert relative_dose(direction, (1.0, 20.0, 25.0)) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "shape", "fits"),
     [
-        (TENSORS, None),
-        (TENSORS, {}),
-        (TENSORS, {"dose": "0.3"}),
-        (TENSORS, {"report": "REPORT"}),
-        (TENSORS, {"report": "{}", "dose": "0.3"}),
-        (TENSORS, {"report": "no json", "dose": "0.3"}),
-        (TENSORS, {"report": "REPORT", "dose": "much"}),
-        (TENSORS, {"report": "REPORT", "dose": "nan"}),
-        (TENSORS, {"report": "REPORT", "dose": "inf"}),
-        ({}, {"report": "REPORT", "dose": "0.3"}),
-        ({"other": DIRECTION.difference}, {"report": "REPORT", "dose": "0.3"}),
+        ((0, 2), (3, HIDDEN_SIZE), True),
+        ((0, 2), (4, HIDDEN_SIZE), True),
+        ((0, 2), (2, HIDDEN_SIZE), False),
+        ((0, 2), (3, HIDDEN_SIZE + 1), False),
+        ((-1, 2), (3, HIDDEN_SIZE), False),
     ],
 )
-def test_a_file_with_other_content_counts_as_missing(
-    tmp_path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None
+def test_a_direction_fits_a_model_that_has_its_blocks_and_hidden_size(
+    blocks: tuple[int, ...], shape: tuple[int, int], fits: bool
 ) -> None:
-    files = DirectionFiles(tmp_path)
-    files.save("good", DIRECTION, REPORT)
-    report = _report_in(tmp_path / "good.safetensors")
-    if metadata:
-        metadata = {key: report if value == "REPORT" else value for key, value in metadata.items()}
-    save_file(tensors, tmp_path / "kind.safetensors", metadata)
-    assert files.load("kind") is None
-    assert is_same(files.load("good"))
+    assert make_direction(1, blocks=blocks).fits(*shape) is fits
 
 
-def _report_in(path: Path) -> str:
-    content = path.read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return header["__metadata__"]["report"]
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"noise" * 1000, b"{}"])
-def test_a_corrupt_file_counts_as_missing(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "kind.safetensors").write_bytes(content)
-    (tmp_path / "calibration.json").write_bytes(content)
-    files = DirectionFiles(tmp_path)
-    assert files.load("kind") is None
-    assert files.load_calibration() is None
+NAN, INFINITY = float("nan"), float("inf")
+UNITS = make_direction(1, blocks=BLOCKS).units
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"norms": [1.0, "a"], "cap": 0.5}', b'{"norms": [1.0]}', b'{"cap": 0.5}', b'"\xff"']
+    ("changes", "message"),
+    [
+        ({"units": UNITS * np.float32(NAN)}, "not finite"),
+        ({"lengths": (1.0, INFINITY)}, "not finite"),
+        ({"down_scale": NAN}, "not finite"),
+        ({"max_strength": INFINITY}, "not finite"),
+        ({"max_down_strength": NAN}, "not finite"),
+        ({"reading_range": (0.0, NAN)}, "not finite"),
+        ({"units": UNITS[0]}, "not a matrix"),
+        ({"units": np.ones((), np.float32)}, "not a matrix"),
+        ({"units": UNITS.astype(np.float64)}, "not a matrix of float32"),
+        ({"units": UNITS[:1]}, "one vector and one length"),
+        ({"lengths": (1.0,)}, "one vector and one length"),
+        ({"blocks": (0, 1, 2)}, "one vector and one length"),
+        ({"blocks": (), "units": UNITS[:0], "lengths": ()}, "one vector and one length"),
+        ({"blocks": (2, 0)}, "not in order"),
+        ({"blocks": (2, 2), "reading_block": 2}, "not in order"),
+        ({"reading_block": 1}, "block to read is not among them"),
+        ({"lengths": (1.0, -1.0)}, "negative length"),
+        ({"down_scale": -0.5}, "negative length"),
+        ({"max_down_strength": -1.0}, "negative length"),
+        ({"reading_range": (2.0, 2.0)}, "empty range"),
+    ],
 )
-def test_an_invalid_calibration_counts_as_missing(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "calibration.json").write_bytes(content)
-    assert DirectionFiles(tmp_path).load_calibration() is None
+def test_values_that_do_not_fit_together_are_an_error(changes: Mapping[str, object], message: str) -> None:
+    good = make_direction(1, blocks=BLOCKS)
+    values = {name: getattr(good, name) for name in Direction.__dataclass_fields__}
+    Direction(**values)
+    with pytest.raises(ValueError, match=message):
+        Direction(**{**values, **changes})
 
 
-def test_directories_with_the_files_names_count_as_missing(tmp_path: Path) -> None:
-    for name in ("kind.safetensors", "calibration.json"):
-        (tmp_path / name).mkdir()
-    assert DirectionFiles(tmp_path).load("kind") is None
-    assert DirectionFiles(tmp_path).load_calibration() is None
-
-
-def test_a_failed_write_is_not_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    files = DirectionFiles(tmp_path / "file" / "directory")
-    files.save("kind", DIRECTION, REPORT)
-    files.save_calibration(Calibration((1.0,), 0.1))
-    files.remove("kind")
-    assert files.load("kind") is None
-
-
-def test_a_failed_write_leaves_no_file_behind(tmp_path: Path) -> None:
-    (tmp_path / "kind.safetensors").mkdir()  # cannot be replaced by a file
-    DirectionFiles(tmp_path).save("kind", DIRECTION, REPORT)
-    assert os.listdir(tmp_path) == ["kind.safetensors"]
+def test_a_direction_leaves_the_process_as_what_strength_one_adds() -> None:
+    direction = make_direction(
+        1, 0.3, BLOCKS, down_scale=0.5, max_strength=1.5, max_down_strength=1.25, reading_block=2
+    )
+    given = to_given_vectors(direction)
+    values = np.frombuffer(given.values, "<f4").reshape(len(BLOCKS), HIDDEN_SIZE)
+    assert given.blocks == BLOCKS
+    np.testing.assert_array_equal(values, direction.vectors(1.0))
+    assert (given.down_scale, given.max_strength, given.max_down_strength) == (0.5, 1.5, 1.25)
+    assert (given.reading_block, given.reading_range) == (2, direction.reading_range)
+    assert given.pairs_digest == ""
+    assert direction.fits(NUM_LAYERS, HIDDEN_SIZE)

@@ -11,7 +11,7 @@ from transformers import BatchEncoding, PreTrainedModel
 
 from inference.interface.protocol import ConceptReport, TrainConcept, TrainingState
 from inference.steering import training
-from inference.steering.directions import DirectionFiles, unit_vectors
+from inference.steering.direction_files import DirectionFiles, unit_vectors
 from tests.inference.conftest import Driver, build_driver, generate, make_model, plain_attention
 from tests.inference.steering.conftest import (
     HIDDEN_SIZE,

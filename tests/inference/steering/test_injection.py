@@ -1,11 +1,15 @@
 """Steered output equals the reference: plain transformers with a hook that adds the same vectors."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from inference.backends.backend import TORCH
 from inference.interface.config import ConfigError
+from inference.steering import injection
 from tests.inference.conftest import (
     ARCHITECTURES,
     build_driver,
@@ -14,8 +18,9 @@ from tests.inference.conftest import (
     request,
 )
 from tests.inference.steering.conftest import (
-    STEERED_BLOCKS,
     added_vectors,
+    concepts_at,
+    make_direction,
     plain_logprobs,
     random_tokens,
     steered,
@@ -38,12 +43,13 @@ def generate_steered(
 def test_greedy_equals_generate_with_a_hook(architecture: str, blocks: tuple[int, ...]) -> None:
     model = make_model(architecture)
     prompts = [random_tokens(i, length) for i, length in enumerate([1, 17, 30, 2])]
+    known = concepts_at(*blocks)
     expected = [
-        generate_steered(model, prompt, 12, added_vectors(blocks, ["kind"], strength))
+        generate_steered(model, prompt, 12, added_vectors(["kind"], strength, known))
         for prompt, strength in zip(prompts, STRENGTHS, strict=True)
     ]
     assert expected[3] != generate(model, prompts[3], 12), "the steering is too weak for this test"
-    driver = steered_driver(model, steering_blocks=blocks, max_batch_tokens=32)
+    driver = steered_driver(model, concepts=known, max_batch_tokens=32)
     results = driver.run(
         *(
             steered(request(f"r{i}", prompt, 12), "kind", strength=strength)
@@ -57,7 +63,8 @@ def test_greedy_equals_generate_with_a_hook(architecture: str, blocks: tuple[int
 def test_logprobs_equal_a_forward_pass_with_a_hook(architecture: str) -> None:
     model = make_model(architecture)
     prompt = random_tokens(5, 25)
-    driver = steered_driver(model, steering_blocks=(0, 2), max_batch_tokens=8)
+    known = concepts_at(0, 2)
+    driver = steered_driver(model, concepts=known, max_batch_tokens=8)
     greedy = request("", prompt, 12, top_logprobs=3)
     for strength in STRENGTHS:
         named = msgspec.structs.replace(greedy, request_id=str(strength))
@@ -65,7 +72,7 @@ def test_logprobs_equal_a_forward_pass_with_a_hook(architecture: str) -> None:
     results = driver.run()
     for strength in STRENGTHS:
         result = results[str(strength), 0]
-        vectors = added_vectors((0, 2), ["kind", "rude"], strength)
+        vectors = added_vectors(["kind", "rude"], strength, known)
         rows = plain_logprobs(model, prompt + result.token_ids, vectors)[len(prompt) - 1 : -1]
         for event, row in zip(result.events, rows, strict=True):
             assert event.logprobs is not None
@@ -77,7 +84,7 @@ def test_logprobs_equal_a_forward_pass_with_a_hook(architecture: str) -> None:
 
 def test_the_first_position_is_never_steered(llama: PreTrainedModel) -> None:
     prompt = random_tokens(7, 1)
-    driver = steered_driver(llama, steering_blocks=(0,))
+    driver = steered_driver(llama, concepts=concepts_at(0))
     first = driver.run(steered(request("a", prompt, 1, top_logprobs=5), "kind", strength=2.0))["a", 0]
     plain = driver.run(request("b", prompt, 1, top_logprobs=5))["b", 0]
     assert first.events[0].logprobs == plain.events[0].logprobs
@@ -86,10 +93,11 @@ def test_the_first_position_is_never_steered(llama: PreTrainedModel) -> None:
 def test_all_generated_positions_are_steered(llama: PreTrainedModel) -> None:
     """The log probabilities equal the steered ones, and differ from those without steering."""
     prompt = random_tokens(8, 3)
-    driver = steered_driver(llama, steering_blocks=(2,))  # the last one: other positions do not matter
+    known = concepts_at(2)  # the last one: other positions do not matter
+    driver = steered_driver(llama, concepts=known)
     result = driver.run(steered(request("a", prompt, 6, top_logprobs=20), "kind"))["a", 0]
     tokens = prompt + result.token_ids
-    with_all = plain_logprobs(llama, tokens, added_vectors((2,), ["kind"]))
+    with_all = plain_logprobs(llama, tokens, added_vectors(["kind"], known=known))
     with_none = plain_logprobs(llama, tokens, {})
     for position, event in enumerate(result.events, start=len(prompt) - 1):
         assert event.logprobs is not None
@@ -98,10 +106,40 @@ def test_all_generated_positions_are_steered(llama: PreTrainedModel) -> None:
         assert max(abs(with_none[position, list(ids)] - torch.tensor(values, device="cpu"))) > 0.05
 
 
-def test_the_default_steered_block_is_at_six_tenths_of_the_depth() -> None:
-    for num_layers, block in [(1, 0), (2, 1), (3, 2), (5, 3), (10, 6)]:
-        driver = build_driver(make_model("llama", num_hidden_layers=num_layers))
-        assert driver.engine.runner.bank.blocks == (block,)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_concepts_at_different_blocks_steer_together(architecture: str) -> None:
+    """In one batch and in one request."""
+    model = make_model(architecture)
+    known = {
+        "kind": make_direction(1, 0.3, (2,)),
+        "rude": make_direction(2, 0.4, (0,)),
+        "terse": make_direction(3, 0.2, (0, 1, 2)),
+    }
+    prompt = random_tokens(6, 21)
+    sets = [("kind",), ("rude",), ("terse",), ("kind", "rude"), ("terse", "kind"), tuple(known)]
+    expected = [generate_steered(model, prompt, 12, added_vectors(names, 1.5, known)) for names in sets]
+    assert len(set(map(tuple, expected))) > 4, "the outputs are too similar for this test"
+    requests = [steered(request(f"r{i}", prompt, 12), *names, strength=1.5) for i, names in enumerate(sets)]
+    results = steered_driver(model, concepts=known, max_batch_tokens=32).run(*requests)
+    assert [results[one.request_id, 0].token_ids for one in requests] == expected
+
+
+def test_blocks_without_steering_in_the_batch_are_left_alone(llama: PreTrainedModel) -> None:
+    known = {"kind": make_direction(1, 0.3, (1,)), "rude": make_direction(2, 0.4, (0, 1))}
+    steered_blocks: list[int] = []
+
+    def steer(hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor) -> None:
+        steered_blocks.append(vectors.storage_offset() // vectors.numel())
+        injection.steer(hidden, vectors, rows)
+
+    driver = steered_driver(llama, concepts=known, backend=replace(TORCH, steer=steer))
+    one = request("a", random_tokens(6, 5), 1)
+    cases = [((), []), (("kind",), [1]), (("rude",), [0, 1]), (("kind", "rude"), [0, 1])]
+    for names, blocks in cases:
+        steered_blocks.clear()
+        driver.results.clear()
+        driver.run(steered(one, *names) if names else one)
+        assert steered_blocks == blocks
 
 
 @pytest.mark.parametrize("blocks", [(3,), (-1,), (0, 7)])
@@ -126,7 +164,7 @@ def test_bfloat16_is_as_accurate_as_transformers() -> None:
     sampled = steered(request("a", prompt, 60, temperature=1.0, top_logprobs=0), "kind", strength=2.0)
     result = driver.run(sampled)["a", 0]
     ours = torch.tensor([e.logprobs.logprob for e in result.events if e.logprobs], device="cpu")
-    vectors = added_vectors(STEERED_BLOCKS, ["kind"], 2.0)
+    vectors = added_vectors(["kind"], 2.0)
 
     def chosen(model: PreTrainedModel, vectors: dict[int, torch.Tensor]) -> torch.Tensor:
         rows = plain_logprobs(model, prompt + result.token_ids, vectors)[len(prompt) - 1 : -1]

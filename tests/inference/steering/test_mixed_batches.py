@@ -1,17 +1,25 @@
 """In a mixed batch, each sequence gets its own steering and nothing of its neighbours' steering."""
 
+from collections.abc import Iterable
 from itertools import permutations
 
 import msgspec
 import pytest
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import GenerationRequest, RefusalCode, SteeringSpec, SubmitResult
-from inference.runner.model_runner import Step
+from inference.interface.protocol import (
+    GenerationRequest,
+    RefusalCode,
+    SteeringMode,
+    SteeringSpec,
+    SubmitResult,
+)
+from inference.runner import model_runner
+from inference.runner.model_runner import ModelRunner, Step
 from inference.scheduling.sequence import Sequence
 from tests.inference.conftest import ARCHITECTURES, Result, make_model, request
 from tests.inference.recorder import Recorder
-from tests.inference.steering.conftest import CONCEPTS, random_tokens, steered, steered_driver
+from tests.inference.steering.conftest import CONCEPTS, concepts_at, random_tokens, steered, steered_driver
 
 
 def run_alone(model: PreTrainedModel, one: GenerationRequest, **config: object) -> list[int]:
@@ -22,7 +30,8 @@ def many_configurations() -> list[GenerationRequest]:
     """Several sets of concepts with several strengths, and requests without concepts, all with one prompt."""
     prompt = random_tokens(1, 20)
     sets = [("kind",), ("rude",), ("terse",), ("kind", "rude"), ("kind", "rude", "terse")]
-    specs = [SteeringSpec(names, strength) for names in sets for strength in (-1.5, -0.3, 0.4, 1.0)]
+    strengths = (-1.5, -0.3, 0.4, 1.0)
+    specs = [SteeringSpec(dict.fromkeys(names, strength)) for names in sets for strength in strengths]
     return [
         msgspec.structs.replace(request(f"r{i}", prompt, 12, nice=i % 4 == 3), steering=spec)
         for i, spec in enumerate([*specs, None, None])
@@ -56,12 +65,19 @@ def test_steered_neighbours_change_no_bit_of_unsteered_requests(architecture: st
     assert all(one != other for one, other in zip(beside[1::2], without[1::2], strict=True))
 
 
-def test_neither_order_nor_repetition_of_concepts_changes_a_bit(llama: PreTrainedModel) -> None:
-    steerer = steered_driver(llama, steering_blocks=(0, 2)).engine.steerer
-    orders = [*permutations(CONCEPTS), ("kind", "kind", "rude", "terse", "kind")]
-    steerings = {steerer.steer(SteeringSpec(names, 0.7), 1) for names in orders}
-    assert len(steerings) == 1
-    assert steerings != {steerer.steer(SteeringSpec(("kind", "rude"), 0.7), 1)}
+def test_the_order_of_concepts_changes_no_bit(llama: PreTrainedModel) -> None:
+    steerer = steered_driver(llama, concepts=concepts_at(0, 2)).engine.steerer
+    strengths = {"kind": 0.7, "rude": -0.3, "terse": 1.1}
+
+    def digest(names: Iterable[str], mode: SteeringMode) -> bytes:
+        spec = SteeringSpec({name: strengths[name] for name in names}, mode=mode)
+        steering = steerer.steer(spec, 1).steering
+        assert steering is not None
+        return steering.digest(1, 2)
+
+    for mode in SteeringMode:
+        assert len({digest(names, mode) for names in permutations(CONCEPTS)}) == 1
+        assert digest(CONCEPTS, mode) != digest(("kind", "rude"), mode)
 
 
 @pytest.mark.parametrize("strength", [0.0, -0.0])
@@ -75,22 +91,20 @@ def test_strength_zero_changes_nothing(llama: PreTrainedModel, strength: float) 
     assert not bank.vectors.any()
 
 
-def test_a_strength_without_concepts_gives_no_steering(llama: PreTrainedModel) -> None:
+def test_no_concepts_give_no_steering(llama: PreTrainedModel) -> None:
     steerer = steered_driver(llama).engine.steerer
-    assert steerer.steer(SteeringSpec((), 1.0), 1) is None
+    assert steerer.steer(SteeringSpec({}), 1).steering is None
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 @pytest.mark.parametrize(("names", "unknown"), [(("kind", "x", "y"), "x"), (("y",), "y")])
-def test_a_request_with_an_unknown_concept_is_refused_and_takes_no_row(
+def test_a_request_with_an_unknown_concept_is_refused(
     llama: PreTrainedModel, strength: float, names: tuple[str, ...], unknown: str
 ) -> None:
     driver = steered_driver(llama)
     refused = driver.engine.add(steered(request("a", [5, 6], 5), *names, strength=strength))
     assert refused == SubmitResult("a", RefusalCode.UNKNOWN_STEERING_CONCEPT, unknown)
     assert driver.engine.is_idle
-    bank = driver.engine.runner.bank
-    assert bank.num_free_rows == bank.vectors.shape[1] - 1
 
 
 def test_all_choices_of_a_request_are_steered_alike(llama: PreTrainedModel) -> None:
@@ -101,51 +115,39 @@ def test_all_choices_of_a_request_are_steered_alike(llama: PreTrainedModel) -> N
     assert [results["a", i].token_ids for i in range(4)] == [expected] * 4
 
 
-def test_a_row_is_held_until_the_last_choice_has_ended(llama: PreTrainedModel) -> None:
-    driver = steered_driver(llama)
-    bank = driver.engine.runner.bank
-    before = bank.num_free_rows
-    driver.engine.add(steered(request("a", [5, 6, 7], 20, n=3), "kind"))
-    driver.step()
-    driver.engine.abort("a", 1)
-    driver.engine.abort("a", 0)
-    assert bank.num_free_rows == before - 1
-    driver.engine.abort("a")
-    assert bank.num_free_rows == before
-
-
-def test_there_is_a_row_for_every_sequence_that_can_wait_or_run(llama: PreTrainedModel) -> None:
+def test_every_sequence_that_can_wait_or_run_has_its_own_steering(llama: PreTrainedModel) -> None:
+    requests = [
+        steered(request(f"r{i}", [5, 6, i + 9], 8), "kind", strength=1 + i / 10, mode=SteeringMode.CLAMP)
+        for i in range(7)
+    ]
+    expected = [run_alone(llama, one) for one in requests]
     driver = steered_driver(llama, max_running=3, max_queued=4)
-    bank = driver.engine.runner.bank
-    before = bank.num_free_rows
-    for i in range(7):
-        one = steered(request(f"r{i}", [5, 6, i + 9], 8), "kind", strength=1 + i / 10)
+    for one in requests:
         assert driver.engine.add(one).refusal is None
     refused = driver.engine.add(steered(request("late", [5], 8), "rude"))
     assert refused.refusal is RefusalCode.QUEUE_FULL
-    assert all(len(result.token_ids) == 8 for result in driver.run().values())
-    assert bank.num_free_rows == before
+    results = driver.run()
+    assert [results[one.request_id, 0].token_ids for one in requests] == expected
 
 
-def test_a_refused_request_takes_no_row(llama: PreTrainedModel) -> None:
+def test_a_refused_request_puts_nothing_into_the_bank(llama: PreTrainedModel) -> None:
     driver = steered_driver(llama, context_length=10)
-    bank = driver.engine.runner.bank
-    before = bank.num_free_rows
     long = driver.engine.add(steered(request("long", [5] * 9, 9), "kind"))
     assert long.refusal is RefusalCode.CONTEXT_LENGTH_EXCEEDED
     broken = driver.engine.add(steered(request("broken", [-1], 9), "kind"))
     assert broken.refusal is RefusalCode.INTERNAL
-    assert bank.num_free_rows == before
+    assert driver.engine.is_idle
+    driver.run(request("plain", [5], 2))
+    assert not driver.engine.runner.bank.vectors.any()
 
 
-def test_a_failed_step_releases_its_rows(llama: PreTrainedModel) -> None:
-    driver = steered_driver(llama, max_running=1)
-    bank = driver.engine.runner.bank
-    before = bank.num_free_rows
-    for name in CONCEPTS:
-        driver.engine.add(steered(request(name, [5, 6], 30, n=2), name))
+def test_a_failed_step_does_not_change_the_steering_of_others(llama: PreTrainedModel) -> None:
+    requests = [steered(request(name, [5, 6], 30, n=2), name) for name in CONCEPTS]
+    expected = {one.request_id: run_alone(llama, one) for one in requests}
+    driver = steered_driver(llama, max_running=4)
+    for one in requests:
+        driver.engine.add(one)
     driver.step()
-    assert bank.num_free_rows < before
     launch = driver.engine.runner.launch
 
     def fail(scheduled: list[Sequence]) -> Step:
@@ -154,8 +156,9 @@ def test_a_failed_step_releases_its_rows(llama: PreTrainedModel) -> None:
         return launch(scheduled)
 
     driver.engine.runner.launch = fail
-    assert {name for name, _ in driver.run()} == {"kind", "terse"}
-    assert bank.num_free_rows == before
+    results = driver.run()
+    finished = {key: result.token_ids for key, result in results.items() if result.finish_reason}
+    assert finished == {(name, i): expected[name] for name in ("kind", "terse") for i in range(2)}
 
 
 def test_captured_steps_steer_each_request_as_if_it_ran_alone(llama: PreTrainedModel) -> None:
@@ -165,3 +168,84 @@ def test_captured_steps_steer_each_request_as_if_it_ran_alone(llama: PreTrainedM
     results = steered_driver(llama, capture=recorder).run(*requests)
     assert recorder.num_replayed > 0
     assert [results[one.request_id, 0].token_ids for one in requests] == expected
+
+
+@pytest.fixture
+def numbers_of_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of parts of each step that was launched."""
+    numbers = []
+    launch = ModelRunner.launch
+
+    def recorded(self: ModelRunner, scheduled: list[Sequence]) -> Step:
+        step = launch(self, scheduled)
+        numbers.append(len(step.parts))
+        return step
+
+    monkeypatch.setattr(ModelRunner, "launch", recorded)
+    return numbers
+
+
+def all_modes() -> list[GenerationRequest]:
+    """Each of them needs one to six rows of the bank."""
+    prompt = random_tokens(1, 20)
+    sets = [("kind",), ("rude", "terse"), ("kind", "rude", "terse")]
+    cases = [(names, mode) for names in sets for mode in SteeringMode]
+    requests = [
+        steered(request(f"r{i}", prompt, 12), *names, strength=0.9 + i / 99, mode=mode)
+        for i, (names, mode) in enumerate(cases)
+    ]
+    plain = [request("plain", prompt, 12), request("long", random_tokens(2, 60), 12)]
+    reading = [msgspec.structs.replace(request("read", prompt, 12), readings=tuple(CONCEPTS))]
+    return [*requests, *plain, *reading]
+
+
+@pytest.mark.parametrize("num_rows", [7, 10])
+@pytest.mark.parametrize("options", [{}, {"max_batch_tokens": 16}, {"num_blocks": 14}], ids=str)
+def test_a_batch_that_needs_more_rows_than_the_bank_has_gives_the_same_output(
+    llama: PreTrainedModel,
+    num_rows: int,
+    options: dict[str, int],
+    numbers_of_parts: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    requests = all_modes()
+    expected = [run_alone(llama, one) for one in requests]
+    assert len(set(map(tuple, expected))) > 9, "the outputs are too similar for this test"
+    assert set(numbers_of_parts) == {1}
+    monkeypatch.setattr(model_runner, "_SPARE_ROWS", num_rows - 12)
+    driver = steered_driver(llama, max_running=12, **options)
+    assert driver.engine.runner.bank.num_rows == num_rows
+    results = driver.run(*requests)
+    assert [results[one.request_id, 0].token_ids for one in requests] == expected
+    assert max(numbers_of_parts) > 1
+
+
+def test_captured_steps_go_on_if_a_batch_needs_more_rows_than_the_bank_has(
+    llama: PreTrainedModel, numbers_of_parts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = many_configurations()
+    expected = [run_alone(llama, one) for one in requests]
+    numbers_of_parts.clear()
+    monkeypatch.setattr(model_runner, "_SPARE_ROWS", 5 - 24)
+    recorder = Recorder()
+    results = steered_driver(llama, capture=recorder, max_running=24).run(*requests)
+    assert [results[one.request_id, 0].token_ids for one in requests] == expected
+    assert max(numbers_of_parts) == 4  # 20 configurations, 5 rows
+    assert recorder.num_replayed >= 4 * 11
+
+
+def test_a_request_that_needs_more_rows_than_the_bank_has_fails_alone(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bank of a real engine has more rows than the gateway lets a request need."""
+    monkeypatch.setattr(model_runner, "_SPARE_ROWS", 2 - 8)
+    plain, simple = request("plain", [5, 6], 12), steered(request("simple", [5, 6], 12), "kind")
+    expected = [run_alone(llama, one) for one in (plain, simple)]
+    driver = steered_driver(llama, max_running=8)
+    for one in (plain, steered(request("large", [5, 6], 12), *CONCEPTS, mode=SteeringMode.CLAMP), simple):
+        driver.engine.add(one)
+    failures = []
+    while not driver.engine.is_idle:
+        failures += driver.step().failures
+    assert [failure.request_id for failure in failures] == ["large"]
+    assert [driver.results[one.request_id, 0].token_ids for one in (plain, simple)] == expected

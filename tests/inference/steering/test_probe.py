@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from inference.scheduling.probe import Array32, Probe, locate
+from inference.scheduling.probe import Probe, locate
+from inference.scheduling.steering import BlockVectors, Steering
 from tests.inference.conftest import ARCHITECTURES, Driver, generate, make_model, request
 from tests.inference.steering.conftest import (
     HIDDEN_SIZE,
@@ -21,10 +22,10 @@ from tests.inference.steering.conftest import (
 )
 
 
-def make_vectors(seed: int, norm: float = 6.0) -> Array32:
-    """[steered blocks, hidden_size]"""
+def make_steering(seed: int, norm: float = 6.0) -> Steering:
     vectors = np.random.default_rng(seed).standard_normal((len(STEERED_BLOCKS), HIDDEN_SIZE))
-    return (vectors * norm / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    vectors *= norm / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Steering(BlockVectors(STEERED_BLOCKS, vectors.astype(np.float32)))
 
 
 def make_probes() -> list[Probe]:
@@ -32,11 +33,11 @@ def make_probes() -> list[Probe]:
     shared = random_tokens(0, 20)
     return [
         Probe(shared, random_tokens(1, 13), captures=True),
-        Probe(shared, random_tokens(2, 30), make_vectors(1), captures=True),
-        Probe(shared, random_tokens(2, 30), make_vectors(2), captures=True),
-        Probe(shared, random_tokens(2, 30), make_vectors(2)),
+        Probe(shared, random_tokens(2, 30), make_steering(1), captures=True),
+        Probe(shared, random_tokens(2, 30), make_steering(2), captures=True),
+        Probe(shared, random_tokens(2, 30), make_steering(2)),
         Probe([9], random_tokens(3, 1), captures=True),
-        Probe([9], random_tokens(4, 7), make_vectors(3), captures=True),
+        Probe([9], random_tokens(4, 7), make_steering(3), captures=True),
         Probe(random_tokens(5, 31), [7], captures=True),
     ]
 
@@ -44,8 +45,8 @@ def make_probes() -> list[Probe]:
 def check(model: PreTrainedModel, probe: Probe) -> None:
     """Compares the probe with plain transformers with the same steering."""
     vectors = {}
-    if probe.vectors is not None:
-        vectors = dict(zip(STEERED_BLOCKS, torch.from_numpy(probe.vectors), strict=True))
+    if probe.steering is not None and (added := probe.steering.added) is not None:
+        vectors = dict(zip(added.blocks, torch.from_numpy(added.vectors), strict=True))
     start, count = len(probe.prompt_token_ids), len(probe.content_token_ids)
     logprobs = plain_logprobs(model, probe.token_ids, vectors)[start - 1 : -1]
     content_ids = torch.tensor(probe.content_token_ids, device="cpu")
@@ -111,7 +112,7 @@ def test_steered_probes_share_no_blocks_with_other_sequences(llama: PreTrainedMo
     computed = count_computed_tokens(driver)
     for cached in (0, 16):
         computed.clear()
-        probe = Probe(prompt, content, make_vectors(1), captures=True)
+        probe = Probe(prompt, content, make_steering(1), captures=True)
         compute(driver, [probe])
         assert sum(computed) == 25 - cached
         check(llama, probe)
@@ -120,7 +121,7 @@ def test_steered_probes_share_no_blocks_with_other_sequences(llama: PreTrainedMo
 @pytest.mark.parametrize("steps_before", [1, 2, 3, 4, 6])
 def test_preemption_does_not_change_measurements(llama: PreTrainedModel, steps_before: int) -> None:
     driver = steered_driver(llama, num_blocks=10, block_size=8, max_batch_tokens=8)
-    probe = Probe(random_tokens(0, 12), random_tokens(1, 40), make_vectors(1), captures=True)
+    probe = Probe(random_tokens(0, 12), random_tokens(1, 40), make_steering(1), captures=True)
     feeder = feed(driver, probe)
     for _ in range(steps_before):
         driver.step()
@@ -152,15 +153,14 @@ def test_probes_and_running_requests_do_not_change_each_other(
         check(llama, probe)
 
 
-def test_a_computed_probe_leaves_no_row_block_or_hook(llama: PreTrainedModel) -> None:
+def test_a_computed_probe_leaves_no_block_or_hook(llama: PreTrainedModel) -> None:
     driver = steered_driver(llama)
-    bank, blocks = driver.engine.runner.bank, driver.engine.block_manager
-    free = bank.num_free_rows
+    blocks = driver.engine.block_manager
+    hooks = [list(block._forward_hooks) for block in llama.model.layers]
     compute(driver, make_probes())
-    assert bank.num_free_rows == free
     assert blocks.num_free_blocks == blocks.num_blocks
     assert driver.engine.is_idle
-    assert not any(block._forward_hooks for block in llama.model.layers[max(STEERED_BLOCKS) + 1 :])
+    assert [list(block._forward_hooks) for block in llama.model.layers] == hooks
 
 
 def test_blocks_of_a_probe_with_nan_are_not_reused(llama: PreTrainedModel) -> None:

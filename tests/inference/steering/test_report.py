@@ -10,40 +10,76 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from inference.interface.protocol import ConceptReport, Effect
-from inference.steering.report import agreement, judge, spearman
+from inference.steering.answers import Answers
+from inference.steering.measurements import Estimate
+from inference.steering.report import Findings, agreement, judge, spearman
+from tests.inference.steering.conftest import make_direction
 
 GOOD = (
-    Effect(-1.0, -0.8, 1.2),
-    Effect(-0.5, -0.4, 1.1),
-    Effect(0.0, 0.0, 1.0),
-    Effect(0.5, 0.4, 1.1),
-    Effect(1.0, 0.8, 1.2),
+    Effect(-1.0, -0.8, 0.1, 1.2),
+    Effect(-0.5, -0.4, 0.05, 1.1),
+    Effect(0.0, 0.0, 0.0, 1.0),
+    Effect(0.5, 0.4, 0.05, 1.1),
+    Effect(1.0, 0.8, 0.1, 1.2),
 )
+NUM_ANSWERS = 10
+
+
+def make_answers(
+    reading: float = 0.5, num_moved: int = NUM_ANSWERS, repetition: float = 0.1, logprob: float = -1.0
+) -> Answers:
+    """Answers of which `num_moved` read as `reading`, and the others as 0.5."""
+    return Answers(
+        token_ids=[[number, 7] for number in range(NUM_ANSWERS)],
+        readings=np.array([reading] * num_moved + [0.5] * (NUM_ANSWERS - num_moved)),
+        logprobs=np.full(NUM_ANSWERS, logprob),
+        repetitions=np.full(NUM_ANSWERS, repetition),
+    )
+
+
+def make_findings(**changes: object) -> Findings:
+    """A concept that works, except for the changes."""
+    return Findings(
+        **{
+            "direction": make_direction(1, 0.25, (0, 2), max_strength=1.5),
+            "norms": (15.0, 20.0, 25.0),
+            "num_distinct": 20,
+            "num_groups": 20,
+            "num_held_out": 16,
+            "agreement": 0.5,
+            "effects": list(GOOD),
+            "specificity": Estimate(20.0, 1.0),
+            "answers": {-1.0: make_answers(-0.1, 5), 0.0: make_answers(), 1.0: make_answers(1.2, 5)},
+            **changes,
+        }
+    )
 
 
 def make_report(
     shifts: tuple[float, ...] = (),
-    ratios: tuple[float, float] = (1.2, 1.2),
-    *,
-    num_examples: int = 20,
-    agreement: float | None = 0.5,
+    errors: tuple[float | None, float | None] = (0.1, 0.1),
     specificity: float | None = 20.0,
+    **changes: object,
 ) -> ConceptReport:
-    """A report of a concept that works, except for the given values. `ratios`: perplexity at -1 and 1."""
-    changed = list(GOOD)
+    """`shifts`: from -1 on. `errors`: of the shifts at -1 and 1."""
+    effects = [Effect(*effect) for effect in map(_values, GOOD)]
     for i, shift in enumerate(shifts):
-        changed[i] = Effect(GOOD[i].strength, shift, GOOD[i].perplexity_ratio)
-    for i, ratio in zip((0, -1), ratios, strict=True):
-        changed[i] = Effect(changed[i].strength, changed[i].shift, ratio)
-    return judge(
-        num_examples=num_examples,
-        num_held_out=8,
-        agreement=agreement,
-        effects=changed,
-        specificity=specificity,
-        block=5,
-        dose=0.25,
-    )
+        effects[i] = Effect(effects[i].strength, shift, effects[i].shift_error, effects[i].perplexity_ratio)
+    for i, error in zip((0, -1), errors, strict=True):
+        effects[i] = Effect(effects[i].strength, effects[i].shift, error, effects[i].perplexity_ratio)
+    ratio = None if specificity is None else Estimate(specificity, 0.1 * abs(specificity))
+    return judge(make_findings(**{"effects": effects, "specificity": ratio, **changes}))
+
+
+def _values(effect: Effect) -> tuple[float, ...]:
+    return effect.strength, effect.shift, effect.shift_error, effect.perplexity_ratio
+
+
+def answers(**changes: Answers) -> dict[float, Answers]:
+    """Good answers, but for those at strength `down` (-1), `plain` (0) or `up` (1)."""
+    given = {-1.0: changes.get("down"), 0.0: changes.get("plain"), 1.0: changes.get("up")}
+    good = make_findings().answers
+    return {strength: given[strength] or good[strength] for strength in good}
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
@@ -83,74 +119,107 @@ def test_equal_values_give_a_low_rank_correlation(values: list[float]) -> None:
 
 def test_a_good_concept_works() -> None:
     report = make_report()
-    assert report.works is True
+    assert report.works is True, report.summary
     assert report.summary.startswith("The concept works.")
     assert report.warnings == []
     assert report.spearman == 1.0
     assert report.effects == list(GOOD)
-    assert (report.num_examples, report.num_held_out) == (20, 8)
-    assert (report.agreement, report.specificity) == (0.5, 20.0)
-    assert (report.block, report.dose) == (5, 0.25)
+    assert (report.num_examples, report.num_held_out) == (20, 16)
+    assert (report.agreement, report.specificity, report.specificity_error) == (0.5, 20.0, 2.0)
+    assert (report.blocks, report.reading_block) == ([0, 2], 0)
+    assert report.dose == report.down_dose == pytest.approx(0.25)
+    assert (report.max_strength, report.max_down_strength) == (1.5, 2.0)
 
 
 def test_the_summary_has_the_measured_figures() -> None:
-    summary = make_report((-0.61,), ratios=(1.31, 1.22)).summary
-    for figure in ("+0.80", "-0.61", "1.31"):
+    summary = make_report((-0.61,), errors=(0.11, 0.09)).summary
+    for figure in ("+0.80 +- 0.09", "-0.61 +- 0.11", "50%", "decoder blocks: 0, 2"):
         assert figure in summary
 
 
-SMALL = "at least 0.5 nats per token"
+def test_the_answers_are_reported() -> None:
+    report = make_report(answers=answers(up=make_answers(1.2, 7, 0.2, -1.5)))
+    assert [effect.strength for effect in report.answers] == [-1.0, 0.0, 1.0]
+    assert [effect.moved for effect in report.answers] == [0.5, 0.0, 0.7]
+    assert [effect.repetition for effect in report.answers] == pytest.approx([0.1, 0.1, 0.2])
+    assert report.answers[2].perplexity == pytest.approx(math.exp(1.5))
+    assert [(s.strength, s.question, s.token_ids) for s in report.samples] == [
+        (strength, question, [question, 7]) for strength in (-1.0, 0.0, 1.0) for question in (0, 1)
+    ]
+
+
+RAISES = "strength 1 does not clearly raise the log odds"
+LOWERS = "strength -1 does not clearly lower the log odds"
 UNORDERED = "the effect does not always grow with the strength"
 UNSPECIFIC = "times the effect of random directions"
-NOT_FLUENT = "raises the perplexity of neutral texts by over 50%"
+UNSEEN = "visibly changes only"
+NOT_FLUENT = "are not fluent"
 
 
 @pytest.mark.parametrize(
     ("report", "faults"),
     [
-        (make_report((-0.8, -0.4, 0.0, 0.4, 0.49)), {SMALL}),
-        (make_report((-0.49,)), {SMALL}),
-        (make_report((0.8,)), {SMALL, UNORDERED}),
+        (make_report((-0.8, -0.4, 0.0, 0.4, 0.44)), {RAISES}),
+        (make_report((-0.44,)), {LOWERS}),
+        (make_report(errors=(0.3, 0.3)), {RAISES, LOWERS}),
+        (make_report((0.8,)), {LOWERS, UNORDERED}),
         (make_report((-0.8, -0.4, 0.0, 0.9)), {UNORDERED}),
         (make_report((-0.8, -0.8)), {UNORDERED}),
-        (make_report(specificity=4.99), {UNSPECIFIC}),
+        (make_report(specificity=3.7), {UNSPECIFIC}),
         (make_report(specificity=-20.0), {UNSPECIFIC}),
-        (make_report(ratios=(1.51, 1.0)), {NOT_FLUENT}),
-        (make_report(ratios=(1.0, 1.51)), {NOT_FLUENT}),
-        (
-            make_report((-0.1,), ratios=(2.0, 2.0), specificity=0.5),
-            {SMALL, UNSPECIFIC, NOT_FLUENT, UNORDERED},
-        ),
-        (make_report((math.nan,)), {SMALL, UNORDERED}),
+        (make_report((math.nan,)), {LOWERS, UNORDERED}),
+        (make_report(errors=(math.nan, 0.1)), {LOWERS}),
         (make_report(specificity=math.nan), {UNSPECIFIC}),
-        (make_report(ratios=(math.nan, 1.0)), {NOT_FLUENT}),
-        (make_report(ratios=(1.0, math.nan)), {NOT_FLUENT}),
+        (make_report(answers=answers(up=make_answers(1.2, 3))), {UNSEEN}),
+        (make_report(answers=answers(down=make_answers(-0.1, 0))), {UNSEEN}),
+        (make_report(answers=answers(up=make_answers(0.9, 10))), {UNSEEN}),
+        (make_report(answers=answers(up=make_answers(-0.1, 10))), {UNSEEN}),
+        (make_report(answers=answers(up=make_answers(1.2, 5, 0.4))), {NOT_FLUENT}),
+        (make_report(answers=answers(down=make_answers(-0.1, 5, logprob=-3.0))), {NOT_FLUENT}),
     ],
 )
 def test_each_fault_is_named(report: ConceptReport, faults: set[str]) -> None:
     assert report.works is False
-    assert {f for f in (SMALL, UNORDERED, UNSPECIFIC, NOT_FLUENT) if f in report.summary} == faults
+    named = (RAISES, LOWERS, UNORDERED, UNSPECIFIC, UNSEEN, NOT_FLUENT)
+    assert {fault for fault in named if fault in report.summary} == faults
     assert report.summary.startswith("The concept does not work: ")
 
 
 @pytest.mark.parametrize(
     "report",
     [
-        make_report((-0.5, -0.4, 0.0, 0.4, 0.5)),
-        make_report(ratios=(1.5, 1.5)),
-        make_report(specificity=5.0),
+        make_report((-0.45, -0.4, 0.0, 0.4, 0.45)),
+        make_report(specificity=3.76),
         make_report(specificity=None),
-        make_report(num_examples=8),
+        make_report(num_distinct=8, num_groups=8),
         make_report(agreement=0.15),
+        make_report(agreement=0.85),
+        make_report(answers=answers(up=make_answers(1.0, 4))),
+        make_report(answers={}),
     ],
 )
-def test_a_concept_exactly_at_a_limit_works(report: ConceptReport) -> None:
-    assert report.works is True
+def test_a_concept_just_within_a_limit_works(report: ConceptReport) -> None:
+    assert report.works is True, report.summary
     assert report.warnings == []
 
 
-@pytest.mark.parametrize("agreement", [0.149, 0.0, -0.2])
-def test_low_agreement_is_a_warning_and_no_fault(agreement: float) -> None:
+def test_answers_that_are_like_the_examples_already_need_not_move() -> None:
+    plain, down = make_answers(0.9, 10), make_answers(0.2, 10)
+    report = make_report(answers={-1.0: down, 0.0: plain, 1.0: plain})
+    assert report.works is True, report.summary
+    [warning] = report.warnings
+    assert warning.startswith("answers without steering are already like the positive examples")
+
+
+def test_a_concept_may_cost_what_its_own_words_cost() -> None:
+    up = make_answers(1.2, 5, logprob=-2.9)
+    assert make_report(answers=answers(up=up)).works is False
+    assert make_report(answers=answers(up=up), logprob_gap=1.0).works is True
+    assert make_report(answers=answers(up=up), logprob_gap=-1.0).works is False
+
+
+@pytest.mark.parametrize("agreement", [0.149, 0.0, -0.2, 0.86, 1.0])
+def test_unusual_agreement_is_a_warning_and_no_fault(agreement: float) -> None:
     report = make_report(agreement=agreement)
     assert report.works is True
     [warning] = report.warnings
@@ -158,25 +227,23 @@ def test_low_agreement_is_a_warning_and_no_fault(agreement: float) -> None:
 
 
 @pytest.mark.parametrize("shifts", [(), (0.5,)])
-def test_too_few_examples_give_no_judgement(shifts: tuple[float, ...]) -> None:
-    report = make_report(shifts, num_examples=7)
+def test_too_few_groups_give_no_judgement(shifts: tuple[float, ...]) -> None:
+    report = make_report(shifts, num_groups=7)
     assert report.works is None
     assert report.summary.startswith(
-        "There are too few examples to tell whether the concept works: 7, but at least 8 are needed."
+        "There are too few different examples to tell whether the concept works: 7, "
+        "but at least 8 are needed."
     )
 
 
-def test_a_concept_with_a_single_example_is_not_measured() -> None:
-    report = judge(
-        num_examples=1,
-        num_held_out=0,
-        agreement=None,
-        effects=[],
-        specificity=None,
-        block=1,
-        dose=0.1,
-    )
+def test_a_concept_that_was_not_measured_on_pairs_is_not_judged() -> None:
+    unmeasured = {"effects": [], "specificity": None, "agreement": None, "answers": {}}
+    report = judge(make_findings(num_distinct=1, num_groups=1, **unmeasured))
     assert report.works is None
     assert (report.agreement, report.spearman, report.specificity, report.effects) == (None, None, None, [])
     assert report.warnings == []
     assert "a single example" in report.summary
+    alike = judge(make_findings(num_distinct=5, num_groups=1, **unmeasured))
+    assert "all examples are almost the same" in alike.summary
+    given = judge(make_findings(num_distinct=0, num_groups=0, **unmeasured))
+    assert given.summary.startswith("The vectors were not measured, because no examples came with them.")

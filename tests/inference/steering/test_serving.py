@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from functools import cache
+from unittest.mock import patch
 
 import msgspec
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
@@ -12,7 +14,6 @@ from transformers import PreTrainedModel
 from inference.interface.protocol import GenerationRequest
 from tests.inference.conftest import Driver, generate, make_model, request
 from tests.inference.steering.conftest import (
-    STEERED_BLOCKS,
     added_vectors,
     count_computed_tokens,
     plain_logprobs,
@@ -23,11 +24,19 @@ from tests.inference.steering.conftest import (
 )
 
 
+def vectors_of(one: GenerationRequest) -> dict[int, torch.Tensor]:
+    """What the request's concepts add. They all have the same strength."""
+    if one.steering is None:
+        return {}
+    [strength] = set(one.steering.strengths.values())
+    return added_vectors(one.steering.strengths, strength)
+
+
 def expect(model: PreTrainedModel, one: GenerationRequest) -> list[int]:
     """The tokens that plain transformers generate for a request."""
     if one.steering is None:
         return generate(model, one.prompt_token_ids, one.max_tokens)
-    with steering_plainly(model, added_vectors(STEERED_BLOCKS, one.steering.concepts, one.steering.strength)):
+    with steering_plainly(model, vectors_of(one)):
         return generate(model, one.prompt_token_ids, one.max_tokens)
 
 
@@ -70,7 +79,9 @@ def test_a_prefix_is_reused_only_with_the_same_steering(llama: PreTrainedModel, 
         for i, (one, tokens) in enumerate(zip(requests, expected, strict=True)):
             computed.clear()
             check(driver, [msgspec.structs.replace(one, request_id=f"{name}{i}")], [tokens])
-            assert sum(computed) == 50 - cached + 9
+            # The block of the first position alone is the same for all: that position is never steered.
+            shared = 1 if block_size == 1 and i > 0 else 0
+            assert sum(computed) == 50 - max(cached, shared) + 9
 
 
 def test_concurrent_requests_with_different_steering_share_no_block(llama: PreTrainedModel) -> None:
@@ -124,10 +135,8 @@ def test_preemption_does_not_change_the_output(llama: PreTrainedModel, num_block
     ]
     expected = [expect(llama, one) for one in requests]
     driver = steered_driver(llama, num_blocks=num_blocks, block_size=8, max_batch_tokens=24)
-    free = driver.engine.runner.bank.num_free_rows
     check(driver, requests, expected)
     assert driver.engine.scheduler.num_preemptions > 0
-    assert driver.engine.runner.bank.num_free_rows == free
 
 
 STEERINGS = [
@@ -160,10 +169,7 @@ def expect_from_pool(prompt: int, steering: int) -> list[int]:
     """The expected tokens. Also checks that rounding cannot change the choice of any token."""
     one, model = pool_request(prompt, steering), make_model("llama")
     tokens = expect(model, one)
-    vectors = (
-        {} if one.steering is None else added_vectors(STEERED_BLOCKS, *msgspec.structs.astuple(one.steering))
-    )
-    logprobs = plain_logprobs(model, one.prompt_token_ids + tokens, vectors)
+    logprobs = plain_logprobs(model, one.prompt_token_ids + tokens, vectors_of(one))
     best = logprobs[len(one.prompt_token_ids) - 1 : -1].topk(2).values
     assert (best[:, 0] - best[:, 1]).min() > 1e-4
     return tokens
@@ -191,20 +197,20 @@ ACTIONS = st.lists(
     num_blocks=st.sampled_from([7, 12, 40]),
     max_batch_tokens=st.sampled_from([3, 16, 64]),
     max_running=st.sampled_from([2, 8]),
+    num_rows=st.sampled_from([1, 3, 72]),
 )
 @settings(max_examples=25, deadline=None)
 def test_random_requests_and_aborts_get_the_output_of_a_request_alone(
-    actions: list[tuple], num_blocks: int, max_batch_tokens: int, max_running: int
+    actions: list[tuple], num_blocks: int, max_batch_tokens: int, max_running: int, num_rows: int
 ) -> None:
-    driver = steered_driver(
-        shared_model(),
-        num_blocks=num_blocks,
-        block_size=8,
-        max_batch_tokens=max_batch_tokens,
-        max_running=max_running,
-    )
-    bank = driver.engine.runner.bank
-    free = bank.num_free_rows
+    with patch("inference.runner.model_runner._SPARE_ROWS", num_rows - max_running):
+        driver = steered_driver(
+            shared_model(),
+            num_blocks=num_blocks,
+            block_size=8,
+            max_batch_tokens=max_batch_tokens,
+            max_running=max_running,
+        )
     expected: list[list[int]] = []
     kept: set[tuple[str, int]] = set()
     for name, *arguments in actions:
@@ -227,5 +233,4 @@ def test_random_requests_and_aborts_get_the_output_of_a_request_alone(
     assert all(results[key].token_ids == expected[int(key[0])] for key in kept)
     for (request_id, _), result in results.items():
         assert result.token_ids == expected[int(request_id)][: len(result.token_ids)]
-    assert bank.num_free_rows == free
     assert driver.engine.block_manager.num_free_blocks == num_blocks

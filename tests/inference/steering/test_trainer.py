@@ -23,7 +23,7 @@ from inference.interface.protocol import (
     TrainingUpdate,
 )
 from inference.scheduling.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, Probe
-from inference.steering.directions import DirectionFiles
+from inference.steering.direction_files import DirectionFiles
 from tests.inference.conftest import VOCAB_SIZE, Driver, build_driver, generate, make_model, request
 from tests.inference.recorder import Recorder
 from tests.inference.steering.conftest import (

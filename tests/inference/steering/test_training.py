@@ -1,139 +1,108 @@
-"""The probes that training yields and the results it computes, with a linear model: no engine, no torch."""
+"""What training asks for and what it makes of the results, with a linear model: no engine, no torch."""
 
-import math
-from collections.abc import Generator
-from itertools import permutations
-from typing import TypeVar
+import random
 
+import msgspec
 import numpy as np
 import pytest
 
-from inference.interface.protocol import ConceptReport, TrainConcept
+from inference.interface.protocol import ConceptReport, GivenVectors, TrainConcept
 from inference.scheduling.probe import Probe
-from inference.steering import training
 from inference.steering.directions import Calibration, Direction
-from inference.steering.measurements import ProbeFactory
-from inference.steering.training import (
-    STRENGTHS,
-    UntrainableError,
-    calibrate,
-    estimate_tokens,
-    train,
+from inference.steering.search import candidates
+from inference.steering.training import UntrainableError, estimate_tokens, train
+from tests.inference.steering.linear_model import (
+    HIDDEN_SIZE,
+    NORMS,
+    NUM_LAYERS,
+    LinearModel,
+    make_command,
 )
-from tests.inference.steering.conftest import make_texts
 
-NUM_LAYERS, HIDDEN_SIZE = 4, 64
-BLOCKS = (1, 2)
-NORMS = (1.0, 2.0, 3.0, 4.0)
-PROMPT = [1, 2]
-T = TypeVar("T")
+BLOCKS = candidates(NUM_LAYERS, None)
 
 
-class LinearModel:
-    """A token's hidden states are its embedding. Vectors make tokens with similar embeddings more likely.
-
-    `cost`: every token's log probability falls by this, times the square of the norm that steering adds.
-    """
-
-    def __init__(self, effect: float = 4.0, cost: float = 0.0) -> None:
-        self.embeddings = np.random.default_rng(0).standard_normal((200, HIDDEN_SIZE))
-        self._effect, self._cost = effect, cost
-        self.rounds: list[list[Probe]] = []
-
-    def embed(self, text: list[int]) -> np.ndarray:
-        return self.embeddings[text]
-
-    def compute(self, probe: Probe) -> None:
-        content = self.embed(probe.content_token_ids)
-        probe.logprobs[:] = -np.linalg.norm(content, axis=1)
-        if probe.captures:
-            probe.clear(NUM_LAYERS, HIDDEN_SIZE)
-            probe.hidden_sum += content.sum(0)
-            probe.norm_sum += np.array(NORMS) * len(content)
-        if probe.vectors is not None:
-            relative = probe.vectors / np.array(NORMS)[list(BLOCKS), None]
-            probe.logprobs += self._effect * content @ relative.mean(0) / HIDDEN_SIZE
-            probe.logprobs -= self._cost * np.square(relative).sum() / len(BLOCKS)
-
-    def run(self, work: Generator[list[Probe], None, T]) -> T:
-        while True:
-            try:
-                self.rounds.append(next(work))
-            except StopIteration as end:
-                return end.value
-            for probe in self.rounds[-1]:
-                self.compute(probe)
-
-
-def make_command(count: int = 12, *, mixes: bool = False) -> TrainConcept:
-    """Positive and negative texts use different tokens. `mixes`: every second pair is swapped."""
-    positive, negative = make_texts(1, count, range(10, 14)), make_texts(2, count, range(40, 44))
-    if mixes:
-        for i in range(0, count, 2):
-            positive[i], negative[i] = negative[i], positive[i]
-    return TrainConcept("kind", PROMPT, positive, negative, make_texts(3, 5, range(100, 200)))
-
-
-def pairs_by_text(command: TrainConcept) -> dict[tuple[int, ...], int]:
-    """The pair that each text belongs to."""
-    return {
-        tuple(text): pair for side in (command.positive, command.negative) for pair, text in enumerate(side)
-    }
-
-
-def run(model: LinearModel, command: TrainConcept, cap: float = 0.6) -> tuple[Direction, ConceptReport]:
+def run(
+    model: LinearModel, command: TrainConcept, blocks: tuple[int, ...] | None = None
+) -> tuple[Direction, ConceptReport]:
     published: list[Direction] = []
-    work = train(ProbeFactory(command), Calibration(NORMS, cap), BLOCKS, 0, published.append)
+    work = train(command, Calibration(NORMS, 0.6), candidates(NUM_LAYERS, blocks), 500, published.append)
     report = model.run(work)
     [direction] = published
     return direction, report
 
 
-def test_the_direction_is_the_mean_difference_in_every_layer() -> None:
+def test_the_direction_is_the_mean_difference() -> None:
     model, command = LinearModel(), make_command()
-    direction, _ = run(model, command)
+    direction, _ = run(model, command, (2, 5))
     pairs = zip(command.positive, command.negative, strict=True)
     expected = np.mean([model.embed(p).mean(0) - model.embed(n).mean(0) for p, n in pairs], axis=0)
-    np.testing.assert_allclose(direction.difference, np.tile(expected, (NUM_LAYERS, 1)), rtol=1e-5, atol=1e-6)
+    expected /= np.linalg.norm(expected)
+    assert direction.blocks == (2, 5)
+    np.testing.assert_allclose(direction.units, np.tile(expected, (2, 1)), rtol=1e-5, atol=1e-6)
 
 
-def test_strength_one_has_the_target_effect() -> None:
-    """All pairs have the same difference, so the dose tuned on some pairs is right for the others."""
-    orders = list(permutations(range(4)))
-    positive, negative = ([[start + i for i in order] for order in orders] for start in (10, 40))
-    model, command = LinearModel(), TrainConcept("kind", PROMPT, positive, negative, [[100, 101]])
-    direction, report = run(model, command, cap=10.0)
-    assert report.works is True
-    expected = [strength * training._TARGET_SHIFT for strength in STRENGTHS]
-    assert [effect.shift for effect in report.effects] == pytest.approx(expected, rel=1e-4)
-    difference = model.embed([10, 11, 12, 13]).mean(0) - model.embed([40, 41, 42, 43]).mean(0)
-    per_dose = 4.0 * np.linalg.norm(difference) / HIDDEN_SIZE
-    assert direction.dose == pytest.approx(training._TARGET_SHIFT / per_dose, rel=1e-4)
-    assert report.dose == direction.dose
+def test_each_group_of_pairs_counts_once() -> None:
+    model, command = LinearModel(), make_command(4, groups=[0, 1, 1, 1])
+    direction, _ = run(model, command, (2,))
+    pairs = zip(command.positive, command.negative, strict=True)
+    differences = np.array([model.embed(p).mean(0) - model.embed(n).mean(0) for p, n in pairs])
+    expected = (differences[0] + differences[1:].mean(0)) / 2
+    np.testing.assert_allclose(direction.units[0], expected / np.linalg.norm(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_the_dose_stays_under_the_cap() -> None:
-    direction, report = run(LinearModel(), make_command(), cap=0.05)
-    assert direction.dose == pytest.approx(0.05)
-    assert report.works is False
+def test_the_readings_are_zero_and_one_at_the_examples_means() -> None:
+    model, command = LinearModel(), make_command()
+    direction, _ = run(model, command, (2,))
+    for side, expected in zip((command.negative, command.positive), direction.reading_range, strict=True):
+        projections = [model.embed(text).mean(0) @ direction.units[0] for text in side]
+        assert np.mean(projections) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("cost", [5.0, 50.0])
-def test_the_dose_is_limited_by_perplexity(cost: float) -> None:
-    direction, report = run(LinearModel(cost=cost), make_command(), cap=10.0)
-    ratio = max(effect.perplexity_ratio for effect in report.effects)
-    assert ratio == pytest.approx(training._MAX_PERPLEXITY_RATIO, rel=0.1)
-    assert direction.dose == pytest.approx(
-        math.sqrt(math.log(training._MAX_PERPLEXITY_RATIO) / cost), rel=0.1
+def test_a_concept_with_effect_works() -> None:
+    direction, report = run(LinearModel(effect=8.0), make_command(24))
+    assert report.works is True, report.summary
+    assert report.summary.startswith("The concept works.")
+    assert (report.num_examples, report.num_distinct, report.num_groups, report.num_held_out) == (
+        24,
+        24,
+        24,
+        16,
     )
+    assert [answer.strength for answer in report.answers] == [-1, 0, 1]
+    assert max(answer.moved for answer in report.answers) >= 0.35
+    assert report.blocks == list(direction.blocks)
+    assert len(report.samples) == 6
+
+
+def test_the_block_with_the_larger_effect_is_chosen() -> None:
+    for best in (5, 7):
+        direction, _ = run(LinearModel(cost=1.0, best_block=best), make_command(24))
+        assert direction.blocks in {(best,), BLOCKS[-1]}
+
+
+def test_without_a_difference_the_default_block_is_chosen() -> None:
+    sets = [(6,), (5,), (7,), (8,)]
+    published: list[Direction] = []
+    LinearModel(cost=1.0).run(train(make_command(24), Calibration(NORMS, 0.6), sets, 500, published.append))
+    assert published[0].blocks == (6,)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_strengths_of_looping_answers_are_not_allowed(seed: int) -> None:
+    limit = 0.2 + 0.1 * seed
+    direction, report = run(LinearModel(effect=8.0, loops_from=limit), make_command(24), (6,))
+    assert report.dose < limit
+    assert report.dose * report.max_strength < limit
+    assert report.down_dose * report.max_down_strength < limit
+    assert direction.max_strength == report.max_strength
 
 
 def test_a_concept_whose_pairs_disagree_does_not_work() -> None:
-    _, report = run(LinearModel(), make_command(mixes=True))
+    _, report = run(LinearModel(), make_command(24, mixes=True))
     assert report.works is False
     assert report.agreement is not None
     assert report.agreement < 0.15
-    assert len(report.warnings) == 1
 
 
 def test_a_model_without_any_effect_does_not_work() -> None:
@@ -142,83 +111,81 @@ def test_a_model_without_any_effect_does_not_work() -> None:
     assert report.specificity is None
 
 
-def test_effects_are_in_the_order_of_strength() -> None:
-    _, report = run(LinearModel(), make_command())
-    assert tuple(effect.strength for effect in report.effects) == STRENGTHS
-    assert (report.effects[2].shift, report.effects[2].perplexity_ratio) == (0.0, 1.0)
-
-
 def test_a_random_direction_has_far_less_effect() -> None:
     """In 64 dimensions, the cosine of two random directions is about an eighth."""
-    _, report = run(LinearModel(), make_command())
+    _, report = run(LinearModel(), make_command(24))
     assert report.specificity is not None
     assert report.specificity > 3
+    assert report.specificity_error is not None
+    assert 0 < report.specificity_error < report.specificity / 3
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 8, 18])
-def test_no_pair_is_measured_with_a_direction_made_from_it(count: int) -> None:
+def test_no_pair_is_measured_with_a_direction_made_from_its_group(count: int) -> None:
     """Each pair has one token that no other pair has, and each token has its own dimension."""
-    command = make_command(count)
+    command = make_command(count, groups=[pair // 2 for pair in range(count)])
     for pair in range(count):
         command.positive[pair].append(20 + pair)
     model = LinearModel()
     model.embeddings = np.eye(200, HIDDEN_SIZE)
-    _, report = run(model, command)
-    pairs = pairs_by_text(command)
+    _, report = run(model, command, (2,))
+    pairs = {
+        tuple(text): pair for side in (command.positive, command.negative) for pair, text in enumerate(side)
+    }
     measured = set()
-    for probe in (
-        probe for probes in model.rounds[1:-1] for probe in probes
-    ):  # the last are random directions
-        assert probe.vectors is not None
-        own = probe.vectors[:, 20 : 20 + count] != 0
+    for probe in (probe for work in model.rounds for probe in work if isinstance(probe, Probe)):
         pair = pairs.get(tuple(probe.content_token_ids))
-        if pair is None:
-            assert own.all()  # neutral texts, with the direction of all pairs
-        else:
-            assert not own[:, pair].any()
-            assert own.any()
-            measured.add(pair)
-    assert len(measured) > report.num_held_out > 0
+        if pair is None or probe.steering is None:
+            continue
+        own = probe.steering.added.vectors[0, 20 : 20 + count]
+        if np.count_nonzero(own) == count and len(np.unique(np.abs(own))) > count // 2:
+            continue  # a random direction
+        group = [other for other in range(count) if other // 2 == pair // 2]
+        assert not own[group].any()
+        measured.add(pair)
+    assert report.num_held_out == (min(count, 16) if count > 2 else 0)
+    assert len(measured) == report.num_held_out
 
 
-def test_the_dose_is_not_tuned_on_pairs_of_the_report() -> None:
-    model, command = LinearModel(), make_command(12)
-    run(model, command)
-    pairs = pairs_by_text(command)
-    rounds = [
-        {pairs[tuple(probe.content_token_ids)] for probe in probes if tuple(probe.content_token_ids) in pairs}
-        for probes in model.rounds[1:]
-    ]
-    *tuned_on, effects, specificity = rounds
-    assert effects == specificity
-    assert effects
-    assert all(some and not some & effects for some in tuned_on)
-
-
-def test_with_two_pairs_one_is_held_out() -> None:
-    _, report = run(LinearModel(), make_command(2))
-    assert report.num_held_out == 1
+@pytest.mark.parametrize("command", [make_command(1), make_command(6, groups=[0] * 6)], ids=["one", "alike"])
+def test_a_single_group_gives_a_direction_but_no_verdict(command: TrainConcept) -> None:
+    direction, report = run(LinearModel(), command)
     assert report.works is None
-    assert len(report.effects) == 5
+    assert (report.num_held_out, report.effects, report.num_groups) == (0, [], 1)
+    assert report.summary.startswith("It cannot be told whether the concept works")
+    assert len(report.answers) == 3
+    assert direction.lengths[0] > 0
 
 
-def test_a_single_pair_gives_a_direction_and_no_measurement() -> None:
-    model = LinearModel(cost=5.0)
-    direction, report = run(model, make_command(1), cap=0.6)
+def test_few_groups_give_no_verdict_however_many_pairs_there_are() -> None:
+    _, report = run(LinearModel(effect=8.0), make_command(24, groups=[pair % 7 for pair in range(24)]))
     assert report.works is None
-    assert (report.num_held_out, report.effects, report.agreement) == (0, [], None)
-    assert "a single example" in report.summary
-    assert direction.dose == pytest.approx(math.sqrt(math.log(training._MAX_PERPLEXITY_RATIO) / 5.0), rel=0.1)
+    assert "too few different examples" in report.summary
+    assert any("count as 7 only" in warning for warning in report.warnings)
 
 
-def test_a_single_pair_without_cost_gets_half_the_cap() -> None:
-    direction, _ = run(LinearModel(), make_command(1), cap=0.6)
-    assert direction.dose == pytest.approx(0.3)
+def test_duplicates_are_reported() -> None:
+    _, report = run(LinearModel(), make_command(9, num_duplicates=3))
+    assert (report.num_examples, report.num_distinct) == (12, 9)
+    assert any("3 of the examples are exact duplicates" in warning for warning in report.warnings)
+
+
+def test_without_questions_there_are_no_answers() -> None:
+    direction, report = run(LinearModel(effect=8.0, cost=0.2), make_command(24, questions=[]))
+    assert (report.answers, report.samples) == ([], [])
+    assert report.works is True, report.summary
+    assert direction.lengths[0] > 0
+
+
+def test_a_question_that_leaves_no_room_is_left_out() -> None:
+    command = make_command(12, questions=[[5] * 500, [3, 4, 5]])
+    _, report = run(LinearModel(), command)
+    assert {sample.question for sample in report.samples} == {0}
 
 
 def test_positive_equal_to_negative_is_untrainable() -> None:
     command = make_command()
-    same = TrainConcept("kind", PROMPT, command.positive, command.positive, command.neutral)
+    same = msgspec.structs.replace(command, negative=command.positive)
     with pytest.raises(UntrainableError, match="are the same for the positive and the negative examples"):
         run(LinearModel(), same)
 
@@ -235,35 +202,100 @@ def test_infinite_activations_are_untrainable() -> None:
 
 
 def test_the_direction_is_published_before_its_effects_are_measured() -> None:
-    model, published = LinearModel(), []
-    work = train(ProbeFactory(make_command()), Calibration(NORMS, 0.6), BLOCKS, 0, published.append)
-    model.run(work)
-    rounds_before = len(model.rounds) - 2
-    again, published = LinearModel(), []
-    work = train(ProbeFactory(make_command()), Calibration(NORMS, 0.6), BLOCKS, 0, published.append)
-    for _ in range(rounds_before):
-        assert published == []
-        for probe in next(work):
-            again.compute(probe)
-    next(work)
-    assert len(published) == 1
-
-
-@pytest.mark.parametrize("cost", [1.0, 8.0, 200.0])
-def test_the_cap_is_the_dose_at_which_a_random_direction_costs_too_much(cost: float) -> None:
-    """The cap is interpolated linearly between the tried doses, although the model's cost is quadratic."""
-    model = LinearModel(effect=0.0, cost=cost)
-    calibration = model.run(calibrate(ProbeFactory(make_command()), BLOCKS))
-    assert calibration.norms == pytest.approx(NORMS)
-    doses = [0.0, *training._CAP_DOSES]
-    costs = [cost * dose**2 for dose in doses]
-    expected = float(np.interp(math.log(training._CAP_PERPLEXITY_RATIO), costs, doses))
-    assert calibration.cap == pytest.approx(expected, rel=1e-5)
+    published: list[Direction] = []
+    model = LinearModel()
+    work = train(make_command(), Calibration(NORMS, 0.6), BLOCKS, 500, published.append)
+    rounds_after = 0
+    for round_of_work in work:
+        model.compute_all(round_of_work)
+        rounds_after += bool(published)
+    assert rounds_after >= 2  # effects and specificity
 
 
 @pytest.mark.parametrize("count", [2, 12, 40])
-def test_the_estimate_is_close_to_the_number_of_tokens_read(count: int) -> None:
+def test_the_estimate_is_close_to_the_number_of_tokens(count: int) -> None:
     model, command = LinearModel(), make_command(count)
-    run(model, command, cap=10.0)
-    read = sum(len(probe.content_token_ids) for probes in model.rounds for probe in probes)
-    assert 0.6 * read < estimate_tokens(command) < 2.5 * read
+    run(model, command)
+    used = sum(item.num_tokens for work in model.rounds for item in work)
+    assert 0.4 * used < estimate_tokens(command) < 2.5 * used
+
+
+# ---- given vectors ----
+
+
+def given(blocks: tuple[int, ...] = (2, 4), seed: int = 5, **changes: object) -> GivenVectors:
+    values = np.random.default_rng(seed).standard_normal((len(blocks), HIDDEN_SIZE)).astype("<f4")
+    return GivenVectors(**{"blocks": blocks, "values": values.tobytes(), **changes})
+
+
+def test_given_vectors_keep_their_own_scale() -> None:
+    vectors = given(down_scale=0.5, max_strength=1.5)
+    command = make_command(0, vectors=vectors)
+    direction, report = run(LinearModel(), command)
+    expected = np.frombuffer(vectors.values, "<f4").reshape(2, HIDDEN_SIZE)
+    np.testing.assert_allclose(direction.vectors(1.0), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(direction.vectors(-1.0), -0.5 * expected, rtol=1e-5, atol=1e-6)
+    assert (direction.max_strength, direction.max_down_strength) == (1.5, 2.0)
+    assert report.works is None
+    assert report.summary.startswith("The vectors were not measured, because no examples came with them.")
+    assert (report.effects, report.num_examples) == ([], 0)
+    assert len(report.answers) == 3
+
+
+def test_without_pairs_a_reading_of_one_is_what_strength_one_adds_to_neutral_texts() -> None:
+    model, command = LinearModel(), make_command(0, vectors=given((3,)))
+    direction, _ = run(model, command)
+    neutral = np.mean([model.embed(text).mean(0) @ direction.units[0] for text in command.neutral])
+    assert direction.reading_range == pytest.approx((neutral, neutral + direction.lengths[0]), rel=1e-5)
+
+
+def test_given_vectors_are_measured_on_the_pairs_that_come_with_them() -> None:
+    plain = make_command(12)
+    trained, _ = run(LinearModel(effect=8.0), plain, (6,))
+    vectors = GivenVectors((6,), trained.vectors(1.0).astype("<f4").tobytes())
+    direction, report = run(LinearModel(effect=8.0), msgspec.structs.replace(plain, vectors=vectors))
+    assert report.works is not None
+    assert report.effects[-1].shift > 0.2
+    assert report.num_held_out == 12
+    assert direction.reading_range == pytest.approx(trained.reading_range, rel=1e-4)
+
+
+def test_a_given_range_of_readings_is_kept() -> None:
+    vectors = given((3, 5), reading_block=5, reading_range=(2.0, -1.0))
+    direction, _ = run(LinearModel(), make_command(4, vectors=vectors))
+    assert (direction.reading_block, direction.reading_range) == (5, (2.0, -1.0))
+
+
+BAD_VECTORS = {
+    "too few numbers": given(values=b"\0" * 4 * HIDDEN_SIZE),
+    "not whole numbers": given(values=b"\0" * 7),
+    "no blocks": given(blocks=(), values=b""),
+    "beyond the model": given((2, NUM_LAYERS)),
+    "below the model": given((-1, 2)),
+    "not ascending": given((4, 2)),
+    "twice the same": given((2, 2)),
+    "not finite": given((2,), values=np.full(HIDDEN_SIZE, np.nan, "<f4").tobytes()),
+    "overflow": given((2,), values=np.full(HIDDEN_SIZE, np.inf, "<f4").tobytes()),
+    "zero": given((2,), values=np.zeros(HIDDEN_SIZE, "<f4").tobytes()),
+    "a block to read that is not given": given(reading_block=3),
+    "an empty range": given(reading_range=(1.0, 1.0)),
+    "a range that is not finite": given(reading_range=(0.0, float("nan"))),
+    "a negative maximum": given(max_strength=-1.0),
+    "a scale that is not finite": given(down_scale=float("inf")),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VECTORS)
+def test_vectors_that_cannot_be_used_are_refused(case: str) -> None:
+    with pytest.raises(UntrainableError):
+        run(LinearModel(), make_command(0, vectors=BAD_VECTORS[case]))
+
+
+def test_the_order_of_rounds_depends_on_nothing_but_the_command() -> None:
+    """Two trainings of the same command give the same report to the last bit."""
+    random.seed(1)
+    first = run(LinearModel(effect=8.0, cost=1.0), make_command(24))
+    random.seed(2)
+    second = run(LinearModel(effect=8.0, cost=1.0), make_command(24))
+    assert first[1] == second[1]
+    assert first[0].lengths == second[0].lengths

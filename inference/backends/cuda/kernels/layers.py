@@ -133,22 +133,21 @@ def gate(
     tl.store(out + row * SIZE + column, (activated * up).to(gated.dtype), mask=within)
 
 
-@triton.jit(do_not_specialize=["rows", "scales"])
+@triton.jit(do_not_specialize=["rows"])
 def steer(
     hidden,  # [tokens, SIZE], changed in place
     vectors,  # [rows, SIZE] float32
     rows,  # [tokens]
-    scales,  # [tokens] float32
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """hidden += scale * vectors[row], except for tokens with row 0. Grid: tokens, pieces of COLUMNS."""
+    """hidden += vectors[row], except for tokens with row 0. Grid: tokens, pieces of COLUMNS."""
     token = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + token)
     if row != 0:
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         within = column < SIZE
         number = tl.load(hidden + token * SIZE + column, mask=within, other=0.0)
-        added = tl.load(scales + token) * tl.load(vectors + row * SIZE + column, mask=within, other=0.0)
+        added = tl.load(vectors + row * SIZE + column, mask=within, other=0.0)
         steered = number.to(tl.float32) + added.to(number.dtype).to(tl.float32)
         tl.store(hidden + token * SIZE + column, steered.to(number.dtype), mask=within)

@@ -143,8 +143,8 @@ def _run(counts: list[int], dtype: torch.dtype, rng: random.Random | None = None
     layers.rms_norm(x, x[0], 1e-5)
     layers.add_rms_norm(x, x, x[0], 1e-5)
     layers.gate(x)
-    rows, scales = torch.zeros(tokens, dtype=torch.int64), torch.zeros(tokens, 1)
-    layers.steer(x, torch.zeros(3, _HIDDEN_SIZE), _shifted(rows, rng), _shifted(scales, rng))
+    rows = torch.zeros(tokens, dtype=torch.int64)
+    layers.steer(x, torch.zeros(3, _HIDDEN_SIZE), _shifted(rows, rng))
     _rotate(tokens, dtype, heads, rng)
     _attend(counts, dtype, heads, rng=rng)
 

@@ -194,7 +194,8 @@ def test_the_trial_runs_no_hook_of_the_layer() -> None:
 
 def test_the_trial_steers_nothing(llama: PreTrainedModel) -> None:
     causal_lm = CausalLM(llama)
-    bank = SteeringBank(2, (0, 1), causal_lm.hidden_size, causal_lm.device)
+    bank = SteeringBank(2, len(causal_lm.layers), causal_lm.hidden_size, causal_lm.device)
+    bank.vectors.fill_(1.0)
     inject(causal_lm, bank)
     trial = Trial(2, 8, paged_attention.attend, like=llama.lm_head.weight)
     before = trial.run(llama.model.layers[0].forward, causal_lm.hidden_size)
@@ -259,9 +260,9 @@ def test_pharia_generates_what_its_reference_generates(tmp_path: Path) -> None:
     model = load(write_checkpoint(tmp_path, weights), torch.float32, torch.get_default_device())._model
     prompts = [random_prompt(i, length) for i, length in enumerate([1, 22, 9])]
     requests = [request(f"r{i}", prompt, 4) for i, prompt in enumerate(prompts)]
-    driver = steered_driver(model, backend=BACKEND, max_batch_tokens=15, steering_blocks=(0, 1))
+    driver = steered_driver(model, backend=BACKEND, max_batch_tokens=15)
     results = driver.run(requests[0], requests[1], steered(requests[2], "kind", strength=2.0))
-    added = [{}, {}, added_vectors((0, 1), ["kind"], 2.0)]
+    added = [{}, {}, added_vectors(["kind"], 2.0)]
     expected = [reference_greedy(weights, prompt, 4, one) for prompt, one in zip(prompts, added, strict=True)]
     assert [results[f"r{i}", 0].token_ids for i in range(3)] == expected
     assert expected[2] != reference_greedy(weights, prompts[2], 4), "the steering is too weak"

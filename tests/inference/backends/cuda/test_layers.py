@@ -73,10 +73,9 @@ def test_steering(like: torch.Tensor, size: int) -> None:
     hidden, vectors = random(like, 4, size), random(torch.empty(0, device=like.device), 3, size)
     hidden[1, :3] = torch.tensor([-0.0, float("inf"), -0.0]).to(like)  # row 0: the bits must stay
     rows = torch.tensor([2, 0, 1, 0], device=like.device)
-    scales = torch.tensor([[0.5], [0.0], [-2.0], [7.0]], device=like.device)
     expected, before = hidden.clone(), hidden.clone()
-    injection.steer(expected, vectors, rows, scales)
-    layers.steer(hidden, vectors, rows, scales)
+    injection.steer(expected, vectors, rows)
+    layers.steer(hidden, vectors, rows)
     check(hidden[::2], expected[::2])
     bits = torch.int32 if like.dtype == torch.float32 else torch.int16
     assert torch.equal(hidden[1::2].view(bits), before[1::2].view(bits))

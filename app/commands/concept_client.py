@@ -1,0 +1,128 @@
+"""What the commands of `tiller concept` share: the server's address, requests, files, a progress bar."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import httpx
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from app.commands.errors import CommandError, exit_on_errors
+
+ROUTE = "/steering_concepts"
+LOCAL = "http://127.0.0.1:8000"
+_KEYS = {"name", "description", "examples"}
+_POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 30.0
+
+Url = Annotated[str, typer.Option(help="URL of the server.")]
+Token = Annotated[str | None, typer.Option(envvar="TILLER_TOKEN", help="Access token for the server.")]
+ConceptId = Annotated[
+    str, typer.Argument(metavar="ID", help="Id of the concept, with or without `_worker/`.")
+]
+Json = dict[str, Any]
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Ends the command with one line if the block raises a CommandError, or cannot reach the server."""
+    with exit_on_errors():
+        try:
+            yield
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CommandError(f"the server cannot be reached: {reason}") from None
+
+
+def connect(url: str, token: str | None) -> httpx.AsyncClient:
+    headers = {} if token is None else {b"Authorization": b"Bearer " + token.encode()}
+    return httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=_ANSWER_SECONDS)
+
+
+def path_of(concept: str) -> str:
+    return f"{ROUTE}/{quote(concept, safe='')}"
+
+
+async def ask(client: httpx.AsyncClient, method: str, path: str) -> Json:
+    async with client:
+        return content_of(await client.request(method, path))
+
+
+async def create(
+    client: httpx.AsyncClient, send: Callable[[httpx.AsyncClient], Awaitable[httpx.Response]], name: str
+) -> Json:
+    """Sends a request that creates a concept, and shows the progress meanwhile.
+
+    `send`: without a time limit, because the training may take any time. `name`: in the concept's future id.
+    """
+    async with client:
+        creating = asyncio.ensure_future(send(client))
+        try:
+            with _progress_bar() as show:
+                while not creating.done():
+                    await asyncio.wait({creating}, timeout=_POLL_SECONDS)
+                    seen = await client.get(path_of(name))
+                    if seen.is_success:
+                        show(seen.json())
+        finally:  # If the progress cannot be read, the error of the creation is not reported as well.
+            creating.cancel()
+            await asyncio.gather(creating, return_exceptions=True)
+    return content_of(creating.result())
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Json], None]]:
+    """Shows a progress bar on a terminal, and removes it at the end. Yields a function that updates it."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("sending", total=1.0)
+        yield lambda card: progress.update(bar, description=card["state"], completed=card["progress"])
+
+
+def content_of(response: httpx.Response) -> Json:
+    """The content of an answer. Raises CommandError, with the server's error message if there is one."""
+    try:
+        content: Json = response.json() if response.content else {}
+        message = None if response.is_success else str(content["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"the answer with status {response.status_code} is not from a Tiller server"
+    if message is not None:
+        raise CommandError(message)
+    return content
+
+
+def read_bytes(file: Path) -> bytes:
+    """Raises CommandError."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CommandError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Raises CommandError."""
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise CommandError(f"{file}: cannot be written: {error.strerror}") from None
+
+
+def read_concept(file: Path) -> Json:
+    """Reads a concept that can be sent as JSON. The server checks the rest. Raises CommandError."""
+    try:
+        content = yaml.safe_load(read_bytes(file).decode())  # reads JSON as well
+        if not isinstance(content, dict) or not content.keys() <= _KEYS or "examples" not in content:
+            raise CommandError(f"{file}: must have examples, may have name and description, and no other key")
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CommandError(f"{file}: is not valid YAML or JSON: {reason}") from None
+    return content

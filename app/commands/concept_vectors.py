@@ -1,0 +1,96 @@
+"""`tiller concept export` and `import`."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+
+from app.commands.concept_client import (
+    LOCAL,
+    ROUTE,
+    ConceptId,
+    Token,
+    Url,
+    connect,
+    content_of,
+    create,
+    path_of,
+    read_bytes,
+    read_concept,
+    reporting_errors,
+    write_bytes,
+)
+from app.commands.concept_report import print_concept
+from app.commands.errors import CommandError
+from app.errors import ApiError
+
+Name = Annotated[
+    str | None, typer.Option(help="Name of the concept. Files that Tiller has exported carry one.")
+]
+Description = Annotated[str | None, typer.Option(help="Text for people. Default: the one in the file.")]
+Examples = Annotated[
+    Path | None,
+    typer.Option(metavar="PAIRS", help="YAML or JSON file with examples, to measure the vectors with."),
+]
+
+
+def export_vectors(
+    concept: ConceptId,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The safetensors file to write.")],
+    url: Url = LOCAL,
+    token: Token = None,
+) -> None:
+    """Write a concept's steering vectors to a file."""
+    with reporting_errors():
+        write_bytes(file, asyncio.run(_download(connect(url, token), concept)))
+
+
+def import_vectors(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A safetensors file, or a GGUF control vector.")
+    ],
+    name: Name = None,
+    description: Description = None,
+    examples: Examples = None,
+    url: Url = LOCAL,
+    token: Token = None,
+) -> None:
+    """Create a concept from a file with steering vectors, and print its report."""
+    with reporting_errors():
+        content = read_bytes(file)
+        if examples is not None:
+            content = _with_examples(file, content, examples)
+        given = {"name": name, "description": description}
+        params = {key: value for key, value in given.items() if value is not None}
+        print_concept(asyncio.run(_upload(connect(url, token), content, params)))
+
+
+async def _download(client: httpx.AsyncClient, concept: str) -> bytes:
+    async with client:  # The server may have to train the concept first, so httpx must not time out.
+        response = await client.get(f"{path_of(concept)}/vectors", timeout=None)
+    if not response.is_success:
+        content_of(response)
+    return response.content
+
+
+async def _upload(client: httpx.AsyncClient, content: bytes, params: dict[str, str]) -> dict[str, object]:
+    return await create(
+        client,
+        lambda client: client.post(f"{ROUTE}/import", content=content, params=params, timeout=None),
+        params.get("name", "unknown"),
+    )
+
+
+def _with_examples(file: Path, content: bytes, pairs: Path) -> bytes:
+    """The same vectors with the examples in their metadata."""
+    # Only here: the import takes a quarter of a second.
+    from app.concepts.vectors.rewriting import add_metadata
+
+    examples = json.dumps(read_concept(pairs)["examples"], ensure_ascii=False)
+    try:
+        return add_metadata(content, examples=examples)
+    except ApiError as error:
+        raise CommandError(f"{file}: {error.message}") from None

@@ -1,0 +1,66 @@
+"""Makes a concept from the content of a vector file. Knows no HTTP."""
+
+import time
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from app.concepts.concept import Concept, Example, digest_of, is_id
+from app.concepts.vectors.formats import VectorFile, read_vector_file
+from app.concepts.vectors.imported import ServedModel
+from app.concepts.vectors.importing import import_vectors
+from app.errors import InvalidRequest
+from app.schemas.concepts import MAX_DESCRIPTION, ConceptRequest, full_id
+from app.schemas.faults import invalid_request
+from app.settings import Settings
+
+
+def import_concept(
+    content: bytes, name: str | None, description: str | None, served: ServedModel, settings: Settings
+) -> Concept:
+    """A concept for the served model. Its name, description and examples may be in the file's metadata.
+
+    Can take seconds. Raises InvalidRequest.
+    """
+    file = read_vector_file(content)
+    concept_id = _id(name or file.metadata.get("id") or file.metadata.get("name"))
+    examples = _examples(file, settings)
+    return Concept(
+        concept_id,
+        _description(description, file),
+        examples,
+        int(time.time()),
+        vectors=import_vectors(file, served, digest_of(examples) if examples else ""),
+    )
+
+
+def _id(given: str | None) -> str:
+    if given is None:
+        raise InvalidRequest("name is required, because the file carries none", "name")
+    if not is_id(full_id(given)):
+        raise InvalidRequest("name is required, because the one in the file is not valid", "name")
+    return full_id(given)
+
+
+def _description(given: str | None, file: VectorFile) -> str:
+    description = file.metadata.get("description", "") if given is None else given
+    if len(description) > MAX_DESCRIPTION:
+        message = f"description must have at most {MAX_DESCRIPTION} characters; the one in the file has more"
+        raise InvalidRequest(message, "description")
+    return description
+
+
+def _examples(file: VectorFile, settings: Settings) -> tuple[Example, ...]:
+    """The examples in the metadata, by the same rules as in POST /steering_concepts."""
+    if "examples" not in file.metadata:
+        return ()
+    try:
+        given = from_json(file.metadata["examples"], allow_inf_nan=False)
+        wanted = ConceptRequest.model_validate({"examples": given}, context=settings)
+    except ValidationError as error:
+        raise invalid_request(error.errors(include_url=False)) from None
+    except ValueError as error:
+        raise InvalidRequest(
+            f"examples in the file's metadata is not valid JSON: {error}", "examples"
+        ) from None
+    return tuple(Example(pair.positive, pair.negative, pair.prompt) for pair in wanted.examples)

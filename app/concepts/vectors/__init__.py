@@ -1,0 +1,1 @@
+"""Steering vectors as files: Tiller's own, and those that other tools make. Knows no HTTP and no engine."""

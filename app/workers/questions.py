@@ -1,0 +1,67 @@
+"""Commands to a worker that have exactly one answer: export vectors, read texts. Knows no sockets."""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+
+from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest
+from inference.interface import protocol
+from inference.interface.protocol import ExportVectors, ReadingsResult, ReadTexts, StepReport, VectorsResult
+
+
+class Questions:
+    """The questions to a worker that it has not answered yet."""
+
+    def __init__(self, send: Callable[[protocol.Command], None]) -> None:
+        self._send = send
+        self._exports: dict[str, asyncio.Future[VectorsResult]] = {}
+        self._readings: dict[str, asyncio.Future[ReadingsResult]] = {}
+
+    async def export(self, concept: str) -> VectorsResult:
+        """See app.workers.engine.Engine."""
+        command = ExportVectors(uuid.uuid4().hex, concept)
+        answer: asyncio.Future[VectorsResult] = asyncio.get_running_loop().create_future()
+        self._exports[command.request_id] = answer
+        self._send(command)
+        try:
+            result = await answer
+        finally:
+            del self._exports[command.request_id]
+        if result.vectors is None:
+            raise _unknown(concept)
+        return result
+
+    async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
+        """See app.workers.engine.Engine."""
+        command = ReadTexts(uuid.uuid4().hex, concept, prompts, texts)
+        answer: asyncio.Future[ReadingsResult] = asyncio.get_running_loop().create_future()
+        self._readings[command.request_id] = answer
+        self._send(command)
+        try:
+            result = await answer
+        finally:
+            del self._readings[command.request_id]
+        if result.readings is None:
+            raise InvalidRequest(result.detail) if result.detail else _unknown(concept)
+        return result.readings
+
+    def dispatch(self, report: StepReport) -> None:
+        """Gives each answer to its caller. A caller may have stopped waiting."""
+        for vectors in report.vectors:
+            if (waiting := self._exports.get(vectors.request_id)) and not waiting.done():
+                waiting.set_result(vectors)
+        for readings in report.readings:
+            if (reader := self._readings.get(readings.request_id)) and not reader.done():
+                reader.set_result(readings)
+
+    def fail_all(self) -> None:
+        """Raises EngineUnavailable in all callers."""
+        waiting: list[asyncio.Future[VectorsResult] | asyncio.Future[ReadingsResult]]
+        waiting = [*self._exports.values(), *self._readings.values()]
+        for answer in waiting:
+            if not answer.done():
+                answer.set_exception(EngineUnavailable())
+
+
+def _unknown(concept: str) -> ApiError:
+    return ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, f"no such steering concept: {concept}")

@@ -1,0 +1,112 @@
+"""The sequences that belong to no request: they measure texts for trainings and for readings of texts.
+
+Passes the work of the trainer and of the text reading to the scheduler, and the results back.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from inference.events import finish_reason
+from inference.interface.protocol import FinishReason, ReadTexts
+from inference.scheduling.block_manager import BlockManager
+from inference.scheduling.probe import Answer, Probe, TrainingWork
+from inference.scheduling.scheduler import Scheduler
+from inference.scheduling.sequence import Sequence, build_answer_sequence, build_probe_sequence
+from inference.steering.text_reading import TextReading
+from inference.steering.trainer import Trainer
+
+
+class Measuring:
+    def __init__(
+        self,
+        trainer: Trainer,
+        text_reading: TextReading,
+        scheduler: Scheduler,
+        block_manager: BlockManager,
+        numbers: Iterator[int],
+        *,
+        max_tokens: int,
+        vocab_size: int,
+    ) -> None:
+        """`numbers`: serial numbers of sequences. `max_tokens`: limit for a prompt and a text together."""
+        self.trainer = trainer
+        self.text_reading = text_reading
+        self._scheduler = scheduler
+        self._block_manager = block_manager
+        self._numbers = numbers
+        self._max_tokens = max_tokens
+        self._vocab_size = vocab_size
+        self._sequences: set[Sequence] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._sequences and self.trainer.is_idle and self.text_reading.is_idle
+
+    def continue_training(self, serving: bool) -> None:
+        """Queues the next work of trainings. `serving`: whether the engine has requests."""
+        self._add(self.trainer.next_work(serving))
+
+    def read_texts(self, command: ReadTexts) -> None:
+        """Queues a reading of texts. Its result comes from `text_reading.take_results`."""
+        if not self.trainer.knows(command.concept):
+            self.text_reading.refuse(command.request_id)
+        elif fault := self._fault(command):
+            self.text_reading.refuse(command.request_id, fault)
+        else:
+            self._add(self.text_reading.add(command))
+
+    def complete(self, sequence: Sequence) -> None:
+        """Hands over the probe of a sequence that is computed."""
+        assert sequence.probe is not None  # noqa: S101 - for the type checker
+        if not sequence.probe.is_finite:
+            self._block_manager.discard(sequence)
+        self._end(sequence)
+        self._owner(sequence.probe).complete(sequence.probe)
+
+    def continue_answer(self, sequence: Sequence, token_id: int) -> None:
+        """Adds a sampled token to the answer of a sequence, and hands the answer over when it is complete."""
+        assert sequence.answer is not None  # noqa: S101 - for the type checker
+        sequence.append(token_id)
+        reason = finish_reason(sequence, token_id)
+        if reason is not FinishReason.STOP:
+            sequence.answer.token_ids.append(token_id)
+        if reason is not None:
+            self._end(sequence)
+            self.trainer.complete(sequence.answer)
+
+    def fail(self, sequence: Sequence) -> None:
+        """Ends the measurement of a sequence that cannot be computed."""
+        self._block_manager.discard(sequence)
+        self._end(sequence)
+        if sequence.probe is not None:
+            self._owner(sequence.probe).fail(sequence.probe)
+        elif sequence.answer is not None:
+            self.trainer.fail(sequence.answer)
+
+    def _add(self, works: Iterable[TrainingWork]) -> None:
+        arrival = self._scheduler.clock()
+        for work in works:
+            build = build_answer_sequence if isinstance(work, Answer) else build_probe_sequence
+            sequence = build(work, arrival, next(self._numbers))  # type: ignore[arg-type]
+            self._sequences.add(sequence)
+            self._scheduler.add(sequence)
+
+    def _owner(self, probe: Probe) -> TextReading | Trainer:
+        return self.text_reading if self.text_reading.owns(probe) else self.trainer
+
+    def _end(self, sequence: Sequence) -> None:
+        self._scheduler.finish(sequence)
+        self._sequences.remove(sequence)
+
+    def _fault(self, command: ReadTexts) -> str | None:
+        """What is wrong with the command, or None."""
+        tokens = itertools.chain(*command.prompts, *command.texts)
+        parts = (command.texts, *command.prompts, *command.texts)
+        if len(command.prompts) != len(command.texts) or not all(parts):
+            return "there must be texts, as many prompts as texts, and none may be empty"
+        if not all(0 <= token_id < self._vocab_size for token_id in tokens):
+            return "a token id is not in the model's vocabulary"
+        pairs = zip(command.prompts, command.texts, strict=True)
+        if any(len(prompt) + len(text) > self._max_tokens for prompt, text in pairs):
+            return f"a text and its prompt must have at most {self._max_tokens} tokens"
+        return None

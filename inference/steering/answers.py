@@ -1,0 +1,147 @@
+"""Generated answers to neutral questions, and what steering does to them.
+
+The answers are read back without steering, so that the reading shows the text and not the steering itself.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inference.scheduling.arrays import Array64
+from inference.scheduling.probe import Answer, Probe, Work
+from inference.scheduling.steering import BlockVectors, Reader
+from inference.steering.directions import Direction
+from inference.steering.measurements import adding
+
+_MAX_TOKENS = 32
+MOVED = 0.5
+"""An answer has moved if its reading changed by this share of the distance between the examples."""
+_LOOP = 0.5
+"""An answer loops if this share of its trigrams repeats."""
+_MAX_REPETITION = 0.25
+_MAX_LOOPS = 0.17
+"""As a share of the answers, beyond that without steering."""
+_MAX_PERPLEXITY_RATIO = 3.5
+"""Of answers with and without steering, both under the model without steering."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to all questions at one strength. Each array has one entry for each question."""
+
+    token_ids: list[list[int]]
+    readings: Array64
+    """Mean reading over the answer's tokens: 0 like negative, 1 like positive examples."""
+    logprobs: Array64
+    """Mean log probability of the answer's tokens without steering, in nats."""
+    repetitions: Array64
+    """Share of trigrams that repeat an earlier one."""
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(-float(self.logprobs.mean()))
+
+    @property
+    def repetition(self) -> float:
+        return float(self.repetitions.mean())
+
+    @property
+    def loops(self) -> float:
+        """Share of the answers that loop."""
+        return float((self.repetitions >= _LOOP).mean())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How answers are steered. They are read back along the same direction."""
+
+    direction: Direction
+    strength: float
+    """0: without steering."""
+
+
+class AnswerSheet:
+    """Asks the neutral questions. Compares the answers with those without steering."""
+
+    def __init__(
+        self, questions: Sequence[list[int]], stop_token_ids: tuple[int, ...], max_tokens: int
+    ) -> None:
+        """`max_tokens`: limit for a question and its answer together."""
+        self.questions = [question for question in questions if len(question) < max_tokens]
+        self._stop_token_ids = stop_token_ids
+        self._max_tokens = max_tokens
+
+    def ask(
+        self, direction: Direction, strengths: Sequence[float]
+    ) -> Generator[Work, None, dict[float, Answers]]:
+        """The answers at each strength along the direction."""
+        answers = yield from self.ask_all([Setting(direction, strength) for strength in strengths])
+        return dict(zip(strengths, answers, strict=True))
+
+    def ask_all(self, settings: Sequence[Setting]) -> Generator[Work, None, list[Answers]]:
+        """The answers to all questions, for each setting."""
+        asked = [[self._answer(question, setting) for question in self.questions] for setting in settings]
+        yield [answer for answers in asked for answer in answers]
+        read = [
+            [_read_back(answer, setting.direction) for answer in answers if answer.token_ids]
+            for setting, answers in zip(settings, asked, strict=True)
+        ]
+        yield [probe for probes in read for probe in probes]
+        return [_collect(answers, probes) for answers, probes in zip(asked, read, strict=True)]
+
+    def _answer(self, question: list[int], setting: Setting) -> Answer:
+        most = min(_MAX_TOKENS, self._max_tokens - len(question))
+        steering = adding(setting.direction, setting.strength) if setting.strength else None
+        return Answer(question, most, self._stop_token_ids, steering)
+
+
+def moved(plain: Answers, steered: Answers, sign: float) -> Array64:
+    """For each question whether the answer moved in the direction of `sign`: 1 or 0."""
+    return (sign * (steered.readings - plain.readings) >= MOVED).astype(np.float64)
+
+
+def has_room(plain: Answers, sign: float) -> bool:
+    """Whether answers without steering are far enough from the examples of the sign to be moved."""
+    reading = float(plain.readings.mean())
+    return (1 - reading if sign > 0 else reading) >= MOVED
+
+
+def is_fluent(plain: Answers, steered: Answers, own_cost: float) -> bool:
+    """Whether the steered answers read almost as well as those without steering.
+
+    `own_cost`: by how much texts with the concept are less likely than others, in nats per token. That is not
+    counted as loss of fluency.
+    """
+    ratio = math.log(_MAX_PERPLEXITY_RATIO) + max(own_cost, 0.0)
+    return (
+        steered.repetition <= max(_MAX_REPETITION, plain.repetition)
+        and steered.loops <= plain.loops + _MAX_LOOPS
+        and float(plain.logprobs.mean() - steered.logprobs.mean()) <= ratio
+    )
+
+
+def repetition(token_ids: Sequence[int]) -> float:
+    """Share of the trigrams of tokens that repeat an earlier one. 0 for fewer than two trigrams."""
+    trigrams = Counter(zip(token_ids, token_ids[1:], token_ids[2:], strict=False))
+    return 1 - len(trigrams) / trigrams.total() if trigrams else 0.0
+
+
+def _read_back(answer: Answer, direction: Direction) -> Probe:
+    vectors = BlockVectors((direction.reading_block,), direction.reading_unit)
+    reader = Reader(vectors, *direction.reading_range, first=len(answer.prompt_token_ids))
+    return Probe(answer.prompt_token_ids, answer.token_ids, readers=(reader,))
+
+
+def _collect(answers: list[Answer], probes: list[Probe]) -> Answers:
+    """An empty answer counts as one whose reading and log probability are 0."""
+    rest = iter(probes)
+    read = [next(rest) if answer.token_ids else None for answer in answers]
+    return Answers(
+        token_ids=[answer.token_ids for answer in answers],
+        readings=np.array([float(np.mean(probe.readers[0].values)) if probe else 0.0 for probe in read]),
+        logprobs=np.array([probe.mean_logprob if probe else 0.0 for probe in read]),
+        repetitions=np.array([repetition(answer.token_ids) for answer in answers]),
+    )

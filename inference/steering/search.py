@@ -1,0 +1,148 @@
+"""Compares the decoder blocks at which a concept can be steered, by its held-out pairs.
+
+At each candidate the concept is steered until it costs a certain fluency. The single block with the largest
+effect goes on, and the group of several: their effect on generated answers decides between them.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import numpy as np
+
+from inference.interface.config import ConfigError
+from inference.scheduling.arrays import Array64
+from inference.scheduling.probe import Probe, Work
+from inference.steering.measurements import Examples, HeldOutDirections, Measurement
+
+_DEFAULT_DEPTH = 0.6
+_DEPTHS = (0.5, 0.7, 0.8)
+_GROUP_DEPTHS = (0.6, 2 / 3, 11 / 15, 0.8)
+"""As shares of the decoder blocks. docs/steering.md gives the reasons."""
+_FIRST_DOSE = 0.15
+_MAX_DOSE = 0.5
+_COST = 0.3
+"""Loss of fluency at which the candidates are compared, in nats per token. See `_cost`."""
+_LEAST_COST = 0.01
+_MAX_PAIRS = 8
+_NUM_RIVALS = 1
+_CLEARLY_BETTER = 1.1
+"""Another candidate must have at least this many times the effect of the default."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """Decoder blocks that may be chosen."""
+
+    directions: HeldOutDirections
+    dose: float
+    """The dose at which the candidates were compared: about the largest fluent one."""
+    shift_per_dose: tuple[float, float]
+    """Shift of the log odds per dose at this dose, for negative and for positive strengths."""
+
+
+def candidates(num_layers: int, configured: tuple[int, ...] | None) -> list[tuple[int, ...]]:
+    """The sets of blocks to try, the default first. Only the configured ones, if there are any.
+
+    Raises ConfigError if the model does not have a configured block.
+    """
+    if configured is None:
+        depths = [(_DEFAULT_DEPTH,), *((depth,) for depth in _DEPTHS), _GROUP_DEPTHS]
+        sets = [tuple(sorted({_block(depth, num_layers) for depth in group})) for group in depths]
+        return list(dict.fromkeys(sets))
+    for block in configured:
+        if not 0 <= block < num_layers:
+            raise ConfigError(
+                f"engine.steering_blocks contains {block}, but the model has decoder blocks "
+                f"0 to {num_layers - 1}"
+            )
+    return [tuple(sorted(configured))]
+
+
+def first_dose(blocks: tuple[int, ...]) -> float:
+    """A dose to begin with. Several blocks need less each."""
+    return _FIRST_DOSE * float(len(blocks) ** (-2 / 3))
+
+
+def search(examples: Examples, sets: list[tuple[int, ...]]) -> Generator[Work, None, list[Finalist]]:
+    """The best of the single blocks, and all sets of several blocks.
+
+    The first single block is the default. Another one is better only if it is so clearly.
+    """
+    pairs = examples.sample(_MAX_PAIRS)
+    trials = [_Trial(examples, blocks, pairs) for blocks in sets]
+    yield from _measure(trials)
+    singles = [trial for trial in trials if len(trial.blocks) == 1]
+    finalists = [trial for trial in trials if len(trial.blocks) > 1]
+    # At the second dose, which is about right. The default and the best others are enough.
+    by_effect = sorted(singles[1:], key=lambda trial: -trial.effects.mean())
+    singles = singles[:1] + by_effect[:_NUM_RIVALS]
+    yield from _measure([*singles, *finalists])
+    if singles:
+        best = max(singles, key=lambda trial: trial.effects.mean())
+        is_better = best is singles[0] or _is_clearly_better(examples, best, singles[0], pairs)
+        finalists.insert(0, best if is_better else singles[0])
+    return [Finalist(trial.directions, trial.dose, trial.shift_per_dose) for trial in finalists]
+
+
+class _Trial:
+    """The effect and the cost of steering at some blocks, with strengths of both signs."""
+
+    def __init__(self, examples: Examples, blocks: tuple[int, ...], pairs: list[int]) -> None:
+        self.blocks = blocks
+        self.directions = examples.held_out(blocks)
+        self.dose = first_dose(blocks)
+        self.shift_per_dose = (0.0, 0.0)
+        self.effects: Array64 = np.zeros(len(pairs))
+        """[len(pairs)]: shift of the log odds from the negative to the positive strength, at _COST."""
+        self._examples = examples
+        self._pairs = pairs
+        self._readings: list[Measurement] = []
+
+    def probes(self) -> list[Probe]:
+        self._readings = [
+            self._examples.factory.read(self._pairs, partial(self.directions.steering, strength=dose))
+            for dose in (-self.dose, self.dose)
+        ]
+        return [probe for reading in self._readings for probe in reading.probes]
+
+    def adjust(self) -> None:
+        """Takes the results of the probes, and sets the dose that would have _COST.
+
+        To first order the effect is proportional to the dose, and the cost to its square.
+        """
+        shifts = [self._examples.shifts(reading) for reading in self._readings]
+        cost = float(np.mean([_cost(self._examples, reading) for reading in self._readings]))
+        factor = math.sqrt(_COST / max(cost, _LEAST_COST))
+        down, up = (self._examples.estimate(shift, self._pairs).mean / self.dose for shift in shifts)
+        self.shift_per_dose = (down, up)
+        self.effects = (shifts[1] - shifts[0]) * factor
+        self.dose = min(self.dose * min(max(factor, 0.5), 2.0), _MAX_DOSE)
+
+
+def _measure(trials: list[_Trial]) -> Generator[Work, None, None]:
+    yield list(chain.from_iterable(trial.probes() for trial in trials))
+    for trial in trials:
+        trial.adjust()
+
+
+def _cost(examples: Examples, reading: Measurement) -> float:
+    """Mean loss of log probability of a pair's two texts, in nats per token.
+
+    The concept itself makes one text more likely and the other one less, so it hardly counts.
+    """
+    positive, negative = examples.changes(reading)
+    return -examples.estimate((positive + negative) / 2, reading.pairs).mean
+
+
+def _is_clearly_better(examples: Examples, trial: _Trial, default: _Trial, pairs: list[int]) -> bool:
+    """By more than the standard error of the difference."""
+    difference = examples.estimate(trial.effects - default.effects, pairs)
+    enough = trial.effects.mean() >= _CLEARLY_BETTER * default.effects.mean()
+    return bool(enough) and difference.mean > (difference.error or math.inf)
+
+
+def _block(depth: float, num_layers: int) -> int:
+    return min(round(depth * num_layers), num_layers - 1)

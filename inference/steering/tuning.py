@@ -1,0 +1,227 @@
+"""Finds what strengths 1 and -1 add, and the largest strengths, by the answers that the model generates.
+
+Strength 1 moves about half of the answers, if they stay fluent. docs/steering.md says why.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from inference.scheduling.probe import Work
+from inference.steering.answers import MOVED, Answers, AnswerSheet, Setting, has_room, is_fluent, moved
+from inference.steering.directions import Direction
+from inference.steering.measurements import Examples, HeldOutDirections
+from inference.steering.search import Finalist
+
+_WANTED_SHARE = 0.5
+"""Of the answers that strength 1 should move."""
+_WANTED_SHIFT = 0.75
+"""Nats per token: the wanted shift of the log odds, if the answers are already like the sign's examples."""
+_ABOUT = 0.11
+"""A share is about the wanted one if it differs by less than this."""
+_FIRST_FACTORS = (0.75, 1.25)
+"""Of the dose that the search has found."""
+_LOWER = (0.45, 0.7)
+_HIGHER = (1.35, 1.8)
+_BETWEEN = (0.33, 0.67)
+_NUM_ROUNDS = 3
+_ROUNDS_OF_ALL = 2
+"""Only the best finalist goes on to the last round."""
+_MAX_FACTOR = 4.0
+CAP_STRENGTHS = (1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Answers at one dose, compared with those without steering."""
+
+    dose: float
+    answers: Answers
+    moved: float
+    """Share of the answers that moved towards the sign."""
+    change: float
+    """By how much their mean reading changed towards the sign."""
+    answers_are_fluent: bool
+
+
+class Tuner:
+    """Tunes the strengths of one sign at the blocks of one finalist."""
+
+    def __init__(self, sign: float, examples: Examples, finalist: Finalist, plain: Answers) -> None:
+        """`plain`: answers without steering, read along the finalist's direction."""
+        self.sign = sign
+        self._plain = plain
+        self._own_cost = sign * examples.logprob_gap()
+        self.has_room = has_room(plain, sign)
+        """Whether the answers without steering can move far enough at all."""
+        self._limit = finalist.dose * _MAX_FACTOR
+        slope = sign * finalist.shift_per_dose[sign > 0]
+        self._shift_dose = _WANTED_SHIFT / slope if slope > 0 else self._limit
+        self._trials: list[Trial] = []
+        self._first = finalist.dose
+
+    @property
+    def usefulness(self) -> float:
+        """How many answers a fluent dose moves, up to the wanted share, and how little they repeat."""
+        fluent, _ = self._split()
+        return max((min(t.moved, _WANTED_SHARE) - t.answers.repetition for t in fluent), default=-1.0)
+
+    def doses(self) -> list[float]:
+        """What to try next: near the best dose so far, or where it must be. Nothing if it is known."""
+        if not self._trials:
+            first = [factor * self._first for factor in _FIRST_FACTORS]
+            return self._limited(first if self.has_room else [min(self._shift_dose, first[-1])])
+        fluent, too_much = self._split()
+        if not fluent:
+            return self._limited(factor * too_much for factor in _LOWER)
+        if not self.has_room or abs(self._closest(fluent).moved - _WANTED_SHARE) < _ABOUT:
+            return []
+        largest, wanted = fluent[-1].dose, _crossing(fluent)
+        if wanted <= largest:
+            return [wanted]
+        if too_much < math.inf:
+            return self._limited(largest + part * (too_much - largest) for part in _BETWEEN)
+        return self._limited(factor * largest for factor in _HIGHER)
+
+    def add(self, dose: float, answers: Answers) -> None:
+        share = float(moved(self._plain, answers, self.sign).mean())
+        change = self.sign * float((answers.readings - self._plain.readings).mean())
+        self._trials.append(Trial(dose, answers, share, change, self.is_fluent(answers)))
+        self._trials.sort(key=lambda trial: trial.dose)
+
+    def is_fluent(self, answers: Answers) -> bool:
+        return is_fluent(self._plain, answers, self._own_cost)
+
+    def best(self) -> Trial:
+        """The fluent trial that moves closest to the wanted share of answers.
+
+        If there is none, the smallest dose that was tried.
+        """
+        fluent, _ = self._split()
+        return self._closest(fluent) if fluent else self._trials[0]
+
+    def _closest(self, fluent: list[Trial]) -> Trial:
+        def distance(trial: Trial) -> tuple[float, float]:
+            return abs(trial.moved - _WANTED_SHARE), abs(trial.change - MOVED)
+
+        return min(fluent, key=distance)
+
+    def _split(self) -> tuple[list[Trial], float]:
+        """The trials below the first one whose answers are not fluent, and the dose of that one."""
+        fluent = list(itertools.takewhile(lambda trial: trial.answers_are_fluent, self._trials))
+        rest = self._trials[len(fluent) :]
+        return fluent, rest[0].dose if rest else math.inf
+
+    def _limited(self, doses: Iterable[float]) -> list[float]:
+        return sorted({min(dose, self._limit) for dose in doses})
+
+
+def tune(
+    examples: Examples, finalists: list[Finalist], sheet: AnswerSheet
+) -> Generator[Work, None, tuple[HeldOutDirections, dict[float, Answers]]]:
+    """The directions with their doses and largest strengths, and the answers at strengths -1, 0 and 1.
+
+    Without questions, the first finalist wins with the dose of the search, and there are no answers.
+    """
+    if not sheet.questions:
+        return rescaled(finalists[0].directions, finalists[0].dose, finalists[0].dose), {}
+    plain = yield from sheet.ask_all([Setting(finalist.directions.full, 0.0) for finalist in finalists])
+    candidates = [
+        _Candidate(
+            finalist.directions,
+            answers,
+            [Tuner(sign, examples, finalist, answers) for sign in (-1.0, 1.0)],
+        )
+        for finalist, answers in zip(finalists, plain, strict=True)
+    ]
+    for number in range(_NUM_ROUNDS):
+        if number == _ROUNDS_OF_ALL:
+            candidates = [max(candidates, key=lambda candidate: candidate.usefulness)]
+        yield from _try_doses(candidates, sheet)
+    [best] = candidates
+    down, up = (tuner.best() for tuner in best.tuners)
+    dosed = rescaled(best.directions, up.dose, down.dose)
+    caps = yield from _find_caps(dosed.full, best.tuners, sheet)
+    return limited(dosed, *caps), {-1.0: down.answers, 0.0: best.plain, 1.0: up.answers}
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A finalist, its answers without steering, and its tuners for negative and positive strengths."""
+
+    directions: HeldOutDirections
+    plain: Answers
+    tuners: list[Tuner]
+
+    @property
+    def usefulness(self) -> float:
+        """Of the signs that have room to move answers."""
+        return sum(tuner.usefulness for tuner in self.tuners if tuner.has_room)
+
+
+def _try_doses(candidates: list[_Candidate], sheet: AnswerSheet) -> Generator[Work, None, None]:
+    """One round of all tuners."""
+    asked = [
+        Setting(candidate.directions.full, tuner.sign * dose)
+        for candidate in candidates
+        for tuner in candidate.tuners
+        for dose in tuner.doses()
+    ]
+    tuners = [tuner for candidate in candidates for tuner in candidate.tuners for _ in tuner.doses()]
+    answers = yield from sheet.ask_all(asked)
+    for tuner, setting, answer in zip(tuners, asked, answers, strict=True):
+        tuner.add(abs(setting.strength), answer)
+
+
+def rescaled(directions: HeldOutDirections, up: float, down: float) -> HeldOutDirections:
+    """Directions whose strength 1 has the dose `up`, and -1 the dose `down`, instead of 1."""
+
+    def rescale(direction: Direction) -> Direction:
+        lengths = tuple(up * length for length in direction.lengths)
+        return replace(direction, lengths=lengths, down_scale=down / up)
+
+    return _each(directions, rescale)
+
+
+def limited(directions: HeldOutDirections, down: float, up: float) -> HeldOutDirections:
+    """Directions with these largest strengths."""
+    return _each(directions, lambda one: replace(one, max_strength=up, max_down_strength=down))
+
+
+def _each(directions: HeldOutDirections, change: Callable[[Direction], Direction]) -> HeldOutDirections:
+    by_fold = [change(direction) for direction in directions.by_fold]
+    return HeldOutDirections(change(directions.full), by_fold, directions.folds)
+
+
+def _find_caps(
+    direction: Direction, tuners: Sequence[Tuner], sheet: AnswerSheet
+) -> Generator[Work, None, tuple[float, float]]:
+    """For each sign the largest strength up to which all strengths give fluent answers; 1 at least."""
+    strengths = [tuner.sign * strength for tuner in tuners for strength in CAP_STRENGTHS]
+    answers = yield from sheet.ask(direction, strengths)
+    caps = []
+    for tuner in tuners:
+        cap = 1.0
+        for strength in CAP_STRENGTHS:
+            if not tuner.is_fluent(answers[tuner.sign * strength]):
+                break
+            cap = strength
+        caps.append(cap)
+    return caps[0], caps[1]
+
+
+def _crossing(trials: Sequence[Trial]) -> float:
+    """The dose at which the share of moved answers reaches _WANTED_SHARE.
+
+    Interpolates linearly in a share that never falls with the dose. Infinite if it is never reached.
+    """
+    doses = [0.0, *(trial.dose for trial in trials)]
+    shares = np.maximum.accumulate([0.0, *(trial.moved for trial in trials)])
+    for number in range(1, len(doses)):
+        if shares[number] >= _WANTED_SHARE:
+            part = (_WANTED_SHARE - shares[number - 1]) / (shares[number] - shares[number - 1])
+            return float(doses[number - 1] + part * (doses[number] - doses[number - 1]))
+    return float("inf")

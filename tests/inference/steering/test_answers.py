@@ -1,0 +1,101 @@
+"""Generated answers: how they are read back, and when they count as moved and fluent."""
+
+import math
+
+import numpy as np
+import pytest
+
+from inference.scheduling.probe import Answer, Probe
+from inference.steering.answers import Answers, AnswerSheet, is_fluent, moved, repetition
+from tests.inference.steering.conftest import make_direction
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([], 0.0),
+        ([1, 2], 0.0),
+        ([1, 2, 3], 0.0),
+        ([1, 2, 3, 4, 5], 0.0),
+        ([1, 1, 1, 1], 0.5),
+        ([1, 2, 3, 1, 2, 3], 1 / 4),
+        ([7] * 40, 37 / 38),
+    ],
+)
+def test_repetition_is_the_share_of_repeated_trigrams(tokens: list[int], expected: float) -> None:
+    assert repetition(tokens) == pytest.approx(expected)
+
+
+def make_answers(
+    readings: list[float], logprob: float = -1.0, repetitions: list[float] | None = None
+) -> Answers:
+    count = len(readings)
+    return Answers(
+        [[1]] * count, np.array(readings), np.full(count, logprob), np.array(repetitions or [0.0] * count)
+    )
+
+
+def test_an_answer_moves_by_half_of_the_distance_between_the_examples() -> None:
+    plain = make_answers([0.0, 0.0, 0.0, 0.4])
+    steered = make_answers([0.5, 0.49, -0.6, 0.89])
+    assert moved(plain, steered, 1.0).tolist() == [1, 0, 0, 0]
+    assert moved(plain, steered, -1.0).tolist() == [0, 0, 1, 0]
+
+
+PLAIN = make_answers([0.0] * 10)
+
+
+@pytest.mark.parametrize(
+    ("steered", "own_cost", "fluent"),
+    [
+        (make_answers([0.0] * 10, repetitions=[0.25] * 10), 0.0, True),
+        (make_answers([0.0] * 10, repetitions=[0.26] * 10), 0.0, False),
+        (make_answers([0.0] * 10, repetitions=[0.6] + [0.0] * 9), 0.0, True),
+        (make_answers([0.0] * 10, repetitions=[0.6, 0.6] + [0.0] * 8), 0.0, False),
+        (make_answers([0.0] * 10, -2.25), 0.0, True),
+        (make_answers([0.0] * 10, -2.26), 0.0, False),
+        (make_answers([0.0] * 10, -2.26), 0.5, True),
+        (make_answers([0.0] * 10, -2.26), -0.5, False),
+    ],
+)
+def test_fluency_has_limits(steered: Answers, own_cost: float, fluent: bool) -> None:
+    assert is_fluent(PLAIN, steered, own_cost) is fluent
+
+
+def test_answers_that_loop_without_steering_do_not_count_against_it() -> None:
+    plain = make_answers([0.0] * 4, repetitions=[0.9, 0.9, 0.0, 0.0])
+    assert is_fluent(plain, plain, 0.0)
+
+
+def test_answers_are_generated_with_steering_and_read_without() -> None:
+    direction = make_direction(1, 0.5, (0, 1), reading_block=1, reading_range=(2.0, 4.0))
+    sheet = AnswerSheet([[5, 6], [7] * 97, [8] * 100], (1,), max_tokens=100)
+    work = sheet.ask(direction, [0.0, -1.5])
+    asked = next(work)
+    assert all(isinstance(answer, Answer) for answer in asked)
+    assert [answer.prompt_token_ids for answer in asked] == [[5, 6], [7] * 97] * 2
+    assert [answer.max_tokens for answer in asked] == [32, 3] * 2
+    assert [answer.stop_token_ids for answer in asked] == [(1,)] * 4
+    assert [answer.steering is None for answer in asked] == [True, True, False, False]
+    for answer in asked[2:]:
+        assert answer.steering.added.blocks == (0, 1)
+        np.testing.assert_array_equal(answer.steering.added.vectors, direction.vectors(-1.5))
+    for number, answer in enumerate(asked):
+        answer.token_ids[:] = [10 + number] * number  # the first one is empty
+    probes = work.send(None)
+    assert all(isinstance(probe, Probe) and probe.steering is None for probe in probes)
+    assert [probe.content_token_ids for probe in probes] == [[11], [12] * 2, [13] * 3]
+    for probe in probes:
+        [reader] = probe.readers
+        assert (reader.block, reader.first) == (1, probe.content_start)
+        for position in range(len(probe.content_token_ids)):
+            reader.store(reader.first + position, 3.0 + position)
+        probe.logprobs[:] = -2.0
+    with pytest.raises(StopIteration) as end:
+        next(work)
+    answers = end.value.value
+    assert answers[0.0].token_ids == [[], [11]]
+    assert answers[0.0].readings.tolist() == [0.0, 0.5]
+    assert answers[-1.5].readings.tolist() == [0.75, 1.0]
+    assert answers[-1.5].perplexity == pytest.approx(math.exp(2.0))
+    assert answers[-1.5].repetitions.tolist() == [0.0, 0.0]

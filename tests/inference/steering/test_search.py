@@ -1,0 +1,75 @@
+"""Which decoder blocks are tried, and which of them is chosen."""
+
+import pytest
+
+from inference.interface.config import ConfigError
+from inference.steering.measurements import Examples, ProbeFactory
+from inference.steering.search import Finalist, candidates, search
+from tests.inference.steering.linear_model import NORMS, LinearModel, make_command
+
+
+def test_the_candidates_lie_between_half_and_four_fifths_of_the_depth() -> None:
+    assert candidates(30, None) == [(18,), (15,), (21,), (24,), (18, 20, 22, 24)]
+    assert candidates(32, None) == [(19,), (16,), (22,), (26,), (19, 21, 23, 26)]
+
+
+@pytest.mark.parametrize("num_layers", range(1, 9))
+def test_small_models_have_distinct_candidates(num_layers: int) -> None:
+    sets = candidates(num_layers, None)
+    assert len(set(sets)) == len(sets)
+    assert all(0 <= block < num_layers for blocks in sets for block in blocks)
+    assert all(list(blocks) == sorted(set(blocks)) for blocks in sets)
+
+
+def test_configured_blocks_are_the_only_candidate() -> None:
+    assert candidates(30, (20, 3)) == [(3, 20)]
+
+
+@pytest.mark.parametrize("blocks", [(3,), (-1,), (0, 7)])
+def test_a_block_that_the_model_does_not_have_is_refused(blocks: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="the model has decoder blocks 0 to 2"):
+        candidates(3, blocks)
+
+
+def find(model: LinearModel, sets: list[tuple[int, ...]], count: int = 24) -> list[Finalist]:
+    factory = ProbeFactory(make_command(count))
+    plain = factory.capture()
+    model.compute_all(plain.probes)
+    return model.run(search(Examples(factory, plain, NORMS), sets))
+
+
+@pytest.mark.parametrize("best", [5, 6, 7])
+def test_the_block_with_the_largest_effect_at_equal_cost_is_chosen(best: int) -> None:
+    model = LinearModel(cost=4.0, best_block=best)
+    [finalist] = find(model, [(6,), (5,), (7,)])
+    assert finalist.directions.full.blocks == (best,)
+    assert finalist.dose == pytest.approx((0.3 / 4.0) ** 0.5, rel=0.05)
+    down, up = finalist.shift_per_dose
+    assert up == pytest.approx(-down, rel=0.05)
+    assert up > 0
+
+
+def test_equal_candidates_leave_the_default() -> None:
+    [finalist] = find(LinearModel(cost=4.0), [(6,), (5,), (7,)])
+    assert finalist.directions.full.blocks == (6,)
+
+
+def test_a_single_pair_leaves_the_default() -> None:
+    """One pair has no standard error, so nothing is clearly better."""
+    [finalist] = find(LinearModel(cost=4.0, best_block=5), [(6,), (5,)], 1)
+    assert finalist.directions.full.blocks == (6,)
+
+
+def test_the_dose_is_bounded_if_steering_costs_nothing() -> None:
+    [finalist] = find(LinearModel(), [(6,)])
+    assert finalist.dose == pytest.approx(0.5)
+
+
+def test_groups_of_blocks_go_on_beside_the_best_single_block() -> None:
+    finalists = find(LinearModel(cost=4.0, best_block=5), [(6,), (5,), (6, 7), (5, 6, 7)])
+    assert [one.directions.full.blocks for one in finalists] == [(5,), (6, 7), (5, 6, 7)]
+
+
+def test_configured_blocks_need_no_single_one() -> None:
+    finalists = find(LinearModel(cost=4.0), [(3, 6)])
+    assert [one.directions.full.blocks for one in finalists] == [(3, 6)]

@@ -1,0 +1,93 @@
+"""The dose is the smallest that moves half of the answers, and the answers stay fluent."""
+
+import numpy as np
+import pytest
+
+from inference.steering.answers import Answers
+from inference.steering.search import Finalist
+from inference.steering.tuning import Tuner
+
+COUNT = 12
+
+
+class Curve:
+    """How answers depend on the dose: `half` moves half of them, from `loops` on they repeat themselves."""
+
+    def __init__(self, half: float, loops: float, plain: float = 0.0) -> None:
+        self._half, self._loops, self._plain = half, loops, plain
+
+    def answers(self, dose: float, sign: float = 1.0) -> Answers:
+        share = min(1.0, dose / (2 * self._half))
+        moved = sign * np.where(np.arange(COUNT) < round(share * COUNT), 1.0, 0.4 * share)
+        return Answers(
+            [[1]] * COUNT,
+            self._plain + moved,
+            np.full(COUNT, -1.0),
+            np.full(COUNT, 0.6 if dose >= self._loops else 0.0),
+        )
+
+
+class NoGap:
+    def logprob_gap(self) -> float:
+        return 0.0
+
+
+def tune(
+    curve: Curve, first: float = 0.2, sign: float = 1.0, shift_per_dose: float = 5.0
+) -> tuple[Tuner, list[float]]:
+    """The tuner after its rounds, and all doses that were tried."""
+    finalist = Finalist(None, first, (-shift_per_dose, shift_per_dose))
+    tuner = Tuner(sign, NoGap(), finalist, curve.answers(0.0))
+    tried: list[float] = []
+    for _ in range(3):
+        for dose in tuner.doses():
+            tuner.add(dose, curve.answers(dose, sign))
+            tried.append(dose)
+    return tuner, tried
+
+
+@pytest.mark.parametrize("half", [0.15, 0.2, 0.25, 0.4])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_dose_moves_half_of_the_answers(half: float, sign: float) -> None:
+    plain = 0.0 if sign > 0 else 1.0
+    tuner, _ = tune(Curve(half, np.inf, plain), sign=sign)
+    assert tuner.best().moved == pytest.approx(0.5, abs=0.11)
+    assert tuner.best().dose == pytest.approx(half, rel=0.3)
+
+
+@pytest.mark.parametrize("loops", [0.02, 0.05, 0.1, 0.17, 0.25, 0.33])
+def test_the_dose_is_below_the_first_one_that_loops(loops: float) -> None:
+    tuner, tried = tune(Curve(0.4, loops))
+    best = tuner.best()
+    assert best.dose in tried
+    if loops > 0.05:
+        assert best.answers_are_fluent
+        assert 0.4 * loops < best.dose < loops
+
+
+def test_a_concept_that_moves_nothing_gets_the_largest_dose() -> None:
+    tuner, tried = tune(Curve(100.0, np.inf))
+    assert tuner.best().dose == max(tried) == pytest.approx(0.8)
+
+
+def test_answers_that_cannot_move_are_steered_by_the_shift_of_the_examples() -> None:
+    """Without steering the answers are like the examples of the sign already."""
+    tuner, _ = tune(Curve(0.1, np.inf, plain=0.8), shift_per_dose=5.0)
+    assert not tuner.has_room
+    assert tuner.best().dose == pytest.approx(0.75 / 5.0)
+
+
+def test_that_dose_is_limited_by_fluency_as_well() -> None:
+    tuner, _ = tune(Curve(0.1, 0.1, plain=0.8), shift_per_dose=5.0)
+    assert 0 < tuner.best().dose < 0.1
+    assert tuner.best().answers_are_fluent
+
+
+def test_no_dose_is_tried_twice_in_a_round() -> None:
+    finalist = Finalist(None, 0.2, (-5.0, 5.0))
+    tuner = Tuner(1.0, NoGap(), finalist, Curve(100.0, np.inf).answers(0.0))
+    for _ in range(4):
+        doses = tuner.doses()
+        assert len(set(doses)) == len(doses)
+        for dose in doses:
+            tuner.add(dose, Curve(100.0, np.inf).answers(dose))
