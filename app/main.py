@@ -131,7 +131,12 @@ def _build_concepts(
     stop_token_ids = tuple(token.id for token in end_tokens)
     served = ServedModel.of(settings.model.name, engine.model)
     encoder = ExampleEncoder(
-        texts, served, engine.model.context_length, limits.max_concept_tokens, stop_token_ids
+        texts,
+        served,
+        engine.model.context_length,
+        limits.max_concept_tokens,
+        stop_token_ids,
+        settings.steering.questions,
     )
     store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
     trainings = Trainings(engine, encoder.encode, metrics, encoder.refusal)

@@ -20,13 +20,18 @@ class ExampleEncoder:
         context_length: int,
         max_tokens: int,
         stop_token_ids: tuple[int, ...] = (),
+        num_questions: int = len(NEUTRAL_QUESTIONS),
     ) -> None:
-        """`max_tokens`: limit for a concept's texts together. `stop_token_ids`: they end an answer."""
+        """`max_tokens`: limit for a concept's texts together. `stop_token_ids`: they end an answer.
+
+        `num_questions`: how many neutral questions a training asks.
+        """
         self._texts = texts
         self._served = served
         self._context_length = context_length
         self._max_tokens = max_tokens
         self._stop_token_ids = stop_token_ids
+        self._questions = NEUTRAL_QUESTIONS[:num_questions]
         self._neutral = [texts.tokenizer.encode(text) for text in NEUTRAL_TEXTS]
 
     def encode(self, concept: Concept) -> TrainConcept:
@@ -73,7 +78,7 @@ class ExampleEncoder:
 
     def _encode_questions(self) -> list[list[int]]:
         """The neutral questions that leave room for an answer."""
-        messages = [Message(role="user", content=text) for text in NEUTRAL_QUESTIONS]
+        messages = [Message(role="user", content=text) for text in self._questions]
         questions = [self._texts.renderer.encode([message]) for message in messages]
         return [question for question in questions if len(question) < self._context_length]
 

@@ -43,7 +43,7 @@ class Server:
     def delete(self, path: str) -> httpx.Response:
         return httpx.delete(self.url + path, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
 
-    def chat(self, content: str, **fields: object) -> dict:
+    def chat(self, content: str, timeout: float = 120, **fields: object) -> dict:
         """A whole answer. Greedy unless `fields` set a temperature."""
         body = {
             "model": MODEL,
@@ -51,7 +51,7 @@ class Server:
             "temperature": 0,
             **fields,
         }
-        response = self.post("/chat/completions", body)
+        response = self.post("/chat/completions", body, timeout)
         assert response.status_code == 200, response.text
         return response.json()
 
@@ -60,16 +60,16 @@ class Server:
 def serving(config: dict, directory: Path, module: str = "app.cli") -> Iterator[Server]:
     """Runs a server with this configuration, on a free port, until the end of the context.
 
-    The server stores concepts in `directory`, trains them only on request, and puts temporary files into its
-    subdirectory `tmp`. By default it computes in one thread: other tests run at the same time, and threads
-    that wait for each other on busy cores can be much slower than one thread.
+    The server stores concepts in `directory`, and puts temporary files into its subdirectory `tmp`. It trains
+    concepts only on request and with few questions. By default it computes in one thread: other tests run at
+    the same time, and threads that wait for each other on busy cores can be much slower than one thread.
     """
     file = directory / "config.yaml"
     config = {
         "data_directory": str(directory),
         **config,
         "engine": {"threads": 1, **config.get("engine", {})},
-        "steering": {"train_at_start": False, **config.get("steering", {})},
+        "steering": {"train_at_start": False, "questions": 2, **config.get("steering", {})},
     }
     file.write_text(yaml.safe_dump(config))
     (directory / "tmp").mkdir(exist_ok=True)

@@ -1,31 +1,29 @@
 """Concepts on the embedded model: created over HTTP, used in requests, compared with plain transformers."""
 
-import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 import torch
 from aleph_alpha_client import Client
 from aleph_alpha_client.steering import SteeringConceptCreationRequest, SteeringPairedExample
-from safetensors import safe_open
+from safetensors.torch import load
 from steering_vectors import record_activations
 from steering_vectors.aggregators import mean_aggregator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.concepts.neutral_texts import NEUTRAL_TEXTS, TRAINING_PROMPT
-from app.settings import Settings
 from tests.e2e.conftest import TOKEN, Server, serving
 from tests.e2e.test_embedded import prompt_ids
 
 SHIPPED = {"sentiment", "formality", "child-friendly", "french", "confidence"}
 PROMPT = "Tell me about the hotel."
+TRAINING_SECONDS = 900
 EXAMPLES = [
     {"positive": "I love this wonderful place!", "negative": "I hate this horrible place!"},
     {"positive": "What a happy, sunny day.", "negative": "What a sad, gloomy day."},
@@ -41,35 +39,41 @@ EXAMPLES = [
 @pytest.fixture(scope="module")
 def concept(server: Server) -> dict:
     """A concept that was created over HTTP."""
-    response = server.post("/steering_concepts", {"examples": EXAMPLES})
+    response = server.post("/steering_concepts", {"examples": EXAMPLES}, timeout=TRAINING_SECONDS)
     assert response.status_code == 201, response.text
     return response.json()
 
 
-@pytest.fixture(scope="module")
-def direction(concept: dict) -> tuple[np.ndarray, float]:
-    """The stored differences [num_layers, hidden_size], and the dose."""
-    cache = os.environ.get("TILLER_CACHE_DIRECTORY", Settings.model_fields["cache_directory"].default)
-    digest = concept["id"].removeprefix("_worker/")
-    [file, *_] = sorted(
-        Path(cache).expanduser().glob(f"steering/*/*/{digest}.safetensors"), key=os.path.getmtime
-    )
-    with safe_open(file, framework="numpy") as stored:
-        return stored.get_tensor("difference"), float(stored.metadata()["dose"])
+Vectors = dict[int, torch.Tensor]
+"""By decoder block: a vector [hidden_size]."""
 
 
 @pytest.fixture(scope="module")
-def vector(
+def units(concept: dict, server: Server) -> Vectors:
+    """The exported unit direction of each steered block."""
+    answer = server.get(f"/steering_concepts/{concept['id']}/vectors", timeout=300)
+    assert answer.status_code == 200, answer.text
+    tensors = load(answer.content)
+    return {int(name.removeprefix("direction.")): row for name, row in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def vectors(
     concept: dict,
-    direction: tuple[np.ndarray, float],
+    units: Vectors,
     reference_model: PreTrainedModel,
     reference_tokenizer: PreTrainedTokenizerBase,
-) -> torch.Tensor:
-    """[hidden_size]: what strength 1 adds, computed from the stored direction and plain transformers."""
-    difference, dose = direction
-    block = concept["report"]["block"]
-    row = torch.from_numpy(difference[block])
-    return row / row.norm() * mean_norm(reference_model, reference_tokenizer, block) * dose
+) -> Vectors:
+    """What strength 1 adds, computed from the exported direction and plain transformers."""
+    norms = {block: mean_norm(reference_model, reference_tokenizer, block) for block in units}
+    return {block: unit * norms[block] * concept["report"]["dose"] for block, unit in units.items()}
+
+
+def scaled(vectors: Vectors, strength: float, concept: dict) -> Vectors:
+    """What a strength adds. Negative strengths have their own dose."""
+    report = concept["report"]
+    factor = strength if strength >= 0 else strength * report["down_dose"] / report["dose"]
+    return {block: factor * vector for block, vector in vectors.items()}
 
 
 def content(answer: dict) -> str:
@@ -109,8 +113,17 @@ def mean_norm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, block:
 
 
 @contextmanager
-def steered(model: PreTrainedModel, block: int, vector: torch.Tensor) -> Iterator[None]:
-    """Plain transformers with a hook that adds the vector at every position but the first."""
+def steered(model: PreTrainedModel, vectors: Vectors) -> Iterator[None]:
+    """Plain transformers with hooks that add the vectors at every position but the first."""
+    handles = [
+        model.model.layers[block].register_forward_hook(adding(vector)) for block, vector in vectors.items()
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def adding(vector: torch.Tensor) -> Callable[..., torch.Tensor]:
     passed = 0
 
     def add(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
@@ -119,9 +132,7 @@ def steered(model: PreTrainedModel, block: int, vector: torch.Tensor) -> Iterato
         passed += output.shape[1]
         return output + (positions > 0)[:, None] * vector
 
-    handle = model.model.layers[block].register_forward_hook(add)
-    yield
-    handle.remove()
+    return add
 
 
 def test_the_shipped_concepts_are_listed(server: Server) -> None:
@@ -132,7 +143,7 @@ def test_the_shipped_concepts_are_listed(server: Server) -> None:
 
 
 def test_the_direction_is_the_one_that_steering_vectors_computes(
-    direction: tuple[np.ndarray, float],
+    units: Vectors,
     reference_model: PreTrainedModel,
     reference_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
@@ -140,26 +151,23 @@ def test_the_direction_is_the_one_that_steering_vectors_computes(
         [hidden_states(reference_model, reference_tokenizer, pair[side]) for pair in EXAMPLES]
         for side in ("positive", "negative")
     ]
-    ours, _ = direction
-    for block, row in enumerate(ours):
+    for block, unit in units.items():
         positive, negative = (torch.stack([means[block] for means in side]) for side in sides)
         expected = mean_aggregator()(positive, negative)
-        scale = expected.norm().item()
-        assert np.abs(row - expected.numpy()).max() <= 1e-4 * scale, block
+        assert (unit - expected / expected.norm()).abs().max() <= 1e-4, block
 
 
 def test_steered_answers_are_those_of_plain_transformers_with_a_hook(
     server: Server,
     concept: dict,
-    vector: torch.Tensor,
+    vectors: Vectors,
     reference_model: PreTrainedModel,
     reference_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    block = concept["report"]["block"]
     ids = torch.tensor([prompt_ids(reference_tokenizer, PROMPT)])
     texts = set()
     for strength in (-1.0, 0.5, 1.0):
-        with torch.inference_mode(), steered(reference_model, block, strength * vector):
+        with torch.inference_mode(), steered(reference_model, scaled(vectors, strength, concept)):
             output = reference_model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
             )
@@ -173,12 +181,12 @@ def test_steered_answers_are_those_of_plain_transformers_with_a_hook(
 def test_log_probabilities_are_those_of_the_steered_model(
     server: Server,
     concept: dict,
-    vector: torch.Tensor,
+    vectors: Vectors,
     reference_model: PreTrainedModel,
     reference_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     ids = torch.tensor([prompt_ids(reference_tokenizer, PROMPT)])
-    with torch.inference_mode(), steered(reference_model, concept["report"]["block"], vector):
+    with torch.inference_mode(), steered(reference_model, vectors):
         expected = reference_model(ids).logits[0, -1].log_softmax(-1).topk(10).values.tolist()
     answer = server.chat(PROMPT, max_tokens=1, top_logprobs=10, steering_concepts=[concept["id"]])
     [entry] = answer["choices"][0]["logprobs"]["content"]
@@ -227,16 +235,25 @@ def test_aleph_alphas_client_creates_a_concept(server: Server, concept: dict) ->
 def test_the_first_use_of_a_shipped_concept_trains_it(server: Server) -> None:
     up, down = (
         content(
-            server.chat(PROMPT, max_tokens=32, steering_concepts=["sentiment"], steering_strength=strength)
+            server.chat(
+                PROMPT,
+                max_tokens=32,
+                steering_concepts=["sentiment"],
+                steering_strength=strength,
+                timeout=TRAINING_SECONDS,
+            )
         )
         for strength in (1, -1)
     )
     assert up != down
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + TRAINING_SECONDS
     while (shown := server.get("/steering_concepts/_worker/sentiment").json())["state"] != "ready":
         assert time.monotonic() < deadline, shown
         time.sleep(0.5)
-    assert shown["report"]["works"], shown["report"]["summary"]
+    down, *_, up = shown["report"]["effects"]
+    assert up["shift"] > 0.4, shown["report"]
+    assert down["shift"] < -0.4, shown["report"]
+    assert len(shown["report"]["samples"]) == 6
 
 
 def test_the_report_recognises_shuffled_labels(server: Server) -> None:
@@ -244,7 +261,7 @@ def test_the_report_recognises_shuffled_labels(server: Server) -> None:
         {"positive": pair["negative"], "negative": pair["positive"]} if i % 2 else pair
         for i, pair in enumerate(EXAMPLES)
     ]
-    response = server.post("/steering_concepts", {"name": "shuffled", "examples": shuffled})
+    response = server.post("/steering_concepts", {"name": "shuffled", "examples": shuffled}, TRAINING_SECONDS)
     assert response.status_code == 201
     report = response.json()["report"]
     assert report["works"] is False
@@ -259,7 +276,7 @@ def test_concepts_survive_a_kill_and_a_restart(embedded_config: dict, tmp_path: 
         "examples": [*EXAMPLES, {"positive": "Yes, gladly!", "negative": "No, never!"}],
     }
     with serving(embedded_config, tmp_path) as first, ThreadPoolExecutor(1) as pool:
-        assert first.post("/steering_concepts", body).status_code == 201
+        assert first.post("/steering_concepts", body, TRAINING_SECONDS).status_code == 201
         unfinished = pool.submit(first.post, "/steering_concepts", other)
         while first.get("/steering_concepts/unborn").status_code == 404:
             time.sleep(0.05)
@@ -270,5 +287,5 @@ def test_concepts_survive_a_kill_and_a_restart(embedded_config: dict, tmp_path: 
         listed = second.get("/steering_concepts").json()
         assert [entry["id"] for entry in listed["data"] if not entry["shipped"]] == ["_worker/survivor"]
         assert listed["problems"] == []
-        assert second.post("/steering_concepts", body).status_code == 201
+        assert second.post("/steering_concepts", body, TRAINING_SECONDS).status_code == 201
         assert second.chat(PROMPT, max_tokens=4, steering_concepts=["survivor"])["choices"]

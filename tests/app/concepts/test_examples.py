@@ -11,6 +11,7 @@ from app.concepts.texts import ConceptTexts
 from app.concepts.vectors.imported import ServedModel, bind
 from app.errors import ApiError, ErrorCode, InvalidRequest
 from app.schemas.messages import Message
+from app.settings import SteeringSettings
 from app.text.prompts import load_text
 from app.text.tokenizer import Tokenizer
 from inference.interface.protocol import GivenVectors
@@ -47,6 +48,21 @@ def concept(*texts: tuple[str, ...]) -> Concept:
 
 def prompt_length(directory: Path) -> int:
     return len(encoder(directory).encode(concept(("a", "b"))).prompt_token_ids)
+
+
+@pytest.mark.parametrize("count", [0, 3, len(NEUTRAL_QUESTIONS)])
+def test_a_training_asks_as_many_questions_as_configured(model_directory: Path, count: int) -> None:
+    texts = ConceptTexts(*load_text(model_directory), 1000)
+    few = ExampleEncoder(texts, SERVED, CONTEXT_LENGTH, 1000, num_questions=count)
+    assert few.encode(concept(("a", "b"))).questions == [
+        rendered(model_directory, question) for question in NEUTRAL_QUESTIONS[:count]
+    ]
+
+
+def test_all_questions_are_the_default_and_the_limit_of_the_setting() -> None:
+    assert SteeringSettings().questions == len(NEUTRAL_QUESTIONS)
+    with pytest.raises(ValueError, match="less than or equal to 10"):
+        SteeringSettings(questions=len(NEUTRAL_QUESTIONS) + 1)
 
 
 def test_texts_become_tokens_after_the_training_prompt(model_directory: Path, tokenizer: Tokenizer) -> None:
