@@ -26,13 +26,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from inference.driver import Driver
 from inference.engine import Engine
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import GenerationRequest, SamplingParams, SteeringSpec, TrainConcept
+from inference.interface.protocol import (
+    GenerationRequest,
+    SamplingParams,
+    SteeringMode,
+    SteeringSpec,
+    TrainConcept,
+)
 from inference.models import causal_lm, sources
 from inference.models.causal_lm import CausalLM
 from inference.runner.adaptation import adapt
 from inference.runner.model_runner import ModelRunner, SampledToken
 from inference.scheduling.sequence import Sequence
-from inference.scheduling.steering import Steering
+from inference.scheduling.steering import Reader, Steering
 from inference.steering.directions import Calibration, Direction, unit_vectors
 from inference.steering.search import candidates, first_dose
 
@@ -182,15 +188,67 @@ def measure_ways(
     run_step_by_step(engine)
     sequences = start(engine, arguments.sequences, arguments.prompt_tokens)
     ways = ways_to_steer(engine, len(sequences), configurations)
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    operations = {name: [Operation(steering) for steering in steerings] for name, steerings in ways.items()}
+    return measure_operations(engine, sequences, operations, arguments.rounds)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a step does to one sequence's activations, and what it reads from them."""
+
+    steering: Steering | None = None
+    readers: tuple[Reader, ...] = ()
+
+
+def other_operations(engine: Engine, sequences: list[Sequence]) -> dict[str, list[Operation]]:
+    """Readings and modes that each sequence has with a concept of its own."""
+    count = len(sequences)
+    names = add_concepts(engine, count, candidates(len(engine.runner.model.layers), None))
+
+    def read(number: int) -> list[Operation]:
+        return [
+            Operation(
+                readers=tuple(
+                    engine.steerer.reader(names[(i + offset) % count], first=1) for offset in range(number)
+                )
+            )
+            for i in range(count)
+        ]
+
+    def steer(mode: SteeringMode) -> list[Operation]:
+        specs = [SteeringSpec({name: 1.0}, mode=mode) for name in names]
+        return [Operation(engine.steerer.steer(spec, 1).steering) for spec in specs]
+
+    return {
+        "none": [Operation()] * count,
+        "reading of one concept": read(1),
+        "reading of four concepts": read(4),
+        "ablation": steer(SteeringMode.ABLATE),
+        "clamping": steer(SteeringMode.CLAMP),
+    }
+
+
+def measure_others(engine: Engine, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Like `measure_ways`, for readings and modes."""
+    run_step_by_step(engine)
+    sequences = start(engine, arguments.sequences, arguments.prompt_tokens)
+    operations = other_operations(engine, sequences)
+    return measure_operations(engine, sequences, operations, arguments.rounds)
+
+
+def measure_operations(
+    engine: Engine, sequences: list[Sequence], operations: dict[str, list[Operation]], rounds: int
+) -> dict[str, list[float]]:
+    """Changes the sequences' operations from step to step. Ends the sequences."""
+    times: dict[str, list[float]] = {name: [] for name in operations}
     rng = random.Random(0)
-    for _ in range(arguments.rounds):
-        for name in rng.sample(sorted(ways), len(ways)):
-            for sequence, steering in zip(sequences, ways[name], strict=True):
-                sequence.steering = steering
+    for _ in range(rounds):
+        for name in rng.sample(sorted(operations), len(operations)):
+            for sequence, operation in zip(sequences, operations[name], strict=True):
+                sequence.steering, sequence.readers = operation.steering, operation.readers
             times[name].append(timed_step(engine))
     for sequence in sequences:
-        sequence.steering = None
+        sequence.steering, sequence.readers = None, ()
     stop(engine)
     return times
 
@@ -285,6 +343,16 @@ def print_beside(measured: dict[str, Beside]) -> None:
         print(f"| {name} | {beside.tokens} | {len(seconds)} | {times} | {delay:.1f} s | {each} |")
 
 
+def print_ways(ways: dict[str, list[float]]) -> None:
+    """Prints a table of step times, relative to steps without steering."""
+    print("| every row has | step, median | relative | 95% interval | faster halves |\n|---|---|---|---|---|")
+    for name, seconds in ways.items():
+        ratio, low, high = compare(seconds, ways["none"])
+        median, halves = statistics.median(seconds) * 1e3, undisturbed(seconds, ways["none"])
+        print(f"| {name} | {median:.0f} ms | {ratio:.3f} | {low:.3f} to {high:.3f} | {halves:.3f} |")
+    print()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", choices=["embedded", *SHAPES], default="embedded")
@@ -302,19 +370,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     engine = build(arguments)
-    ways = measure_ways(engine, arguments)
     print(f"{arguments.sequences} sequences of {arguments.model}, {arguments.dtype} on {arguments.device}\n")
-    print("| steered by | step, median | relative | 95% interval | faster halves |\n|---|---|---|---|---|")
-    for name, seconds in ways.items():
-        ratio, low, high = compare(seconds, ways["none"])
-        median, halves = statistics.median(seconds) * 1e3, undisturbed(seconds, ways["none"])
-        print(f"| {name} | {median:.0f} ms | {ratio:.3f} | {low:.3f} to {high:.3f} | {halves:.3f} |")
+    ways = measure_ways(engine, arguments)
+    print_ways(ways)
+    others = measure_others(engine, arguments)
+    print_ways(others)
     beside = {} if arguments.no_training else beside_streams(engine, arguments)
     if beside:
         print_beside(beside)
     if arguments.json:
         figures = {name: asdict(steps) for name, steps in beside.items()}
-        arguments.json.write_text(json.dumps({"ways": ways, "beside": figures}, indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps({"ways": ways, "others": others, "beside": figures}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":
