@@ -352,6 +352,7 @@ class Settings(BaseSettings):
             "revision": self.model.revision,
             "rotary": self.model.rotary,
             "cache_directory": self.cache_directory,
+            "training_questions": self.steering.questions,
             "log": {"format": self.log.format, "level": self.log.level},
         }
         return msgspec.convert(fields, EngineConfig)

@@ -279,7 +279,6 @@ class Beside:
     tokens: int = 0
 
     def step(self, engine: Engine) -> None:
-        self.tokens -= STREAMS_BESIDE_TRAINING
         self.seconds.append(timed_step(engine))
 
 
@@ -302,13 +301,14 @@ def beside_streams(engine: Engine, arguments: argparse.Namespace) -> dict[str, B
         questions=[text() for _ in range(10)],
     )
     engine.steerer.calibration = None
-    start(engine, STREAMS_BESIDE_TRAINING, arguments.prompt_tokens)
+    streams = set(start(engine, STREAMS_BESIDE_TRAINING, arguments.prompt_tokens))
     alone, training, reading = Beside(), Beside(), Beside()
     current = alone
     run = engine.runner.launch
 
     def counting(scheduled: list[Sequence]) -> list[SampledToken]:
-        current.tokens += sum(sequence.num_scheduled_tokens for sequence in scheduled)
+        others = (sequence for sequence in scheduled if sequence not in streams)
+        current.tokens += sum(sequence.num_scheduled_tokens for sequence in others)
         return run(scheduled)
 
     engine.runner.launch = counting

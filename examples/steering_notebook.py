@@ -9,7 +9,7 @@ python examples/steering_notebook.py
 # %% Load the embedded model. The first time, this downloads 93 MB.
 from tiller import LLM, Request
 
-llm = LLM(quantization="integer")
+llm = LLM(quantization="integer")  # on a GPU: LLM()
 question = "Tell me about the hotel."
 short = {"max_tokens": 40, "temperature": 0}
 

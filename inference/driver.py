@@ -148,7 +148,8 @@ class Driver:
                         on_update(update)
             return updates[-1]
         except BaseException:
-            self.forget(command.concept)
+            if not updates or updates[-1].state not in _LAST_STATES:  # else the concept is trained
+                self.forget(command.concept)
             raise
         finally:
             del self._updates[command.concept]

@@ -166,7 +166,8 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
 def _direction_files(cache: Path, weights_digest: str, config: EngineConfig) -> DirectionFiles:
     """The cache of directions. Each combination of weights, configured blocks and training has its own."""
     rounding = [] if config.quantization == "none" else [config.quantization]
-    name = "-".join([weights_digest[:32], *map(str, config.steering_blocks or ()), *rounding])
+    blocks = map(str, config.steering_blocks or ())
+    name = "-".join([weights_digest[:32], *blocks, *rounding, f"q{config.training_questions}"])
     return DirectionFiles(cache / "steering" / f"v{TRAINING_VERSION}" / name)
 
 

@@ -31,7 +31,7 @@ class Answering:
         self._library = library
         texts = ConceptTexts(model.tokenizer, model.prompts, model.info.vocab_size)
         limit = model.settings.limits.max_concept_tokens
-        self._encoder = TextEncoder(texts, model.info.context_length - 1, limit)
+        self._encoder = TextEncoder(texts, model.info.context_length, limit)
 
     def prepare(self, request: Mapping[str, Any], n: int | None = None, prefix: str = "") -> Generation:
         """Checks a request. `prefix`: stands before the names of its options in error messages.

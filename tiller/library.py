@@ -38,7 +38,7 @@ class Library:
         """Reads the concepts in a directory, which may be missing. The methods raise ApiError."""
         self._model = model
         self._served = ServedModel.of(model.settings.model.name, model.info)
-        longest = model.info.context_length - 1  # the last token of a context is never computed
+        longest = model.info.context_length
         limit = model.settings.limits.max_concept_tokens
         texts = ConceptTexts(model.tokenizer, model.prompts, model.info.vocab_size)
         self._encoder = ExampleEncoder(texts, self._served, longest, limit, model.end_token_ids)

@@ -7,6 +7,7 @@ import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,14 +34,17 @@ class Arrangement:
 def arrange(examples: Sequence[Example]) -> Arrangement:
     """Two examples are in one group if they share a text, or if their texts are alike on both sides.
 
-    A text counts together with its prompt. Takes about a second for 1000 long examples.
+    Equal texts after different prompts are not shared. What all texts of a side begin with, such as a
+    persona, does not make them alike. Takes about three seconds for 1000 examples of 4000 characters.
     """
     first = {_digest(example): number for number, example in reversed(list(enumerate(examples)))}
     order = [first[digest] for digest in sorted(first)]
     distinct = [examples[number] for number in order]
     linked = _share_a_text(distinct)
-    linked |= _alike([_side(example, example.positive) for example in distinct]) & _alike(
-        [_side(example, example.negative) for example in distinct]
+    linked |= (
+        _alike([example.positive for example in distinct])
+        & _alike([example.negative for example in distinct])
+        & _share_prompts(distinct)
     )
     return Arrangement(order, _components(linked))
 
@@ -72,15 +76,31 @@ def _share_a_text(examples: list[Example]) -> NDArray[np.bool_]:
     return same
 
 
+def _share_prompts(examples: list[Example]) -> NDArray[np.bool_]:
+    """[N, N]: whether two examples have the same prompt. Equal answers to other questions are evidence."""
+    numbers: dict[str | None, int] = {}
+    prompts = np.array([numbers.setdefault(example.prompt, len(numbers)) for example in examples])
+    same: NDArray[np.bool_] = prompts[:, None] == prompts
+    return same
+
+
 def _alike(texts: list[str]) -> NDArray[np.bool_]:
     """[N, N]: whether the Jaccard index of two texts' trigrams is at least _ALIKE."""
     sets = np.zeros((len(texts), _BUCKETS), np.float32)
+    beginning = _common_beginning(texts) if len(texts) > 2 else 0
     for row, text in zip(sets, texts, strict=True):
-        row[_trigram_buckets(text)] = 1
+        row[_trigram_buckets(text[beginning:])] = 1
     shared = sets @ sets.T
     sizes = sets.sum(1)
     result: NDArray[np.bool_] = shared >= _ALIKE * (sizes[:, None] + sizes - shared)
     return result
+
+
+def _common_beginning(texts: list[str]) -> int:
+    """The number of characters that all texts begin with."""
+    return sum(
+        1 for _ in takewhile(lambda chars: chars[0] == chars[1], zip(min(texts), max(texts), strict=False))
+    )
 
 
 def _trigram_buckets(text: str) -> list[int]:

@@ -1,11 +1,12 @@
 """Makes a concept from the content of a vector file. Knows no HTTP."""
 
 import time
+from dataclasses import replace
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from app.concepts.concept import Concept, Example, digest_of, is_id
+from app.concepts.concept import Concept, Example, digest_of, is_id, names_other_content
 from app.concepts.vectors.formats import VectorFile, read_vector_file
 from app.concepts.vectors.imported import ServedModel
 from app.concepts.vectors.importing import import_vectors
@@ -23,15 +24,19 @@ def import_concept(
     Can take seconds. Raises InvalidRequest.
     """
     file = read_vector_file(content)
-    concept_id = _id(name or file.metadata.get("id") or file.metadata.get("name"))
+    given = name or file.metadata.get("id") or file.metadata.get("name")
     examples = _examples(file, settings)
-    return Concept(
-        concept_id,
+    concept = Concept(
+        _id(given),
         _description(description, file),
         examples,
         int(time.time()),
         vectors=import_vectors(file, served, digest_of(examples) if examples else ""),
     )
+    if name is None and names_other_content(concept):
+        # The file is of a concept without a name. Its id is the digest of examples that are not here.
+        return replace(concept, id=full_id(concept.digest))
+    return concept
 
 
 def _id(given: str | None) -> str:

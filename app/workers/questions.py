@@ -4,9 +4,12 @@ import asyncio
 import uuid
 from collections.abc import Callable
 
-from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest
+from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest, QueueFull
 from inference.interface import protocol
 from inference.interface.protocol import ExportVectors, ReadingsResult, ReadTexts, StepReport, VectorsResult
+
+_MAX_READINGS = 64
+"""Readings in progress in one worker. The worker goes on with a reading if its caller leaves."""
 
 
 class Questions:
@@ -33,6 +36,8 @@ class Questions:
 
     async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
         """See app.workers.engine.Engine."""
+        if len(self._readings) >= _MAX_READINGS:
+            raise QueueFull(f"{_MAX_READINGS} readings are in progress, which is the limit; try again later")
         command = ReadTexts(uuid.uuid4().hex, concept, prompts, texts)
         answer: asyncio.Future[ReadingsResult] = asyncio.get_running_loop().create_future()
         self._readings[command.request_id] = answer
@@ -41,6 +46,8 @@ class Questions:
             result = await answer
         finally:
             del self._readings[command.request_id]
+        if result.failed:
+            raise InternalError(result.detail)
         if result.readings is None:
             raise InvalidRequest(result.detail) if result.detail else _unknown(concept)
         return result.readings

@@ -361,6 +361,8 @@ class ReadingsResult(msgspec.Struct, frozen=True):
     readings: list[list[float]] | None = None
     detail: str = ""
     """Why the texts cannot be read. Empty if the concept is not known."""
+    failed: bool = False
+    """The cause is an error in the worker."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):

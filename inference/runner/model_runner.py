@@ -113,11 +113,15 @@ class ModelRunner:
         return Step(scheduled, [self._launch(self._builder.build(part)) for part in self._split(scheduled)])
 
     def _split(self, scheduled: list[Sequence]) -> list[list[Sequence]]:
-        """The sequences of each run of the model. Decodes stay on captured steps beside probes."""
+        """The sequences of each run of the model.
+
+        Decodes stay on captured steps beside probes, and beside decodes that are read or projected.
+        """
         decodes = [sequence for sequence in scheduled if sequence.probe is None]
-        probes = [sequence for sequence in scheduled if sequence.probe is not None]
-        if self._graphs and decodes and probes and all(sequence.is_decoding for sequence in decodes):
-            return [*self._fit_bank(decodes), *self._fit_bank(probes)]
+        simple = [sequence for sequence in decodes if _fits_graphs(sequence)]
+        others = [sequence for sequence in scheduled if sequence.probe or not _fits_graphs(sequence)]
+        if self._graphs and simple and others and all(sequence.is_decoding for sequence in decodes):
+            return [*self._fit_bank(simple), *self._fit_bank(others)]
         return list(self._fit_bank(scheduled))
 
     def _fit_bank(self, sequences: list[Sequence]) -> Iterator[list[Sequence]]:
@@ -129,7 +133,7 @@ class ModelRunner:
         keys: set[bytes] = set()
         for sequence in sequences:
             needed = {vectors.key for vectors in needed_vectors(sequence)}
-            if len(keys | needed) > self.bank.num_rows:
+            if part and len(keys | needed) > self.bank.num_rows:
                 yield part
                 part, keys = [], set()
             part.append(sequence)
@@ -189,6 +193,12 @@ class ModelRunner:
 
     def _forward(self, batch: Batch, out: torch.Tensor | None = None) -> torch.Tensor:
         return self.model.forward(ForwardContext(batch, self._cache, self._attend), out)
+
+
+def _fits_graphs(sequence: Sequence) -> bool:
+    """Whether a captured step can do what is to be done to the sequence's activations."""
+    steering = sequence.active_steering
+    return not sequence.pending_readers and (steering is None or not steering.projections)
 
 
 def _needs_outcome(sequence: Sequence) -> bool:

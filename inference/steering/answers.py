@@ -38,11 +38,17 @@ class Answers:
     logprobs: Array64
     """Mean log probability of the answer's tokens without steering, in nats."""
     repetitions: Array64
-    """Share of trigrams that repeat an earlier one."""
+    """Share of trigrams that repeat an earlier one. 1 for an empty answer, which says nothing."""
+
+    @property
+    def logprob(self) -> float:
+        """Mean over the answers that are not empty; 0 if all are."""
+        logprobs = self.logprobs[[bool(token_ids) for token_ids in self.token_ids]]
+        return float(logprobs.mean()) if len(logprobs) else 0.0
 
     @property
     def perplexity(self) -> float:
-        return math.exp(-float(self.logprobs.mean()))
+        return math.exp(-self.logprob)
 
     @property
     def repetition(self) -> float:
@@ -100,7 +106,10 @@ class AnswerSheet:
 
 def moved(plain: Answers, steered: Answers, sign: float) -> Array64:
     """For each question whether the answer moved in the direction of `sign`: 1 or 0."""
-    return (sign * (steered.readings - plain.readings) >= MOVED).astype(np.float64)
+    says_something = np.array([bool(token_ids) for token_ids in steered.token_ids])
+    far = sign * (steered.readings - plain.readings) >= MOVED
+    result: Array64 = (far & says_something).astype(np.float64)
+    return result
 
 
 def has_room(plain: Answers, sign: float) -> bool:
@@ -119,7 +128,7 @@ def is_fluent(plain: Answers, steered: Answers, own_cost: float) -> bool:
     return (
         steered.repetition <= max(_MAX_REPETITION, plain.repetition)
         and steered.loops <= plain.loops + _MAX_LOOPS
-        and float(plain.logprobs.mean() - steered.logprobs.mean()) <= ratio
+        and plain.logprob - steered.logprob <= ratio
     )
 
 
@@ -136,12 +145,14 @@ def _read_back(answer: Answer, direction: Direction) -> Probe:
 
 
 def _collect(answers: list[Answer], probes: list[Probe]) -> Answers:
-    """An empty answer counts as one whose reading and log probability are 0."""
+    """An empty answer has the reading and the log probability 0, which are not used."""
     rest = iter(probes)
     read = [next(rest) if answer.token_ids else None for answer in answers]
     return Answers(
         token_ids=[answer.token_ids for answer in answers],
         readings=np.array([float(np.mean(probe.readers[0].values)) if probe else 0.0 for probe in read]),
         logprobs=np.array([probe.mean_logprob if probe else 0.0 for probe in read]),
-        repetitions=np.array([repetition(answer.token_ids) for answer in answers]),
+        repetitions=np.array(
+            [repetition(answer.token_ids) if answer.token_ids else 1.0 for answer in answers]
+        ),
     )

@@ -10,6 +10,9 @@ import numpy as np
 from inference.interface.protocol import GivenVectors
 from inference.scheduling.arrays import Array32
 
+_LEAST_RANGE = 1e-6
+"""Of readings, relative to the projections. In a smaller range they would be noise."""
+
 
 class Calibration(msgspec.Struct, frozen=True):
     """Measurements of a model's activations that steering needs."""
@@ -53,7 +56,8 @@ class Direction:
             raise ValueError(
                 "the direction's blocks are not in order, or the block to read is not among them"
             )
-        if min(numbers) < 0 or self.reading_range[0] == self.reading_range[1]:
+        zero, one = self.reading_range
+        if min(numbers) < 0 or abs(one - zero) <= _LEAST_RANGE * (abs(zero) + abs(one)):
             raise ValueError("the direction has a negative length or an empty range of readings")
 
     def fits(self, num_layers: int, hidden_size: int) -> bool:

@@ -9,6 +9,8 @@ from inference.scheduling.arrays import Array32
 from inference.steering.directions import Direction, unit_vectors
 from inference.steering.measurements import Examples, reading_block
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def given_direction(vectors: GivenVectors, examples: Examples) -> Direction:
     """The direction that adds exactly the given vectors at strength 1.
@@ -36,6 +38,9 @@ def given_direction(vectors: GivenVectors, examples: Examples) -> Direction:
     )
     if not direction.fits(num_layers, hidden_size):
         raise ValueError(f"the vectors do not fit the model, which has decoder blocks 0 to {num_layers - 1}")
+    strongest = max(vectors.max_strength, vectors.max_down_strength * vectors.down_scale)
+    if max(direction.lengths) * strongest > _LARGEST:
+        raise ValueError("the vectors are too large")
     if vectors.reading_range is not None:
         return direction
     return replace(direction, reading_range=_reading_range(direction, examples))

@@ -5,6 +5,7 @@ Defines each measurement and its unit. Does not know which measurements training
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,12 @@ class Measurement:
     def probes(self) -> list[Probe]:
         return self.positive + self.negative + self.neutral
 
-    @property
+    @cached_property
     def positive_logprobs(self) -> Array64:
         """[len(pairs)]: mean log probability of each positive text's tokens, in nats."""
         return np.array([probe.mean_logprob for probe in self.positive])
 
-    @property
+    @cached_property
     def negative_logprobs(self) -> Array64:
         """[len(pairs)]: the same for the negative texts."""
         return np.array([probe.mean_logprob for probe in self.negative])
@@ -107,9 +108,8 @@ class Examples:
             for side in (plain.positive, plain.negative)
         )
         # Each group counts once.
-        sizes = np.bincount(self.groups)
-        self._weights = 1.0 / (sizes[self.groups] * np.maximum(np.count_nonzero(sizes), 1))
-        numbers = np.unique(self.groups, return_inverse=True)[1]
+        _, numbers, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
+        self._weights = 1.0 / (sizes[numbers] * np.maximum(len(sizes), 1))
         self.num_folds = min(_MAX_FOLDS, self.num_groups)
         self.folds = (numbers % max(self.num_folds, 1)).tolist()
         """The fold of each pair. Pairs of one group are in one fold."""
@@ -151,9 +151,10 @@ class Examples:
             full, [self.direction(blocks, fold) for fold in range(self.num_folds)], self.folds
         )
 
-    def lengths(self, blocks: tuple[int, ...]) -> Array64:
-        """[len(blocks)]: norms of the mean difference."""
-        weights = self._weights[:, None, None]
+    def lengths(self, blocks: tuple[int, ...], without_fold: int | None = None) -> Array64:
+        """[len(blocks)]: norms of the mean difference over the pairs of all folds but one."""
+        inside = np.array(self.folds) != without_fold
+        weights = np.where(inside, self._weights, 0.0)[:, None, None]
         chosen = list(blocks)
         difference = (weights * (self._positive[:, chosen] - self._negative[:, chosen])).sum(0)
         lengths: Array64 = np.linalg.norm(difference, axis=1)
@@ -235,4 +236,5 @@ def reading_block(blocks: tuple[int, ...]) -> int:
 
 
 def adding(direction: Direction, strength: float) -> Steering:
-    return Steering(BlockVectors(direction.blocks, direction.vectors(strength)))
+    """What a request with this strength gets."""
+    return Steering(BlockVectors(direction.blocks, direction.vectors(direction.clip(strength))))

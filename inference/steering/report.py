@@ -35,6 +35,8 @@ class Findings:
     """Mean norms of all decoder blocks' output."""
     num_distinct: int
     """Number of pairs without exact duplicates. 0 if only vectors were given."""
+    given: bool = False
+    """Whether the vectors were made elsewhere, perhaps from the same pairs."""
     num_duplicates: int = 0
     num_groups: int = 0
     """Number of groups of pairs that are almost alike."""
@@ -209,8 +211,9 @@ def _summary(findings: Findings, faults: list[str], enough: bool) -> str:
 def _measured(findings: Findings) -> Iterator[str]:
     if findings.effects:
         down, up = findings.effects[0], findings.effects[-1]
+        where = "On the examples that came with the vectors" if findings.given else "On held-out examples"
         yield (
-            "On held-out examples, strength 1 changes the log odds of positive over negative texts by "
+            f"{where}, strength 1 changes the log odds of positive over negative texts by "
             f"{_shown(up.shift, up.shift_error)} nats per token, and strength -1 by "
             f"{_shown(down.shift, down.shift_error)}."
         )

@@ -173,7 +173,7 @@ def _dual_vectors(units: list[ByBlock]) -> list[ByBlock]:
     for block in set().union(*units):
         present = [number for number, by_block in enumerate(units) if block in by_block]
         matrix = np.stack([units[number][block] for number in present]).astype(np.float64)
-        rows = np.linalg.pinv(matrix, rcond=_SAME_DIRECTION).T
+        rows = np.linalg.pinv(matrix @ matrix.T, rcond=_SAME_DIRECTION**2, hermitian=True) @ matrix
         for number, row in zip(present, rows, strict=True):
             duals[number][block] = row.astype(np.float32)
     return duals

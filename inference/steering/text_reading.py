@@ -68,4 +68,4 @@ class TextReading:
         """Its other probes are still computed."""
         if not job.failed:
             job.failed = True
-            self.refuse(job.request_id, detail)
+            self._results.append(ReadingsResult(job.request_id, None, detail, failed=True))

@@ -210,9 +210,16 @@ class Trainer:
             return "the number of a group must not be negative"
         if not all(0 <= token_id < self._vocab_size for token_id in ids):
             return "a token id is not in the model's vocabulary"
-        if max(map(len, prompts)) + max(map(len, texts)) > self._max_tokens:
-            return f"the prompt and a text together must have at most {self._max_tokens} tokens"
+        if self._longest(command) > self._max_tokens:
+            return f"a prompt and its text together must have at most {self._max_tokens} tokens"
         return None
+
+    def _longest(self, command: TrainConcept) -> int:
+        """The largest number of tokens of a prompt with its text."""
+        pairs = zip(command.pair_prompts, command.positive, command.negative, strict=True)
+        in_pairs = (len(prompt) + max(len(one), len(other)) for prompt, one, other in pairs)
+        neutral = len(command.prompt_token_ids) + max(map(len, command.neutral))
+        return max([neutral, *in_pairs, *map(len, command.questions)])
 
     def _next_job(self, serving: bool) -> _Job | None:
         """The oldest training that a caller waits for. If none: the oldest, while no request runs."""
@@ -275,13 +282,17 @@ class Trainer:
 
     def _find_trained(self, concept: str) -> ConceptReport | None:
         """The report on a concept that this process or another one has trained. None if it is not trained."""
+        if concept not in self._reports and concept not in self._jobs:
+            self._load_trained(concept)
+        return self._reports.get(concept)
+
+    def _load_trained(self, concept: str) -> None:
         if self._steerer.calibration is None:
             self._load_calibration()
         kept = self._files.load(concept) if self._steerer.calibration else None
-        if concept not in self._reports and kept and kept[0].fits(*self._shape):
+        if kept and kept[0].fits(*self._shape):
             direction, self._reports[concept] = kept
             self._steerer.add(concept, direction)
-        return self._reports.get(concept)
 
     def _load_calibration(self) -> None:
         """Loads the calibration that another process has saved, if it fits this model."""

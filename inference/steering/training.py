@@ -83,6 +83,7 @@ def _describe(command: TrainConcept, examples: Examples, direction: Direction) -
         return findings
     return replace(
         findings,
+        given=command.vectors is not None,
         num_duplicates=command.num_duplicates,
         num_groups=examples.num_groups,
         agreement=report.agreement(examples.differences(direction.reading_block)),
@@ -96,11 +97,18 @@ def estimate_tokens(command: TrainConcept) -> int:
 
 
 def _check(examples: Examples, blocks: tuple[int, ...]) -> None:
-    """Raises UntrainableError if the mean difference is not finite, or zero except for rounding."""
+    """Raises UntrainableError if a mean difference is not finite, or zero except for rounding."""
+    smallest = _ROUNDING * examples.norms[list(blocks)]
     lengths = examples.lengths(blocks)
     if not np.isfinite(lengths).all():
         raise UntrainableError("the model's activations for these examples are not finite")
-    if not (lengths > _ROUNDING * examples.norms[list(blocks)]).all():
+    if not (lengths > smallest).all():
         raise UntrainableError(
             "the model's activations are the same for the positive and the negative examples"
         )
+    for fold in range(examples.num_folds) if examples.num_folds > 1 else ():
+        if not (examples.lengths(blocks, fold) > smallest).all():
+            raise UntrainableError(
+                "without some of the examples, the model's activations are the same for the positive and the "
+                "negative ones: do some examples swap the texts of others?"
+            )

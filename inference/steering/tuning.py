@@ -27,6 +27,7 @@ _FIRST_FACTORS = (0.75, 1.25)
 _LOWER = (0.45, 0.7)
 _HIGHER = (1.35, 1.8)
 _BETWEEN = (0.33, 0.67)
+_SAME_DOSE = 0.02
 _NUM_ROUNDS = 3
 _ROUNDS_OF_ALL = 2
 """Only the best finalist goes on to the last round."""
@@ -81,7 +82,8 @@ class Tuner:
             return []
         largest, wanted = fluent[-1].dose, _crossing(fluent)
         if wanted <= largest:
-            return [wanted]
+            is_known = any(math.isclose(trial.dose, wanted, rel_tol=_SAME_DOSE) for trial in fluent)
+            return [] if is_known else [wanted]
         if too_much < math.inf:
             return self._limited(largest + part * (too_much - largest) for part in _BETWEEN)
         return self._limited(factor * largest for factor in _HIGHER)

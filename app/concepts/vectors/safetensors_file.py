@@ -23,9 +23,7 @@ def is_safetensors(data: bytes) -> bool:
 def read_safetensors(data: bytes) -> tuple[dict[str, str], list[Tensor]]:
     """The file's metadata and tensors. Raises InvalidRequest."""
     header = _read_header(data)
-    metadata = header.pop("__metadata__", {})
-    if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
-        raise _invalid("its metadata must map strings to strings")
+    metadata = _check_metadata(header.pop("__metadata__", {}))
     if len(header) > _MAX_TENSORS:
         raise _invalid(f"it has {len(header)} tensors")
     try:
@@ -39,7 +37,12 @@ def read_safetensors(data: bytes) -> tuple[dict[str, str], list[Tensor]]:
 
 def read_metadata(start: bytes) -> dict[str, str]:
     """The metadata of a file, from its first 8 + header length bytes. Raises InvalidRequest."""
-    metadata: dict[str, str] = _read_header(start).get("__metadata__", {})
+    return _check_metadata(_read_header(start).get("__metadata__", {}))
+
+
+def _check_metadata(metadata: object) -> dict[str, str]:
+    if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+        raise _invalid("its metadata must map strings to strings")
     return metadata
 
 

@@ -94,3 +94,11 @@ def test_no_two_examples_of_a_shipped_concept_are_alike(file: Path) -> None:
 
 def test_no_examples_have_no_groups() -> None:
     assert arrange([]) == Arrangement([], [])
+
+
+def test_a_prompt_or_a_persona_that_all_examples_have_does_not_make_them_alike() -> None:
+    texts = ["tea is nice", "the sea is blue", "dogs run fast", "my car broke down"]
+    prompt = "Please answer as well as you can, and tell me what you think about this. " * 3
+    assert sizes(arrange([Example(text, f"no {text[::-1]}", prompt) for text in texts])) == [1] * 4
+    happy, sad = "I am a very happy person today. " * 2, "I am a very sad person today. " * 2
+    assert sizes(arrange([Example(happy + text, sad + text) for text in texts])) == [1] * 4

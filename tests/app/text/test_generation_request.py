@@ -185,17 +185,17 @@ def test_readings_keep_the_order_of_the_request() -> None:
 @pytest.mark.parametrize(
     ("fields", "needed"),
     [
-        ({}, set()),
-        ({"steering_concepts": ["a", "b"], "steering_strength": {"a": 0}}, {"b2"}),
-        ({"steering_when": {"concept": "c", "above": 0}}, set()),
-        ({"steering_concepts": ["a"], "steering_when": {"concept": "c", "above": 0}}, {"a1", "c3"}),
-        ({"steering_concepts": ["a"], "steering_readings": ["b"]}, {"a1", "b2"}),
-        ({"steering_concepts": ["a"], "steering_strength": 0, "steering_readings": ["a"]}, {"a1"}),
+        ({}, []),
+        ({"steering_concepts": ["a", "b"], "steering_strength": {"a": 0}}, ["b2"]),
+        ({"steering_when": {"concept": "c", "above": 0}}, []),
+        ({"steering_concepts": ["a"], "steering_when": {"concept": "c", "above": 0}}, ["a1", "c3"]),
+        ({"steering_concepts": ["a"], "steering_readings": ["b"]}, ["a1", "b2"]),
+        ({"steering_concepts": ["a"], "steering_strength": 0, "steering_readings": ["a"]}, ["a1"]),
     ],
     ids=str,
 )
-def test_the_engine_needs_what_steers_decides_or_is_read(fields: dict[str, Any], needed: set[str]) -> None:
-    assert digests_in(built(digests=DIGESTS, **fields)) == needed
+def test_the_engine_needs_what_steers_decides_or_is_read(fields: dict[str, Any], needed: list[str]) -> None:
+    assert sorted(digests_in(built(digests=DIGESTS, **fields))) == needed
 
 
 def test_any_other_model_is_unknown() -> None:

@@ -99,3 +99,13 @@ def test_answers_are_generated_with_steering_and_read_without() -> None:
     assert answers[-1.5].readings.tolist() == [0.75, 1.0]
     assert answers[-1.5].perplexity == pytest.approx(math.exp(2.0))
     assert answers[-1.5].repetitions.tolist() == [0.0, 0.0]
+    assert answers[0.0].repetitions.tolist() == [1.0, 0.0]
+
+
+def test_an_answer_that_says_nothing_has_not_moved_and_is_not_fluent() -> None:
+    plain = make_answers([0.6] * 4)
+    empty = Answers([[]] * 4, np.zeros(4), np.zeros(4), np.ones(4))
+    assert moved(plain, empty, -1.0).tolist() == [0, 0, 0, 0]
+    assert not is_fluent(plain, empty, 0.0)
+    mixed = Answers([[1], []], np.array([0.0, 0.0]), np.array([-2.0, 0.0]), np.array([0.0, 1.0]))
+    assert mixed.perplexity == pytest.approx(math.exp(2.0))

@@ -101,6 +101,7 @@ UNITS = make_direction(1, blocks=BLOCKS).units
         ({"down_scale": -0.5}, "negative length"),
         ({"max_down_strength": -1.0}, "negative length"),
         ({"reading_range": (2.0, 2.0)}, "empty range"),
+        ({"reading_range": (2.0, 2.000001)}, "empty range"),
     ],
 )
 def test_values_that_do_not_fit_together_are_an_error(changes: Mapping[str, object], message: str) -> None:

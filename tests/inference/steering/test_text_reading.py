@@ -219,6 +219,7 @@ def test_wrong_texts_are_refused_and_nothing_else_fails(
     driver.step()
     result = driver.read(ReadTexts("a", "kind", prompts, texts))
     assert result.readings is None
+    assert not result.failed
     assert detail in result.detail
     assert driver.run()["healthy", 0].token_ids == generate(llama, [5, 6, 7], 12)
 
@@ -235,7 +236,7 @@ def test_an_output_that_is_not_finite_ends_only_its_own_reading(llama: PreTraine
     results = {result.request_id: result for result in finish(driver)}
     assert results.keys() == {"broken", "good"}
     detail = "the model's output for these texts is not finite"
-    assert results["broken"] == ReadingsResult("broken", None, detail)
+    assert results["broken"] == ReadingsResult("broken", None, detail, failed=True)
     check(results["good"], expect(llama, "kind", prompts[:1], texts[:1]))
     assert len(driver.results["healthy", 0].token_ids) == 12
     assert not driver.failures
@@ -259,7 +260,7 @@ def test_texts_that_cannot_be_computed_end_only_their_own_reading(llama: PreTrai
     driver.engine.measuring.read_texts(ReadTexts("good", "kind", prompts[:1], texts[:1]))
     results = {result.request_id: result for result in finish(driver)}
     assert results.keys() == {"broken", "good"}
-    assert results["broken"] == ReadingsResult("broken", None, "the texts cannot be computed")
+    assert results["broken"] == ReadingsResult("broken", None, "the texts cannot be computed", failed=True)
     check(results["good"], expect(llama, "kind", prompts[:1], texts[:1]))
     assert len(driver.results["healthy", 0].token_ids) == 12
     assert driver.engine.block_manager.num_free_blocks == driver.engine.block_manager.num_blocks

@@ -737,3 +737,28 @@ def test_a_forgotten_training_drops_its_answers(llama: PreTrainedModel) -> None:
     driver.engine.trainer.forget("kind")
     assert train(driver) == []
     check_nothing_is_left(driver)
+
+
+def test_a_failed_training_whose_result_another_process_wrote_meanwhile_can_be_requested(
+    tmp_path: Path,
+) -> None:
+    here = build_driver(make_model("llama"), DirectionFiles(tmp_path), max_batch_tokens=64)
+    here.engine.trainer.add(make_training())
+    here.step()
+    train(build_driver(make_model("llama"), DirectionFiles(tmp_path)), make_training())
+    one = steered(request("a", [5, 6], 3), "kind")
+    here.engine.add(one)
+    fail_batches(here, lambda batch: bool(batch.probes))
+    updates = train(here)
+    assert states(updates)[-1] is FAILED
+    again = steered(request("b", [5, 6], 3), "kind")
+    assert here.engine.add(again).refusal is None
+    assert len(here.run()["b", 0].token_ids) == 3
+
+
+def test_long_prompts_and_long_texts_of_different_pairs_fit(llama: PreTrainedModel) -> None:
+    driver = build_driver(llama, num_blocks=10, block_size=8)
+    command = make_training(count=4)
+    command.pair_prompts[0] = random_tokens(1, 60)
+    command.positive[1] = random_tokens(2, 60)
+    assert states(train(driver, command))[-1] is READY

@@ -282,6 +282,9 @@ BAD_VECTORS = {
     "a range that is not finite": given(reading_range=(0.0, float("nan"))),
     "a negative maximum": given(max_strength=-1.0),
     "a scale that is not finite": given(down_scale=float("inf")),
+    "an overflow at the largest strength": given((2,), values=np.full(HIDDEN_SIZE, 3e38, "<f4").tobytes()),
+    "an overflow at the largest negative strength": given(down_scale=1e300),
+    "a range that is only rounding": given(reading_range=(1000.0, 1000.0001)),
 }
 
 
@@ -299,3 +302,25 @@ def test_the_order_of_rounds_depends_on_nothing_but_the_command() -> None:
     second = run(LinearModel(effect=8.0, cost=1.0), make_command(24))
     assert first[1] == second[1]
     assert first[0].lengths == second[0].lengths
+
+
+def test_pairs_that_swap_each_others_texts_are_untrainable() -> None:
+    """Without the third pair, the mean difference is zero."""
+    command = make_command(3, groups=[0, 0, 1])
+    command.positive[1], command.negative[1] = command.negative[0], command.positive[0]
+    with pytest.raises(UntrainableError, match="do some examples swap the texts of others"):
+        run(LinearModel(), command)
+
+
+def test_numbers_of_groups_need_not_be_small() -> None:
+    few = run(LinearModel(), make_command(4, groups=[0, 1, 2, 3]))
+    huge = run(LinearModel(), make_command(4, groups=[0, 1, 2, 2**40]))
+    assert few[1] == huge[1]
+
+
+def test_measurements_of_given_vectors_respect_their_largest_strength() -> None:
+    vectors = given(max_strength=0.5, max_down_strength=0.5)
+    _, report = run(LinearModel(effect=8.0), make_command(12, vectors=vectors))
+    assert report.effects[0].shift == pytest.approx(report.effects[1].shift)
+    assert report.effects[3].shift == pytest.approx(report.effects[4].shift)
+    assert "On the examples that came with the vectors" in report.summary
