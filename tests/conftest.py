@@ -5,6 +5,8 @@ The files of tests/e2e run one after another, since a server with the real model
 """
 
 import os
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -79,3 +81,14 @@ def scope(nodeid: str) -> str:
     """Tests with the same scope run one after another, in the same process."""
     file = nodeid.partition("::")[0]
     return E2E if file.startswith(E2E) else file
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also in a process that a shell has started in the background.
+
+    Such a process ignores SIGINT from its start on. Afterwards the handler of before is back.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

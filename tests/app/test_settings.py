@@ -36,7 +36,7 @@ def write(directory: Path, text: str) -> Path:
 def test_the_defaults_equal_those_of_the_worker() -> None:
     config = EngineConfig()
     assert Settings().engine_config == config
-    not_settings = {"source", "revision", "rotary", "cache_directory", "replica", "log"}
+    not_settings = {"source", "revision", "rotary", "cache_directory", "replica", "log", "training_questions"}
     assert set(EngineSettings.model_fields) == {*config.__struct_fields__} - not_settings
 
 

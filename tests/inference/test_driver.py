@@ -66,6 +66,7 @@ def test_an_abort_during_a_step_takes_effect_after_it(llama: PreTrainedModel) ->
     assert driver.run(other).keys() == {("b", 0)}
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_the_step_whole(llama: PreTrainedModel) -> None:
     driver = build_driver(llama)
     driver.add(request("a", TEXT, 5))

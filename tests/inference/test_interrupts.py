@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from collections.abc import Iterator
 from types import FrameType
 
 import pytest
@@ -11,11 +10,8 @@ from inference.interrupts import uninterrupted
 
 
 @pytest.fixture(autouse=True)
-def handler() -> Iterator[None]:
-    """Restores the handler that pytest has installed."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
+def handler(ctrl_c: None) -> None:
+    """SIGINT raises KeyboardInterrupt, unless a test installs another handler."""
 
 
 def interrupt() -> None:

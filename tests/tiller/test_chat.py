@@ -227,6 +227,7 @@ async def test_calls_work_while_an_event_loop_runs(llm: LLM) -> None:
     assert await asyncio.to_thread(llm.chat, QUESTION, max_tokens=8, temperature=0) == answer
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_call_ends_its_requests_and_no_others(llm: LLM) -> None:
     expected = llm.chat(QUESTION, max_tokens=24, temperature=0)
     stream = llm.stream(QUESTION, max_tokens=24, temperature=0)

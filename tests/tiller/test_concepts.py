@@ -74,6 +74,7 @@ def test_a_name_gets_other_pairs(llm: LLM) -> None:
     assert before > 0.5 > after
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_training_leaves_no_concept(make_llm: MakeLLM, cache: Path) -> None:
     with make_llm(cache_directory=cache) as llm:
         with at_step(llm, 2, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):

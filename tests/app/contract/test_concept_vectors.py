@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -194,12 +195,18 @@ async def test_an_export_can_be_imported(fresh: httpx.AsyncClient, engine: FakeE
     }
 
 
-async def test_an_export_of_examples_without_a_name_needs_another_name(fresh: httpx.AsyncClient) -> None:
+async def test_an_export_of_examples_without_a_name_is_named_by_its_vectors(fresh: httpx.AsyncClient) -> None:
+    """Its id is the digest of examples, which the file does not have."""
     concept = (await post(fresh, PATH, {"examples": PAIRS})).json()
     data = await export(fresh, f"{PATH}/{concept['id']}/vectors")
     await fresh.delete(f"{PATH}/{concept['id']}")
-    assert_error(await give(fresh, data), 400, "INVALID_REQUEST", "is a digest", param="name")
+    copy = await given(fresh, data)
+    assert re.fullmatch("_worker/[0-9a-f]{64}", copy["id"])
+    assert copy["id"] != concept["id"]
+    assert (await given(fresh, data))["id"] == copy["id"]
     assert (await given(fresh, data, name="x"))["id"] == "_worker/x"
+    own = concept["id"].removeprefix("_worker/")
+    assert_error(await give(fresh, data, name=own), 400, "INVALID_REQUEST", "is a digest", param="name")
 
 
 async def test_examples_in_the_file_measure_the_vectors(
