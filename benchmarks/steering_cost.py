@@ -74,6 +74,8 @@ SHAPES = {
 COMMON = {"num_key_value_heads": 8, "vocab_size": 32_000, "max_position_embeddings": 8192}
 CONFIGURATIONS = (1, 8, 64, 256)
 STREAMS_BESIDE_TRAINING = 16
+_CONCEPTS = 32
+"""The vectors of all their operations fit into the bank together."""
 _NORM = 10.0
 """Any norm of the activations: the random concepts only have to take time, not to have an effect."""
 
@@ -161,7 +163,10 @@ def ways_to_steer(
     names = add_concepts(engine, max(configurations), sets)
     ways: dict[str, list[Steering | None]] = {"none": [None] * count}
     for number in configurations:
-        specs = [SteeringSpec({names[i % number]: 0.5 + (i % number) / number}) for i in range(count)]
+        # The configurations of a smaller number are among those of a larger one, so that all fit into the
+        # bank together. Otherwise each step would send vectors that the step before has displaced.
+        share = 1 / max(configurations)
+        specs = [SteeringSpec({names[i % number]: 0.5 + (i % number) * share}) for i in range(count)]
         ways[f"{number} configuration{'s' if number > 1 else ''}"] = [
             engine.steerer.steer(spec, 1).steering for spec in specs
         ]
@@ -201,9 +206,10 @@ class Operation:
 
 
 def other_operations(engine: Engine, sequences: list[Sequence]) -> dict[str, list[Operation]]:
-    """Readings and modes that each sequence has with a concept of its own."""
+    """Readings and modes for each sequence, with one of _CONCEPTS concepts."""
     count = len(sequences)
-    names = add_concepts(engine, count, candidates(len(engine.runner.model.layers), None))
+    concepts = add_concepts(engine, _CONCEPTS, candidates(len(engine.runner.model.layers), None))
+    names = [concepts[i % _CONCEPTS] for i in range(count)]
 
     def read(number: int) -> list[Operation]:
         return [
