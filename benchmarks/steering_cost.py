@@ -1,6 +1,6 @@
 """Measures the cost of steering: step times of one running batch, with its rows steered in different ways.
 
-    .venv/bin/python benchmarks/steering_cost.py                     # the embedded model
+    OMP_WAIT_POLICY=passive .venv/bin/python benchmarks/steering_cost.py   # the embedded model
     .venv/bin/python benchmarks/steering_cost.py --model 1b          # random weights, larger
     .venv/bin/python benchmarks/steering_cost.py --model 8b --dtype bfloat16   # on a GPU
 
@@ -8,6 +8,9 @@ The same sequences generate all the time. The way they are steered changes from 
 are measured in the same minutes with the same contexts. Different configurations steer different blocks.
 Compare only times of one run. A second measurement trains a concept while 16 streams run, and then computes
 prompts with as many tokens while they run.
+
+Set OMP_WAIT_POLICY=passive, as the server does for its workers. Otherwise torch's threads wait actively after
+each operation of torch, and take the cores from the threads of the kernels.
 """
 
 import argparse
