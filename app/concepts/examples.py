@@ -58,6 +58,7 @@ class ExampleEncoder:
             neutral=[token_ids[:room] for token_ids in self._neutral],
             questions=self._encode_questions(),
             stop_token_ids=self._stop_token_ids,
+            continuations=self._texts.continuations,
             vectors=concept.vectors.load() if concept.vectors else None,
         )
 

@@ -1,6 +1,7 @@
 """Tokenizes the texts and prompts of concepts. Knows no concepts and no limits."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from app.concepts.neutral_texts import TRAINING_PROMPT
 from app.errors import ApiError, ErrorCode, InvalidRequest
@@ -8,6 +9,7 @@ from app.schemas.messages import Message
 from app.text.prompts import PromptRenderer
 from app.text.tokenizer import Tokenizer
 from app.text.vocabulary import check_embedded
+from app.text.words import continuation_bits
 
 
 class ConceptTexts:
@@ -64,6 +66,11 @@ class ConceptTexts:
         token_ids = self.renderer.encode(messages)
         check_embedded(token_ids, self._vocab_size, path)
         return token_ids
+
+    @cached_property
+    def continuations(self) -> bytes:
+        """See TrainConcept. Takes a second for a large vocabulary."""
+        return continuation_bits(self.tokenizer.pieces())
 
     @property
     def renderer(self) -> PromptRenderer:

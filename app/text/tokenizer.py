@@ -1,6 +1,6 @@
 """The model's tokenizer: text to token ids, and the bytes of each token. Knows no chats and no requests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +86,11 @@ class Tokenizer:
         if token_id not in self._texts:
             self._texts[token_id] = self._read(token_id)
         return self._texts[token_id]
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes of all tokens, by id, as in `text_of`. Control tokens have none. Remembers nothing."""
+        decoder = Decoder(self._marked)
+        return map(decoder.bytes_of, range(self.size))
 
     def _read(self, token_id: int) -> TokenText:
         name = self._control_names.get(token_id)

@@ -88,7 +88,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, tag="submit"):
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
-    """End choice `index` of a request, or all its choices (None)."""
+    """End choice `index` of a request, or all its choices (None), or a ReadTexts. No result follows."""
 
     request_id: str
     index: int | None = None
@@ -141,6 +141,9 @@ class TrainConcept(msgspec.Struct, frozen=True, tag="train"):
     """Neutral prompts for which training generates answers, to see the effect of steering."""
     stop_token_ids: tuple[int, ...] = ()
     """The tokens that end such an answer."""
+    continuations: bytes = b""
+    """A bit for each token of the vocabulary, lowest bit first: whether the token goes on with the word of the
+    token before it. Empty: each token is a word."""
     vectors: GivenVectors | None = None
     """Vectors that were made elsewhere. None: make the direction from the pairs."""
     background: bool = False
@@ -263,7 +266,7 @@ class AnswerEffect(msgspec.Struct, frozen=True):
     """Share of the answers that moved towards the strength's sign by at least half of the distance between
     negative and positive examples, read without steering. 0 at strength 0."""
     repetition: float
-    """Share of trigrams of tokens that repeat an earlier trigram of the same answer."""
+    """Share of trigrams of words that repeat an earlier trigram of the same answer."""
     perplexity: float
     """Perplexity of the answers under the model without steering."""
 

@@ -5,10 +5,11 @@ The answers are read back without steering, so that the reading shows the text a
 
 import math
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inference.scheduling.arrays import Array64
 from inference.scheduling.probe import Answer, Probe, Work
@@ -38,7 +39,7 @@ class Answers:
     logprobs: Array64
     """Mean log probability of the answer's tokens without steering, in nats."""
     repetitions: Array64
-    """Share of trigrams that repeat an earlier one. 1 for an empty answer, which says nothing."""
+    """Share of trigrams of words that repeat an earlier one. 1 for an empty answer, which says nothing."""
 
     @property
     def logprob(self) -> float:
@@ -73,11 +74,16 @@ class AnswerSheet:
     """Asks the neutral questions. Compares the answers with those without steering."""
 
     def __init__(
-        self, questions: Sequence[list[int]], stop_token_ids: tuple[int, ...], max_tokens: int
+        self,
+        questions: Sequence[list[int]],
+        stop_token_ids: tuple[int, ...],
+        max_tokens: int,
+        continuations: bytes = b"",
     ) -> None:
-        """`max_tokens`: limit for a question and its answer together."""
+        """`max_tokens`: limit for a question and its answer together. `continuations`: see TrainConcept."""
         self.questions = [question for question in questions if len(question) < max_tokens]
         self._stop_token_ids = stop_token_ids
+        self._continues = np.unpackbits(np.frombuffer(continuations, np.uint8), bitorder="little")
         self._max_tokens = max_tokens
 
     def ask(
@@ -96,12 +102,28 @@ class AnswerSheet:
             for setting, answers in zip(settings, asked, strict=True)
         ]
         yield [probe for probes in read for probe in probes]
-        return [_collect(answers, probes) for answers, probes in zip(asked, read, strict=True)]
+        return [self._collect(answers, probes) for answers, probes in zip(asked, read, strict=True)]
 
     def _answer(self, question: list[int], setting: Setting) -> Answer:
         most = min(_MAX_TOKENS, self._max_tokens - len(question))
         steering = adding(setting.direction, setting.strength) if setting.strength else None
         return Answer(question, most, self._stop_token_ids, steering)
+
+    def _collect(self, answers: list[Answer], probes: list[Probe]) -> Answers:
+        """An empty answer has the reading and the log probability 0, which are not used."""
+        rest = iter(probes)
+        read = [next(rest) if answer.token_ids else None for answer in answers]
+        return Answers(
+            token_ids=[answer.token_ids for answer in answers],
+            readings=np.array([float(np.mean(probe.readers[0].values)) if probe else 0.0 for probe in read]),
+            logprobs=np.array([probe.mean_logprob if probe else 0.0 for probe in read]),
+            repetitions=np.array(
+                [
+                    repetition(words(answer.token_ids, self._continues)) if answer.token_ids else 1.0
+                    for answer in answers
+                ]
+            ),
+        )
 
 
 def moved(plain: Answers, steered: Answers, sign: float) -> Array64:
@@ -132,9 +154,23 @@ def is_fluent(plain: Answers, steered: Answers, own_cost: float) -> bool:
     )
 
 
-def repetition(token_ids: Sequence[int]) -> float:
-    """Share of the trigrams of tokens that repeat an earlier one. 0 for fewer than two trigrams."""
-    trigrams = Counter(zip(token_ids, token_ids[1:], token_ids[2:], strict=False))
+def words(token_ids: Sequence[int], continues: NDArray[np.uint8]) -> list[tuple[int, ...]]:
+    """The tokens of each word. `continues[i]`: 1 if token i goes on with the word of the token before it.
+
+    A token beyond the end of `continues` begins a word.
+    """
+    found: list[list[int]] = []
+    for token_id in token_ids:
+        if found and token_id < len(continues) and continues[token_id]:
+            found[-1].append(token_id)
+        else:
+            found.append([token_id])
+    return [tuple(word) for word in found]
+
+
+def repetition(items: Sequence[Hashable]) -> float:
+    """Share of the trigrams of items that repeat an earlier one. 0 for fewer than two trigrams."""
+    trigrams = Counter(zip(items, items[1:], items[2:], strict=False))
     return 1 - len(trigrams) / trigrams.total() if trigrams else 0.0
 
 
@@ -142,17 +178,3 @@ def _read_back(answer: Answer, direction: Direction) -> Probe:
     vectors = BlockVectors((direction.reading_block,), direction.reading_unit)
     reader = Reader(vectors, *direction.reading_range, first=len(answer.prompt_token_ids))
     return Probe(answer.prompt_token_ids, answer.token_ids, readers=(reader,))
-
-
-def _collect(answers: list[Answer], probes: list[Probe]) -> Answers:
-    """An empty answer has the reading and the log probability 0, which are not used."""
-    rest = iter(probes)
-    read = [next(rest) if answer.token_ids else None for answer in answers]
-    return Answers(
-        token_ids=[answer.token_ids for answer in answers],
-        readings=np.array([float(np.mean(probe.readers[0].values)) if probe else 0.0 for probe in read]),
-        logprobs=np.array([probe.mean_logprob if probe else 0.0 for probe in read]),
-        repetitions=np.array(
-            [repetition(answer.token_ids) if answer.token_ids else 1.0 for answer in answers]
-        ),
-    )

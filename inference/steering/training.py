@@ -20,7 +20,7 @@ from inference.steering.report import Findings
 from inference.steering.search import search
 from inference.steering.tuning import tune
 
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 """Increase it when a change of the code gives another direction, dose or report for the same examples."""
 
 Publish = Callable[[Direction], None]
@@ -46,7 +46,7 @@ def train(
     together. Raises UntrainableError if the examples give no direction, or if given vectors do not fit.
     """
     factory = ProbeFactory(command)
-    sheet = AnswerSheet(command.questions, command.stop_token_ids, max_tokens)
+    sheet = AnswerSheet(command.questions, command.stop_token_ids, max_tokens, command.continuations)
     plain = factory.capture()
     yield plain.probes
     examples = Examples(factory, plain, calibration.norms)

@@ -28,11 +28,13 @@ _LOWER = (0.45, 0.7)
 _HIGHER = (1.35, 1.8)
 _BETWEEN = (0.33, 0.67)
 _SAME_DOSE = 0.02
-_NUM_ROUNDS = 3
 _ROUNDS_OF_ALL = 2
-"""Only the best finalist goes on to the last round."""
+_ROUNDS_OF_BEST = 1
+"""Only the best finalist goes on to these rounds."""
+_MAX_LOWERINGS = 4
+"""Further rounds for a sign without a fluent dose. After them the dose is so small that it has no effect."""
 _MAX_FACTOR = 4.0
-CAP_STRENGTHS = (1.5, 2.0)
+CAP_STRENGTHS = (1.25, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,10 @@ class Tuner:
     def is_fluent(self, answers: Answers) -> bool:
         return is_fluent(self._plain, answers, self._own_cost)
 
+    @property
+    def has_fluent_dose(self) -> bool:
+        return self._trials[0].answers_are_fluent
+
     def best(self) -> Trial:
         """The fluent trial that moves closest to the wanted share of answers.
 
@@ -104,6 +110,16 @@ class Tuner:
         """
         fluent, _ = self._split()
         return self._closest(fluent) if fluent else self._trials[0]
+
+    def cap(self, answers: dict[float, Answers]) -> float:
+        """The largest strength up to which all known answers are fluent; 1 at least.
+
+        `answers`: at each of CAP_STRENGTHS, times the best dose.
+        """
+        _, too_much = self._split()
+        limit = too_much / self.best().dose
+        fluent = itertools.takewhile(lambda s: s < limit and self.is_fluent(answers[s]), CAP_STRENGTHS)
+        return max(fluent, default=1.0)
 
     def _closest(self, fluent: list[Trial]) -> Trial:
         def distance(trial: Trial) -> tuple[float, float]:
@@ -139,11 +155,14 @@ def tune(
         )
         for finalist, answers in zip(finalists, plain, strict=True)
     ]
-    for number in range(_NUM_ROUNDS):
-        if number == _ROUNDS_OF_ALL:
-            candidates = [max(candidates, key=lambda candidate: candidate.usefulness)]
+    for _ in range(_ROUNDS_OF_ALL):
         yield from _try_doses(candidates, sheet)
-    [best] = candidates
+    best = max(candidates, key=lambda candidate: candidate.usefulness)
+    for _ in range(_ROUNDS_OF_BEST):
+        yield from _try_doses([best], sheet)
+    for _ in range(_MAX_LOWERINGS):
+        unfinished = [tuner for tuner in best.tuners if not tuner.has_fluent_dose]
+        yield from _try_doses([replace(best, tuners=unfinished)], sheet)
     down, up = (tuner.best() for tuner in best.tuners)
     dosed = rescaled(best.directions, up.dose, down.dose)
     caps = yield from _find_caps(dosed.full, best.tuners, sheet)
@@ -201,18 +220,14 @@ def _each(directions: HeldOutDirections, change: Callable[[Direction], Direction
 def _find_caps(
     direction: Direction, tuners: Sequence[Tuner], sheet: AnswerSheet
 ) -> Generator[Work, None, tuple[float, float]]:
-    """For each sign the largest strength up to which all strengths give fluent answers; 1 at least."""
+    """The largest strength of each sign, for negative and positive strengths."""
     strengths = [tuner.sign * strength for tuner in tuners for strength in CAP_STRENGTHS]
     answers = yield from sheet.ask(direction, strengths)
-    caps = []
-    for tuner in tuners:
-        cap = 1.0
-        for strength in CAP_STRENGTHS:
-            if not tuner.is_fluent(answers[tuner.sign * strength]):
-                break
-            cap = strength
-        caps.append(cap)
-    return caps[0], caps[1]
+    down, up = (
+        tuner.cap({strength: answers[tuner.sign * strength] for strength in CAP_STRENGTHS})
+        for tuner in tuners
+    )
+    return down, up
 
 
 def _crossing(trials: Sequence[Trial]) -> float:

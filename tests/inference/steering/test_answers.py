@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inference.scheduling.probe import Answer, Probe
-from inference.steering.answers import Answers, AnswerSheet, is_fluent, moved, repetition
+from inference.steering.answers import Answers, AnswerSheet, is_fluent, moved, repetition, words
 from tests.inference.steering.conftest import make_direction
 
 
@@ -24,6 +24,21 @@ from tests.inference.steering.conftest import make_direction
 )
 def test_repetition_is_the_share_of_repeated_trigrams(tokens: list[int], expected: float) -> None:
     assert repetition(tokens) == pytest.approx(expected)
+
+
+def test_words_are_tokens_with_those_that_go_on_with_them() -> None:
+    continues = np.array([0, 1, 0, 1, 0], np.uint8)
+    assert words([0, 1, 3, 2, 4, 1, 9], continues) == [(0, 1, 3), (2,), (4, 1), (9,)]
+    assert words([1, 0], continues) == [(1,), (0,)]
+    assert words([], continues) == []
+
+
+def test_a_long_word_is_no_repetition() -> None:
+    """Capitals are cut into many tokens, so that one repeated word would look like a loop."""
+    continues = np.array([0, 1, 1, 1, 0, 0], np.uint8)
+    tokens = [0, 1, 2, 3, 4, 0, 1, 2, 3, 5]
+    assert repetition(tokens) > 0.2
+    assert repetition(words(tokens, continues)) == 0.0
 
 
 def make_answers(

@@ -5,7 +5,7 @@ import pytest
 
 from inference.steering.answers import Answers
 from inference.steering.search import Finalist
-from inference.steering.tuning import Tuner
+from inference.steering.tuning import CAP_STRENGTHS, Tuner
 
 COUNT = 12
 
@@ -39,7 +39,9 @@ def tune(
     finalist = Finalist(None, first, (-shift_per_dose, shift_per_dose))
     tuner = Tuner(sign, NoGap(), finalist, curve.answers(0.0))
     tried: list[float] = []
-    for _ in range(3):
+    for number in range(7):
+        if number >= 3 and tuner.has_fluent_dose:
+            break
         for dose in tuner.doses():
             tuner.add(dose, curve.answers(dose, sign))
             tried.append(dose)
@@ -55,14 +57,43 @@ def test_the_dose_moves_half_of_the_answers(half: float, sign: float) -> None:
     assert tuner.best().dose == pytest.approx(half, rel=0.3)
 
 
-@pytest.mark.parametrize("loops", [0.02, 0.05, 0.1, 0.17, 0.25, 0.33])
+@pytest.mark.parametrize("loops", [0.005, 0.02, 0.05, 0.1, 0.17, 0.25, 0.33])
 def test_the_dose_is_below_the_first_one_that_loops(loops: float) -> None:
     tuner, tried = tune(Curve(0.4, loops))
     best = tuner.best()
     assert best.dose in tried
-    if loops > 0.05:
-        assert best.answers_are_fluent
-        assert 0.4 * loops < best.dose < loops
+    assert best.answers_are_fluent
+    assert 0.4 * loops < best.dose < loops
+
+
+def test_without_a_fluent_dose_the_smallest_one_is_used() -> None:
+    tuner, tried = tune(Curve(0.4, 1e-6))
+    assert not tuner.has_fluent_dose
+    assert tuner.best().dose == min(tried) < 0.01
+
+
+@pytest.mark.parametrize(("loops", "cap"), [(1.1, 1.0), (1.3, 1.25), (1.7, 1.5), (3.0, 2.0)])
+def test_the_largest_strength_is_the_last_one_before_answers_loop(loops: float, cap: float) -> None:
+    tuner, dose = tuned_at_once(fluent_up_to=10.0)
+    curve = Curve(dose, loops * dose)
+    assert tuner.cap({strength: curve.answers(strength * dose) for strength in CAP_STRENGTHS}) == cap
+
+
+def test_a_dose_that_looped_before_limits_the_largest_strength() -> None:
+    """Even if the answers at a larger strength happen to be fluent."""
+    tuner, dose = tuned_at_once(fluent_up_to=1.4)
+    fluent = Curve(dose, np.inf)
+    assert tuner.cap({strength: fluent.answers(strength * dose) for strength in CAP_STRENGTHS}) == 1.25
+
+
+def tuned_at_once(fluent_up_to: float) -> tuple[Tuner, float]:
+    """A tuner that has tried a good dose, and 1.4 times this dose. Also the good dose."""
+    dose = 0.2
+    curve = Curve(dose, fluent_up_to * dose)
+    tuner = Tuner(1.0, NoGap(), Finalist(None, dose, (-5.0, 5.0)), curve.answers(0.0))
+    for tried in (dose, 1.4 * dose):
+        tuner.add(tried, curve.answers(tried))
+    return tuner, dose
 
 
 def test_a_concept_that_moves_nothing_gets_the_largest_dose() -> None:
