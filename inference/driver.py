@@ -92,7 +92,7 @@ class Driver:
         return result
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """Ends choice `index` of a request, or all choices (None). No events follow.
+        """Ends choice `index` of a request, or all choices (None), or a reading. No events follow.
 
         Does not wait for a step in progress, so destructors may call this.
         """
@@ -165,7 +165,10 @@ class Driver:
         return answer
 
     def read(self, command: ReadTexts) -> ReadingsResult:
-        """Reads a trained concept in texts. The readings are None if the engine cannot do it."""
+        """Reads a trained concept in texts. The readings are None if the engine cannot do it.
+
+        If the call is interrupted, the engine ends the reading.
+        """
         answer = self._ask(command.request_id, partial(self.engine.measuring.read_texts, command))
         assert isinstance(answer, ReadingsResult)  # noqa: S101 - for the type checker
         return answer
@@ -176,6 +179,9 @@ class Driver:
             self._command(command)
             self.run_until(lambda: self._answers[request_id] is not None)
             return self._answers[request_id]
+        except BaseException:
+            self.abort(request_id)
+            raise
         finally:
             del self._answers[request_id]
 

@@ -115,10 +115,12 @@ class Engine:
         return SubmitResult(request.request_id, clipped=steered.clipped)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """Ends choice `index` of a request, or all choices (None). No events follow.
+        """Ends choice `index` of a request, or all choices (None), or a reading of texts.
 
-        Does nothing for choices that have ended.
+        No events and no result follow. Does nothing for what has ended.
         """
+        if request_id not in self._sequences:
+            self.measuring.abort_reading(request_id)
         choices = self._sequences.get(request_id, {})
         for sequence in list(choices.values()):
             if index is None or sequence.index == index:
@@ -130,7 +132,7 @@ class Engine:
         Raises BrokenEngineError or torch.AcceleratorError if the engine cannot compute anything any more.
         Raises RuntimeError if the scheduler exceeds the token budget.
         """
-        self.measuring.continue_training(serving=bool(self._sequences))
+        self.measuring.queue_work(serving=bool(self._sequences))
         sequences, step = self._take_ahead() or self._launch()
         report = StepReport()
         if sequences:

@@ -9,7 +9,13 @@ from collections.abc import Iterable, Iterator
 from inference.events import finish_reason
 from inference.interface.protocol import FinishReason, ReadTexts
 from inference.scheduling.block_manager import BlockManager
-from inference.scheduling.probe import Answer, Probe, TrainingWork
+from inference.scheduling.probe import (
+    MAX_TOKENS_BESIDE_REQUESTS,
+    MAX_TOKENS_IN_FLIGHT,
+    Answer,
+    Probe,
+    TrainingWork,
+)
 from inference.scheduling.scheduler import Scheduler
 from inference.scheduling.sequence import Sequence, build_answer_sequence, build_probe_sequence
 from inference.steering.text_reading import TextReading
@@ -42,9 +48,19 @@ class Measuring:
     def is_idle(self) -> bool:
         return not self._sequences and self.trainer.is_idle and self.text_reading.is_idle
 
-    def continue_training(self, serving: bool) -> None:
-        """Queues the next work of trainings. `serving`: whether the engine has requests."""
-        self._add(self.trainer.next_work(serving))
+    def queue_work(self, serving: bool) -> None:
+        """Queues the next work of trainings and readings. `serving`: whether the engine has requests.
+
+        They share one limit. While there is work of both, each gets half of it, so that neither waits for the
+        other.
+        """
+        limit = MAX_TOKENS_BESIDE_REQUESTS if serving else MAX_TOKENS_IN_FLIGHT
+        trains, reads = self.trainer.has_work(serving), self.text_reading.has_work
+        share = limit // 2 if trains and reads else limit
+        if reads:
+            self._add(self.text_reading.next_work(self._room(limit, share, self.text_reading)))
+        if trains:
+            self._add(self.trainer.next_work(serving, self._room(limit, share, self.trainer)))
 
     def read_texts(self, command: ReadTexts) -> None:
         """Queues a reading of texts. Its result comes from `text_reading.take_results`."""
@@ -53,7 +69,13 @@ class Measuring:
         elif fault := self._fault(command):
             self.text_reading.refuse(command.request_id, fault)
         else:
-            self._add(self.text_reading.add(command))
+            self.text_reading.add(command)
+
+    def abort_reading(self, request_id: str) -> None:
+        """Ends a reading of texts, without a result. Does nothing if there is no such reading."""
+        dropped = self.text_reading.abort(request_id)
+        for sequence in [sequence for sequence in self._sequences if sequence.probe in dropped]:
+            self._end(sequence)
 
     def complete(self, sequence: Sequence) -> None:
         """Hands over the probe of a sequence that is computed."""
@@ -82,6 +104,11 @@ class Measuring:
             self._owner(sequence.probe).fail(sequence.probe)
         elif sequence.answer is not None:
             self.trainer.fail(sequence.answer)
+
+    def _room(self, limit: int, share: int, owner: TextReading | Trainer) -> int:
+        """How many more tokens of its owner may be in flight, of at most `share`."""
+        taken = self.trainer.num_tokens_in_flight + self.text_reading.num_tokens_in_flight
+        return min(limit - taken, share - owner.num_tokens_in_flight)
 
     def _add(self, works: Iterable[TrainingWork]) -> None:
         arrival = self._scheduler.clock()

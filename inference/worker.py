@@ -148,7 +148,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     digest = loaded.digest()
     backend = adapt(loaded, config)
     runner = ModelRunner(loaded, config, backend)
-    engine = Engine(runner, config, _direction_files(cache, digest, config))
+    engine = Engine(runner, config, _direction_files(cache, digest, loaded.dtype, config))
     info = ModelInfo(
         directory=str(directory),
         context_length=engine.context_length,
@@ -156,19 +156,29 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         vocab_size=loaded.vocab_size,
         end_token_ids=read_end_token_ids(directory),
         weights_digest=digest,
-        dtype=str(loaded.dtype).removeprefix("torch."),
+        dtype=_name(loaded.dtype),
         num_layers=len(loaded.layers),
         hidden_size=loaded.hidden_size,
     )
     return engine, info
 
 
-def _direction_files(cache: Path, weights_digest: str, config: EngineConfig) -> DirectionFiles:
-    """The cache of directions. Each combination of weights, configured blocks and training has its own."""
+def _direction_files(
+    cache: Path, weights_digest: str, dtype: torch.dtype, config: EngineConfig
+) -> DirectionFiles:
+    """The cache of directions.
+
+    Each combination of weights, dtype, configured blocks and training has its own. Directions are trained on
+    what the model computes, which depends on the dtype, though the weights' digest does not.
+    """
     rounding = [] if config.quantization == "none" else [config.quantization]
     blocks = map(str, config.steering_blocks or ())
-    name = "-".join([weights_digest[:32], *blocks, *rounding, f"q{config.training_questions}"])
+    name = "-".join([weights_digest[:32], _name(dtype), *blocks, *rounding, f"q{config.training_questions}"])
     return DirectionFiles(cache / "steering" / f"v{TRAINING_VERSION}" / name)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def choose_device(config: EngineConfig) -> torch.device:

@@ -11,6 +11,7 @@ from app.gateway import Gateway, GatewayDep
 from app.http.auth import caller_of, requires
 from app.http.body import read_json
 from app.http.openapi import describe
+from app.http.streaming import while_connected
 from app.routes.concepts import GivenId
 from app.schemas.readings import Readings, ReadRequest
 from app.settings import AccessScope
@@ -30,7 +31,7 @@ async def read_texts(request: Request, gateway: GatewayDep, given_id: GivenId) -
 
     A reading is the projection of the model's activations on the concept's direction. 0 and 1 are the means
     of the concept's negative and positive examples. Nothing is steered, and nothing is generated. The request
-    waits until the concept is trained. Other requests go first.
+    waits until the concept is trained. Other requests go first. If the client disconnects, the reading ends.
 
     Errors:
     - 400 `INVALID_REQUEST`: a field breaks a rule, or the model cannot use the concept or read the texts.
@@ -39,6 +40,7 @@ async def read_texts(request: Request, gateway: GatewayDep, given_id: GivenId) -
     - 401 `UNAUTHORIZED`: there is no valid access token, or it has neither the scope `chat` nor `concepts`.
     - 404 `UNKNOWN_MODEL` or `UNKNOWN_STEERING_CONCEPT`.
     - 429 `RATE_LIMITED`: the access token's concurrent requests are used up.
+    - 503 `QUEUE_FULL`: too many readings are in progress.
     - 503 `UNAVAILABLE`: the engine is down or the server is stopping.
     """
     with gateway.admission.track_request(caller_of(request)):
@@ -47,7 +49,8 @@ async def read_texts(request: Request, gateway: GatewayDep, given_id: GivenId) -
             check_model(wanted.model, gateway.settings.model.name)
         used = gateway.concepts.find([given_id], None)
         encoded = await to_thread.run_sync(_encode, gateway, wanted)
-        readings = await _read(gateway, used[0], encoded)
+        async with while_connected(request.receive):
+            readings = await _read(gateway, used[0], encoded)
         answer = present_readings(encoded, readings, gateway.tokenizer)
         return Response(msgspec.json.encode(answer), media_type="application/json")
 

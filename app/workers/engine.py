@@ -83,5 +83,6 @@ class Engine(Protocol):
     async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
         """How strongly a trained concept is present at each token of each text. `prompts` precede the texts.
 
-        Raises the same errors as `export`, and INVALID_REQUEST if the engine cannot read the texts.
+        If the call is cancelled, the engine ends the reading. Raises the same errors as `export`, QUEUE_FULL
+        if too many readings are in progress, and INVALID_REQUEST if the engine cannot read the texts.
         """

@@ -6,10 +6,17 @@ from collections.abc import Callable
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest, QueueFull
 from inference.interface import protocol
-from inference.interface.protocol import ExportVectors, ReadingsResult, ReadTexts, StepReport, VectorsResult
+from inference.interface.protocol import (
+    Abort,
+    ExportVectors,
+    ReadingsResult,
+    ReadTexts,
+    StepReport,
+    VectorsResult,
+)
 
 _MAX_READINGS = 64
-"""Readings in progress in one worker. The worker goes on with a reading if its caller leaves."""
+"""Readings in progress in one worker."""
 
 
 class Questions:
@@ -19,6 +26,11 @@ class Questions:
         self._send = send
         self._exports: dict[str, asyncio.Future[VectorsResult]] = {}
         self._readings: dict[str, asyncio.Future[ReadingsResult]] = {}
+
+    @property
+    def num_readings(self) -> int:
+        """How many readings are in progress."""
+        return len(self._readings)
 
     async def export(self, concept: str) -> VectorsResult:
         """See app.workers.engine.Engine."""
@@ -35,7 +47,7 @@ class Questions:
         return result
 
     async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
-        """See app.workers.engine.Engine."""
+        """See app.workers.engine.Engine. If it is cancelled, the worker ends the reading."""
         if len(self._readings) >= _MAX_READINGS:
             raise QueueFull(f"{_MAX_READINGS} readings are in progress, which is the limit; try again later")
         command = ReadTexts(uuid.uuid4().hex, concept, prompts, texts)
@@ -45,6 +57,8 @@ class Questions:
         try:
             result = await answer
         finally:
+            if answer.cancelled():  # and not already there
+                self._send(Abort(command.request_id))
             del self._readings[command.request_id]
         if result.failed:
             raise InternalError(result.detail)

@@ -40,7 +40,7 @@ class Replica(Engine, Protocol):
 
     @property
     def load(self) -> int:
-        """How many requests are in progress."""
+        """How many requests and readings of texts are in progress."""
 
     def drain(self, seconds: float) -> None:
         """Refuses new requests and trainings from now on. Ends the current ones after `seconds`."""

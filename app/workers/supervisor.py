@@ -87,7 +87,7 @@ class SupervisedEngine:
 
     @property
     def load(self) -> int:
-        """How many requests are in progress."""
+        """How many requests and readings of texts are in progress."""
         return 0 if self._worker is None else self._worker.load
 
     async def wait_available(self) -> None:

@@ -87,8 +87,8 @@ class WorkerEngine:
 
     @property
     def load(self) -> int:
-        """How many requests are in progress."""
-        return len(self._generations)
+        """How many requests and readings of texts are in progress."""
+        return len(self._generations) + self._questions.num_readings
 
     async def submit(self, request: GenerationRequest) -> "WorkerGeneration":
         if not self._available:

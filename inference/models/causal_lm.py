@@ -1,6 +1,5 @@
 """Loads and checks a transformers model, and runs it on a batch. Knows no requests."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from inference.interface.config import ConfigError, Rotary
 from inference.interface.errors import SourceError
 from inference.interface.quantization import Fp8Quantization, read_quantization
 from inference.models import pharia, rope
+from inference.models.digest import digest_of
 from inference.models.errors import UnsupportedModelError
 from inference.models.fp8 import loading as fp8
 from inference.models.layers import decoder_blocks, examine_layers
@@ -86,11 +86,8 @@ class CausalLM:
         act(self._model)
 
     def digest(self) -> str:
-        """A hex digest of the weights' names, shapes, dtypes and values. It is the same on every device."""
-        summary = hashlib.sha256()
-        for name, tensor in sorted(self._model.state_dict().items()):
-            summary.update(f"{name} {list(tensor.shape)} {tensor.dtype} {_checksum(tensor)};".encode())
-        return summary.hexdigest()
+        """See `digest_of`: a hex digest of the weights' names, shapes and values, whatever the dtype."""
+        return digest_of(self._model.state_dict())
 
 
 def load(
@@ -193,20 +190,3 @@ def _check_config(config: Any) -> None:
     text = config.get_text_config()
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
         raise UnsupportedModelError("chunked attention is not supported")
-
-
-def _checksum(tensor: torch.Tensor) -> str:
-    """Two exact integer sums over the tensor's bits: one weighted by row, the other by column."""
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    if tensor.numel() == 0:
-        return "empty"
-    rows = tensor.shape[0] if tensor.dim() else 1
-    bits = tensor.detach().contiguous().view(-1).view(integers[tensor.element_size()]).view(rows, -1)
-    by_row, by_column = bits.sum(1, dtype=torch.int64), bits.sum(0, dtype=torch.int64)
-    return f"{_weighted(by_row)} {_weighted(by_column)}"
-
-
-def _weighted(sums: torch.Tensor) -> int:
-    """A sum that changes when two different entries are swapped. Wraps around at 64 bits."""
-    weights = torch.arange(1, sums.numel() + 1, device=sums.device)
-    return int((sums * weights).sum())

@@ -1,6 +1,5 @@
-"""What trainings ask the engine for: probes, which the model reads, and answers, which it generates.
-
-Knows no tensors.
+"""What trainings and readings ask the engine for: probes, which the model reads, and answers, which it
+generates. Knows no tensors.
 """
 
 from collections.abc import Sequence
@@ -12,9 +11,9 @@ from inference.scheduling.arrays import Array64
 from inference.scheduling.steering import Reader, Steering
 
 MAX_TOKENS_IN_FLIGHT = 256
-"""Limit for the content tokens that training adds to a step. A single longer text may exceed it."""
+"""Limit for the content tokens that trainings and readings add to a step. A longer text may exceed it."""
 MAX_TOKENS_BESIDE_REQUESTS = 64
-"""The same limit while requests run. It is lower, so that training hardly raises inter-token latency."""
+"""The same limit while requests run. It is lower, so that this work hardly raises inter-token latency."""
 _TOKENS_PER_ANSWER = 8
 
 
@@ -22,8 +21,8 @@ _TOKENS_PER_ANSWER = 8
 class Probe:
     """A prompt, followed by the content that is measured.
 
-    When all tokens are computed, the probe has the sums of the hidden states over the content tokens, and the
-    log probability of each content token.
+    When all tokens are computed, the probe has what it asks for: the log probability of each content token,
+    the sums of the hidden states over the content tokens, and what its readers read.
     """
 
     prompt_token_ids: list[int]
@@ -31,10 +30,12 @@ class Probe:
     steering: Steering | None = None
     readers: tuple[Reader, ...] = ()
     captures: bool = False
-    """Whether to sum up hidden states. Log probabilities are always computed."""
+    """Whether to sum up hidden states."""
+    scores: bool = True
+    """Whether to compute log probabilities. They cost the model's head for each content token."""
     hidden_sum: Array64 = field(init=False)  # [num_layers, hidden_size], sum of the layers' outputs
     norm_sum: Array64 = field(init=False)  # [num_layers], sum of the norms of the layers' outputs
-    logprobs: Array64 = field(init=False)  # [number of content tokens]
+    logprobs: Array64 = field(init=False)  # [number of content tokens], NaN until they are computed
 
     def __post_init__(self) -> None:
         self.logprobs = np.full(len(self.content_token_ids), np.nan)
@@ -55,13 +56,20 @@ class Probe:
         return len(self.prompt_token_ids)
 
     @property
+    def first_needed(self) -> int:
+        """The first position whose output is needed: it is scored, or part of the content."""
+        return self.content_start - self.scores
+
+    @property
     def num_tokens(self) -> int:
         """How many tokens the probe adds to a step, for the limits above."""
         return len(self.content_token_ids)
 
     @property
     def is_finite(self) -> bool:
-        return bool(np.isfinite(self.logprobs).all())
+        """Whether the log probabilities are finite, or, if there are none, the readings."""
+        measured = [self.logprobs] if self.scores else [reader.values for reader in self.readers]
+        return all(np.isfinite(numbers).all() for numbers in measured)
 
     @property
     def mean_hidden(self) -> Array64:
@@ -107,7 +115,9 @@ class ProbeSpan:
 
     probe: Probe
     scored_tokens: range
-    """The step's tokens that predict a content token, as indices into the step's tokens."""
+    """The step's tokens that predict a content token, as indices into the step's tokens.
+
+    Empty if the probe is not scored."""
     scored_content: slice
     """The content tokens that they predict, as indices into the content."""
     captured_tokens: slice
@@ -121,12 +131,12 @@ def locate(probe: Probe, first_position: int, tokens: range) -> ProbeSpan:
     before = probe.content_start - 1
     end = first_position + len(tokens)
     first = max(first_position, before)
-    last = max(first, min(end, before + len(probe.content_token_ids)))
+    last = max(first, min(end, before + len(probe.content_token_ids))) if probe.scores else first
     offset = tokens.start - first_position
     return ProbeSpan(
         probe=probe,
         scored_tokens=range(first + offset, last + offset),
         scored_content=slice(first - before, last - before),
         captured_tokens=slice(max(first_position, probe.content_start) + offset, tokens.stop),
-        starts_content=first_position <= before < end,
+        starts_content=first_position <= probe.content_start < end,
     )

@@ -137,10 +137,10 @@ class Sequence:
         """How many tokens at the beginning may come from the prefix cache.
 
         The newest token is always computed, because the next token is sampled from its logits. A
-        probe's content is always computed, and so is the token before it, which predicts the content.
+        probe's content is always computed, and so is the token before it if it predicts the content.
         Positions to be read are always computed.
         """
-        reusable = self.num_tokens - 1 if self.probe is None else self.probe.content_start - 1
+        reusable = self.num_tokens - 1 if self.probe is None else self.probe.first_needed
         return min(
             [reusable, *(reader.first for reader in self.pending_readers if self.num_output_tokens == 0)]
         )

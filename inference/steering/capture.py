@@ -47,7 +47,7 @@ class ProbeResults:
     def score(self, logits: torch.Tensor) -> None:
         """Computes the log probabilities of the scored content.
 
-        `logits`: [P, vocab_size] float32 at the spans' scored tokens, one span after the other.
+        `logits`: [P, vocab_size] float32 at the spans' scored tokens, one span after the other. P may be 0.
         """
         targets = [
             token for span in self._spans for token in span.probe.content_token_ids[span.scored_content]

@@ -18,13 +18,7 @@ from inference.interface.protocol import (
     TrainingUpdate,
     VectorsResult,
 )
-from inference.scheduling.probe import (
-    MAX_TOKENS_BESIDE_REQUESTS,
-    MAX_TOKENS_IN_FLIGHT,
-    Probe,
-    TrainingWork,
-    Work,
-)
+from inference.scheduling.probe import Probe, TrainingWork, Work
 from inference.steering.calibration import calibrate
 from inference.steering.direction_files import DirectionFiles
 from inference.steering.directions import Direction, to_given_vectors
@@ -141,12 +135,22 @@ class Trainer:
         self._steerer.remove(concept)
         self._files.remove(concept)
 
-    def next_work(self, serving: bool) -> list[TrainingWork]:
-        """What to compute next. Background trainings wait while the engine is `serving` requests."""
-        limit = MAX_TOKENS_BESIDE_REQUESTS if serving else MAX_TOKENS_IN_FLIGHT
-        room = limit - sum(work.num_tokens for work in self._owners)
+    def has_work(self, serving: bool) -> bool:
+        """Whether there is a training to go on with. `serving`: as in `next_work`."""
+        return self._next_job(serving) is not None
+
+    @property
+    def num_tokens_in_flight(self) -> int:
+        """How many tokens the work has that was handed out and has not come back."""
+        return sum(work.num_tokens for work in self._owners)
+
+    def next_work(self, serving: bool, room: int) -> list[TrainingWork]:
+        """What to compute next, up to `room` tokens. At least one piece if none is in flight, however long.
+
+        Background trainings wait while the engine is `serving` requests.
+        """
         job = self._next_job(serving)
-        if job is None or room <= 0 or not self._advance(job):
+        if job is None or (room <= 0 and self._owners) or not self._advance(job):
             return []
         taken = job.take(room, at_least=0 if self._owners else 1)
         self._owners.update(dict.fromkeys(taken, job))

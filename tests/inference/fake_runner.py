@@ -96,9 +96,8 @@ class FakeRunner:
                 digests[sequence] = digest_of(steering) if covered else b""
                 self._compute(sequence, position, sequence.token_ids[position], digests[sequence])
             for reader in sequence.pending_readers:
-                for position in reader.covered(sequence.num_computed_tokens, end):
-                    state = self.cache[self._slot(sequence, position)]
-                    readings.append((reader, position, project(state, reader)))
+                covered = reader.covered(sequence.num_computed_tokens, end)
+                readings += [(reader, p, self._project(sequence, p, reader)) for p in covered]
             if sequence.samples_next:
                 positions[sequence] = end - 1
                 tokens[sequence] = self._sample(sequence, end - 1, sequence.token_ids, ahead=False)
@@ -138,6 +137,11 @@ class FakeRunner:
             return NOT_A_TOKEN
         drawn = sequence.draw(ahead) if sequence.sampling.temperature else 0
         return sample(self.cache[self._slot(sequence, position)], drawn)
+
+    def _project(self, sequence: Sequence, position: int, reader: Reader) -> float:
+        if sequence.probe is not None and POISON in sequence.token_ids[: position + 1]:
+            return float("nan")
+        return project(self.cache[self._slot(sequence, position)], reader)
 
     def _slot(self, sequence: Sequence, position: int) -> int:
         return (

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from unittest.mock import patch
 
 import pytest
@@ -126,6 +127,22 @@ def test_an_interrupted_training_is_dropped(llama: PreTrainedModel) -> None:
     driver.run()
     assert not driver.engine.trainer.knows("kind")
     assert driver.train(make_training("kind")).state is TrainingState.READY
+
+
+def test_an_interrupted_reading_is_dropped(llama: PreTrainedModel) -> None:
+    driver = build_driver(llama, max_batch_tokens=4)
+    driver.train(make_training("kind"))
+    step, driver.engine.step = driver.engine.step, lambda: interrupt(step)
+    with pytest.raises(KeyboardInterrupt):
+        driver.read(ReadTexts("r", "kind", [PROMPT], [TEXT * 5]))
+    driver.engine.step = step
+    assert driver.engine.is_idle
+    driver.engine.check_integrity()
+
+
+def interrupt(step: Callable[[], object]) -> None:
+    step()
+    raise KeyboardInterrupt
 
 
 def test_waiting_threads_share_the_steps(llama: PreTrainedModel) -> None:

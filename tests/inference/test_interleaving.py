@@ -267,6 +267,13 @@ class Interleaving(RuleBasedStateMachine):
             self.texts[name] = None
         self.engine.measuring.read_texts(command)
 
+    @precondition(lambda self: self.texts)
+    @rule(which=st.randoms(use_true_random=False))
+    def abort_reading(self, which: random.Random) -> None:
+        name = which.choice(list(self.texts))
+        del self.texts[name]
+        self.engine.abort(name)
+
     def _check_readings(self, results: list[ReadingsResult]) -> None:
         for result in results:
             expected = self.texts.pop(result.request_id)

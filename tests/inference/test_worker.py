@@ -19,6 +19,7 @@ from inference.interface.protocol import (
     ExportVectors,
     ForgetConcept,
     GenerationRequest,
+    ModelInfo,
     PrioritizeTraining,
     ReadingsResult,
     ReadTexts,
@@ -38,8 +39,9 @@ from inference.interface.protocol import (
     encode,
 )
 from inference.steering.direction_files import DirectionFiles
-from inference.worker import choose_device
-from tests.inference.conftest import build_driver, generate, make_model, request
+from inference.worker import build_engine, choose_device
+from tests.inference.conftest import Driver, build_driver, generate, make_model, request
+from tests.inference.steering.conftest import make_training
 
 TIMEOUT_MILLISECONDS = 120_000
 
@@ -224,6 +226,8 @@ def test_it_trains_concepts_steers_with_them_and_forgets_them(worker: Process, t
     assert len(readings) == 12
 
     reading = ReadTexts("read", "kind", prompts[:2], positive[:2])
+    worker.send(ReadTexts("left", "kind", prompts * 9, positive * 9))
+    worker.send(Abort("left"))
     worker.send(ExportVectors("export", "kind"))
     worker.send(reading)
     worker.send(ExportVectors("none", "other"))
@@ -247,6 +251,32 @@ def test_it_trains_concepts_steers_with_them_and_forgets_them(worker: Process, t
     assert [update.state for update in worker.receive_training("kind")][-1] is TrainingState.READY
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(timeout=10) == 0
+
+
+def test_each_dtype_has_its_own_directions_of_the_same_weights(tmp_path: Path) -> None:
+    make_model("llama").bfloat16().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    cache = cache_with_kernels(tmp_path)
+
+    def start(dtype: str) -> tuple[Driver, ModelInfo]:
+        config = EngineConfig(
+            source=str(tmp_path / "model"),
+            cache_directory=str(cache),
+            device="cpu",
+            dtype=dtype,
+            kv_cache_gib=0.001,
+            max_running=8,
+        )
+        engine, info = build_engine(config)
+        return Driver(engine), info
+
+    wide, wide_info = start("float32")
+    assert wide.train(make_training("kind")).state is TrainingState.READY
+    narrow, narrow_info = start("bfloat16")
+    assert (wide_info.dtype, narrow_info.dtype) == ("float32", "bfloat16")
+    assert wide_info.weights_digest == narrow_info.weights_digest
+    assert not narrow.engine.trainer.knows("kind")
+    assert start("float32")[0].engine.trainer.knows("kind")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """LLM: concepts are trained, saved, loaded, used and read."""
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -203,6 +204,22 @@ def test_a_saved_concept_steers_another_llm_in_the_same_way(
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
     for answer, one in zip(answers, expected, strict=True):
         assert answer.readings["mine"] == pytest.approx(one.readings["mine"], abs=1e-3)
+
+
+def test_a_concept_of_a_float32_llm_steers_one_that_loads_the_same_checkpoint_in_bfloat16(
+    make_llm: MakeLLM, checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "tiny")
+    AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).save_pretrained(tmp_path / "tiny")
+    with make_llm(tmp_path / "tiny", dtype="float32") as wide:
+        wide.concept(CONCEPT).save(tmp_path / "file")
+        [expected] = wide.read(CONCEPT, [PAIRS[0][0]])
+    with make_llm(tmp_path / "tiny", dtype="bfloat16") as narrow:
+        narrow.add(Concept.load(tmp_path / "file", name="imported"))
+        [reading] = narrow.read("imported", [PAIRS[0][0]])
+        assert narrow.chat(QUESTION, **GREEDY, steering={"imported": 1}).token_ids
+    assert reading.mean == pytest.approx(expected.mean, abs=0.05)
+    assert expected.mean > 0.5
 
 
 def test_a_saved_concept_is_a_safetensors_file_with_unit_vectors(llm: LLM, tmp_path: Path) -> None:

@@ -207,6 +207,54 @@ async def test_a_client_that_disconnects_while_its_concept_is_trained_starts_no_
     assert 'tiller_requests_total{route="/chat/completions",status="499"} 1.0' in metrics
 
 
+@pytest.mark.parametrize("given", [{"texts": ["a", "b"]}, {"messages": [{"role": "user", "content": "a"}]}])
+async def test_a_reading_is_cancelled_when_its_client_disconnects(
+    serve_live: Callable[[], Awaitable[str]],
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+) -> None:
+    url = await serve_live()
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+    read = engine.read
+
+    async def hang(concept: str, prompts: Any, texts: Any) -> list[list[float]]:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        raise AssertionError
+
+    monkeypatch.setattr(engine, "read", hang)
+    path = "/steering_concepts/waited-for/read"
+    await disconnect_when(url, begun.is_set, given, path)
+    await until(cancelled.is_set)
+    monkeypatch.setattr(engine, "read", read)
+    async with httpx.AsyncClient(base_url=url) as client:
+        assert (await client.post(path, json=given)).status_code == 200
+        metrics = (await client.get("/metrics")).text
+    route = "/steering_concepts/{concept:path}/read"
+    assert f'tiller_requests_total{{route="{route}",status="499"}} 1.0' in metrics
+
+
+async def test_a_reading_does_not_begin_if_its_client_disconnects_during_the_training(
+    serve_live: Callable[[], Awaitable[str]], engine: FakeEngine
+) -> None:
+    url = await serve_live()
+    go_on = asyncio.Event()
+    engine.training = pausing(go_on)
+    path = "/steering_concepts/waited-for/read"
+    await disconnect_when(url, lambda: engine.in_training, {"texts": ["a"]}, path)
+    await asyncio.sleep(0.1)
+    go_on.set()
+    async with httpx.AsyncClient(base_url=url) as client:
+        await until_ready(client, "waited-for")
+        assert engine.reads == []
+        assert (await client.post(path, json={"texts": ["a"]})).status_code == 200
+
+
 async def test_a_concept_creation_goes_on_when_its_client_disconnects(
     serve_live: Callable[[], Awaitable[str]], engine: FakeEngine
 ) -> None:

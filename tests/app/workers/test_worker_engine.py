@@ -471,6 +471,51 @@ async def test_each_reading_gets_its_own_numbers(pair: tuple[WorkerEngine, Worke
     assert await task == [[0.5, 1.5]]
 
 
+async def test_cancelling_a_reading_aborts_it(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.read("one", [[1]], [[2, 3]]))
+    command = await worker.receive()
+    assert isinstance(command, ReadTexts)
+    assert engine.load == 1
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert await worker.receive() == Abort(command.request_id)
+    assert engine.load == 0
+
+
+async def test_a_reading_with_a_result_is_not_aborted(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    task = asyncio.create_task(engine.read("one", [[1]], [[2, 3]]))
+    command = await worker.receive()
+    assert isinstance(command, ReadTexts)
+    await worker.report(readings=[ReadingsResult(command.request_id, [[0.5, 1.5]])])
+    assert await task == [[0.5, 1.5]]
+    engine.prioritize("next")
+    assert await worker.receive() == PrioritizeTraining("next")
+
+
+async def test_only_callers_that_wait_count_as_readings(pair: tuple[WorkerEngine, Worker]) -> None:
+    engine, worker = pair
+    tasks = [asyncio.create_task(engine.read("one", [[1]], [[2]])) for _ in range(64)]
+    for _ in tasks:
+        assert isinstance(await worker.receive(), ReadTexts)
+    with pytest.raises(ApiError, match="64 readings are in progress") as refused:
+        await engine.read("one", [[1]], [[2]])
+    assert refused.value.code is ErrorCode.QUEUE_FULL
+    assert engine.load == 64
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for _ in tasks:
+        assert isinstance(await worker.receive(), Abort)
+    later = asyncio.create_task(engine.read("one", [[1]], [[2]]))
+    command = await worker.receive()
+    assert isinstance(command, ReadTexts)
+    await worker.report(readings=[ReadingsResult(command.request_id, [[1.0]])])
+    assert await later == [[1.0]]
+
+
 @pytest.mark.parametrize(
     ("detail", "code"), [("", ErrorCode.UNKNOWN_STEERING_CONCEPT), ("too long", ErrorCode.INVALID_REQUEST)]
 )
@@ -539,6 +584,7 @@ async def test_an_answer_to_a_caller_that_has_left_is_dropped(pair: tuple[Worker
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
+    assert await worker.receive() == Abort(commands[1].request_id)
     ids = [command.request_id for command in commands if isinstance(command, ExportVectors | ReadTexts)]
     await worker.report(vectors=[VectorsResult(ids[0], VECTORS)], readings=[ReadingsResult(ids[1], [[1.0]])])
     assert await collected_one(pair) == [[1]], "the engine still works"

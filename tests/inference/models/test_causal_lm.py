@@ -46,7 +46,15 @@ def test_the_digest_changes_when_two_rows_are_swapped() -> None:
     assert CausalLM(model).digest() != digest
 
 
-def test_the_digest_changes_with_the_dtype() -> None:
+def test_the_digest_is_the_same_in_another_dtype_that_holds_the_same_numbers(tmp_path: Path) -> None:
+    model = make_model("llama").bfloat16()
+    model.save_pretrained(tmp_path)
+    wide, narrow = (load(tmp_path, dtype, torch.device("cpu")) for dtype in (torch.float32, torch.bfloat16))
+    assert (wide.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
+    assert wide.digest() == narrow.digest() == CausalLM(model).digest()
+
+
+def test_the_digest_changes_when_the_weights_are_rounded() -> None:
     assert CausalLM(make_model("llama")).digest() != CausalLM(make_model("llama").bfloat16()).digest()
 
 

@@ -208,6 +208,11 @@ def test_the_digest_depends_on_each_weight_and_scale(tmp_path: Path) -> None:
     assert len(digests) == 4
 
 
+def test_the_digest_does_not_depend_on_the_dtype_of_the_other_tensors(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path, LAYOUTS["FP8"])
+    assert load(checkpoint, torch.float32).digest() == load(checkpoint, torch.bfloat16).digest()
+
+
 def test_scales_of_a_kv_cache_are_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     scheme = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False}
     layout = replace(FP8_DYNAMIC, config={**FP8_DYNAMIC.config, "kv_cache_scheme": scheme})

@@ -184,13 +184,17 @@ class Feeder:
     """Replaces the trainer: hands out the given work at once, and keeps what comes back."""
 
     is_idle = True
+    num_tokens_in_flight = 0
 
     def __init__(self, due: list[TrainingWork]) -> None:
         self._due = due
         self.computed: list[TrainingWork] = []
         self.failed: list[TrainingWork] = []
 
-    def next_work(self, serving: bool) -> list[TrainingWork]:
+    def has_work(self, serving: bool) -> bool:
+        return bool(self._due)
+
+    def next_work(self, serving: bool, room: int) -> list[TrainingWork]:
         due, self._due = self._due, []
         return due
 

@@ -174,6 +174,22 @@ def test_blocks_of_a_probe_with_nan_are_not_reused(llama: PreTrainedModel) -> No
     assert set(driver.engine.block_manager._hash_of_block) == set()
 
 
+@pytest.mark.parametrize("max_batch_tokens", [1, 5, 512])
+def test_a_probe_that_is_not_scored_only_captures(llama: PreTrainedModel, max_batch_tokens: int) -> None:
+    driver = steered_driver(llama, max_batch_tokens=max_batch_tokens, block_size=4)
+    prompt, text = random_tokens(0, 8), random_tokens(1, 11)
+    plain, scored = Probe(prompt, text, captures=True, scores=False), Probe(prompt, text, captures=True)
+    for probe in (scored, plain):
+        computed = count_computed_tokens(driver)
+        compute(driver, [probe])
+    assert sum(computed) == 11, "the whole prompt is in the cache"
+    check(llama, scored)
+    np.testing.assert_allclose(plain.hidden_sum, scored.hidden_sum, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(plain.norm_sum, scored.norm_sum, rtol=1e-4)
+    assert np.isnan(plain.logprobs).all()
+    assert plain.is_finite
+
+
 @pytest.mark.parametrize("num_prompt", [1, 2, 4])
 @pytest.mark.parametrize("num_content", [1, 2, 5])
 @pytest.mark.parametrize("offset", [0, 7])
@@ -192,5 +208,10 @@ def test_locate_is_right_for_every_part_of_a_text(num_prompt: int, num_content: 
             assert content[span.scored_content] == targets
             captured = list(range(100))[span.captured_tokens]
             assert captured == [token for p, token in part.items() if text[p] in content]
-            assert span.starts_content == (num_prompt - 1 in part)
+            assert span.starts_content == (num_prompt in part)
             assert span.probe is probe
+            unscored = locate(
+                Probe(prompt, content, scores=False), first, range(offset, offset + end - first)
+            )
+            assert list(unscored.scored_tokens) == content[unscored.scored_content] == []
+            assert unscored.captured_tokens == span.captured_tokens

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from inference.interface.protocol import ReadingsResult, ReadTexts
 from inference.runner.model_runner import Step
-from inference.scheduling.probe import Probe
+from inference.scheduling.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, Probe
 from inference.scheduling.sequence import Sequence
 from tests.inference.conftest import ARCHITECTURES, VOCAB_SIZE, Driver, generate, make_model, request
 from tests.inference.recorder import Recorder
@@ -17,6 +17,7 @@ from tests.inference.steering.conftest import (
     count_computed_tokens,
     feed,
     make_direction,
+    make_training,
     plain_hidden,
     random_tokens,
     steered,
@@ -63,6 +64,27 @@ def read(driver: Driver, request_id: str, concept: str = "kind") -> None:
     driver.engine.measuring.read_texts(ReadTexts(request_id, concept, PROMPTS, TEXTS))
 
 
+def read_lengths(driver: Driver, request_id: str, lengths: list[int]) -> None:
+    """Reads random texts of these lengths, each behind one token."""
+    texts = [random_tokens(i, length) for i, length in enumerate(lengths)]
+    driver.engine.measuring.read_texts(ReadTexts(request_id, "kind", [[5]] * len(texts), texts))
+
+
+def tokens_in_flight(driver: Driver) -> tuple[int, int]:
+    """How many content tokens of trainings and of readings wait or run."""
+    sequences = list(driver.engine.scheduler.sequences())
+    works = [sequence.probe or sequence.answer for sequence in sequences]
+    sizes = [(work.num_tokens, isinstance(work, Probe) and not work.scores) for work in works if work]
+    return tuple(sum(size for size, reads in sizes if reads is of_reading) for of_reading in (False, True))
+
+
+def check_nothing_is_left(driver: Driver) -> None:
+    blocks = driver.engine.block_manager
+    assert driver.engine.is_idle
+    assert blocks.num_free_blocks == blocks.num_blocks
+    assert list(driver.engine.scheduler.sequences()) == []
+
+
 @pytest.mark.parametrize("concept", ["kind", "group"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_readings_equal_plain_transformers(architecture: str, concept: str) -> None:
@@ -86,7 +108,7 @@ def test_chunked_prefill_does_not_change_readings(
     check(driver.read(ReadTexts("a", "group", PROMPTS, TEXTS)), expect(llama, "group"))
 
 
-@pytest.mark.parametrize(("prompt_length", "cached"), [(1, 0), (16, 12), (17, 16), (18, 16)])
+@pytest.mark.parametrize(("prompt_length", "cached"), [(1, 0), (16, 16), (17, 16), (18, 16)])
 def test_a_cached_prompt_does_not_change_readings(
     llama: PreTrainedModel, prompt_length: int, cached: int
 ) -> None:
@@ -141,6 +163,124 @@ def test_readings_and_requests_do_not_change_each_other(
         result.token_ids for result in alone
     ]
     assert (recorder.num_replayed > replayed) is captured
+
+
+def test_readings_compute_no_logits(llama: PreTrainedModel) -> None:
+    driver = steered_driver(llama, concepts=CONCEPTS, max_batch_tokens=40)
+    rows: list[int] = []
+    head = llama.lm_head.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    read(driver, "a")
+    [result] = finish(driver)
+    head.remove()
+    assert rows == [0] * driver.num_steps
+    check(result, expect(llama, "kind"))
+
+
+@pytest.mark.parametrize(
+    ("serving", "limit"), [(False, MAX_TOKENS_IN_FLIGHT), (True, MAX_TOKENS_BESIDE_REQUESTS)]
+)
+def test_the_number_of_tokens_that_readings_add_to_a_step_is_limited(
+    llama: PreTrainedModel, serving: bool, limit: int
+) -> None:
+    """A single text may be longer than the limit."""
+    driver = steered_driver(llama, concepts=CONCEPTS, max_batch_tokens=512)
+    if serving:
+        driver.add(request("r", [5, 6], 200))
+        driver.step()
+    computed = count_computed_tokens(driver)
+    read_lengths(driver, "a", [*[20] * 40, 300, *[20] * 10])
+    results = list(finish(driver))
+    assert len(results) == 1
+    *others, second, longest = sorted(computed)
+    assert longest == 300 + 1 + serving, "the long text is not computed alone"
+    assert second == limit // 20 * 21 + serving, "as many texts as fit, each with its prompt"
+    assert len(others) > 3
+
+
+def test_a_long_text_is_cut_into_chunks(llama: PreTrainedModel) -> None:
+    driver = steered_driver(llama, concepts=CONCEPTS, max_batch_tokens=100)
+    driver.add(request("r", [5, 6], 30))
+    driver.step()
+    computed = count_computed_tokens(driver)
+    text = random_tokens(0, 350)
+    check(driver.read(ReadTexts("a", "kind", [[5]], [text])), expect(llama, "kind", [[5]], [text]))
+    assert computed == [100, 100, 100, 351 - 3 * 99 + 1]
+
+
+@pytest.mark.parametrize("serving", [False, True])
+def test_a_reading_and_a_training_share_the_limit(llama: PreTrainedModel, serving: bool) -> None:
+    limit = MAX_TOKENS_BESIDE_REQUESTS if serving else MAX_TOKENS_IN_FLIGHT
+    driver = steered_driver(llama, concepts=CONCEPTS, max_batch_tokens=20)  # each text takes several steps
+    if serving:
+        driver.add(request("r", [5, 6], 400))
+    driver.engine.trainer.add(make_training("new", 40))
+    for _ in range(3):
+        driver.step()
+    in_flight: list[tuple[int, int]] = []
+    queue_work = driver.engine.measuring.queue_work
+
+    def queue(serving: bool) -> None:
+        queue_work(serving)
+        in_flight.append(tokens_in_flight(driver))
+
+    driver.engine.measuring.queue_work = queue
+    read_lengths(driver, "a", [8] * 200)
+    while driver.engine.measuring.text_reading.has_work:
+        driver.step()
+    trained, seen = np.array(in_flight).T
+    assert max(trained + seen) <= limit
+    assert len(seen) > 20
+    assert np.median(trained) >= limit // 2 - 16, "the training starves"
+    assert np.median(seen) >= limit // 2 - 8, "the reading starves"
+
+
+def test_readings_end_in_the_order_in_which_they_came(llama: PreTrainedModel) -> None:
+    driver = steered_driver(llama, concepts=CONCEPTS)
+    driver.add(request("r", [5, 6], 200))
+    read_lengths(driver, "long", [30] * 20)
+    read_lengths(driver, "short", [3])
+    assert [result.request_id for result in finish(driver)] == ["long", "short"]
+
+
+@pytest.mark.parametrize("steps_before", [0, 1, 2, 4])
+@pytest.mark.parametrize("aborted", ["first", "second"])
+def test_an_aborted_reading_frees_its_blocks_and_has_no_result(
+    llama: PreTrainedModel, aborted: str, steps_before: int
+) -> None:
+    driver = steered_driver(llama, concepts=CONCEPTS, max_batch_tokens=24)
+    driver.add(request("healthy", [5, 6, 7], 25))
+    read(driver, "first")
+    read(driver, "second", "group")
+    for _ in range(steps_before):
+        assert driver.step().readings == []
+    reader = driver.engine.steerer.reader("kind" if aborted == "first" else "group", 0).direction.key
+    driver.engine.abort(aborted)
+    left = [sequence for sequence in driver.engine.scheduler.sequences() if sequence.probe is not None]
+    assert not any(sequence.readers[0].direction.key == reader for sequence in left)
+    driver.engine.check_integrity()  # the blocks in use are those of the sequences that are left
+    [result] = finish(driver)
+    assert result.request_id != aborted
+    check(result, expect(llama, "kind" if aborted == "second" else "group"))
+    assert driver.results["healthy", 0].token_ids == generate(llama, [5, 6, 7], 25)
+    check_nothing_is_left(driver)
+
+
+def test_an_aborted_reading_has_no_result_even_if_it_is_computed(llama: PreTrainedModel) -> None:
+    driver = steered_driver(llama, concepts=CONCEPTS)
+    read(driver, "a", "unknown")
+    driver.engine.abort("a")
+    assert driver.engine.is_idle
+    assert driver.step().readings == []
+
+
+def test_aborting_what_is_no_reading_does_nothing(llama: PreTrainedModel) -> None:
+    driver = steered_driver(llama, concepts=CONCEPTS)
+    read(driver, "a")
+    driver.engine.abort("b")
+    driver.engine.abort("")
+    check(next(finish(driver)), expect(llama, "kind"))
+    driver.engine.abort("a")
+    check(driver.read(ReadTexts("a", "kind", PROMPTS, TEXTS)), expect(llama, "kind"))
 
 
 def test_readings_go_on_beside_probes_of_trainings(llama: PreTrainedModel) -> None:

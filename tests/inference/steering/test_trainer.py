@@ -584,8 +584,8 @@ def test_the_number_of_tokens_in_flight_is_limited(llama: PreTrainedModel, servi
     most = []
     next_work, complete = driver.engine.trainer.next_work, driver.engine.trainer.complete
 
-    def count_out(serving: bool) -> list[TrainingWork]:
-        taken = next_work(serving)
+    def count_out(serving: bool, room: int) -> list[TrainingWork]:
+        taken = next_work(serving, room)
         out.update(taken)
         most.append(sorted(work.num_tokens for work in out))
         return taken
