@@ -1,5 +1,7 @@
 """Turns a concept's examples into a TrainConcept command and checks token limits. Knows no files."""
 
+from itertools import takewhile
+
 from app.concepts.concept import Concept, Example
 from app.concepts.grouping import arrange
 from app.concepts.neutral_texts import NEUTRAL_QUESTIONS, NEUTRAL_TEXTS
@@ -78,10 +80,10 @@ class ExampleEncoder:
         return pairs
 
     def _encode_questions(self) -> list[list[int]]:
-        """The neutral questions that leave room for an answer."""
+        """The neutral questions, up to the first one that leaves no room for an answer."""
         messages = [Message(role="user", content=text) for text in self._questions]
-        questions = [self._texts.renderer.encode([message]) for message in messages]
-        return [question for question in questions if len(question) < self._context_length]
+        questions = (self._texts.renderer.encode([message]) for message in messages)
+        return list(takewhile(lambda question: len(question) < self._context_length, questions))
 
 
 class _Pair:

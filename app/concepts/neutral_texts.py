@@ -24,14 +24,24 @@ NEUTRAL_TEXTS = (  # Their perplexity shows how fluent a steered model is.
 
 NEUTRAL_QUESTIONS = (  # Training generates answers to them, to see what steering does to answers.
     "How does a washing machine work?",
+    "What do people do at an airport?",
     "Write a short story about a lost key.",
+    "Write a short story about a dog.",
     "What does a librarian do all day?",
+    "What does a gardener do in spring?",
     "Describe a walk along the river.",
+    "Describe a small village.",
     "Why do leaves change their color in autumn?",
+    "Why is the sea salty?",
     "Tell me about your weekend.",
+    "Tell me about your favorite hobby.",
     "Write a note to a new neighbor.",
+    "Write a letter to an old friend.",
     "How do I choose a lamp for a small room?",
+    "How do I clean a pair of shoes?",
     "Tell me about a city you know.",
+    "Tell me about a person you admire.",
     "What do you think of trains?",
+    "What do you think of old houses?",
 )
 """User messages on everyday subjects. None of them asks for a tone or a language."""

@@ -1,8 +1,7 @@
-"""`make eval`: evaluates steering and writes docs/steering-evaluation.md. 15 minutes on two slow cores."""
+"""`make eval`: evaluates steering and writes docs/steering-evaluation.md. An hour on two cores."""
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -11,63 +10,81 @@ import yaml
 
 from app.concepts.concept import Example, digest_of
 from app.concepts.neutral_texts import TRAINING_PROMPT
-from benchmarks.steering.measure import Concept, Laboratory
-from benchmarks.steering.page import faults, render
+from benchmarks.peers.machine import describe_machine
+from benchmarks.steering.compare import Arena, Comparison
+from benchmarks.steering.measure import Evaluated, Laboratory
+from benchmarks.steering.page import render
 from benchmarks.steering.plain import PlainModel
 from benchmarks.steering.plots import draw
-from benchmarks.steering.server import Server, serving
+from benchmarks.steering.requirements import faults
+from benchmarks.steering.scorers import SCORERS
+from benchmarks.steering.subjects import Subject, load_subjects
+from benchmarks.steering.ways import all_ways
 from inference.models.sources import resolve
+from tiller import LLM, Concept
 
 _HERE = Path(__file__).parent
-_CONCEPTS = _HERE.parents[1] / "configs" / "concepts"
 _DOCS = _HERE.parents[1] / "docs"
-_HELD_OUT_EVERY = 4
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
-    parser.add_argument(
-        "--block", type=int, help="decoder block to steer, from 0 (default: the server chooses)"
-    )
+    parser.add_argument("--quantization", choices=("none", "integer"), default="integer")
+    parser.add_argument("--prompts", type=int, help="use only the first ones")
     parser.add_argument("--output", type=Path, default=_DOCS)
-    parser.add_argument("concepts", nargs="*", help="default: all concepts in configs/concepts")
+    parser.add_argument("concepts", nargs="*", help="default: all")
     arguments = parser.parse_args()
-    names = arguments.concepts or sorted(file.stem for file in _CONCEPTS.glob("*.yaml"))
-    prompts = (_HERE / "prompts.txt").read_text().splitlines()
-    with tempfile.TemporaryDirectory() as directory, serving(Path(directory), arguments.block) as server:
-        concepts = [_create(server, name) for name in names]
-        _generate(server, concepts, prompts)
-    _measure(concepts, Path(arguments.cache_directory).expanduser())
-    draw(concepts, arguments.output / "steering-evaluation.svg")
-    conditions = f"torch {torch.__version__}, transformers {transformers.__version__}, on a CPU in float32."
-    (arguments.output / "steering-evaluation.md").write_text(render(concepts, prompts, conditions))
-    for fault in faults(concepts):
-        print(fault, file=sys.stderr)
-    return 1 if faults(concepts) else 0
-
-
-def _create(server: Server, name: str) -> Concept:
-    """Trains a concept on the server without its held-out pairs."""
-    pairs = yaml.safe_load((_CONCEPTS / f"{name}.yaml").read_text())["examples"]
-    shown = [pair for i, pair in enumerate(pairs) if i % _HELD_OUT_EVERY != 1]
-    held_out = [pair for i, pair in enumerate(pairs) if i % _HELD_OUT_EVERY == 1]
-    answer = server.create(name, shown)
-    print(f"{name}: {answer['report']['summary']}", flush=True)
-    return Concept(name, digest_of(tuple(Example(**pair) for pair in shown)), held_out, answer["report"])
-
-
-def _generate(server: Server, concepts: list[Concept], prompts: list[str]) -> None:
-    plain = server.answer(prompts)
-    for concept in concepts:
-        concept.answers[0.0] = plain
-        for strength in (-1.0, 1.0):
-            steering = {"steering_concepts": [f"_worker/{concept.name}"], "steering_strength": strength}
-            concept.answers[strength] = server.answer(prompts, **steering)
-
-
-def _measure(concepts: list[Concept], cache: Path) -> None:
+    cache = Path(arguments.cache_directory).expanduser()
+    prompts = (_HERE / "prompts.txt").read_text().splitlines()[: arguments.prompts]
     model = PlainModel(resolve("embedded", cache), TRAINING_PROMPT)
+    with LLM(quantization=arguments.quantization, cache_directory=cache) as llm:
+        arena = Arena(llm, model, prompts)
+        concepts = [_evaluate(llm, model, arena, subject) for subject in load_subjects(arguments.concepts)]
+    _measure(concepts, model, cache)
+    draw(concepts, arguments.output / "steering-evaluation.svg")
+    conditions = (
+        f"{describe_machine()}; torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"quantization {arguments.quantization}."
+    )
+    (arguments.output / "steering-evaluation.md").write_text(render(concepts, prompts, conditions))
+    found = faults(concepts)
+    print("\n".join(found), file=sys.stderr)
+    return 1 if found else 0
+
+
+def _evaluate(llm: LLM, model: PlainModel, arena: Arena, subject: Subject) -> Evaluated:
+    """Trains a concept without its held-out pairs, and compares it with the other ways."""
+    concept = llm.train(subject.shown, subject.name)
+    assert concept.report is not None
+    print(f"{subject.name}: {concept.report.summary}", flush=True)
+    digest = digest_of(tuple(Example(**pair) for pair in subject.shown))
+    evaluated = Evaluated(subject.name, digest, subject.held_out, concept.report)
+    evaluated.comparisons = list(_compare(model, arena, concept, subject))
+    return evaluated
+
+
+def _compare(model: PlainModel, arena: Arena, concept: Concept, subject: Subject) -> list[Comparison]:
+    positive, negative = (
+        model.logprobs([pair[side] for pair in subject.shown]) for side in ("positive", "negative")
+    )
+    gap = float((negative - positive).mean())
+    ways = all_ways(model, subject.shown)
+    _, score = SCORERS[subject.name]
+    comparisons = []
+    for sign, instruction in subject.goals.items():
+        comparison = arena.compare(concept, sign, instruction, ways, score, sign * gap)
+        print(f"{comparison.goal}: {_summary(comparison)}", flush=True)
+        comparisons.append(comparison)
+    return comparisons
+
+
+def _summary(comparison: Comparison) -> str:
+    best = {way: comparison.best(way) for way in comparison.ways}
+    return ", ".join(f"{way} {trial.gain:+.3f}" if trial else f"{way} -" for way, trial in best.items())
+
+
+def _measure(concepts: list[Evaluated], model: PlainModel, cache: Path) -> None:
     neutral = yaml.safe_load((_HERE / "neutral.yaml").read_text())["texts"]
     files = (cache / "steering").glob(f"*/*/{concepts[0].digest}.safetensors")
     newest = max(files, key=lambda file: file.stat().st_mtime)  # older versions of the training may have some

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.steering.plain import PlainModel
-from inference.interface.protocol import ConceptReport, SteeringSpec
+from app.schemas.reports import ConceptReport
+from benchmarks.steering.compare import Comparison
+from benchmarks.steering.plain import PlainModel, Vectors
+from benchmarks.steering.subjects import Pair
+from inference.interface.protocol import SteeringSpec
 from inference.steering.direction_files import DirectionFiles
 from inference.steering.steerer import Steerer
 
@@ -17,13 +20,15 @@ _NUM_KL_TEXTS = 4
 
 
 @dataclass
-class Concept:
-    """A concept that the server has trained, with its held-out pairs and its measurements."""
+class Evaluated:
+    """A concept that Tiller has trained, with its held-out pairs and its measurements."""
 
     name: str
     digest: str
-    held_out: list[dict[str, str]]
-    report: dict
+    held_out: list[Pair]
+    report: ConceptReport
+    comparisons: list[Comparison] = field(default_factory=list)
+    """One for each goal."""
     shifts: dict[float, float] = field(default_factory=dict)
     """By strength: shift of the held-out pairs' log odds, in nats per token."""
     ratios: dict[float, float] = field(default_factory=dict)
@@ -32,16 +37,15 @@ class Concept:
     """By strength: KL divergence of next-token distributions on neutral texts, in nats."""
     random_shift: float = math.nan
     """Half of the change from strength -1 to 1 by random directions of the same norm (mean)."""
-    answers: dict[float, list[str]] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
     """By other concept: the share of the shift at 1 that remains when the other concept is added."""
 
 
 class Laboratory:
-    """Reads directions from the server's cache, and measures them in plain transformers."""
+    """Reads directions from Tiller's cache, and measures them in plain transformers."""
 
     def __init__(self, model: PlainModel, directory: Path, neutral: list[str]) -> None:
-        """`directory`: has the server's directions for this model."""
+        """`directory`: has the directions for this model."""
         self._model = model
         self._files = DirectionFiles(directory)
         self._neutral = neutral
@@ -49,7 +53,7 @@ class Laboratory:
         self._steerer.calibration = self._files.load_calibration()
         self._plain_neutral = model.logprobs(neutral)
 
-    def measure(self, concept: Concept) -> None:
+    def measure(self, concept: Evaluated) -> None:
         self._load(concept)
         plain = self._log_odds(concept)
         concept.shifts[0.0], concept.ratios[0.0] = 0.0, 1.0
@@ -61,7 +65,7 @@ class Laboratory:
         concept.random_shift = self._random_shift(concept)
         concept.divergence = {strength: self._divergence(concept, strength) for strength in (-1.0, 1.0)}
 
-    def measure_together(self, concept: Concept, other: Concept) -> None:
+    def measure_together(self, concept: Evaluated, other: Evaluated) -> None:
         """Measures how much of each concept's effect remains when both are added."""
         for first, second in ((concept, other), (other, concept)):
             plain = self._log_odds(first)
@@ -69,28 +73,28 @@ class Laboratory:
                 together = float((self._log_odds(first) - plain).mean())
             first.kept[second.name] = together / first.shifts[1.0]
 
-    def _load(self, concept: Concept) -> None:
-        found: tuple[object, ConceptReport] | None = self._files.load(concept.digest)
+    def _load(self, concept: Evaluated) -> None:
+        found = self._files.load(concept.digest)
         if found is None:
-            raise FileNotFoundError(f"no direction of {concept.name} in the server's cache")
+            raise FileNotFoundError(f"no direction of {concept.name} in the cache")
         self._steerer.add(concept.digest, found[0])
 
-    def _vectors(self, concepts: list[Concept], strength: float) -> dict[int, torch.Tensor]:
-        """By decoder block: the vector [hidden_size] that the server adds to its output."""
+    def _vectors(self, concepts: list[Evaluated], strength: float) -> Vectors:
+        """By decoder block: the vector [hidden_size] that Tiller adds to its output."""
         spec = SteeringSpec({concept.digest: strength for concept in concepts})
         steering = self._steerer.steer(spec, num_prompt_tokens=1).steering
         if steering is None or steering.added is None:
             return {}
         return dict(zip(steering.added.blocks, torch.from_numpy(steering.added.vectors), strict=True))
 
-    def _log_odds(self, concept: Concept) -> torch.Tensor:
+    def _log_odds(self, concept: Evaluated) -> torch.Tensor:
         sides = [
             self._model.logprobs([pair[side] for pair in concept.held_out])
             for side in ("positive", "negative")
         ]
         return sides[0] - sides[1]
 
-    def _random_shift(self, concept: Concept) -> float:
+    def _random_shift(self, concept: Evaluated) -> float:
         vectors = self._vectors([concept], 1.0)
         generator = torch.Generator().manual_seed(0)
         shifts = []
@@ -107,7 +111,7 @@ class Laboratory:
             shifts.append(abs(float((odds[0] - odds[1]).mean())) / 2)
         return sum(shifts) / len(shifts)
 
-    def _divergence(self, concept: Concept, strength: float) -> float:
+    def _divergence(self, concept: Evaluated, strength: float) -> float:
         divergences = []
         for text in self._neutral[:_NUM_KL_TEXTS]:
             plain = self._model.distributions(text)

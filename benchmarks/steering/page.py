@@ -1,87 +1,96 @@
-"""Formats the evaluation as a page of tables, and checks its requirements."""
+"""Formats the evaluation as a page of tables."""
 
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.steering.measure import STRENGTHS, Concept
+from benchmarks.steering.compare import OURS, PROMPT, Comparison, Trial
+from benchmarks.steering.measure import STRENGTHS, Evaluated
+from benchmarks.steering.requirements import advantage, faults, rank, specificity
 from benchmarks.steering.scorers import SCORERS
-from inference.steering.report import spearman
 
-MIN_SHIFT = 0.5
-MIN_SPEARMAN = 0.95
-MIN_SPECIFICITY = 5.0
-MAX_RATIO = 1.5
-MIN_KEPT = 0.6
-MIN_SENTIMENT = 0.4
 _INTRODUCTION = Path(__file__).parent / "introduction.md"
 _SAMPLES = 2
 _SAMPLE_CHARACTERS = 160
 
 
-def faults(concepts: list[Concept]) -> list[str]:
-    """The requirements that are not met."""
-    found = [f"{concept.name}: {fault}" for concept in concepts for fault in _faults(concept)]
-    sentiment = next((concept for concept in concepts if concept.name == "sentiment"), None)
-    if sentiment is not None and not _difference(sentiment) >= MIN_SENTIMENT:
-        found.append(f"sentiment: VADER scores of generated text differ by only {_difference(sentiment):.2f}")
-    return found
-
-
-def _faults(concept: Concept) -> Iterable[str]:
-    if not concept.report["works"]:
-        yield f"the server's report: {concept.report['summary']}"
-    if not (concept.shifts[1.0] >= MIN_SHIFT and concept.shifts[-1.0] <= -MIN_SHIFT):
-        yield "the shift is too small"
-    if not _rank(concept) >= MIN_SPEARMAN:
-        yield "the effect does not always grow with the strength"
-    if not _specificity(concept) >= MIN_SPECIFICITY:
-        yield "random directions have a similar effect"
-    if not max(concept.ratios[1.0], concept.ratios[-1.0]) <= MAX_RATIO:
-        yield "the perplexity of neutral text rises too much"
-    for other, kept in concept.kept.items():
-        if not kept >= MIN_KEPT:
-            yield f"only {kept:.0%} of its effect remains together with {other}"
-
-
-def render(concepts: list[Concept], prompts: list[str], conditions: str) -> str:
+def render(concepts: list[Evaluated], prompts: list[str], conditions: str) -> str:
     failed = faults(concepts)
     verdict = "**All requirements are met.**"
     if failed:
         verdict = "**Requirements that are not met:**\n\n" + "\n".join(f"- {fault}" for fault in failed)
+    comparisons = [comparison for concept in concepts for comparison in concept.comparisons]
     parts = [
         "# Evaluation of steering",
         _INTRODUCTION.read_text().strip(),
         conditions,
         verdict,
-        "![Dose-response, fluency, specificity, off-target divergence](steering-evaluation.svg)",
+        "![Gain and fluency, dose-response, specificity, off-target divergence](steering-evaluation.svg)",
+        "## At equal fluency",
+        f"Gain of the score over answers without steering, to {len(prompts)} prompts, at the best fluent "
+        "coefficient; its standard error; and in brackets the coefficient, which for Tiller is the strength. "
+        "A dash: no coefficient is fluent.",
+        _comparison_table(comparisons),
+        "Scores: " + "; ".join(f"{concept.name}: {SCORERS[concept.name][0]}" for concept in concepts) + ".",
+        "## Each strength",
+        "Gain, and in brackets by how much the share of repeated trigrams rises, and the loss in nats per "
+        "token.",
+        _strength_table(comparisons),
         "## Held-out texts",
         _text_table(concepts),
         "## All strengths",
-        "Shift of the log odds in nats per token, and ratio of the perplexities, by strength.",
+        "Shift of the log odds in nats per token, and ratio of neutral texts' perplexities, by strength.",
         _curve_table(concepts),
-        "## The server's own reports",
+        "## The reports",
         _report_table(concepts),
         "## Two concepts together",
         "The share of a concept's shift at 1 that remains when another concept is added at 1.",
         _together_table(concepts),
         "## Generated text",
-        f"{len(prompts)} prompts, greedy, at most 48 tokens. Scores are means over the answers.",
-        _answer_table(concepts),
-        _samples(concepts, prompts),
+        _samples(comparisons, prompts),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _text_table(concepts: list[Concept]) -> str:
+def _comparison_table(comparisons: list[Comparison]) -> str:
+    others = [way for way in comparisons[0].ways if way not in (OURS, PROMPT)]
+    ordered = [OURS, *others, PROMPT]
+    rows = []
+    for comparison in comparisons:
+        difference, error = advantage(comparison)
+        cells = [_gain(comparison.best(way)) for way in ordered]
+        rows.append((comparison.goal, *cells, f"{difference:+.3f} ± {error:.3f}"))
+    return _table(("goal", *ordered, "Tiller - best other steering"), rows)
+
+
+def _gain(trial: Trial | None) -> str:
+    if trial is None:
+        return "-"
+    return f"{trial.gain:+.3f} ± {trial.error:.3f} ({trial.coefficient:.2g})"
+
+
+def _strength_table(comparisons: list[Comparison]) -> str:
+    strengths = sorted({trial.coefficient for one in comparisons for trial in one.of(OURS)})
+    rows = []
+    for comparison in comparisons:
+        trials = {trial.coefficient: trial for trial in comparison.of(OURS)}
+        cells = [_curve_cell(trials.get(strength)) for strength in strengths]
+        rows.append((comparison.goal, *cells))
+    return _table(("goal", *(f"{strength:g}" for strength in strengths)), rows)
+
+
+def _curve_cell(trial: Trial | None) -> str:
+    return "" if trial is None else f"{trial.gain:+.3f} ({trial.repetition:+.0%}, {trial.loss:+.2f})"
+
+
+def _text_table(concepts: list[Evaluated]) -> str:
     rows = [
         (
             concept.name,
             len(concept.held_out),
             f"{concept.shifts[1.0]:+.2f}",
             f"{concept.shifts[-1.0]:+.2f}",
-            f"{_rank(concept):.2f}",
-            f"{_specificity(concept):.0f}",
+            f"{rank(concept):.2f}",
+            f"{specificity(concept):.0f}",
             f"{concept.ratios[1.0]:.2f}",
             f"{concept.ratios[-1.0]:.2f}",
             f"{concept.divergence[1.0]:.2f}",
@@ -93,7 +102,7 @@ def _text_table(concepts: list[Concept]) -> str:
     return _table((*heads, "perplexity x at 1", "at -1", "KL at 1", "at -1"), rows)
 
 
-def _curve_table(concepts: list[Concept]) -> str:
+def _curve_table(concepts: list[Evaluated]) -> str:
     rows = []
     for concept in concepts:
         rows.append((f"{concept.name}: shift", *(f"{concept.shifts[s]:+.2f}" for s in STRENGTHS)))
@@ -101,79 +110,46 @@ def _curve_table(concepts: list[Concept]) -> str:
     return _table(("", *(f"{strength:g}" for strength in STRENGTHS)), rows)
 
 
-def _report_table(concepts: list[Concept]) -> str:
-    rows = [
-        (
-            concept.name,
-            concept.report["num_examples"],
-            {True: "yes", False: "no", None: "cannot tell"}[concept.report["works"]],
-            f"{concept.report['agreement']:.2f}",
-            ", ".join(map(str, concept.report["blocks"])),
-            f"{concept.report['dose']:.3f}",
-            f"{concept.report['effects'][-1]['shift']:+.2f}",
-            f"{concept.report['effects'][0]['shift']:+.2f}",
-            f"{max(effect['perplexity_ratio'] for effect in concept.report['effects']):.2f}",
-            f"{concept.report['specificity']:.0f}",
+def _report_table(concepts: list[Evaluated]) -> str:
+    rows = []
+    for concept in concepts:
+        report = concept.report
+        moved = {effect.strength: effect for effect in report.answers}
+        rows.append(
+            (
+                concept.name,
+                {True: "yes", False: "no", None: "cannot tell"}[report.works],
+                f"{report.agreement:.2f}",
+                ", ".join(map(str, report.blocks)),
+                f"{report.dose:.3f}, {report.down_dose:.3f}",
+                f"{report.max_strength:g}, {-report.max_down_strength:g}",
+                f"{moved[1.0].moved:.0%}, {moved[-1.0].moved:.0%}",
+                f"{moved[1.0].repetition:.0%}, {moved[-1.0].repetition:.0%}",
+                f"{report.effects[-1].shift:+.2f}, {report.effects[0].shift:+.2f}",
+                f"{report.specificity:.0f} ± {report.specificity_error:.0f}",
+            )
         )
-        for concept in concepts
-    ]
-    heads = (
-        "concept",
-        "pairs",
-        "works",
-        "agreement",
-        "blocks",
-        "dose",
-        "shift at 1",
-        "at -1",
-        "perplexity x",
-        "x random",
-    )
-    return _table(heads, rows)
+    heads = ("concept", "works", "agreement", "blocks", "doses", "largest strengths", "moved")
+    return _table((*heads, "repeated trigrams", "shifts", "x random"), rows)
 
 
-def _together_table(concepts: list[Concept]) -> str:
+def _together_table(concepts: list[Evaluated]) -> str:
     rows = [
         (concept.name, other, f"{kept:.0%}") for concept in concepts for other, kept in concept.kept.items()
     ]
     return _table(("concept", "other concept", "remaining shift"), rows)
 
 
-def _answer_table(concepts: list[Concept]) -> str:
-    rows = []
-    for concept in concepts:
-        if concept.name in SCORERS:
-            score, _ = SCORERS[concept.name]
-            rows.append((concept.name, score, *(f"{_mean_score(concept, s):.3f}" for s in (-1.0, 0.0, 1.0))))
-    return _table(("concept", "score", "-1", "0", "1"), rows)
-
-
-def _samples(concepts: list[Concept], prompts: list[str]) -> str:
+def _samples(comparisons: list[Comparison], prompts: list[str]) -> str:
     parts = []
-    for concept in concepts:
+    for comparison in comparisons:
+        [trial] = [trial for trial in comparison.of(OURS) if trial.coefficient == 1.0]
         rows = [
-            (prompt, *(_clip(concept.answers[strength][i]) for strength in (-1.0, 0.0, 1.0)))
-            for i, prompt in enumerate(prompts[:_SAMPLES])
+            (prompt, _clip(comparison.plain.texts[number]), _clip(trial.answers.texts[number]))
+            for number, prompt in enumerate(prompts[:_SAMPLES])
         ]
-        parts.append(f"### {concept.name}\n\n" + _table(("prompt", "-1", "0", "1"), rows))
+        parts.append(f"### {comparison.goal}\n\n" + _table(("prompt", "0", f"{comparison.sign}"), rows))
     return "\n\n".join(parts)
-
-
-def _rank(concept: Concept) -> float:
-    return spearman([concept.shifts[strength] for strength in STRENGTHS if abs(strength) <= 1])
-
-
-def _specificity(concept: Concept) -> float:
-    return (concept.shifts[1.0] - concept.shifts[-1.0]) / 2 / concept.random_shift
-
-
-def _mean_score(concept: Concept, strength: float) -> float:
-    _, scorer = SCORERS[concept.name]
-    return statistics.mean(map(scorer, concept.answers[strength]))
-
-
-def _difference(concept: Concept) -> float:
-    return _mean_score(concept, 1.0) - _mean_score(concept, -1.0)
 
 
 def _clip(text: str) -> str:

@@ -10,45 +10,52 @@ matplotlib.rcParams["svg.hashsalt"] = "tiller"  # the same figures give the same
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-from benchmarks.steering.measure import STRENGTHS, Concept  # noqa: E402
+from benchmarks.steering.compare import OURS, PROMPT, Comparison  # noqa: E402
+from benchmarks.steering.measure import STRENGTHS, Evaluated  # noqa: E402
+
+_COLUMNS = 4
 
 
-def draw(concepts: list[Concept], file: Path) -> None:
-    figure, ((effect, fluency), (specificity, divergence)) = plt.subplots(2, 2, figsize=(11, 8))
+def draw(concepts: list[Evaluated], file: Path) -> None:
+    """A panel for each goal, and below them two panels for all concepts together."""
+    comparisons = [comparison for concept in concepts for comparison in concept.comparisons]
+    rows = -(-len(comparisons) // _COLUMNS)
+    figure = plt.figure(figsize=(14, 2.7 * rows + 4))
+    grid = figure.add_gridspec(rows + 1, _COLUMNS, height_ratios=[*[2.7] * rows, 4])
+    for number, comparison in enumerate(comparisons):
+        _draw_comparison(figure.add_subplot(grid[number // _COLUMNS, number % _COLUMNS]), comparison)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    effect = figure.add_subplot(grid[rows, : _COLUMNS // 2])
+    fluency = figure.add_subplot(grid[rows, _COLUMNS // 2 :])
     for concept in concepts:
         effect.plot(STRENGTHS, [concept.shifts[s] for s in STRENGTHS], marker="o", ms=3, label=concept.name)
         fluency.plot(STRENGTHS, [concept.ratios[s] for s in STRENGTHS], marker="o", ms=3)
     _label(effect, "Effect on held-out pairs", "strength", "shift of log odds, nats per token")
-    effect.axhline(0.5, color="grey", lw=0.6, ls="--")
-    effect.axhline(-0.5, color="grey", lw=0.6, ls="--")
-    effect.legend(fontsize=8)
-    _label(fluency, "Fluency on neutral texts", "strength", "perplexity ratio")
-    fluency.axhline(1.5, color="grey", lw=0.6, ls="--")
-    names = [concept.name for concept in concepts]
-    specificity.bar(names, [_half_span(concept) for concept in concepts], label="the concept")
-    specificity.bar(
-        names, [concept.random_shift for concept in concepts], width=0.4, label="random, equal norm"
-    )
-    _label(specificity, "Specificity", "", "mean shift at strength 1, nats per token")
-    specificity.legend(fontsize=8)
-    positions = range(len(concepts))
-    divergence.bar([p - 0.2 for p in positions], [c.divergence[-1.0] for c in concepts], 0.4, label="-1")
-    divergence.bar([p + 0.2 for p in positions], [c.divergence[1.0] for c in concepts], 0.4, label="+1")
-    divergence.set_xticks(positions, names)
-    _label(divergence, "Off target: KL divergence on neutral texts", "", "nats per token")
-    divergence.legend(fontsize=8)
-    for axes in (specificity, divergence):
-        axes.tick_params(axis="x", labelrotation=30)
+    effect.legend(fontsize=7)
+    _label(fluency, "Perplexity of neutral texts", "strength", "ratio")
     figure.tight_layout()
+    figure.legend(handles, labels, loc="upper center", ncols=3, fontsize=9)
+    figure.subplots_adjust(top=1 - 0.9 / figure.get_figheight())
     figure.savefig(file, metadata={"Date": None})
 
 
-def _half_span(concept: Concept) -> float:
-    return (concept.shifts[1.0] - concept.shifts[-1.0]) / 2
+def _draw_comparison(axes: Axes, comparison: Comparison) -> None:
+    """Gain over the rise of repetition, for all coefficients of each way. Fluent answers are filled."""
+    for way in comparison.ways:
+        trials = comparison.of(way)
+        style = {"color": "black"} if way == OURS else {"color": "grey"} if way == PROMPT else {}
+        [line] = axes.plot(
+            [t.repetition for t in trials], [t.gain for t in trials], lw=0.8, label=way, **style
+        )
+        for trial in trials:
+            fill = line.get_color() if trial.is_fluent else "none"
+            axes.plot(trial.repetition, trial.gain, "o", ms=4, mec=line.get_color(), mfc=fill)
+    _label(axes, comparison.goal, "rise of repetition", "gain")
 
 
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
+    axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)

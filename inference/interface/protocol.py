@@ -142,8 +142,8 @@ class TrainConcept(msgspec.Struct, frozen=True, tag="train"):
     stop_token_ids: tuple[int, ...] = ()
     """The tokens that end such an answer."""
     continuations: bytes = b""
-    """A bit for each token of the vocabulary, lowest bit first: whether the token goes on with the word of the
-    token before it. Empty: each token is a word."""
+    """A bit for each token of the vocabulary, lowest bit first: whether the token goes on with the word
+    before it. Empty: each token is a word."""
     vectors: GivenVectors | None = None
     """Vectors that were made elsewhere. None: make the direction from the pairs."""
     background: bool = False

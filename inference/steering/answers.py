@@ -5,7 +5,7 @@ The answers are read back without steering, so that the reading shows the text a
 
 import math
 from collections import Counter
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +17,16 @@ from inference.scheduling.steering import BlockVectors, Reader
 from inference.steering.directions import Direction
 from inference.steering.measurements import adding
 
-_MAX_TOKENS = 32
+_MAX_TOKENS = 40
 MOVED = 0.5
 """An answer has moved if its reading changed by this share of the distance between the examples."""
 _LOOP = 0.5
 """An answer loops if this share of its trigrams repeats."""
-_MAX_REPETITION = 0.25
-_MAX_LOOPS = 0.17
-"""As a share of the answers, beyond that without steering."""
-_MAX_PERPLEXITY_RATIO = 3.5
+_MAX_REPETITION = 0.17
+"""Rise of the mean share of repeated trigrams."""
+_MAX_LOOPS = 0.16
+"""Rise of the share of answers that loop: three of twenty may."""
+_MAX_PERPLEXITY_RATIO = 3.3
 """Of answers with and without steering, both under the model without steering."""
 
 
@@ -33,6 +34,8 @@ _MAX_PERPLEXITY_RATIO = 3.5
 class Answers:
     """The answers to all questions at one strength. Each array has one entry for each question."""
 
+    questions: list[int]
+    """The number of each question."""
     token_ids: list[list[int]]
     readings: Array64
     """Mean reading over the answer's tokens: 0 like negative, 1 like positive examples."""
@@ -75,16 +78,21 @@ class AnswerSheet:
 
     def __init__(
         self,
-        questions: Sequence[list[int]],
+        questions: Mapping[int, list[int]],
         stop_token_ids: tuple[int, ...],
         max_tokens: int,
         continuations: bytes = b"",
     ) -> None:
-        """`max_tokens`: limit for a question and its answer together. `continuations`: see TrainConcept."""
-        self.questions = [question for question in questions if len(question) < max_tokens]
+        """`questions`: by number. `max_tokens`: limit for a question and its answer together.
+
+        `continuations`: see TrainConcept.
+        """
+        self.questions = {
+            number: question for number, question in questions.items() if len(question) < max_tokens
+        }
         self._stop_token_ids = stop_token_ids
-        self._continues = np.unpackbits(np.frombuffer(continuations, np.uint8), bitorder="little")
         self._max_tokens = max_tokens
+        self._continues = np.unpackbits(np.frombuffer(continuations, np.uint8), bitorder="little")
 
     def ask(
         self, direction: Direction, strengths: Sequence[float]
@@ -95,7 +103,9 @@ class AnswerSheet:
 
     def ask_all(self, settings: Sequence[Setting]) -> Generator[Work, None, list[Answers]]:
         """The answers to all questions, for each setting."""
-        asked = [[self._answer(question, setting) for question in self.questions] for setting in settings]
+        asked = [
+            [self._answer(question, setting) for question in self.questions.values()] for setting in settings
+        ]
         yield [answer for answers in asked for answer in answers]
         read = [
             [_read_back(answer, setting.direction) for answer in answers if answer.token_ids]
@@ -114,6 +124,7 @@ class AnswerSheet:
         rest = iter(probes)
         read = [next(rest) if answer.token_ids else None for answer in answers]
         return Answers(
+            questions=list(self.questions),
             token_ids=[answer.token_ids for answer in answers],
             readings=np.array([float(np.mean(probe.readers[0].values)) if probe else 0.0 for probe in read]),
             logprobs=np.array([probe.mean_logprob if probe else 0.0 for probe in read]),
@@ -148,7 +159,7 @@ def is_fluent(plain: Answers, steered: Answers, own_cost: float) -> bool:
     """
     ratio = math.log(_MAX_PERPLEXITY_RATIO) + max(own_cost, 0.0)
     return (
-        steered.repetition <= max(_MAX_REPETITION, plain.repetition)
+        steered.repetition <= plain.repetition + _MAX_REPETITION
         and steered.loops <= plain.loops + _MAX_LOOPS
         and plain.logprob - steered.logprob <= ratio
     )

@@ -4,7 +4,7 @@ Defines each measurement and its unit. Does not know which measurements training
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -228,6 +228,23 @@ class HeldOutDirections:
     def steering(self, pair: int, strength: float) -> Steering:
         """What to do to a pair's texts."""
         return adding(self.by_fold[self.folds[pair]], strength)
+
+    def rescaled(self, up: float, down: float) -> "HeldOutDirections":
+        """Strength 1 has the dose `up`, and -1 the dose `down`, instead of 1."""
+
+        def rescale(direction: Direction) -> Direction:
+            lengths = tuple(up * length for length in direction.lengths)
+            return replace(direction, lengths=lengths, down_scale=down / up)
+
+        return self._each(rescale)
+
+    def limited(self, down: float, up: float) -> "HeldOutDirections":
+        """The same directions with these largest strengths."""
+        return self._each(lambda one: replace(one, max_strength=up, max_down_strength=down))
+
+    def _each(self, change: Callable[[Direction], Direction]) -> "HeldOutDirections":
+        by_fold = [change(direction) for direction in self.by_fold]
+        return HeldOutDirections(change(self.full), by_fold, self.folds)
 
 
 def reading_block(blocks: tuple[int, ...]) -> int:

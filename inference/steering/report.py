@@ -1,5 +1,6 @@
 """Judges a concept by its measurements, and says the result in words. Knows no tensors and no model."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -122,7 +123,8 @@ def _answer_effects(findings: Findings) -> Iterator[AnswerEffect]:
 
 def _samples(findings: Findings) -> Iterator[SampleAnswer]:
     for strength, answers in findings.answers.items():
-        for question, token_ids in enumerate(answers.token_ids[:_NUM_SAMPLES]):
+        numbered = zip(answers.questions, answers.token_ids, strict=True)
+        for question, token_ids in itertools.islice(numbered, _NUM_SAMPLES):
             yield SampleAnswer(strength, question, token_ids)
 
 

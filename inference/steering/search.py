@@ -19,7 +19,7 @@ from inference.steering.measurements import Examples, HeldOutDirections, Measure
 
 _DEFAULT_DEPTH = 0.6
 _DEPTHS = (0.5, 0.7, 0.8)
-_GROUP_DEPTHS = (0.6, 2 / 3, 11 / 15, 0.8)
+_GROUP_DEPTHS = tuple(step / 15 for step in range(7, 15))
 """As shares of the decoder blocks. docs/steering.md gives the reasons."""
 _FIRST_DOSE = 0.15
 _MAX_DOSE = 0.5
@@ -67,24 +67,27 @@ def first_dose(blocks: tuple[int, ...]) -> float:
 
 
 def search(examples: Examples, sets: list[tuple[int, ...]]) -> Generator[Work, None, list[Finalist]]:
-    """The best of the single blocks, and all sets of several blocks.
+    """The sets that may be chosen, the most likely one last.
 
-    The first single block is the default. Another one is better only if it is so clearly.
+    Several blocks have a larger effect on answers, at equal fluency, than held-out pairs show. So the best
+    single block is a rival only if it is clearly better on the pairs. Of the single blocks, the first one is
+    the default; another one is better only if it is so clearly.
     """
     pairs = examples.sample(_MAX_PAIRS)
     trials = [_Trial(examples, blocks, pairs) for blocks in sets]
     yield from _measure(trials)
     singles = [trial for trial in trials if len(trial.blocks) == 1]
-    finalists = [trial for trial in trials if len(trial.blocks) > 1]
+    groups = [trial for trial in trials if len(trial.blocks) > 1]
     # At the second dose, which is about right. The default and the best others are enough.
     by_effect = sorted(singles[1:], key=lambda trial: -trial.effects.mean())
     singles = singles[:1] + by_effect[:_NUM_RIVALS]
-    yield from _measure([*singles, *finalists])
+    yield from _measure([*singles, *groups])
     if singles:
         best = max(singles, key=lambda trial: trial.effects.mean())
-        is_better = best is singles[0] or _is_clearly_better(examples, best, singles[0], pairs)
-        finalists.insert(0, best if is_better else singles[0])
-    return [Finalist(trial.directions, trial.dose, trial.shift_per_dose) for trial in finalists]
+        single = best if _is_clearly_better(examples, best, singles[0], pairs) else singles[0]
+        if all(_is_clearly_better(examples, single, group, pairs) for group in groups):
+            groups.insert(0, single)
+    return [Finalist(trial.directions, trial.dose, trial.shift_per_dose) for trial in groups]
 
 
 class _Trial:
@@ -137,10 +140,10 @@ def _cost(examples: Examples, reading: Measurement) -> float:
     return -examples.estimate((positive + negative) / 2, reading.pairs).mean
 
 
-def _is_clearly_better(examples: Examples, trial: _Trial, default: _Trial, pairs: list[int]) -> bool:
-    """By more than the standard error of the difference."""
-    difference = examples.estimate(trial.effects - default.effects, pairs)
-    enough = trial.effects.mean() >= _CLEARLY_BETTER * default.effects.mean()
+def _is_clearly_better(examples: Examples, trial: _Trial, other: _Trial, pairs: list[int]) -> bool:
+    """By more than the standard error of the difference. A trial is not better than itself."""
+    difference = examples.estimate(trial.effects - other.effects, pairs)
+    enough = trial.effects.mean() >= _CLEARLY_BETTER * other.effects.mean()
     return bool(enough) and difference.mean > (difference.error or math.inf)
 
 

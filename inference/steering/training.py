@@ -15,6 +15,7 @@ from inference.steering import effects, report
 from inference.steering.answers import AnswerSheet
 from inference.steering.directions import Calibration, Direction
 from inference.steering.given import given_direction
+from inference.steering.limits import limit
 from inference.steering.measurements import Examples, HeldOutDirections, ProbeFactory
 from inference.steering.report import Findings
 from inference.steering.search import search
@@ -46,7 +47,8 @@ def train(
     together. Raises UntrainableError if the examples give no direction, or if given vectors do not fit.
     """
     factory = ProbeFactory(command)
-    sheet = AnswerSheet(command.questions, command.stop_token_ids, max_tokens, command.continuations)
+    questions = dict(enumerate(command.questions))
+    sheet = AnswerSheet(questions, command.stop_token_ids, max_tokens, command.continuations)
     plain = factory.capture()
     yield plain.probes
     examples = Examples(factory, plain, calibration.norms)
@@ -62,7 +64,13 @@ def train(
         for blocks in candidates:
             _check(examples, blocks)
         finalists = yield from search(examples, candidates)
-        directions, answers = yield from tune(examples, finalists, sheet)
+        if sheet.questions:
+            best, doses, unsteered = yield from tune(examples, finalists, sheet)
+            gap = examples.logprob_gap()
+            directions, answers = yield from limit(best, doses, unsteered, gap, sheet)
+        else:
+            dose = finalists[0].dose
+            directions, answers = finalists[0].directions.rescaled(dose, dose), {}
         publish(directions.full)
     findings = replace(_describe(command, examples, directions.full), answers=answers)
     if factory.num_pairs and (examples.num_groups > 1 or command.vectors is not None):

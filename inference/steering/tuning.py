@@ -1,18 +1,18 @@
-"""Finds what strengths 1 and -1 add, and the largest strengths, by the answers that the model generates.
+"""Finds what strengths 1 and -1 add, by the answers that the model generates.
 
 Strength 1 moves about half of the answers, if they stay fluent. docs/steering.md says why.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from inference.scheduling.probe import Work
 from inference.steering.answers import MOVED, Answers, AnswerSheet, Setting, has_room, is_fluent, moved
-from inference.steering.directions import Direction
+from inference.steering.limits import TunedDose
 from inference.steering.measurements import Examples, HeldOutDirections
 from inference.steering.search import Finalist
 
@@ -31,10 +31,7 @@ _SAME_DOSE = 0.02
 _ROUNDS_OF_ALL = 2
 _ROUNDS_OF_BEST = 1
 """Only the best finalist goes on to these rounds."""
-_MAX_LOWERINGS = 4
-"""Further rounds for a sign without a fluent dose. After them the dose is so small that it has no effect."""
 _MAX_FACTOR = 4.0
-CAP_STRENGTHS = (1.25, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -99,27 +96,14 @@ class Tuner:
     def is_fluent(self, answers: Answers) -> bool:
         return is_fluent(self._plain, answers, self._own_cost)
 
-    @property
-    def has_fluent_dose(self) -> bool:
-        return self._trials[0].answers_are_fluent
-
-    def best(self) -> Trial:
-        """The fluent trial that moves closest to the wanted share of answers.
+    def tuned(self) -> TunedDose:
+        """The fluent dose that moves closest to the wanted share of answers.
 
         If there is none, the smallest dose that was tried.
         """
-        fluent, _ = self._split()
-        return self._closest(fluent) if fluent else self._trials[0]
-
-    def cap(self, answers: dict[float, Answers]) -> float:
-        """The largest strength up to which all known answers are fluent; 1 at least.
-
-        `answers`: at each of CAP_STRENGTHS, times the best dose.
-        """
-        _, too_much = self._split()
-        limit = too_much / self.best().dose
-        fluent = itertools.takewhile(lambda s: s < limit and self.is_fluent(answers[s]), CAP_STRENGTHS)
-        return max(fluent, default=1.0)
+        fluent, too_much = self._split()
+        best = self._closest(fluent) if fluent else self._trials[0]
+        return TunedDose(self.sign, best.dose, best.answers, too_much)
 
     def _closest(self, fluent: list[Trial]) -> Trial:
         def distance(trial: Trial) -> tuple[float, float]:
@@ -128,9 +112,15 @@ class Tuner:
         return min(fluent, key=distance)
 
     def _split(self) -> tuple[list[Trial], float]:
-        """The trials below the first one whose answers are not fluent, and the dose of that one."""
-        fluent = list(itertools.takewhile(lambda trial: trial.answers_are_fluent, self._trials))
-        rest = self._trials[len(fluent) :]
+        """The trials up to the largest fluent dose, and the smallest dose that is too much.
+
+        A dose whose answers are not fluent is not too much if the next larger one is fluent: chance is.
+        """
+        is_fluent = [trial.answers_are_fluent for trial in self._trials]
+        either = [one or following for one, following in zip(is_fluent, [*is_fluent[1:], False], strict=True)]
+        count = len(list(itertools.takewhile(bool, either)))
+        fluent = [trial for trial in self._trials[:count] if trial.answers_are_fluent]
+        rest = self._trials[count:]
         return fluent, rest[0].dose if rest else math.inf
 
     def _limited(self, doses: Iterable[float]) -> list[float]:
@@ -139,13 +129,9 @@ class Tuner:
 
 def tune(
     examples: Examples, finalists: list[Finalist], sheet: AnswerSheet
-) -> Generator[Work, None, tuple[HeldOutDirections, dict[float, Answers]]]:
-    """The directions with their doses and largest strengths, and the answers at strengths -1, 0 and 1.
-
-    Without questions, the first finalist wins with the dose of the search, and there are no answers.
-    """
-    if not sheet.questions:
-        return rescaled(finalists[0].directions, finalists[0].dose, finalists[0].dose), {}
+) -> Generator[Work, None, tuple[HeldOutDirections, list[TunedDose], Answers]]:
+    """The directions of the best finalist, their doses for negative and positive strengths, and the answers
+    without steering."""
     plain = yield from sheet.ask_all([Setting(finalist.directions.full, 0.0) for finalist in finalists])
     candidates = [
         _Candidate(
@@ -160,13 +146,7 @@ def tune(
     best = max(candidates, key=lambda candidate: candidate.usefulness)
     for _ in range(_ROUNDS_OF_BEST):
         yield from _try_doses([best], sheet)
-    for _ in range(_MAX_LOWERINGS):
-        unfinished = [tuner for tuner in best.tuners if not tuner.has_fluent_dose]
-        yield from _try_doses([replace(best, tuners=unfinished)], sheet)
-    down, up = (tuner.best() for tuner in best.tuners)
-    dosed = rescaled(best.directions, up.dose, down.dose)
-    caps = yield from _find_caps(dosed.full, best.tuners, sheet)
-    return limited(dosed, *caps), {-1.0: down.answers, 0.0: best.plain, 1.0: up.answers}
+    return best.directions, [tuner.tuned() for tuner in best.tuners], best.plain
 
 
 @dataclass(frozen=True)
@@ -195,39 +175,6 @@ def _try_doses(candidates: list[_Candidate], sheet: AnswerSheet) -> Generator[Wo
     answers = yield from sheet.ask_all(asked)
     for tuner, setting, answer in zip(tuners, asked, answers, strict=True):
         tuner.add(abs(setting.strength), answer)
-
-
-def rescaled(directions: HeldOutDirections, up: float, down: float) -> HeldOutDirections:
-    """Directions whose strength 1 has the dose `up`, and -1 the dose `down`, instead of 1."""
-
-    def rescale(direction: Direction) -> Direction:
-        lengths = tuple(up * length for length in direction.lengths)
-        return replace(direction, lengths=lengths, down_scale=down / up)
-
-    return _each(directions, rescale)
-
-
-def limited(directions: HeldOutDirections, down: float, up: float) -> HeldOutDirections:
-    """Directions with these largest strengths."""
-    return _each(directions, lambda one: replace(one, max_strength=up, max_down_strength=down))
-
-
-def _each(directions: HeldOutDirections, change: Callable[[Direction], Direction]) -> HeldOutDirections:
-    by_fold = [change(direction) for direction in directions.by_fold]
-    return HeldOutDirections(change(directions.full), by_fold, directions.folds)
-
-
-def _find_caps(
-    direction: Direction, tuners: Sequence[Tuner], sheet: AnswerSheet
-) -> Generator[Work, None, tuple[float, float]]:
-    """The largest strength of each sign, for negative and positive strengths."""
-    strengths = [tuner.sign * strength for tuner in tuners for strength in CAP_STRENGTHS]
-    answers = yield from sheet.ask(direction, strengths)
-    down, up = (
-        tuner.cap({strength: answers[tuner.sign * strength] for strength in CAP_STRENGTHS})
-        for tuner in tuners
-    )
-    return down, up
 
 
 def _crossing(trials: Sequence[Trial]) -> float:

@@ -61,7 +61,7 @@ def test_a_training_asks_as_many_questions_as_configured(model_directory: Path, 
 
 def test_all_questions_are_the_default_and_the_limit_of_the_setting() -> None:
     assert SteeringSettings().questions == len(NEUTRAL_QUESTIONS)
-    with pytest.raises(ValueError, match="less than or equal to 10"):
+    with pytest.raises(ValueError, match="less than or equal to 20"):
         SteeringSettings(questions=len(NEUTRAL_QUESTIONS) + 1)
 
 
@@ -83,11 +83,11 @@ def test_the_questions_come_with_the_tokens_that_end_an_answer(model_directory: 
     assert command.stop_token_ids == (2, 5)
 
 
-def test_questions_without_room_for_an_answer_are_left_out(model_directory: Path) -> None:
+def test_the_questions_end_before_the_first_one_without_room_for_an_answer(model_directory: Path) -> None:
     questions = [rendered(model_directory, text) for text in NEUTRAL_QUESTIONS]
     limit = max(map(len, questions))
     command = encoder(model_directory, context_length=limit).encode(concept(("a", "b")))
-    assert command.questions == [question for question in questions if len(question) < limit]
+    assert command.questions == questions[: list(map(len, questions)).index(limit)]
 
 
 def test_an_example_may_have_its_own_prompt(model_directory: Path) -> None:

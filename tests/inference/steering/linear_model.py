@@ -13,7 +13,7 @@ from tests.inference.steering.conftest import make_texts
 NUM_LAYERS, HIDDEN_SIZE = 10, 64
 NORMS = tuple(float(i) for i in range(1, NUM_LAYERS + 1))
 PROMPT = [1, 2]
-QUESTIONS = [[3, 4, i] for i in range(5, 13)]
+QUESTIONS = [[3, 4, i] for i in range(5, 29)]
 POSITIVE, NEGATIVE, NEUTRAL = range(10, 14), range(40, 44), range(100, 200)
 T = TypeVar("T")
 

@@ -46,7 +46,7 @@ def make_answers(
 ) -> Answers:
     count = len(readings)
     return Answers(
-        [[1]] * count, np.array(readings), np.full(count, logprob), np.array(repetitions or [0.0] * count)
+        list(range(count)), [[1]] * count, np.array(readings), np.full(count, logprob), np.array(repetitions or [0.0] * count)
     )
 
 
@@ -63,14 +63,15 @@ PLAIN = make_answers([0.0] * 10)
 @pytest.mark.parametrize(
     ("steered", "own_cost", "fluent"),
     [
-        (make_answers([0.0] * 10, repetitions=[0.25] * 10), 0.0, True),
-        (make_answers([0.0] * 10, repetitions=[0.26] * 10), 0.0, False),
-        (make_answers([0.0] * 10, repetitions=[0.6] + [0.0] * 9), 0.0, True),
-        (make_answers([0.0] * 10, repetitions=[0.6, 0.6] + [0.0] * 8), 0.0, False),
-        (make_answers([0.0] * 10, -2.25), 0.0, True),
-        (make_answers([0.0] * 10, -2.26), 0.0, False),
-        (make_answers([0.0] * 10, -2.26), 0.5, True),
-        (make_answers([0.0] * 10, -2.26), -0.5, False),
+        (make_answers([0.0] * 10, repetitions=[0.169] * 10), 0.0, True),
+        (make_answers([0.0] * 10, repetitions=[0.18] * 10), 0.0, False),
+        (make_answers([0.0] * 10, repetitions=[0.5] + [0.0] * 9), 0.0, True),
+        (make_answers([0.0] * 10, repetitions=[0.5, 0.45] + [0.0] * 8), 0.0, True),
+        (make_answers([0.0] * 10, repetitions=[0.5, 0.5] + [0.0] * 8), 0.0, False),
+        (make_answers([0.0] * 10, -2.19), 0.0, True),
+        (make_answers([0.0] * 10, -2.2), 0.0, False),
+        (make_answers([0.0] * 10, -2.2), 0.5, True),
+        (make_answers([0.0] * 10, -2.2), -0.5, False),
     ],
 )
 def test_fluency_has_limits(steered: Answers, own_cost: float, fluent: bool) -> None:
@@ -84,12 +85,12 @@ def test_answers_that_loop_without_steering_do_not_count_against_it() -> None:
 
 def test_answers_are_generated_with_steering_and_read_without() -> None:
     direction = make_direction(1, 0.5, (0, 1), reading_block=1, reading_range=(2.0, 4.0))
-    sheet = AnswerSheet([[5, 6], [7] * 97, [8] * 100], (1,), max_tokens=100)
+    sheet = AnswerSheet({3: [5, 6], 5: [7] * 97, 6: [8] * 100}, (1,), max_tokens=100)
     work = sheet.ask(direction, [0.0, -1.5])
     asked = next(work)
     assert all(isinstance(answer, Answer) for answer in asked)
     assert [answer.prompt_token_ids for answer in asked] == [[5, 6], [7] * 97] * 2
-    assert [answer.max_tokens for answer in asked] == [32, 3] * 2
+    assert [answer.max_tokens for answer in asked] == [40, 3] * 2
     assert [answer.stop_token_ids for answer in asked] == [(1,)] * 4
     assert [answer.steering is None for answer in asked] == [True, True, False, False]
     for answer in asked[2:]:
@@ -109,6 +110,7 @@ def test_answers_are_generated_with_steering_and_read_without() -> None:
     with pytest.raises(StopIteration) as end:
         next(work)
     answers = end.value.value
+    assert answers[0.0].questions == [3, 5]
     assert answers[0.0].token_ids == [[], [11]]
     assert answers[0.0].readings.tolist() == [0.0, 0.5]
     assert answers[-1.5].readings.tolist() == [0.75, 1.0]
@@ -119,8 +121,8 @@ def test_answers_are_generated_with_steering_and_read_without() -> None:
 
 def test_an_answer_that_says_nothing_has_not_moved_and_is_not_fluent() -> None:
     plain = make_answers([0.6] * 4)
-    empty = Answers([[]] * 4, np.zeros(4), np.zeros(4), np.ones(4))
+    empty = Answers([0, 1, 2, 3], [[]] * 4, np.zeros(4), np.zeros(4), np.ones(4))
     assert moved(plain, empty, -1.0).tolist() == [0, 0, 0, 0]
     assert not is_fluent(plain, empty, 0.0)
-    mixed = Answers([[1], []], np.array([0.0, 0.0]), np.array([-2.0, 0.0]), np.array([0.0, 1.0]))
+    mixed = Answers([0, 1], [[1], []], np.array([0.0, 0.0]), np.array([-2.0, 0.0]), np.array([0.0, 1.0]))
     assert mixed.perplexity == pytest.approx(math.exp(2.0))

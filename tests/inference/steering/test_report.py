@@ -30,6 +30,7 @@ def make_answers(
 ) -> Answers:
     """Answers of which `num_moved` read as `reading`, and the others as 0.5."""
     return Answers(
+        questions=list(range(1, 2 * NUM_ANSWERS, 2)),
         token_ids=[[number, 7] for number in range(NUM_ANSWERS)],
         readings=np.array([reading] * num_moved + [0.5] * (NUM_ANSWERS - num_moved)),
         logprobs=np.full(NUM_ANSWERS, logprob),
@@ -144,7 +145,7 @@ def test_the_answers_are_reported() -> None:
     assert [effect.repetition for effect in report.answers] == pytest.approx([0.1, 0.1, 0.2])
     assert report.answers[2].perplexity == pytest.approx(math.exp(1.5))
     assert [(s.strength, s.question, s.token_ids) for s in report.samples] == [
-        (strength, question, [question, 7]) for strength in (-1.0, 0.0, 1.0) for question in (0, 1)
+        (strength, 2 * number + 1, [number, 7]) for strength in (-1.0, 0.0, 1.0) for number in (0, 1)
     ]
 
 

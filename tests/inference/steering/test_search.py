@@ -8,9 +8,9 @@ from inference.steering.search import Finalist, candidates, search
 from tests.inference.steering.linear_model import NORMS, LinearModel, make_command
 
 
-def test_the_candidates_lie_between_half_and_four_fifths_of_the_depth() -> None:
-    assert candidates(30, None) == [(18,), (15,), (21,), (24,), (18, 20, 22, 24)]
-    assert candidates(32, None) == [(19,), (16,), (22,), (26,), (19, 21, 23, 26)]
+def test_the_candidates_are_single_blocks_and_a_group_in_the_second_half() -> None:
+    assert candidates(30, None) == [(18,), (15,), (21,), (24,), (14, 16, 18, 20, 22, 24, 26, 28)]
+    assert candidates(32, None) == [(19,), (16,), (22,), (26,), (15, 17, 19, 21, 23, 26, 28, 30)]
 
 
 @pytest.mark.parametrize("num_layers", range(1, 9))
@@ -65,9 +65,14 @@ def test_the_dose_is_bounded_if_steering_costs_nothing() -> None:
     assert finalist.dose == pytest.approx(0.5)
 
 
-def test_groups_of_blocks_go_on_beside_the_best_single_block() -> None:
+def test_a_single_block_that_is_not_clearly_better_than_a_group_is_left_out() -> None:
     finalists = find(LinearModel(cost=4.0, best_block=5), [(6,), (5,), (6, 7), (5, 6, 7)])
-    assert [one.directions.full.blocks for one in finalists] == [(5,), (6, 7), (5, 6, 7)]
+    assert [one.directions.full.blocks for one in finalists] == [(6, 7), (5, 6, 7)]
+
+
+def test_a_clearly_better_single_block_goes_on_beside_the_group() -> None:
+    finalists = find(LinearModel(cost=4.0, best_block=5), [(6,), (5,), (7, 8)])
+    assert [one.directions.full.blocks for one in finalists] == [(5,), (7, 8)]
 
 
 def test_configured_blocks_need_no_single_one() -> None:

@@ -1,0 +1,198 @@
+"""Compares steering by a concept with the field's other ways, by answers to prompts, at equal fluency.
+
+All answers come from the same engine: the vectors of the other ways are imported into it, in their own scale.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from benchmarks.steering.plain import PlainModel
+from benchmarks.steering.scorers import word_repetition
+from benchmarks.steering.ways import Way
+from tiller import LLM, Concept
+from tiller.options import ConceptName, Request
+
+MAX_TOKENS = 40
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+OURS = "Tiller"
+PROMPT = "prompt"
+MAX_REPETITION = 0.2
+MAX_LOOPS = 0.2
+LOOP = 0.5
+MAX_LOSS = 1.3
+_MAX_STRENGTH = 2.0
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to all prompts. Each array has one entry for each prompt."""
+
+    texts: list[str]
+    scores: Array
+    """By an outside scorer, higher for more of the goal."""
+    logprobs: Array
+    """Per token, in nats, under the model without steering."""
+
+    @cached_property
+    def repetitions(self) -> Array:
+        """Share of the trigrams of words that repeat."""
+        return np.array([word_repetition(text) for text in self.texts])
+
+    @property
+    def loops(self) -> float:
+        """Share of the answers in which at least LOOP of the trigrams repeat."""
+        return float((self.repetitions >= LOOP).mean())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A way at one coefficient, compared with the answers without steering."""
+
+    way: str
+    coefficient: float
+    answers: Answers
+    gains: Array
+    """For each prompt, by how much the score rose."""
+    repetition: float
+    """By how much the mean repetition rose."""
+    loops: float
+    """By how much the share of loops rose."""
+    loss: float
+    """Nats per token that the answers are less likely than those without steering, without what texts of
+    the concept are less likely anyhow."""
+
+    @property
+    def gain(self) -> float:
+        return float(self.gains.mean())
+
+    @property
+    def error(self) -> float:
+        """Standard error of the gain."""
+        return float(self.gains.std(ddof=1) / np.sqrt(len(self.gains)))
+
+    @property
+    def is_fluent(self) -> bool:
+        return self.repetition <= MAX_REPETITION and self.loops <= MAX_LOOPS and self.loss <= MAX_LOSS
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All trials for one goal: one sign of one concept."""
+
+    concept: str
+    sign: int
+    plain: Answers
+    trials: list[Trial]
+
+    @property
+    def goal(self) -> str:
+        return f"{self.concept} {self.sign:+d}"
+
+    @property
+    def ways(self) -> list[str]:
+        return list(dict.fromkeys(trial.way for trial in self.trials))
+
+    def best(self, way: str) -> Trial | None:
+        """The fluent trial of a way with the largest gain."""
+        fluent = (trial for trial in self.trials if trial.way == way and trial.is_fluent)
+        return max(fluent, key=lambda trial: trial.gain, default=None)
+
+    def of(self, way: str) -> list[Trial]:
+        return [trial for trial in self.trials if trial.way == way]
+
+
+class Arena:
+    """Asks the prompts in all ways."""
+
+    def __init__(self, llm: LLM, model: PlainModel, prompts: Sequence[str]) -> None:
+        self._llm = llm
+        self._model = model
+        self._prompts = prompts
+
+    def compare(
+        self,
+        concept: Concept,
+        sign: int,
+        instruction: str,
+        ways: Iterable[Way],
+        score: Callable[[str], float],
+        own_loss: float,
+    ) -> Comparison:
+        """`own_loss`: nats per token that the texts of the goal are less likely than their opposites."""
+        texts = {("", 0.0): self._ask(), (PROMPT, 1.0): self._ask(instruction)}
+        strengths = allowed_strengths(concept, sign)
+        texts |= self._steer(OURS, concept, {strength: sign * strength for strength in strengths})
+        for way in ways:
+            largest = way.coefficients[-1]
+            other = self._llm.add(_as_concept(way, largest / _MAX_STRENGTH))
+            strengths_of = {c: sign * _MAX_STRENGTH * c / largest for c in way.coefficients}
+            texts |= self._steer(way.name, other, strengths_of)
+        answers = self._rate(texts, lambda text: sign * score(text))
+        plain = answers.pop(("", 0.0))
+        trials = [_trial(*key, one, plain, own_loss) for key, one in answers.items()]
+        return Comparison(concept.name, sign, plain, trials)
+
+    def _ask(self, instruction: str = "") -> list[str]:
+        return self._generate([f"{prompt} {instruction}".strip() for prompt in self._prompts], {})
+
+    def _steer(self, way: str, concept: Concept, strengths: dict[float, float]) -> "Texts":
+        """The answers at each strength. `strengths`: by coefficient."""
+        return {
+            (way, coefficient): self._generate(self._prompts, {concept: strength})
+            for coefficient, strength in strengths.items()
+        }
+
+    def _generate(self, prompts: Sequence[str], steering: Mapping[ConceptName, float]) -> list[str]:
+        requests: list[Request] = [
+            {"messages": prompt, "temperature": 0, "max_tokens": MAX_TOKENS, "steering": steering}
+            for prompt in prompts
+        ]
+        return [answer.text for answer in self._llm.generate_many(requests)]
+
+    def _rate(self, texts: "Texts", score: Callable[[str], float]) -> dict["Key", Answers]:
+        columns = [
+            self._model.answer_logprobs(prompt, [found[number] for found in texts.values()])
+            for number, prompt in enumerate(self._prompts)
+        ]
+        logprobs = np.stack([column.numpy() for column in columns], 1)  # [len(texts), number of prompts]
+        return {
+            key: Answers(found, np.array([score(text) for text in found]), row)
+            for (key, found), row in zip(texts.items(), logprobs, strict=True)
+        }
+
+
+Key = tuple[str, float]
+"""A way and a coefficient."""
+Texts = dict[Key, list[str]]
+
+
+def allowed_strengths(concept: Concept, sign: int) -> list[float]:
+    """Those of STRENGTHS that the concept does not clip."""
+    assert concept.report is not None
+    largest = concept.report.max_strength if sign > 0 else concept.report.max_down_strength
+    return [strength for strength in STRENGTHS if strength <= largest]
+
+
+def _trial(way: str, coefficient: float, answers: Answers, plain: Answers, own_loss: float) -> Trial:
+    return Trial(
+        way,
+        coefficient,
+        answers,
+        gains=answers.scores - plain.scores,
+        repetition=float((answers.repetitions - plain.repetitions).mean()),
+        loops=answers.loops - plain.loops,
+        loss=float((plain.logprobs - answers.logprobs).mean()) - max(own_loss, 0.0),
+    )
+
+
+def _as_concept(way: Way, factor: float) -> Concept:
+    """The way's vectors times `factor`, as a file that can be imported."""
+    tensors = {f"direction.{block}": (factor * vector).numpy() for block, vector in way.vectors.items()}
+    return Concept("other-way", content=save(tensors))

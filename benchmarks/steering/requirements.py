@@ -1,0 +1,69 @@
+"""What the evaluation requires of steering, and what is not met."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from benchmarks.steering.compare import OURS, PROMPT, Comparison, Trial
+from benchmarks.steering.measure import STRENGTHS, Evaluated
+from inference.steering.report import spearman
+
+MIN_SHIFT = 0.5
+MIN_SPEARMAN = 0.95
+MIN_SPECIFICITY = 5.0
+MIN_KEPT = 0.6
+
+
+def faults(concepts: list[Evaluated]) -> list[str]:
+    """The requirements that are not met."""
+    return [f"{concept.name}: {fault}" for concept in concepts for fault in _faults(concept)]
+
+
+def best_rival(comparison: Comparison) -> Trial | None:
+    """The fluent trial with the largest gain, of all other ways of steering."""
+    names = [way for way in comparison.ways if way not in (OURS, PROMPT)]
+    found = [trial for name in names if (trial := comparison.best(name)) is not None]
+    return max(found, key=lambda trial: trial.gain, default=None)
+
+
+def advantage(comparison: Comparison) -> tuple[float, float]:
+    """By how much our best gain exceeds that of the best other way, and the standard error of the difference.
+
+    A way that is fluent at no coefficient gains nothing.
+    """
+    ours, rival = comparison.best(OURS), best_rival(comparison)
+    nothing = np.zeros(len(comparison.plain.scores))
+    gains = (ours.gains if ours else nothing) - (rival.gains if rival else nothing)
+    return float(gains.mean()), float(gains.std(ddof=1) / math.sqrt(len(gains)))
+
+
+def rank(concept: Evaluated) -> float:
+    """Rank correlation of strength and shift."""
+    return spearman([concept.shifts[strength] for strength in STRENGTHS if abs(strength) <= 1])
+
+
+def specificity(concept: Evaluated) -> float:
+    """The mean shift at strength 1 and -1, relative to that of random directions."""
+    return (concept.shifts[1.0] - concept.shifts[-1.0]) / 2 / concept.random_shift
+
+
+def _faults(concept: Evaluated) -> Iterable[str]:
+    if not concept.report.works:
+        yield f"the report: {concept.report.summary}"
+    if not (concept.shifts[1.0] >= MIN_SHIFT and concept.shifts[-1.0] <= -MIN_SHIFT):
+        yield "the shift is too small"
+    if not rank(concept) >= MIN_SPEARMAN:
+        yield "the effect does not always grow with the strength"
+    if not specificity(concept) >= MIN_SPECIFICITY:
+        yield "random directions have a similar effect"
+    for other, kept in concept.kept.items():
+        if not kept >= MIN_KEPT:
+            yield f"only {kept:.0%} of its effect remains together with {other}"
+    for comparison in concept.comparisons:
+        difference, error = advantage(comparison)
+        if difference < -error:
+            yield f"another way is stronger for {comparison.goal} by {-difference:.3f} ± {error:.3f}"
+        for trial in comparison.of(OURS):
+            if not trial.is_fluent:
+                yield f"answers at strength {comparison.sign * trial.coefficient:g} are not fluent"
