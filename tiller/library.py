@@ -41,7 +41,8 @@ class Library:
         longest = model.info.context_length
         limit = model.settings.limits.max_concept_tokens
         texts = ConceptTexts(model.tokenizer, model.prompts, model.info.vocab_size)
-        self._encoder = ExampleEncoder(texts, self._served, longest, limit, model.end_token_ids)
+        questions = model.settings.steering.questions
+        self._encoder = ExampleEncoder(texts, self._served, longest, limit, model.end_token_ids, questions)
         found = ConceptStore(directory, directory / _NOT_THERE).load()
         self._definitions = {definition.id: definition for definition in found}
         self._trained: dict[str, Concept] = {}

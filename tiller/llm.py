@@ -46,6 +46,7 @@ class LLM:
         max_batch_tokens: int | None = None,
         max_running: int | None = None,
         steering_blocks: tuple[int, ...] | None = None,
+        training_questions: int | None = None,
         seed: int | None = None,
         concepts: str | Path | None = None,
         cache_directory: str | Path = "~/.cache/tiller",
@@ -65,6 +66,8 @@ class LLM:
         - `max_batch_tokens`: limit for the tokens that one step computes. Default: 512.
         - `max_running`: limit for the requests that run at the same time. Default: 256.
         - `steering_blocks`: the only decoder blocks to steer, from 0. Default: each concept has its own.
+        - `training_questions`: how many neutral questions the model answers in a training, up to 20. Fewer
+          are faster, and make the strengths less exact. Default: 20.
         - `seed`: makes sampling repeatable, as long as the calls are the same. Default: random.
         - `concepts`: directory with concept files, which are like those in configs/concepts. Default: that
           folder in the checkout of Tiller, or in the working directory.
@@ -84,8 +87,9 @@ class LLM:
             "steering_blocks": steering_blocks,
             "seed": seed,
         }
+        steering = {"questions": training_questions}
         self._model: LoadedModel | None = load(
-            make_settings(source, chat_template, revision, cache_directory, engine)
+            make_settings(source, chat_template, revision, cache_directory, engine, steering)
         )
         self._library = Library(self._model, _concept_directory(concepts))
         self._answering = Answering(self._model, self._library)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from app.configuration import explain
 from app.errors import ApiError, ErrorCode, StartError
-from app.settings import EngineSettings, LimitSettings, ModelSettings, Settings
+from app.settings import EngineSettings, LimitSettings, ModelSettings, Settings, SteeringSettings
 from app.text.end_tokens import find_end_tokens
 from app.text.prompts import PromptRenderer, load_text
 from app.text.tokenizer import Tokenizer
@@ -55,24 +55,34 @@ class LoadedModel:
 
 
 def make_settings(
-    source: str, chat_template: Any, revision: str | None, cache_directory: Any, engine: Mapping[str, Any]
+    source: str,
+    chat_template: Any,
+    revision: str | None,
+    cache_directory: Any,
+    engine: Mapping[str, Any],
+    steering: Mapping[str, Any],
 ) -> Settings:
     """The settings of a server for this model, checked by the same rules. Reads no environment and no file.
 
-    `engine`: fields of EngineSettings; those that are None have their defaults.
+    `engine`, `steering`: fields of EngineSettings and of SteeringSettings; those that are None have their
+    defaults.
     """
-    given = {name: value for name, value in engine.items() if value is not None}
     template = None if chat_template is None else str(chat_template)
     try:
         return Settings.model_construct(
             model=ModelSettings(name=_name(source), source=source, chat_template=template, revision=revision),
-            engine=EngineSettings(**given),
+            engine=EngineSettings(**_given(engine)),
+            steering=SteeringSettings(**_given(steering)),
             limits=LimitSettings(default_max_tokens=_MAX_TOKENS),
             cache_directory=str(cache_directory),
         )
     except ValidationError as error:
         fault = error.errors()[0]
         raise InvalidRequestError(explain(fault), str(fault["loc"][0])) from None
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _name(source: str) -> str:

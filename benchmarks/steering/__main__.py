@@ -38,8 +38,9 @@ def main() -> int:
     cache = Path(arguments.cache_directory).expanduser()
     prompts = (_HERE / "prompts.txt").read_text().splitlines()[: arguments.prompts]
     model = PlainModel(resolve("embedded", cache), TRAINING_PROMPT)
-    with LLM(quantization=arguments.quantization, cache_directory=cache) as llm:
-        arena = Arena(llm, model, prompts)
+    settings = {"quantization": arguments.quantization, "cache_directory": cache}
+    with LLM(**settings) as llm, LLM(**settings, training_questions=0) as other:
+        arena = Arena(llm, other, model, prompts)
         concepts = [_evaluate(llm, model, arena, subject) for subject in load_subjects(arguments.concepts)]
     _measure(concepts, model, cache)
     draw(concepts, arguments.output / "steering-evaluation.svg")

@@ -111,8 +111,10 @@ class Comparison:
 class Arena:
     """Asks the prompts in all ways."""
 
-    def __init__(self, llm: LLM, model: PlainModel, prompts: Sequence[str]) -> None:
+    def __init__(self, llm: LLM, other: LLM, model: PlainModel, prompts: Sequence[str]) -> None:
+        """`llm`: knows the concepts. `other`: the same model, for the other ways."""
         self._llm = llm
+        self._other = other
         self._model = model
         self._prompts = prompts
 
@@ -128,33 +130,31 @@ class Arena:
         """`own_loss`: nats per token that the texts of the goal are less likely than their opposites."""
         texts = {("", 0.0): self._ask(), (PROMPT, 1.0): self._ask(instruction)}
         strengths = allowed_strengths(concept, sign)
-        texts |= self._steer(OURS, concept, {strength: sign * strength for strength in strengths})
+        texts |= self._steer(OURS, self._llm, concept, {strength: sign * strength for strength in strengths})
         for way in ways:
             largest = way.coefficients[-1]
-            other = self._llm.add(_as_concept(way, largest / _MAX_STRENGTH))
+            other = self._other.add(_as_concept(way, largest / _MAX_STRENGTH))
             strengths_of = {c: sign * _MAX_STRENGTH * c / largest for c in way.coefficients}
-            texts |= self._steer(way.name, other, strengths_of)
+            texts |= self._steer(way.name, self._other, other, strengths_of)
         answers = self._rate(texts, lambda text: sign * score(text))
         plain = answers.pop(("", 0.0))
         trials = [_trial(*key, one, plain, own_loss) for key, one in answers.items()]
         return Comparison(concept.name, sign, plain, trials)
 
     def _ask(self, instruction: str = "") -> list[str]:
-        return self._generate([f"{prompt} {instruction}".strip() for prompt in self._prompts], {})
+        prompts = [f"{prompt} {instruction}".strip() for prompt in self._prompts]
+        return _texts(self._llm, [_request(prompt, {}) for prompt in prompts])
 
-    def _steer(self, way: str, concept: Concept, strengths: dict[float, float]) -> "Texts":
+    def _steer(self, way: str, llm: LLM, concept: Concept, strengths: dict[float, float]) -> "Texts":
         """The answers at each strength. `strengths`: by coefficient."""
+        texts = _texts(
+            llm, [_request(prompt, {concept: s}) for s in strengths.values() for prompt in self._prompts]
+        )
+        count = len(self._prompts)
         return {
-            (way, coefficient): self._generate(self._prompts, {concept: strength})
-            for coefficient, strength in strengths.items()
+            (way, coefficient): texts[number * count : (number + 1) * count]
+            for number, coefficient in enumerate(strengths)
         }
-
-    def _generate(self, prompts: Sequence[str], steering: Mapping[ConceptName, float]) -> list[str]:
-        requests: list[Request] = [
-            {"messages": prompt, "temperature": 0, "max_tokens": MAX_TOKENS, "steering": steering}
-            for prompt in prompts
-        ]
-        return [answer.text for answer in self._llm.generate_many(requests)]
 
     def _rate(self, texts: "Texts", score: Callable[[str], float]) -> dict["Key", Answers]:
         columns = [
@@ -166,6 +166,14 @@ class Arena:
             key: Answers(found, np.array([score(text) for text in found]), row)
             for (key, found), row in zip(texts.items(), logprobs, strict=True)
         }
+
+
+def _request(prompt: str, steering: Mapping[ConceptName, float]) -> Request:
+    return {"messages": prompt, "temperature": 0, "max_tokens": MAX_TOKENS, "steering": steering}
+
+
+def _texts(llm: LLM, requests: list[Request]) -> list[str]:
+    return [answer.text for answer in llm.generate_many(requests)]
 
 
 Key = tuple[str, float]
