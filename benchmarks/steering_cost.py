@@ -28,14 +28,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from inference.driver import Driver
 from inference.engine import Engine
+from inference.interface.concepts import TrainConcept
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import (
-    GenerationRequest,
-    SamplingParams,
-    SteeringMode,
-    SteeringSpec,
-    TrainConcept,
-)
+from inference.interface.requests import GenerationRequest, SamplingParams, SteeringMode, SteeringSpec
 from inference.models import causal_lm, sources
 from inference.models.causal_lm import CausalLM
 from inference.runner.adaptation import adapt

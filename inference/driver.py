@@ -11,20 +11,17 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from inference.engine import Engine
-from inference.interface.protocol import (
+from inference.interface.concepts import (
     ExportVectors,
-    FinishReason,
-    GenerationRequest,
     ReadingsResult,
     ReadTexts,
-    StepReport,
-    SubmitResult,
-    TokenEvent,
     TrainConcept,
     TrainingState,
     TrainingUpdate,
     VectorsResult,
 )
+from inference.interface.protocol import StepReport
+from inference.interface.requests import FinishReason, GenerationRequest, SubmitResult, TokenEvent
 from inference.interrupts import uninterrupted
 
 _LAST_STATES = (TrainingState.READY, TrainingState.FAILED)

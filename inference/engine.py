@@ -10,15 +10,8 @@ import msgspec
 from inference.compute.sampler import NOT_A_TOKEN
 from inference.events import TokenEvents
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import (
-    EngineStats,
-    Failure,
-    GenerationRequest,
-    RefusalCode,
-    StepReport,
-    SubmitResult,
-    TokenEvent,
-)
+from inference.interface.protocol import EngineStats, StepReport
+from inference.interface.requests import Failure, GenerationRequest, RefusalCode, SubmitResult, TokenEvent
 from inference.measuring import Measuring
 from inference.runner.context import context_limit
 from inference.runner.model_runner import ModelRunner, SampledToken, Step

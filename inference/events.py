@@ -2,7 +2,7 @@
 
 import msgspec
 
-from inference.interface.protocol import FinishReason, TokenEvent
+from inference.interface.requests import FinishReason, TokenEvent
 from inference.runner.model_runner import SampledToken
 from inference.scheduling.sequence import Sequence
 

@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from inference.events import finish_reason
-from inference.interface.protocol import FinishReason, ReadTexts
+from inference.interface.concepts import ReadTexts
+from inference.interface.requests import FinishReason
 from inference.scheduling.block_manager import BlockManager
 from inference.scheduling.probe import (
     MAX_TOKENS_BESIDE_REQUESTS,
@@ -69,7 +70,7 @@ class Measuring:
         elif fault := self._fault(command):
             self.text_reading.refuse(command.request_id, fault)
         else:
-            self.text_reading.add(command)
+            self.text_reading.add(command, self._scheduler.clock())
 
     def abort_reading(self, request_id: str) -> None:
         """Ends a reading of texts, without a result. Does nothing if there is no such reading."""
@@ -106,15 +107,23 @@ class Measuring:
             self.trainer.fail(sequence.answer)
 
     def _room(self, limit: int, share: int, owner: TextReading | Trainer) -> int:
-        """How many more tokens of its owner may be in flight, of at most `share`."""
-        taken = self.trainer.num_tokens_in_flight + self.text_reading.num_tokens_in_flight
-        return min(limit - taken, share - owner.num_tokens_in_flight)
+        """How many more tokens of `owner` may be in flight, of at most `share`.
+
+        A text that is longer than the limit takes nothing of the other one's share.
+        """
+        other = self.trainer if owner is self.text_reading else self.text_reading
+        taken = other.num_tokens_in_flight
+        free = limit - share if taken > limit else limit - taken
+        return min(free, share) - owner.num_tokens_in_flight
 
     def _add(self, works: Iterable[TrainingWork]) -> None:
-        arrival = self._scheduler.clock()
+        now = self._scheduler.clock()
         for work in works:
-            build = build_answer_sequence if isinstance(work, Answer) else build_probe_sequence
-            sequence = build(work, arrival, next(self._numbers))  # type: ignore[arg-type]
+            number = next(self._numbers)
+            if isinstance(work, Answer):
+                sequence = build_answer_sequence(work, now, number)
+            else:
+                sequence = build_probe_sequence(work, now if work.arrival is None else work.arrival, number)
             self._sequences.add(sequence)
             self._scheduler.add(sequence)
 

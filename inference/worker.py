@@ -25,22 +25,18 @@ from inference.backends.backend import KernelError
 from inference.engine import Engine
 from inference.heartbeat import Heartbeat
 from inference.interface import protocol
+from inference.interface.concepts import (
+    ExportVectors,
+    ForgetConcept,
+    PrioritizeTraining,
+    ReadTexts,
+    TrainConcept,
+)
 from inference.interface.config import ConfigError, EngineConfig
 from inference.interface.errors import SourceError
 from inference.interface.logs import set_up_logging
-from inference.interface.protocol import (
-    Abort,
-    EngineStats,
-    ExportVectors,
-    ForgetConcept,
-    GenerationRequest,
-    ModelInfo,
-    PrioritizeTraining,
-    ReadTexts,
-    StepReport,
-    SubmitResult,
-    TrainConcept,
-)
+from inference.interface.protocol import EngineStats, ModelInfo, StepReport
+from inference.interface.requests import Abort, GenerationRequest, SubmitResult
 from inference.models import causal_lm, sources
 from inference.models.end_tokens import read_end_token_ids
 from inference.models.errors import UnsupportedModelError

@@ -15,7 +15,8 @@ from app.schemas.readings import ReadRequest, TextReadings
 from app.text.generation_request import digests_in, generation_request
 from app.text.transcript import ConceptDigests
 from inference.driver import RefusedError
-from inference.interface.protocol import GenerationRequest, ReadTexts, RefusalCode
+from inference.interface.concepts import ReadTexts
+from inference.interface.requests import GenerationRequest, RefusalCode
 from tiller.errors import as_python_errors
 from tiller.generation import Generation
 from tiller.library import Library

@@ -10,7 +10,7 @@ from app.errors import ApiError, ErrorCode
 from app.schemas.concepts import ID_PREFIX
 from app.schemas.faults import invalid_request
 from inference.driver import DriverError, RefusedError
-from inference.interface.protocol import RefusalCode
+from inference.interface.requests import RefusalCode
 from inference.runner.recovery import BrokenEngineError
 
 _ARGUMENTS = {

@@ -12,7 +12,7 @@ from app.schemas.concepts import ID_PREFIX
 from app.text.tokenizer import Tokenizer
 from app.text.transcript import AnswerHeader, ConceptDigests, Progress, Transcript
 from inference.driver import Driver
-from inference.interface.protocol import FinishReason, GenerationRequest, TokenEvent
+from inference.interface.requests import FinishReason, GenerationRequest, TokenEvent
 from tiller.errors import EngineError
 
 _NO_HEADER = AnswerHeader(id="", created=0, model="", system_fingerprint="")

@@ -20,7 +20,7 @@ from app.concepts.vectors.tiller_file import Provenance, write_tiller_file
 from app.errors import ApiError, ErrorCode, InternalError, InvalidRequest, shorten
 from app.schemas.concepts import ID_PREFIX, ConceptRequest, full_id
 from app.schemas.reports import ConceptReport
-from inference.interface.protocol import ExportVectors, TrainingState, TrainingUpdate
+from inference.interface.concepts import ExportVectors, TrainingState, TrainingUpdate
 from tiller.concept import Concept
 from tiller.model import LoadedModel
 

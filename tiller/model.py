@@ -78,7 +78,13 @@ def make_settings(
         )
     except ValidationError as error:
         fault = error.errors()[0]
-        raise InvalidRequestError(explain(fault), str(fault["loc"][0])) from None
+        name = str(fault["loc"][0])
+        argument = _ARGUMENTS.get(name, name)
+        raise InvalidRequestError(explain({**fault, "loc": (argument,)}), argument) from None
+
+
+_ARGUMENTS = {"questions": "training_questions"}
+"""The settings that have another name as an argument of LLM."""
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:

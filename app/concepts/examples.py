@@ -9,7 +9,7 @@ from app.concepts.texts import ConceptTexts
 from app.concepts.vectors.imported import ServedModel, refusal
 from app.errors import InvalidRequest
 from app.schemas.messages import Message
-from inference.interface.protocol import TrainConcept
+from inference.interface.concepts import TrainConcept
 
 
 class ExampleEncoder:
@@ -60,7 +60,7 @@ class ExampleEncoder:
             neutral=[token_ids[:room] for token_ids in self._neutral],
             questions=self._encode_questions(),
             stop_token_ids=self._stop_token_ids,
-            continuations=self._texts.continuations,
+            continuations=self._texts.continuations if self._questions else b"",
             vectors=concept.vectors.load() if concept.vectors else None,
         )
 

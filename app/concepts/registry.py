@@ -18,7 +18,7 @@ from app.schemas.concepts import ConceptCard, ConceptDetail, ConceptList, Concep
 from app.schemas.reports import ConceptReport
 from app.settings import LimitSettings
 from app.telemetry.metrics import Metrics
-from inference.interface import protocol
+from inference.interface.concepts import ConceptReport as WorkerReport
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Concepts:
         trainings: Trainings,
         metrics: Metrics,
         limits: LimitSettings,
-        present: Callable[[protocol.ConceptReport], ConceptReport],
+        present: Callable[[WorkerReport], ConceptReport],
     ) -> None:
         """Loads all concepts from the store. `present`: turns the worker's report into that of the API."""
         self._store = store

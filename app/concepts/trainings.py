@@ -15,7 +15,7 @@ from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, In
 from app.schemas.concepts import ConceptState
 from app.telemetry.metrics import Metrics
 from app.workers.engine import Engine
-from inference.interface.protocol import ConceptReport, TrainConcept, TrainingState, TrainingUpdate
+from inference.interface.concepts import ConceptReport, TrainConcept, TrainingState, TrainingUpdate
 
 _log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from app.text.generation_request import check_model, digests_in, generation_requ
 from app.text.prompts import PromptRenderer
 from app.text.transcript import AnswerHeader, ConceptDigests, Transcript
 from app.workers.engine import Generation
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 
 router = APIRouter(tags=["chat"], dependencies=[requires(AccessScope.CHAT)])
 

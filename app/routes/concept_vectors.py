@@ -19,7 +19,7 @@ from app.http.openapi import describe, describe_file
 from app.routes.concepts import LINKS, GivenId, read_concept
 from app.schemas.concepts import ID_PATTERN, ID_PREFIX, MAX_DESCRIPTION, ConceptDetail
 from app.settings import AccessScope
-from inference.interface.protocol import VectorsResult
+from inference.interface.concepts import VectorsResult
 
 router = APIRouter(tags=["steering concepts"])
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from app.schemas.completions import FinishReason, Usage
-from inference.interface.protocol import EngineStats, GenerationRequest
+from inference.interface.protocol import EngineStats
+from inference.interface.requests import GenerationRequest
 
 INTERVAL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 

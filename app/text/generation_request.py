@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from app.errors import ApiError, ErrorCode, InvalidRequest, shorten
 from app.schemas.chat import ChatRequest
 from app.text.vocabulary import check_embedded
-from inference.interface.protocol import (
+from inference.interface.protocol import ModelInfo
+from inference.interface.requests import (
     GenerationRequest,
-    ModelInfo,
     SamplingParams,
     SteeringCondition,
     SteeringMode,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from app.schemas.completions import TokenLogprob, TokenReadings, TopLogprob
 from app.text.tokenizer import Tokenizer
-from inference.interface.protocol import TokenEvent
+from inference.interface.requests import TokenEvent
 
 # JSON has no infinity, so the API sends this for a log probability that is not finite.
 _LOGPROB_FLOOR = -9999.0

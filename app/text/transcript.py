@@ -28,7 +28,7 @@ from app.schemas.completions import (
 from app.text.stop_filter import StopFilter
 from app.text.token_entries import TokenEntries, TokenEntry
 from app.text.tokenizer import Tokenizer
-from inference.interface import protocol
+from inference.interface import requests
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Transcript:
         self,
         header: AnswerHeader,
         tokenizer: Tokenizer,
-        request: protocol.GenerationRequest,
+        request: requests.GenerationRequest,
         stop: Sequence[str] = (),
         digests: ConceptDigests = ConceptDigests(),
     ) -> None:
@@ -91,7 +91,7 @@ class Transcript:
         }
         self._steering = SteeringReport(applied) if applied else UNSET
 
-    def feed(self, events: list[protocol.TokenEvent]) -> list[Progress]:
+    def feed(self, events: list[requests.TokenEvent]) -> list[Progress]:
         """Adds the events of one engine step. Ignores events of choices that have ended."""
         running: dict[int, bool] = {}
         for event in events:
@@ -224,15 +224,15 @@ class _Choice:
         """Number of generated tokens, without the end-of-turn token."""
         self.finish_reason: FinishReason | None = None
 
-    def push(self, event: protocol.TokenEvent) -> None:
-        if event.finish_reason is protocol.FinishReason.STOP:
+    def push(self, event: requests.TokenEvent) -> None:
+        if event.finish_reason is requests.FinishReason.STOP:
             self._end("stop")
             return
         self.tokens += 1
         if entry := self._entries.make(event):
             self._undecoded.append(entry)
         self._add(self._stream.push(event.token_id))
-        if event.finish_reason is protocol.FinishReason.LENGTH:
+        if event.finish_reason is requests.FinishReason.LENGTH:
             self._end("length")
         if self._filter.stopped:
             self.finish_reason = "stop"

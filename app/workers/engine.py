@@ -5,14 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from app.telemetry.observation import WorkerState
-from inference.interface.protocol import (
-    GenerationRequest,
-    ModelInfo,
-    TokenEvent,
-    TrainConcept,
-    TrainingUpdate,
-    VectorsResult,
-)
+from inference.interface.concepts import TrainConcept, TrainingUpdate, VectorsResult
+from inference.interface.protocol import ModelInfo
+from inference.interface.requests import GenerationRequest, TokenEvent
 
 
 class Generation(Protocol):

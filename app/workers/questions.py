@@ -6,14 +6,9 @@ from collections.abc import Callable
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest, QueueFull
 from inference.interface import protocol
-from inference.interface.protocol import (
-    Abort,
-    ExportVectors,
-    ReadingsResult,
-    ReadTexts,
-    StepReport,
-    VectorsResult,
-)
+from inference.interface.concepts import ExportVectors, ReadingsResult, ReadTexts, VectorsResult
+from inference.interface.protocol import StepReport
+from inference.interface.requests import Abort
 
 _MAX_READINGS = 64
 """Readings in progress in one worker."""
@@ -37,8 +32,8 @@ class Questions:
         command = ExportVectors(uuid.uuid4().hex, concept)
         answer: asyncio.Future[VectorsResult] = asyncio.get_running_loop().create_future()
         self._exports[command.request_id] = answer
-        self._send(command)
         try:
+            self._send(command)
             result = await answer
         finally:
             del self._exports[command.request_id]
@@ -53,8 +48,8 @@ class Questions:
         command = ReadTexts(uuid.uuid4().hex, concept, prompts, texts)
         answer: asyncio.Future[ReadingsResult] = asyncio.get_running_loop().create_future()
         self._readings[command.request_id] = answer
-        self._send(command)
         try:
+            self._send(command)
             result = await answer
         finally:
             if answer.cancelled():  # and not already there

@@ -13,14 +13,10 @@ from app.errors import ApiError, EngineUnavailable, ErrorCode
 from app.telemetry.observation import WorkerState
 from app.workers.engine import Engine, Generation
 from app.workers.supervisor import supervise
+from inference.interface.concepts import TrainConcept, TrainingUpdate, VectorsResult
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import (
-    GenerationRequest,
-    ModelInfo,
-    TrainConcept,
-    TrainingUpdate,
-    VectorsResult,
-)
+from inference.interface.protocol import ModelInfo
+from inference.interface.requests import GenerationRequest
 
 Answer = TypeVar("Answer")
 

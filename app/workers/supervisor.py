@@ -14,14 +14,10 @@ from app.workers.engine import Generation
 from app.workers.process import run_worker
 from app.workers.timing import Timing
 from app.workers.worker_engine import WorkerEngine
+from inference.interface.concepts import TrainConcept, TrainingUpdate, VectorsResult
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import (
-    GenerationRequest,
-    ModelInfo,
-    TrainConcept,
-    TrainingUpdate,
-    VectorsResult,
-)
+from inference.interface.protocol import ModelInfo
+from inference.interface.requests import GenerationRequest
 
 _log = logging.getLogger(__name__)
 

@@ -13,32 +13,27 @@ from app.workers.liveness import wait_for_silence
 from app.workers.questions import Questions
 from app.workers.timing import Timing
 from inference.interface import protocol
-from inference.interface.protocol import (
-    Abort,
-    EngineStats,
+from inference.interface.concepts import (
     ForgetConcept,
-    GenerationRequest,
-    ModelInfo,
     PrioritizeTraining,
-    StepReport,
-    SubmitResult,
-    TokenEvent,
     TrainConcept,
     TrainingState,
     TrainingUpdate,
     VectorsResult,
 )
+from inference.interface.protocol import EngineStats, ModelInfo, StepReport
+from inference.interface.requests import Abort, GenerationRequest, RefusalCode, SubmitResult, TokenEvent
 
 _log = logging.getLogger(__name__)
 
-_REFUSALS: dict[protocol.RefusalCode, tuple[str, str | None]] = {
-    protocol.RefusalCode.CONTEXT_LENGTH_EXCEEDED: (
+_REFUSALS: dict[RefusalCode, tuple[str, str | None]] = {
+    RefusalCode.CONTEXT_LENGTH_EXCEEDED: (
         "the prompt is too long: with max_tokens, it exceeds this model's maximum context length",
         None,
     ),
-    protocol.RefusalCode.UNKNOWN_STEERING_CONCEPT: ("no such steering concept", "steering_concepts"),
-    protocol.RefusalCode.QUEUE_FULL: ("too many requests are waiting; try again later", None),
-    protocol.RefusalCode.INTERNAL: ("the engine failed", None),
+    RefusalCode.UNKNOWN_STEERING_CONCEPT: ("no such steering concept", "steering_concepts"),
+    RefusalCode.QUEUE_FULL: ("too many requests are waiting; try again later", None),
+    RefusalCode.INTERNAL: ("the engine failed", None),
 }
 
 

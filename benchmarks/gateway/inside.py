@@ -11,13 +11,9 @@ from app.errors import EngineUnavailable
 from app.telemetry.observation import WorkerState
 from benchmarks.gateway.script import Script
 from benchmarks.gateway.steps import open_pipe, take
-from inference.interface.protocol import (
-    GenerationRequest,
-    ModelInfo,
-    TokenEvent,
-    TrainConcept,
-    TrainingUpdate,
-)
+from inference.interface.concepts import TrainConcept, TrainingUpdate
+from inference.interface.protocol import ModelInfo
+from inference.interface.requests import GenerationRequest, TokenEvent
 
 
 class InsideEngine:

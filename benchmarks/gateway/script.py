@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inference.interface.protocol import FinishReason, GenerationRequest, SubmitResult, TokenEvent
+from inference.interface.requests import FinishReason, GenerationRequest, SubmitResult, TokenEvent
 
 TEXT = (
     "The gateway turns each token of this text into an event and sends it to the client that waits for the "

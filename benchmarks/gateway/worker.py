@@ -16,7 +16,8 @@ from benchmarks.gateway.script import Script
 from benchmarks.gateway.steps import open_pipe, take
 from inference.heartbeat import Heartbeat
 from inference.interface import protocol
-from inference.interface.protocol import Abort, GenerationRequest, StepReport, SubmitResult
+from inference.interface.protocol import StepReport
+from inference.interface.requests import Abort, GenerationRequest, SubmitResult
 
 
 def main() -> None:

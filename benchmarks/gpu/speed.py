@@ -16,7 +16,7 @@ from benchmarks.gpu.figures import Figure, Limits, MeasurementError, Note
 from benchmarks.gpu.limits import Work, synchronize
 from benchmarks.steering_cost import prompt, ways_to_steer
 from inference.engine import Engine
-from inference.interface.protocol import GenerationRequest, SamplingParams
+from inference.interface.requests import GenerationRequest, SamplingParams
 from inference.runner.model_runner import ModelRunner, Step
 from inference.scheduling.sequence import Sequence
 

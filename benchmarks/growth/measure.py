@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.growth.curves import Curve, per_token
 from benchmarks.steering_cost import measure_ways, prompt, run_step_by_step, start, stop, timed_step
 from inference.engine import Engine
-from inference.interface.protocol import GenerationRequest, SamplingParams
+from inference.interface.requests import GenerationRequest, SamplingParams
 from inference.scheduling.sequence import Sequence
 
 _FIRST_SEED = 1000  # of prompts that no other measurement uses

@@ -10,7 +10,7 @@ from app.schemas.reports import ConceptReport
 from benchmarks.steering.compare import Comparison
 from benchmarks.steering.plain import PlainModel, Vectors
 from benchmarks.steering.subjects import Pair
-from inference.interface.protocol import SteeringSpec
+from inference.interface.requests import SteeringSpec
 from inference.steering.direction_files import DirectionFiles
 from inference.steering.steerer import Steerer
 

@@ -11,7 +11,7 @@ from inference.compute.sampling.operations import NOT_A_TOKEN, PIECE, SamplingOp
 from inference.compute.sampling.output_history import OutputHistory
 from inference.compute.sampling.parameters import Entries, SamplingBatch, build_batch
 from inference.compute.transfer import AsyncCopy
-from inference.interface.protocol import TokenLogprobs
+from inference.interface.requests import TokenLogprobs
 from inference.scheduling.sequence import Sequence
 
 __all__ = ["NOT_A_TOKEN", "Sampled", "Sampler"]

@@ -73,7 +73,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_step_seconds: float = 300.0
     """Limit for one step, in seconds. The worker exits after a longer one; it detects most hangs sooner."""
     steering_blocks: tuple[int, ...] | None = None
-    """Indices of the decoder blocks whose output is steered, from 0. None: one at 0.6 of the depth."""
+    """Indices of the decoder blocks whose output is steered, from 0. None: each training chooses."""
     training_questions: int = 20
     """How many questions trainings ask. Directions that were trained with other numbers are not used."""
     seed: int | None = None

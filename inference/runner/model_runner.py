@@ -13,7 +13,7 @@ from inference.compute.kv_cache import KVCache
 from inference.compute.sampler import Sampled, Sampler
 from inference.compute.steering import ReadingResults, needed_vectors
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import TokenLogprobs
+from inference.interface.requests import TokenLogprobs
 from inference.models.causal_lm import CausalLM
 from inference.runner.decode_graphs import DecodeGraphs
 from inference.runner.memory import num_blocks

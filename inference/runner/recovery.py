@@ -93,7 +93,7 @@ class StepRunner:
         except Exception as error:  # any kind: out of memory, a kernel's error, a bug
             if len(sequences) == 1:
                 request_id = sequences[0].request_id
-                what = f"request {request_id}" if request_id else "a training probe"
+                what = f"request {request_id}" if request_id else "a training or a reading"
                 _log.exception(
                     "%(what)s cannot be computed", {"what": what, "request_id": request_id or None}
                 )

@@ -4,7 +4,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from inference.interface.protocol import GenerationRequest, SamplingParams
+from inference.interface.requests import GenerationRequest, SamplingParams
 from inference.scheduling.sequence import Sequence, build_sequences
 from inference.scheduling.steering import Steering
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import SamplingParams
+from inference.interface.requests import SamplingParams
 from inference.runner.rehearsal import make_sequence, powers_of_two
 from inference.scheduling.sequence import Sequence, Status
 

@@ -11,7 +11,8 @@ from inference.scheduling.arrays import Array64
 from inference.scheduling.steering import Reader, Steering
 
 MAX_TOKENS_IN_FLIGHT = 256
-"""Limit for the content tokens that trainings and readings add to a step. A longer text may exceed it."""
+"""Limit for the content tokens that trainings and readings add to a step. A longer text exceeds it: like a
+prompt, it is computed in steps that it may fill."""
 MAX_TOKENS_BESIDE_REQUESTS = 64
 """The same limit while requests run. It is lower, so that this work hardly raises inter-token latency."""
 _TOKENS_PER_ANSWER = 8
@@ -33,6 +34,9 @@ class Probe:
     """Whether to sum up hidden states."""
     scores: bool = True
     """Whether to compute log probabilities. They cost the model's head for each content token."""
+    arrival: float | None = None
+    """When it was asked for, by the scheduler's clock, so that all probes of a reading age together. None:
+    when it is handed out."""
     hidden_sum: Array64 = field(init=False)  # [num_layers, hidden_size], sum of the layers' outputs
     norm_sum: Array64 = field(init=False)  # [num_layers], sum of the norms of the layers' outputs
     logprobs: Array64 = field(init=False)  # [number of content tokens], NaN until they are computed

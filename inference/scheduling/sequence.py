@@ -12,7 +12,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.interface.protocol import GenerationRequest, SamplingParams
+from inference.interface.requests import GenerationRequest, SamplingParams
 from inference.scheduling.probe import Answer, Probe
 from inference.scheduling.steering import Condition, Reader, Steering
 
@@ -44,7 +44,7 @@ class LogitBias:
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One choice of a request, or a measurement of a training: a probe or an answer.
+    """One choice of a request, or a measurement: a probe of a training or a reading, or a training's answer.
 
     `token_ids` is the prompt followed by the sampled tokens. The blocks of `block_table` hold the keys
     and values of the first `num_computed_tokens` tokens. The next step computes `num_scheduled_tokens`

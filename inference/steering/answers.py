@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ _MAX_REPETITION = 0.17
 """Rise of the mean share of repeated trigrams."""
 _MAX_LOOPS = 0.16
 """Rise of the share of answers that loop: three of twenty may."""
+_MAX_WORD_TOKENS = 6
+"""A longer word counts as several, so that "hahaha..." is a loop."""
 _MAX_PERPLEXITY_RATIO = 3.3
 """Of answers with and without steering, both under the model without steering."""
 
@@ -38,16 +41,21 @@ class Answers:
     """The number of each question."""
     token_ids: list[list[int]]
     readings: Array64
-    """Mean reading over the answer's tokens: 0 like negative, 1 like positive examples."""
+    """Mean reading over the answer's tokens: 0 like negative, 1 like positive examples. 0 if it is empty."""
     logprobs: Array64
     """Mean log probability of the answer's tokens without steering, in nats."""
     repetitions: Array64
     """Share of trigrams of words that repeat an earlier one. 1 for an empty answer, which says nothing."""
 
+    @cached_property
+    def says_something(self) -> NDArray[np.bool_]:
+        """Which answers are not empty."""
+        return np.array([bool(token_ids) for token_ids in self.token_ids], np.bool_)
+
     @property
     def logprob(self) -> float:
         """Mean over the answers that are not empty; 0 if all are."""
-        logprobs = self.logprobs[[bool(token_ids) for token_ids in self.token_ids]]
+        logprobs = self.logprobs[self.says_something]
         return float(logprobs.mean()) if len(logprobs) else 0.0
 
     @property
@@ -120,7 +128,7 @@ class AnswerSheet:
         return Answer(question, most, self._stop_token_ids, steering)
 
     def _collect(self, answers: list[Answer], probes: list[Probe]) -> Answers:
-        """An empty answer has the reading and the log probability 0, which are not used."""
+        """An empty answer has the reading and the log probability 0. Neither is used."""
         rest = iter(probes)
         read = [next(rest) if answer.token_ids else None for answer in answers]
         return Answers(
@@ -137,17 +145,25 @@ class AnswerSheet:
         )
 
 
+def changes(plain: Answers, steered: Answers, sign: float) -> Array64:
+    """For each question by how much the reading changed towards `sign`. 0 if one of the answers is empty."""
+    both = plain.says_something & steered.says_something
+    result: Array64 = np.where(both, sign * (steered.readings - plain.readings), 0.0)
+    return result
+
+
 def moved(plain: Answers, steered: Answers, sign: float) -> Array64:
     """For each question whether the answer moved in the direction of `sign`: 1 or 0."""
-    says_something = np.array([bool(token_ids) for token_ids in steered.token_ids])
-    far = sign * (steered.readings - plain.readings) >= MOVED
-    result: Array64 = (far & says_something).astype(np.float64)
+    result: Array64 = (changes(plain, steered, sign) >= MOVED).astype(np.float64)
     return result
 
 
 def has_room(plain: Answers, sign: float) -> bool:
     """Whether answers without steering are far enough from the examples of the sign to be moved."""
-    reading = float(plain.readings.mean())
+    readings = plain.readings[plain.says_something]
+    if not len(readings):
+        return False
+    reading = float(readings.mean())
     return (1 - reading if sign > 0 else reading) >= MOVED
 
 
@@ -158,10 +174,11 @@ def is_fluent(plain: Answers, steered: Answers, own_cost: float) -> bool:
     counted as loss of fluency.
     """
     ratio = math.log(_MAX_PERPLEXITY_RATIO) + max(own_cost, 0.0)
+    is_likely = plain.logprob - steered.logprob <= ratio or not plain.says_something.any()
     return (
-        steered.repetition <= plain.repetition + _MAX_REPETITION
+        is_likely
+        and steered.repetition <= plain.repetition + _MAX_REPETITION
         and steered.loops <= plain.loops + _MAX_LOOPS
-        and plain.logprob - steered.logprob <= ratio
     )
 
 
@@ -172,7 +189,8 @@ def words(token_ids: Sequence[int], continues: NDArray[np.uint8]) -> list[tuple[
     """
     found: list[list[int]] = []
     for token_id in token_ids:
-        if found and token_id < len(continues) and continues[token_id]:
+        goes_on = token_id < len(continues) and continues[token_id]
+        if found and goes_on and len(found[-1]) < _MAX_WORD_TOKENS:
             found[-1].append(token_id)
         else:
             found.append([token_id])

@@ -11,8 +11,8 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from inference.interface.concepts import ConceptReport
 from inference.interface.files import write_atomically
-from inference.interface.protocol import ConceptReport
 from inference.steering.directions import Calibration, Direction
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from inference.interface.protocol import GivenVectors
+from inference.interface.concepts import GivenVectors
 from inference.scheduling.arrays import Array32
 
 _LEAST_RANGE = 1e-6

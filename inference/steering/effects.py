@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-from inference.interface.protocol import Effect, TrainConcept
+from inference.interface.concepts import Effect, TrainConcept
 from inference.scheduling.probe import Work
 from inference.scheduling.steering import Steering
 from inference.steering.directions import Direction, unit_vectors

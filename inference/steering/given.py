@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from inference.interface.protocol import GivenVectors
+from inference.interface.concepts import GivenVectors
 from inference.scheduling.arrays import Array32
 from inference.steering.directions import Direction, unit_vectors
 from inference.steering.measurements import Examples, reading_block

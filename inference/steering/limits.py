@@ -83,7 +83,7 @@ def _find_caps(
     direction: Direction, signs: Sequence[_Sign], sheet: AnswerSheet
 ) -> Generator[Work, None, None]:
     """Sets `cap` to the largest of CAP_STRENGTHS up to which all answers are fluent; 1 at least."""
-    growing = list(signs)
+    growing = [sign for sign in signs if sign.is_fluent(sign.answers)]
     for strength in CAP_STRENGTHS:
         growing = [sign for sign in growing if sign.may_allow(strength)]
         answers = yield from sheet.ask_all([Setting(direction, sign.sign * strength) for sign in growing])

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.interface.protocol import TrainConcept
+from inference.interface.concepts import TrainConcept
 from inference.scheduling.arrays import Array32, Array64
 from inference.scheduling.probe import Probe
 from inference.scheduling.steering import BlockVectors, Steering

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from inference.interface.protocol import AnswerEffect, ConceptReport, Effect, SampleAnswer
+from inference.interface.concepts import AnswerEffect, ConceptReport, Effect, SampleAnswer
 from inference.scheduling.arrays import Array64
 from inference.steering.answers import Answers, has_room, is_fluent, moved
 from inference.steering.directions import Direction, relative_dose
@@ -18,7 +18,7 @@ MIN_SPEARMAN = 0.95
 MIN_SPECIFICITY = 3.0
 """The specificity, less twice its standard error, must be at least this."""
 MIN_MOVED = 0.35
-"""Share of the answers: about half, with room for chance among a dozen."""
+"""Share of the answers: about half, with room for chance among twenty."""
 MIN_AGREEMENT = 0.15
 MAX_AGREEMENT = 0.85
 MIN_GROUPS = 8

@@ -1,7 +1,7 @@
 """Compares the decoder blocks at which a concept can be steered, by its held-out pairs.
 
-At each candidate the concept is steered until it costs a certain fluency. The single block with the largest
-effect goes on, and the group of several: their effect on generated answers decides between them.
+At each candidate the concept is steered until it costs a certain fluency. The group of several blocks goes
+on, and a single block that is clearly better: their effect on generated answers decides between them.
 """
 
 import math
@@ -51,6 +51,8 @@ def candidates(num_layers: int, configured: tuple[int, ...] | None) -> list[tupl
     if configured is None:
         depths = [(_DEFAULT_DEPTH,), *((depth,) for depth in _DEPTHS), _GROUP_DEPTHS]
         sets = [tuple(sorted({_block(depth, num_layers) for depth in group})) for group in depths]
+        last = num_layers - 1  # its output goes into the head, which is too late
+        sets[-1] = tuple(block for block in sets[-1] if block < last) or sets[-1]
         return list(dict.fromkeys(sets))
     for block in configured:
         if not 0 <= block < num_layers:

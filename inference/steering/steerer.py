@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inference.interface.protocol import SteeringMode, SteeringScope, SteeringSpec
+from inference.interface.requests import SteeringMode, SteeringScope, SteeringSpec
 from inference.scheduling.arrays import Array32
 from inference.scheduling.steering import BlockVectors, Condition, Projection, Reader, Steering
 from inference.steering.directions import Calibration, Direction, relative_dose

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from inference.interface.protocol import ReadingsResult, ReadTexts
+from inference.interface.concepts import ReadingsResult, ReadTexts
 from inference.scheduling.probe import Probe
 from inference.steering.steerer import Steerer
 
@@ -42,7 +42,7 @@ class TextReading:
         """How many tokens the probes have that were handed out and have not come back."""
         return sum(probe.num_tokens for probe in self._owners)
 
-    def add(self, command: ReadTexts) -> None:
+    def add(self, command: ReadTexts, arrival: float) -> None:
         """Queues a reading. The concept must be known, and the texts must fit the model."""
         probes = [
             Probe(
@@ -50,6 +50,7 @@ class TextReading:
                 text,
                 readers=(self._steerer.reader(command.concept, first=len(prompt)),),
                 scores=False,
+                arrival=arrival,
             )
             for prompt, text in zip(command.prompts, command.texts, strict=True)
         ]

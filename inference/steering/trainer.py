@@ -4,13 +4,11 @@ Knows which training is next, and how far each one is. Does not know how trainin
 probes and answers.
 """
 
-import itertools
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Generator
 
-from inference.interface.protocol import (
+from inference.interface.concepts import (
     ConceptReport,
     ExportVectors,
     TrainConcept,
@@ -18,60 +16,18 @@ from inference.interface.protocol import (
     TrainingUpdate,
     VectorsResult,
 )
-from inference.scheduling.probe import Probe, TrainingWork, Work
+from inference.scheduling.probe import TrainingWork, Work
 from inference.steering.calibration import calibrate
+from inference.steering.checks import find_fault
 from inference.steering.direction_files import DirectionFiles
 from inference.steering.directions import Direction, to_given_vectors
 from inference.steering.measurements import ProbeFactory
 from inference.steering.search import candidates
 from inference.steering.steerer import Steerer
-from inference.steering.training import UntrainableError, estimate_tokens, train
+from inference.steering.training import UntrainableError, train
+from inference.steering.training_job import TrainingJob
 
 _log = logging.getLogger(__name__)
-
-
-class _Job:
-    """One concept's training."""
-
-    def __init__(self, command: TrainConcept, work: Generator[Work, None, ConceptReport]) -> None:
-        self.concept = command.concept
-        self.background = command.background
-        self.state = TrainingState.TRAINING
-        self.direction: Direction | None = None
-        self._work = work
-        self._total = estimate_tokens(command)
-        self._done = 0
-        self._due: deque[TrainingWork] = deque()
-        self._out: set[TrainingWork] = set()
-
-    @property
-    def progress(self) -> float:
-        return min(self._done / self._total, 0.99)
-
-    def advance(self) -> ConceptReport | None:
-        """Continues the training if all its work is done. Returns the report if this ends it."""
-        while not self._due and not self._out:
-            try:
-                self._due.extend(next(self._work))
-            except StopIteration as end:
-                report: ConceptReport = end.value
-                return report
-        return None
-
-    def take(self, max_tokens: int, at_least: int) -> list[TrainingWork]:
-        """The next work, up to `max_tokens` tokens. Takes `at_least` pieces, however long."""
-        taken: list[TrainingWork] = []
-        while self._due and (len(taken) < at_least or self._due[0].num_tokens <= max_tokens):
-            taken.append(self._due.popleft())
-            max_tokens -= taken[-1].num_tokens
-        self._out.update(taken)
-        return taken
-
-    def complete(self, work: TrainingWork) -> None:
-        self._out.remove(work)
-        self._done += work.num_tokens
-        if isinstance(work, Probe) and not work.is_finite:
-            raise UntrainableError("the model's output for these examples is not finite")
 
 
 class Trainer:
@@ -98,8 +54,8 @@ class Trainer:
         self._files = files
         self._load_calibration()
         self._reports: dict[str, ConceptReport] = {}
-        self._jobs: dict[str, _Job] = {}
-        self._owners: dict[TrainingWork, _Job] = {}
+        self._jobs: dict[str, TrainingJob] = {}
+        self._owners: dict[TrainingWork, TrainingJob] = {}
         self._exports: list[VectorsResult] = []
         self._updates: dict[str, TrainingUpdate] = {}
         """The newest update of each concept, until `take_updates` returns it."""
@@ -113,12 +69,12 @@ class Trainer:
         if report := self._find_trained(command.concept):
             self._post(TrainingUpdate(command.concept, TrainingState.READY, 1.0, report))
             return
-        if fault := self._fault(command):
+        if fault := find_fault(command, self._vocab_size, self._max_tokens):
             _log.error("concept %s cannot be trained: %s", command.concept, fault)
             self._post(TrainingUpdate(command.concept, TrainingState.FAILED))
             return
         if command.concept not in self._jobs:
-            self._jobs[command.concept] = _Job(command, self._work(command))
+            self._jobs[command.concept] = TrainingJob(command, self._work(command))
         if not command.background:
             self.prioritize(command.concept)
         self._post_progress(self._jobs[command.concept])
@@ -199,39 +155,13 @@ class Trainer:
         updates, self._updates = list(self._updates.values()), {}
         return updates
 
-    def _fault(self, command: TrainConcept) -> str | None:
-        """What is wrong with the command, or None. A wrong command would end every request in the batch."""
-        prompts = [command.prompt_token_ids, *command.pair_prompts, *command.questions]
-        texts = [*command.positive, *command.negative, *command.neutral]
-        ids = itertools.chain(*prompts, *texts)
-        if not len(command.positive) == len(command.negative) == len(command.pair_prompts):
-            return "there must be as many positive as negative texts and prompts"
-        if not all((command.positive or command.vectors, command.neutral, *prompts, *texts)):
-            return "the prompts, the examples and the neutral texts must not be empty"
-        if command.groups and len(command.groups) != len(command.positive):
-            return "there must be a group for each pair"
-        if min(command.groups, default=0) < 0:
-            return "the number of a group must not be negative"
-        if not all(0 <= token_id < self._vocab_size for token_id in ids):
-            return "a token id is not in the model's vocabulary"
-        if self._longest(command) > self._max_tokens:
-            return f"a prompt and its text together must have at most {self._max_tokens} tokens"
-        return None
-
-    def _longest(self, command: TrainConcept) -> int:
-        """The largest number of tokens of a prompt with its text."""
-        pairs = zip(command.pair_prompts, command.positive, command.negative, strict=True)
-        in_pairs = (len(prompt) + max(len(one), len(other)) for prompt, one, other in pairs)
-        neutral = len(command.prompt_token_ids) + max(map(len, command.neutral))
-        return max([neutral, *in_pairs, *map(len, command.questions)])
-
-    def _next_job(self, serving: bool) -> _Job | None:
+    def _next_job(self, serving: bool) -> TrainingJob | None:
         """The oldest training that a caller waits for. If none: the oldest, while no request runs."""
         jobs = self._jobs.values()
         foreground = next((job for job in jobs if not job.background), None)
         return foreground or (None if serving else next(iter(jobs), None))
 
-    def _advance(self, job: _Job) -> bool:
+    def _advance(self, job: TrainingJob) -> bool:
         """Continues the job. Returns whether it has more to compute."""
         try:
             report = job.advance()
@@ -266,19 +196,19 @@ class Trainer:
 
         return publish
 
-    def _complete(self, job: _Job, report: ConceptReport) -> None:
+    def _complete(self, job: TrainingJob, report: ConceptReport) -> None:
         assert job.direction is not None  # noqa: S101 - for the type checker
         del self._jobs[job.concept]
         self._reports[job.concept] = report
         self._files.save(job.concept, job.direction, report)
         self._post(TrainingUpdate(job.concept, TrainingState.READY, 1.0, report))
 
-    def _fail(self, job: _Job, detail: str = "") -> None:
+    def _fail(self, job: TrainingJob, detail: str = "") -> None:
         del self._jobs[job.concept]
         self._steerer.remove(job.concept)
         self._post(TrainingUpdate(job.concept, TrainingState.FAILED, job.progress, detail=detail))
 
-    def _post_progress(self, job: _Job) -> None:
+    def _post_progress(self, job: TrainingJob) -> None:
         self._post(TrainingUpdate(job.concept, job.state, job.progress))
 
     def _post(self, update: TrainingUpdate) -> None:

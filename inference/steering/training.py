@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from inference.interface.protocol import ConceptReport, TrainConcept
+from inference.interface.concepts import ConceptReport, TrainConcept
 from inference.scheduling.probe import Work
 from inference.steering import effects, report
 from inference.steering.answers import AnswerSheet

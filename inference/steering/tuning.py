@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from inference.scheduling.probe import Work
-from inference.steering.answers import MOVED, Answers, AnswerSheet, Setting, has_room, is_fluent, moved
+from inference.steering.answers import (
+    MOVED,
+    Answers,
+    AnswerSheet,
+    Setting,
+    changes,
+    has_room,
+    is_fluent,
+    moved,
+)
 from inference.steering.limits import TunedDose
 from inference.steering.measurements import Examples, HeldOutDirections
 from inference.steering.search import Finalist
@@ -89,7 +98,7 @@ class Tuner:
 
     def add(self, dose: float, answers: Answers) -> None:
         share = float(moved(self._plain, answers, self.sign).mean())
-        change = self.sign * float((answers.readings - self._plain.readings).mean())
+        change = float(changes(self._plain, answers, self.sign).mean())
         self._trials.append(Trial(dose, answers, share, change, self.is_fluent(answers)))
         self._trials.sort(key=lambda trial: trial.dose)
 
@@ -143,7 +152,7 @@ def tune(
     ]
     for _ in range(_ROUNDS_OF_ALL):
         yield from _try_doses(candidates, sheet)
-    best = max(candidates, key=lambda candidate: candidate.usefulness)
+    best = max(reversed(candidates), key=lambda candidate: candidate.usefulness)
     for _ in range(_ROUNDS_OF_BEST):
         yield from _try_doses([best], sheet)
     return best.directions, [tuner.tuned() for tuner in best.tuners], best.plain

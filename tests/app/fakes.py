@@ -12,24 +12,20 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from app.errors import EngineUnavailable
 from app.telemetry.observation import WorkerState
-from inference.interface.protocol import (
+from inference.interface.concepts import (
     AnswerEffect,
     ConceptReport,
     Effect,
-    EngineStats,
-    FinishReason,
-    GenerationRequest,
     GivenVectors,
-    ModelInfo,
     ReadTexts,
     SampleAnswer,
-    TokenEvent,
-    TokenLogprobs,
     TrainConcept,
     TrainingState,
     TrainingUpdate,
     VectorsResult,
 )
+from inference.interface.protocol import EngineStats, ModelInfo
+from inference.interface.requests import FinishReason, GenerationRequest, TokenEvent, TokenLogprobs
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 END_OF_TURN = 2

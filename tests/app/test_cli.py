@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from app.cli import build_commands
 from app.concepts.neutral_texts import NEUTRAL_QUESTIONS
 from app.settings import AuthSettings, Settings
-from inference.interface.protocol import TrainingState, TrainingUpdate
+from inference.interface.concepts import TrainingState, TrainingUpdate
+from tests.app.command_line import assert_one_line
 from tests.app.concepts.vectors.files import vector, write_gguf
 from tests.app.contract.support import until
 from tests.app.fakes import HANG, REPORT, FakeEngine, pausing, train_badly
@@ -109,14 +110,6 @@ async def concept(*arguments: object, url: str, token: str | None = TOKEN) -> Re
     words = ["concept", *map(str, arguments), "--url", url]
     runner = CliRunner(env={"TILLER_TOKEN": token, "COLUMNS": "100"})
     return await asyncio.to_thread(runner.invoke, build_commands(), words)
-
-
-def assert_one_line(result: Result, *words: str) -> None:
-    assert (result.exit_code, result.stdout) == (1, "")
-    [line] = result.stderr.splitlines()
-    assert line.startswith("tiller: ")
-    for word in words:
-        assert word in line
 
 
 @pytest.mark.parametrize("prefix", ["", "/", "/v1"])

@@ -35,7 +35,7 @@ from benchmarks.gateway.server import use_inside, use_worker
 from benchmarks.gateway.steps import StepClock, open_pipe, take
 from benchmarks.resources import MIB, find_server, processor_seconds, usage
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import FinishReason, GenerationRequest, TokenEvent
+from inference.interface.requests import FinishReason, GenerationRequest, TokenEvent
 from tests.app.fakes import write_model_directory
 
 LENGTH = FinishReason.LENGTH

@@ -16,7 +16,7 @@ from inference.compute.graphs import Capture
 from inference.driver import Driver, Result
 from inference.engine import Engine
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import GenerationRequest, SamplingParams, TokenEvent
+from inference.interface.requests import GenerationRequest, SamplingParams, TokenEvent
 from inference.models.causal_lm import CausalLM
 from inference.runner.model_runner import ModelRunner
 from inference.steering.direction_files import DirectionFiles

@@ -9,7 +9,8 @@ import pytest
 from transformers import PreTrainedModel
 
 from inference.driver import Driver, DriverError, RefusedError
-from inference.interface.protocol import ExportVectors, FinishReason, ReadTexts, RefusalCode, TrainingState
+from inference.interface.concepts import ExportVectors, ReadTexts, TrainingState
+from inference.interface.requests import FinishReason, RefusalCode
 from inference.runner.recovery import BrokenEngineError
 from tests.inference.conftest import build_driver, generate, request
 from tests.inference.steering.conftest import PROMPT, make_training

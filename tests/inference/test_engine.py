@@ -4,15 +4,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from inference.interface.concepts import TrainConcept, TrainingState
 from inference.interface.config import ConfigError
-from inference.interface.protocol import (
-    GenerationRequest,
-    RefusalCode,
-    SteeringSpec,
-    SubmitResult,
-    TrainConcept,
-    TrainingState,
-)
+from inference.interface.requests import GenerationRequest, RefusalCode, SteeringSpec, SubmitResult
 from tests.inference.conftest import VOCAB_SIZE, build_driver, request
 
 

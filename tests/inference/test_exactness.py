@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from tests.inference.conftest import (
     ARCHITECTURES,
     VOCAB_SIZE,

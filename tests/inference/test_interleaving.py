@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inference.engine import Engine
+from inference.interface.concepts import ReadingsResult, ReadTexts
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import (
+from inference.interface.requests import (
     FinishReason,
     GenerationRequest,
-    ReadingsResult,
-    ReadTexts,
     RefusalCode,
     SamplingParams,
     SteeringCondition,

@@ -12,31 +12,35 @@ import torch
 import zmq
 
 from inference.backends.cpu import build
-from inference.interface.config import ConfigError, EngineConfig
-from inference.interface.protocol import (
-    Abort,
-    Command,
+from inference.interface.concepts import (
     ExportVectors,
     ForgetConcept,
-    GenerationRequest,
-    ModelInfo,
     PrioritizeTraining,
     ReadingsResult,
     ReadTexts,
-    RefusalCode,
-    Report,
-    SamplingParams,
-    Started,
-    StartFailed,
-    SteeringSpec,
-    StepReport,
-    SubmitResult,
     TrainConcept,
     TrainingState,
     TrainingUpdate,
     VectorsResult,
+)
+from inference.interface.config import ConfigError, EngineConfig
+from inference.interface.protocol import (
+    Command,
+    ModelInfo,
+    Report,
+    Started,
+    StartFailed,
+    StepReport,
     decode_report,
     encode,
+)
+from inference.interface.requests import (
+    Abort,
+    GenerationRequest,
+    RefusalCode,
+    SamplingParams,
+    SteeringSpec,
+    SubmitResult,
 )
 from inference.steering.direction_files import DirectionFiles
 from inference.worker import build_engine, choose_device

@@ -3,7 +3,8 @@
 import pytest
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import GenerationRequest, encode
+from inference.interface.protocol import encode
+from inference.interface.requests import GenerationRequest
 from inference.worker import Worker
 from tests.inference.conftest import build_driver, request
 

@@ -54,6 +54,21 @@ def test_training_reports_its_progress_and_result(make_llm: MakeLLM, cache: Path
     assert str(concept) == f"mine: {concept.report.summary}"
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_training_asks_as_many_questions_as_given(make_llm: MakeLLM, cache: Path, count: int) -> None:
+    with make_llm(cache_directory=cache, training_questions=count) as llm:
+        report = llm.train(PAIRS, "mine").report
+    assert report is not None
+    assert len({sample.question for sample in report.samples}) == count
+    assert bool(report.answers) == bool(count)
+
+
+def test_too_many_questions_are_a_value_error(make_llm: MakeLLM) -> None:
+    with pytest.raises(InvalidRequestError, match="training_questions must be at most 20, got 21") as caught:
+        make_llm(training_questions=21)
+    assert caught.value.param == "training_questions"
+
+
 def test_all_forms_of_pairs_make_the_same_concept(llm: LLM) -> None:
     with_prompt = [Example(positive, negative, "hi") for positive, negative in PAIRS]
     forms = [

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from app.errors import ApiError, ErrorCode, InvalidRequest, shorten
-from inference.interface.protocol import GivenVectors, ModelInfo
+from inference.interface.concepts import GivenVectors
+from inference.interface.protocol import ModelInfo
 
 _log = logging.getLogger(__name__)
 

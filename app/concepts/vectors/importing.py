@@ -6,7 +6,7 @@ from app.concepts.vectors.formats import VectorFile
 from app.concepts.vectors.imported import ImportedVectors, ServedModel, bind
 from app.concepts.vectors.tensors import read_directions
 from app.concepts.vectors.tiller_file import check_model, is_tiller_file, read_tiller_file
-from inference.interface.protocol import GivenVectors
+from inference.interface.concepts import GivenVectors
 
 
 def import_vectors(file: VectorFile, served: ServedModel, examples_digest: str) -> ImportedVectors:

@@ -16,7 +16,7 @@ from app import __version__
 from app.concepts.vectors.imported import ServedModel, another_model
 from app.concepts.vectors.tensors import Vector, checked, norm
 from app.errors import InvalidRequest
-from inference.interface.protocol import GivenVectors, VectorsResult
+from inference.interface.concepts import GivenVectors, VectorsResult
 
 FORMAT = "tiller-vectors"
 VERSION = "1"

@@ -6,7 +6,7 @@ import torch
 
 from inference.compute.sampling.operations import FindTop
 from inference.compute.transfer import AsyncCopy
-from inference.interface.protocol import TokenLogprobs
+from inference.interface.requests import TokenLogprobs
 
 
 @dataclass(frozen=True)

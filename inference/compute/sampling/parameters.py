@@ -12,7 +12,7 @@ from inference.compute.sampling.operations import Truncation
 from inference.compute.sampling.output_history import OutputHistory
 from inference.compute.sampling.penalties import Penalties
 from inference.compute.transfer import Arrays, upload
-from inference.interface.protocol import SamplingParams
+from inference.interface.requests import SamplingParams
 from inference.scheduling.sequence import FloatArray, IntArray, Sequence
 
 _MIN_TEMPERATURE = 1e-5  # at lower temperatures, sampling from float32 logits gives the maximum anyway

@@ -16,7 +16,8 @@ from app.bench import load
 from app.bench.client import BenchError, Target, Workload, connect, parse_target
 from app.bench.load import Plan, compare
 from app.cli import build_commands
-from inference.interface.protocol import FinishReason
+from inference.interface.requests import FinishReason
+from tests.app.command_line import assert_one_line
 from tests.app.contract.support import pieces
 from tests.app.fakes import FakeEngine, reply
 
@@ -28,14 +29,6 @@ async def bench(*arguments: object, token: str | None = None) -> Result:
     """Runs `tiller bench …` on another thread, because the server runs in this one."""
     runner = CliRunner(env={"TILLER_TOKEN": token})
     return await asyncio.to_thread(runner.invoke, build_commands(), ["bench", *map(str, arguments)])
-
-
-def assert_one_line(result: Result, *words: str) -> None:
-    assert (result.exit_code, result.stdout) == (1, "")
-    [line] = result.stderr.splitlines()
-    assert line.startswith("tiller: ")
-    for word in words:
-        assert word in line
 
 
 # Tiller's own gateway, over a socket.

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from app.cli import build_commands
 from app.concepts.concept import Example
 from app.concepts.store import ConceptStore
+from tests.app.command_line import assert_one_line
 
 QUESTION = "Who are you?\n\nChoices:\n(A) A model: no one.\n(B) Ada"
 CAA = {"question": QUESTION, "answer_matching_behavior": "(A)", "answer_not_matching_behavior": "(B)"}
@@ -25,14 +26,6 @@ def source(tmp_path: Path) -> Path:
 
 def new(*arguments: object) -> Result:
     return CliRunner().invoke(build_commands(), ["concept", "new", *map(str, arguments)])
-
-
-def assert_one_line(result: Result, *words: str) -> None:
-    assert (result.exit_code, result.stdout) == (1, "")
-    [line] = result.stderr.splitlines()
-    assert line.startswith("tiller: ")
-    for word in words:
-        assert word in line
 
 
 def test_the_file_is_a_concept(source: Path, tmp_path: Path) -> None:

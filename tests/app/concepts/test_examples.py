@@ -14,7 +14,7 @@ from app.schemas.messages import Message
 from app.settings import SteeringSettings
 from app.text.prompts import load_text
 from app.text.tokenizer import Tokenizer
-from inference.interface.protocol import GivenVectors
+from inference.interface.concepts import GivenVectors
 from tests.app.fakes import CHAT_TEMPLATE, CONTEXT_LENGTH, SPECIAL_TOKENS, write_model_directory
 
 SERVED = ServedModel("tiny", "5f" * 32, hidden_size=8, num_layers=4)

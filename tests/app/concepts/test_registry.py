@@ -19,8 +19,8 @@ from app.schemas.concepts import ConceptDetail, ConceptState, full_id
 from app.schemas.reports import ConceptReport
 from app.settings import LimitSettings
 from app.telemetry.metrics import Metrics
-from inference.interface import protocol
-from inference.interface.protocol import TrainConcept, TrainingState, TrainingUpdate
+from inference.interface.concepts import ConceptReport as WorkerReport
+from inference.interface.concepts import TrainConcept, TrainingState, TrainingUpdate
 from tests.app.contract.support import until
 from tests.app.fakes import (
     HANG,
@@ -46,7 +46,7 @@ def encode(concept: Concept) -> TrainConcept:
     return TrainConcept(concept.digest, [1], [[1]], [[2]], [[3]], [[4]])
 
 
-def present(report: protocol.ConceptReport) -> ConceptReport:
+def present(report: WorkerReport) -> ConceptReport:
     """The report without its samples, whose texts need a tokenizer."""
     return ConceptReport(**{**msgspec.structs.asdict(report), "samples": []})
 

@@ -126,6 +126,13 @@ async def serve(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Serve]:
 
 
 @pytest.fixture
+async def untrained(serve: Serve, tmp_path: Path) -> httpx.AsyncClient:
+    """A client of another gateway with one concept, a, which is not trained yet."""
+    store_concepts(tmp_path / "data", {"a": CONCEPTS["a"]})
+    return await serve()
+
+
+@pytest.fixture
 def templateless(tmp_path: Path) -> FakeEngine:
     """An engine whose model has no chat template, so it cannot chat."""
     tokenizer = write_model_directory(tmp_path, chat_template=None)

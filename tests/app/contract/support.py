@@ -12,7 +12,7 @@ import httpx
 from app.concepts.concept import Concept, Example, digest_of
 from app.concepts.store import ConceptStore
 from app.schemas.concepts import full_id
-from inference.interface.protocol import FinishReason, GenerationRequest, TokenEvent, TokenLogprobs
+from inference.interface.requests import FinishReason, GenerationRequest, TokenEvent, TokenLogprobs
 from tests.app.fakes import END_OF_TURN, FakeEngine, Script, Step, readings_of
 
 CHAT = "/chat/completions"

@@ -15,7 +15,7 @@ import pytest
 from app.errors import EngineUnavailable, QueueFull
 from app.settings import ServerSettings
 from inference.interface.logs import JsonFormatter
-from inference.interface.protocol import FinishReason
+from inference.interface.requests import FinishReason
 from tests.app.contract.support import CHAT, CONCEPTS, body, steps, store_concepts, user
 from tests.app.fakes import HANG, FakeEngine, reply
 from tests.app.live import serving

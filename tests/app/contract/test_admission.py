@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from app.errors import EngineUnavailable
 from app.main import create_app
 from app.settings import Settings
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from tests.app.contract.conftest import client_of
 from tests.app.contract.support import (
     CHAT,

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from app.concepts.concept import Example, digest_of
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError
-from inference.interface.protocol import SteeringSpec
+from inference.interface.requests import SteeringSpec
 from tests.app.contract.support import CONCEPTS, steps, user
 from tests.app.fakes import FakeEngine
 

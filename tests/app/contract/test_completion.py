@@ -8,7 +8,7 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from inference.interface.protocol import FinishReason, GenerationRequest
+from inference.interface.requests import FinishReason, GenerationRequest
 from tests.app.contract.support import chat, completion, events, steps, user
 from tests.app.fakes import END_OF_TURN, FakeEngine, Script, Step
 

@@ -17,7 +17,6 @@ from tests.app.contract.support import (
     JSON,
     assert_error,
     assistant,
-    pairs,
     post,
     store_concepts,
     system,
@@ -94,13 +93,11 @@ async def test_the_lenient_mode_merges_messages(serve, tmp_path: Path, engine: F
 
 
 async def test_a_reading_waits_until_the_concept_is_trained(
-    serve, engine: FakeEngine, tmp_path: Path
+    untrained: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    store_concepts(tmp_path / "data", {"a": CONCEPTS["a"]})
-    client = await serve()
     go_on = asyncio.Event()
     engine.training = pausing(go_on)
-    reading = asyncio.create_task(read(client, texts=["x"]))
+    reading = asyncio.create_task(read(untrained, texts=["x"]))
     await until(lambda: engine.in_training)
     assert engine.reads == []
     go_on.set()
@@ -214,12 +211,10 @@ async def test_messages_that_the_chat_template_refuses_are_named(serve, tmp_path
 
 
 async def test_a_concept_that_the_model_cannot_use_is_a_400(
-    serve, engine: FakeEngine, tmp_path: Path
+    untrained: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    store_concepts(tmp_path / "data", {"a": CONCEPTS["a"]})
-    client = await serve()
     engine.training = train_badly
-    response = await post(client, PATH, {"texts": ["a"]})
+    response = await post(untrained, PATH, {"texts": ["a"]})
     assert_error(response, 400, "INVALID_REQUEST", "_worker/a cannot be used", "differ in nothing")
 
 
@@ -243,32 +238,27 @@ async def test_a_failure_of_the_engine_is_reported(
 
 
 async def test_a_concept_that_the_engine_lost_is_trained_again_for_the_next_reading(
-    serve, engine: FakeEngine, tmp_path: Path
+    untrained: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    store_concepts(tmp_path / "data", {"a": CONCEPTS["a"]})
-    client = await serve()
-    await read(client, texts=["a"])
+    await read(untrained, texts=["a"])
     await asyncio.sleep(0.01)
     engine.question_refusal = ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, "no such steering concept: 5f")
-    response = await post(client, PATH, {"texts": ["a"]})
+    response = await post(untrained, PATH, {"texts": ["a"]})
     assert_error(response, 503, "UNAVAILABLE", "trained again")
     engine.question_refusal = None
-    await read(client, texts=["a"])
+    await read(untrained, texts=["a"])
     assert len(engine.trainings) == 2
 
 
 async def test_a_concept_that_is_deleted_meanwhile_is_a_404(
-    serve, engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untrained: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store_concepts(tmp_path / "data", {"a": pairs("a")})
-    client = await serve()
-
     async def delete_first(concept: str, prompts: Any, texts: Any) -> list[list[float]]:
-        await client.delete("/steering_concepts/a")
+        await untrained.delete("/steering_concepts/a")
         raise ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, "no such steering concept")
 
     monkeypatch.setattr(engine, "read", delete_first)
-    response = await post(client, PATH, {"texts": ["a"]})
+    response = await post(untrained, PATH, {"texts": ["a"]})
     assert_error(response, 404, "UNKNOWN_STEERING_CONCEPT", "_worker/a")
 
 

@@ -15,9 +15,9 @@ from safetensors.numpy import load
 
 from app.concepts.concept import digest_of
 from app.errors import ApiError, EngineUnavailable, ErrorCode
-from inference.interface.protocol import TrainingState
+from inference.interface.concepts import TrainingState
 from tests.app.concepts.vectors.files import raw_gguf, vector, write_gguf, write_safetensors
-from tests.app.contract.support import CONCEPTS, assert_error, chat, pieces, post, store_concepts, until
+from tests.app.contract.support import CONCEPTS, assert_error, chat, pieces, post, until
 from tests.app.fakes import HANG, VECTORS, FakeEngine, pausing, train_badly, train_well
 
 PATH = "/steering_concepts"
@@ -77,13 +77,11 @@ async def test_a_concepts_vectors_are_a_safetensors_file(
 
 
 async def test_an_export_waits_until_the_concept_is_trained_and_measured(
-    serve, engine: FakeEngine, tmp_path: Path
+    untrained: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    store_concepts(tmp_path / "data", {"a": CONCEPTS["a"]})
-    client = await serve()
     go_on = asyncio.Event()
     engine.training = pausing(go_on, state=TrainingState.MEASURING)
-    exporting = asyncio.create_task(export(client))
+    exporting = asyncio.create_task(export(untrained))
     await until(lambda: engine.in_training)
     await asyncio.sleep(0.02)
     assert engine.exports == []
@@ -110,12 +108,10 @@ async def test_vectors_of_an_unknown_concept_are_a_404(client: httpx.AsyncClient
 
 
 async def test_a_concept_that_the_model_cannot_use_has_no_vectors(
-    serve, engine: FakeEngine, tmp_path: Path
+    untrained: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    store_concepts(tmp_path / "data", {"a": CONCEPTS["a"]})
-    client = await serve()
     engine.training = train_badly
-    response = await client.get(f"{PATH}/a/vectors")
+    response = await untrained.get(f"{PATH}/a/vectors")
     assert_error(response, 400, "INVALID_REQUEST", "_worker/a cannot be used", "differ in nothing")
 
 

@@ -18,7 +18,8 @@ from app.concepts.concept import digest_of
 from app.concepts.neutral_texts import NEUTRAL_QUESTIONS, NEUTRAL_TEXTS, TRAINING_PROMPT
 from app.concepts.store import ConceptStore
 from app.errors import ApiError, EngineUnavailable, ErrorCode
-from inference.interface.protocol import SampleAnswer, SteeringSpec, TrainingState, TrainingUpdate
+from inference.interface.concepts import SampleAnswer, TrainingState, TrainingUpdate
+from inference.interface.requests import SteeringSpec
 from tests.app.contract.support import (
     CONCEPTS,
     JSON,

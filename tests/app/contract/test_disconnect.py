@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.errors import InternalError
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from tests.app.contract.support import (
     CHAT,
     assert_error_payload,

@@ -7,7 +7,7 @@ import httpx
 import msgspec
 import pytest
 
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from tests.app.contract.support import CHAT, assert_error, body, chat, chat_with_literal, post, sent, stream
 from tests.app.fakes import END_OF_TURN, FakeEngine
 

@@ -5,7 +5,7 @@ import itertools
 import httpx
 import pytest
 
-from inference.interface.protocol import FinishReason
+from inference.interface.requests import FinishReason
 from tests.app.contract.support import assert_error, chat, sent, steps, user
 from tests.app.fakes import CONTEXT_LENGTH, FakeEngine
 

@@ -11,7 +11,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 from tokenizers import Tokenizer
 
-from inference.interface.protocol import FinishReason, TokenLogprobs
+from inference.interface.requests import FinishReason, TokenLogprobs
 from tests.app.contract.support import choice_chunks, completion, entries_of, logprobs_of, steps, stream
 from tests.app.fakes import END_OF_TURN, FakeEngine, reply
 

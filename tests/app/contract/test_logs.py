@@ -14,7 +14,7 @@ import pytest
 import app.http.body
 from app.errors import EngineUnavailable, InternalError, QueueFull
 from inference.interface.logs import JsonFormatter, TextFormatter
-from inference.interface.protocol import FinishReason
+from inference.interface.requests import FinishReason
 from tests.app.contract.support import CHAT, JSON, body, steps, user
 from tests.app.fakes import CHAT_TEMPLATE, FakeEngine, model_info, write_model_directory
 

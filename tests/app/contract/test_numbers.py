@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from inference.interface.protocol import SamplingParams
+from inference.interface.requests import SamplingParams
 from tests.app.contract.support import assert_error, body, chat, chat_with_literal, post, sent
 from tests.app.fakes import FakeEngine
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from app.concepts.concept import digest_of
-from inference.interface.protocol import SteeringSpec
+from inference.interface.requests import SteeringSpec
 from tests.app.contract.support import CONCEPTS, HASHED_NAME, LONGEST_NAME, assert_error, chat, sent
 from tests.app.fakes import FakeEngine
 

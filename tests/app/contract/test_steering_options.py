@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from app.concepts.concept import digest_of
-from inference.interface.protocol import SteeringCondition, SteeringMode, SteeringScope, SteeringSpec
+from inference.interface.requests import SteeringCondition, SteeringMode, SteeringScope, SteeringSpec
 from tests.app.contract.support import CONCEPTS, assert_error, chat, chat_with_literal, sent
 from tests.app.fakes import FakeEngine
 

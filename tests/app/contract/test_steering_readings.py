@@ -13,7 +13,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from app.concepts.concept import digest_of
-from inference.interface.protocol import FinishReason, GenerationRequest, TokenEvent
+from inference.interface.requests import FinishReason, GenerationRequest, TokenEvent
 from tests.app.contract.support import (
     CONCEPTS,
     assert_error,

@@ -10,7 +10,7 @@ import pytest
 
 from app.concepts.concept import digest_of
 from app.errors import ApiError, ErrorCode
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from tests.app.contract.support import CONCEPTS, assert_error, chat, store_concepts, until
 from tests.app.fakes import HANG, FakeEngine, FakeGeneration, pausing, train_badly
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from inference.interface.protocol import FinishReason, GenerationRequest
+from inference.interface.requests import FinishReason, GenerationRequest
 from tests.app.contract.support import (
     assert_error,
     chat,

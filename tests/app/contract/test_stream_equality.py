@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference.interface.protocol import FinishReason
+from inference.interface.requests import FinishReason
 from tests.app.contract.support import (
     choice_chunks,
     completion,

@@ -15,7 +15,8 @@ from fastapi import FastAPI
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError
 from app.main import create_app
 from app.settings import Settings
-from inference.interface.protocol import GenerationRequest, TrainingState, TrainingUpdate
+from inference.interface.concepts import TrainingState, TrainingUpdate
+from inference.interface.requests import GenerationRequest
 from tests.app.contract.conftest import live
 from tests.app.contract.support import (
     CHAT,

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from inference.interface.protocol import FinishReason, GenerationRequest
+from inference.interface.requests import FinishReason, GenerationRequest
 from tests.app.contract.support import (
     chat,
     choice_chunks,

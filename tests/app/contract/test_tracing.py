@@ -24,7 +24,7 @@ from app.settings import Settings, TracingSettings
 from app.telemetry import tracing as subject
 from app.telemetry.observation import Observation
 from app.telemetry.tracing import Tracing, start_tracing
-from inference.interface.protocol import FinishReason
+from inference.interface.requests import FinishReason
 from tests.app.contract.conftest import client_of
 from tests.app.contract.support import CHAT, body, steps, user
 from tests.app.contract.test_disconnect import Reader, answering

@@ -34,7 +34,9 @@ WORKER = """
 import json, sys
 sys.path.insert(0, {root!r})
 import zmq
+from inference.interface.concepts import *
 from inference.interface.protocol import *
+from inference.interface.requests import *
 
 socket = zmq.Context().socket(zmq.PAIR)
 socket.connect(sys.argv[-1])

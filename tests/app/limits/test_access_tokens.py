@@ -19,6 +19,7 @@ from app.limits.access_tokens import AccessTokenFile, AccessTokenFileError, Acce
 from app.main import create_app
 from app.settings import AccessScope, AccessToken
 from inference.interface.logs import JsonFormatter, TextFormatter
+from tests.app.command_line import assert_one_line
 from tests.app.contract.conftest import client_of
 from tests.app.fakes import FakeEngine
 
@@ -50,13 +51,6 @@ def create_token(*words: object) -> str:
     done = run("new", *words)
     assert (done.exit_code, done.stderr) == (0, "")
     return done.stdout.splitlines()[0].removeprefix("Token: ")
-
-
-def assert_one_line(done: Result, *words: str) -> None:
-    assert (done.exit_code, done.stdout) == (1, "")
-    [line] = done.stderr.splitlines()
-    for word in words:
-        assert word in line
 
 
 def test_a_written_file_can_be_read_back(file: AccessTokenFile) -> None:

@@ -14,7 +14,8 @@ from app.schemas.completions import FinishReason, Usage
 from app.telemetry import observation
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observation, WorkerState
-from inference.interface.protocol import EngineStats, GenerationRequest, SteeringSpec
+from inference.interface.protocol import EngineStats
+from inference.interface.requests import GenerationRequest, SteeringSpec
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -10,9 +10,9 @@ from app.errors import ApiError, ErrorCode, InvalidRequest
 from app.schemas.chat import ChatRequest
 from app.settings import Settings
 from app.text.generation_request import check_model, digests_in, generation_request
-from inference.interface.protocol import (
+from inference.interface.protocol import ModelInfo
+from inference.interface.requests import (
     GenerationRequest,
-    ModelInfo,
     SamplingParams,
     SteeringCondition,
     SteeringMode,

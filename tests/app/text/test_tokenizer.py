@@ -14,11 +14,6 @@ from app.text.tokenizer import Tokenizer
 from tests.app.text.kinds import KINDS, gemma, saved, words
 
 
-@pytest.fixture(scope="module")
-def tokenizer(model_directory: Path) -> Tokenizer:
-    return Tokenizer(model_directory)
-
-
 @given(data=st.data())
 def test_bytes_of_byte_level_tokens(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(3, tokenizer.size - 1)))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from app.schemas.completions import Delta, TokenLogprob
 from app.text.tokenizer import Tokenizer
-from app.text.transcript import AnswerHeader, Progress, Transcript
-from inference.interface.protocol import (
+from app.text.transcript import Progress, Transcript
+from inference.interface.requests import (
     FinishReason,
     GenerationRequest,
     SamplingParams,
@@ -24,13 +24,7 @@ from inference.interface.protocol import (
 )
 from tests.app.fakes import END_OF_TURN
 from tests.app.text.kinds import BYTE_TOKENS, KINDS, bert, gemma, llama_2, saved, t5, wav2vec2, words, xlm
-
-HEADING = AnswerHeader("chatcmpl-1", 1763800000, "tiny", "fp_1")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model_directory: Path) -> Tokenizer:
-    return Tokenizer(model_directory)
+from tests.app.text.transcripts import CONTROL, HEADING, TEXT, by_finish, by_stop, feed, in_steps
 
 
 def transcript(
@@ -50,28 +44,21 @@ def events_of(token_ids: list[int], finish: FinishReason, index: int = 0) -> lis
     ]
 
 
-def feed(answer: Transcript, steps: list[list[TokenEvent]]) -> list[Progress]:
-    return [progress for events in steps for progress in answer.feed(events)]
-
-
 def streamed(answer: Transcript, progress: list[Progress]) -> tuple[str, list[TokenLogprob]]:
     choices = [chunk.choices[0] for step in progress for chunk in answer.chunks(step)]
     entries = [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content]
     return "".join(choice.delta.content for choice in choices if choice.delta.content), entries
 
 
-TEXT = "Hello 你好, wörld 😀 the end"
-
-
-@pytest.mark.parametrize("finish", FinishReason)
-@pytest.mark.parametrize("stop", [(), ("wör",), ("😀 the", "好"), ("nowhere",), ("end",), ("H",)])
+@by_finish
+@by_stop
 @pytest.mark.parametrize("per_step", [1, 3, 100])
 def test_streamed_and_whole_answers_are_the_same(
     tokenizer: Tokenizer, finish: FinishReason, stop: tuple[str, ...], per_step: int
 ) -> None:
     events = events_of(tokenizer.encode(TEXT), finish)
     answer = transcript(tokenizer, stop)
-    progress = feed(answer, [events[start : start + per_step] for start in range(0, len(events), per_step)])
+    progress = feed(answer, in_steps(events, per_step))
     text, entries = streamed(answer, progress)
     (choice,) = answer.completion(progress).choices
     cuts = [TEXT.find(sequence) for sequence in stop if sequence in TEXT]
@@ -87,7 +74,7 @@ def test_streamed_and_whole_answers_are_the_same(
 )
 def test_log_probabilities_cover_the_text(tokenizer: Tokenizer, text: str, stop: list[str]) -> None:
     answer = transcript(tokenizer, tuple(stop))
-    progress = feed(answer, [[event] for event in events_of(tokenizer.encode(text), FinishReason.STOP)])
+    progress = feed_ids(answer, tokenizer.encode(text), FinishReason.STOP)
     content, entries = streamed(answer, progress)
     covered = b"".join(bytes(entry.bytes) for entry in entries)
     assert covered.startswith(content.encode())
@@ -118,7 +105,7 @@ def test_interleaved_choices_are_the_same_as_separate_ones(
     ]
     answer = transcript(tokenizer, tuple(stop), len(queues), logprobs)
     alone = [transcript(tokenizer, tuple(stop), len(queues), logprobs) for _ in queues]
-    expected = [feed(one, [[event] for event in queue]) for one, queue in zip(alone, queues, strict=True)]
+    expected = [feed(one, in_steps(queue)) for one, queue in zip(alone, queues, strict=True)]
     progress = feed(answer, shuffled(queues, order))
     assert answer.ended
     assert answer.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
@@ -145,7 +132,7 @@ def test_tokens_of_one_character_are_in_the_same_step(tokenizer: Tokenizer) -> N
     ids = tokenizer.encode("😀")
     assert len(ids) == 4
     answer = transcript(tokenizer)
-    (step, last) = feed(answer, [[event] for event in events_of(ids, FinishReason.STOP)])
+    (step, last) = feed_ids(answer, ids, FinishReason.STOP)
     assert step.text == "😀"
     assert [entry.bytes for entry in step.logprobs] == [[0xF0], [0x9F], [0x98], [0x80]]
     assert (last.text, last.logprobs, last.finish_reason) == ("", [], "stop")
@@ -154,7 +141,7 @@ def test_tokens_of_one_character_are_in_the_same_step(tokenizer: Tokenizer) -> N
 def test_a_control_token_has_no_text(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("a"), tokenizer.control_tokens["<|endoftext|>"], *tokenizer.encode("b")]
     answer = transcript(tokenizer)
-    text, entries = streamed(answer, feed(answer, [[e] for e in events_of(ids, FinishReason.STOP)]))
+    text, entries = streamed(answer, feed_ids(answer, ids, FinishReason.STOP))
     assert text == "ab"
     assert [entry.token for entry in entries] == ["a", "<|endoftext|>", "b"]
 
@@ -213,16 +200,12 @@ def test_the_opening_has_the_role_of_every_choice(tokenizer: Tokenizer) -> None:
     assert all((c.choices[0].delta.role, c.choices[0].delta.content) == ("assistant", "") for c in opening)
 
 
-def in_steps(answer: Transcript, ids: list[int], finish: FinishReason, per_step: int) -> list[Progress]:
-    events = events_of(ids, finish)
-    return feed(answer, [events[start : start + per_step] for start in range(0, len(events), per_step)])
-
-
-CONTROL = 0  # <|endoftext|>, which does not end a turn
+def feed_ids(answer: Transcript, ids: list[int], finish: FinishReason, per_step: int = 1) -> list[Progress]:
+    return feed(answer, in_steps(events_of(ids, finish), per_step))
 
 
 @pytest.mark.parametrize("per_step", [1, 2, 100])
-@pytest.mark.parametrize("finish", FinishReason)
+@by_finish
 @pytest.mark.parametrize(
     "names",
     [["C"], ["C", "C"], ["a", "C"], ["C", "a"], ["a", "C", "C"], ["C", "a", "C", "b", "C"]],
@@ -233,7 +216,7 @@ def test_every_generated_control_token_has_an_entry(
 ) -> None:
     ids = [CONTROL if name == "C" else tokenizer.encode(name)[0] for name in names]
     answer = transcript(tokenizer)
-    progress = in_steps(answer, ids, finish, per_step)
+    progress = feed_ids(answer, ids, finish, per_step)
     text, entries = streamed(answer, progress)
     (choice,) = answer.completion(progress).choices
     assert choice.logprobs is not None
@@ -250,13 +233,11 @@ def test_only_entries_without_a_content_chunk_are_in_the_last_chunk(tokenizer: T
     (a,) = tokenizer.encode("a")
     answer = transcript(tokenizer)
     chunks = [
-        chunk
-        for step in in_steps(answer, [a, CONTROL], FinishReason.LENGTH, 1)
-        for chunk in answer.chunks(step)
+        chunk for step in feed_ids(answer, [a, CONTROL], FinishReason.LENGTH) for chunk in answer.chunks(step)
     ]
     tokens = [[entry.token for entry in chunk.choices[0].logprobs.content] for chunk in chunks]
     assert tokens == [["a"], ["<|endoftext|>"]]
-    together = in_steps(transcript(tokenizer), [a, CONTROL], FinishReason.LENGTH, 2)
+    together = feed_ids(transcript(tokenizer), [a, CONTROL], FinishReason.LENGTH, 2)
     content, last = [chunk.choices[0].logprobs for step in together for chunk in answer.chunks(step)]
     assert [entry.token for entry in content.content] == ["a", "<|endoftext|>"]
     assert last is None
@@ -278,7 +259,7 @@ def test_a_control_token_in_or_after_a_removed_stop_sequence_has_no_entry(
 ) -> None:
     ids = [CONTROL if name == "C" else tokenizer.encode(name)[0] for name in names]
     answer = transcript(tokenizer, stop=("bc",) if "c" in names else ("b",))
-    _, entries = streamed(answer, in_steps(answer, ids, FinishReason.LENGTH, per_step))
+    _, entries = streamed(answer, feed_ids(answer, ids, FinishReason.LENGTH, per_step))
     assert [entry.token for entry in entries] == [name.replace("C", "<|endoftext|>") for name in shown]
 
 
@@ -291,11 +272,11 @@ def test_an_indentation_token_is_shown_and_stopped_at_as_spaces(tmp_path: Path) 
     tokenizer = saved(original, tmp_path)
     ids = ids_of(original, "a", "▁▁▁▁", "▁▁▁▁")
     answer = transcript(tokenizer)
-    text, entries = streamed(answer, in_steps(answer, ids, FinishReason.LENGTH, 1))
+    text, entries = streamed(answer, feed_ids(answer, ids, FinishReason.LENGTH))
     assert text == "a        "
     assert [(entry.token, entry.bytes) for entry in entries] == [("a", [97]), *[("    ", [32] * 4)] * 2]
     stopping = transcript(tokenizer, stop=("    ",))
-    (a, last) = in_steps(stopping, ids, FinishReason.LENGTH, 1)
+    (a, last) = feed_ids(stopping, ids, FinishReason.LENGTH)
     assert (a.text, last.text, last.finish_reason) == ("a", "", "stop")
     assert stopping.usage.completion_tokens == 2
 
@@ -318,7 +299,7 @@ def test_forced_tokens_give_the_text_of_the_tokenizers_decoder(
     original = kind()
     ids = ids_of(original, *tokens)
     answer = transcript(saved(original, tmp_path))
-    assert streamed(answer, in_steps(answer, ids, FinishReason.LENGTH, 1))[0] == text == original.decode(ids)
+    assert streamed(answer, feed_ids(answer, ids, FinishReason.LENGTH))[0] == text == original.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +313,7 @@ def test_only_byte_tokens_of_the_returned_text_have_entries(
     ids = ids_of(original, *(BYTE_TOKENS[byte] for byte in "é🙂".encode()), "b", "\n", "<0x0A>")
     ids = [token_id for token_id in ids if token_id is not None]
     answer = transcript(saved(original, tmp_path), stop=(stop,))
-    content, entries = streamed(answer, in_steps(answer, ids, FinishReason.LENGTH, 1))
+    content, entries = streamed(answer, feed_ids(answer, ids, FinishReason.LENGTH))
     assert content == text + ("\n" if stop == "x" else "")
     assert [entry.bytes for entry in entries] == [[byte] for byte in content.encode()]
     assert len(entries) == shown + (stop == "x")
@@ -342,7 +323,7 @@ def test_control_tokens_keep_their_place_among_tokens_that_are_held_back(tmp_pat
     original = llama_2()
     ids = ids_of(original, "a", "</s>", "<0xC3>", "</s>", "<0xA9>", "</s>", "b", "</s>")
     answer = transcript(saved(original, tmp_path), stop=("b",))
-    text, entries = streamed(answer, in_steps(answer, ids, FinishReason.LENGTH, 1))
+    text, entries = streamed(answer, feed_ids(answer, ids, FinishReason.LENGTH))
     assert text == "aé"
     assert [bytes(entry.bytes) for entry in entries] == [b"a", b"</s>", b"\xc3", b"</s>", b"\xa9", b"</s>"]
 
@@ -358,7 +339,7 @@ def test_any_tokenizer_gives_the_same_streamed_and_whole(
     stop = data.draw(st.lists(st.text(alphabet="ab ▁.é", min_size=1, max_size=2), max_size=2))
     finish = data.draw(st.sampled_from(FinishReason))
     answer = transcript(tokenizer, tuple(stop))
-    progress = in_steps(answer, ids, finish, data.draw(st.integers(1, 4)))
+    progress = feed_ids(answer, ids, finish, data.draw(st.integers(1, 4)))
     text, entries = streamed(answer, progress)
     (choice,) = answer.completion(progress).choices
     assert choice.logprobs is not None

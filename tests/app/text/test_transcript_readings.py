@@ -1,7 +1,6 @@
 """An answer's readings, and the strengths that the engine reduced."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,8 +8,8 @@ import pytest
 
 from app.schemas.completions import TokenReadings
 from app.text.tokenizer import Tokenizer
-from app.text.transcript import AnswerHeader, ConceptDigests, Progress, Transcript
-from inference.interface.protocol import (
+from app.text.transcript import ConceptDigests, Progress, Transcript
+from inference.interface.requests import (
     FinishReason,
     GenerationRequest,
     SamplingParams,
@@ -18,16 +17,9 @@ from inference.interface.protocol import (
     TokenLogprobs,
 )
 from tests.app.fakes import END_OF_TURN
+from tests.app.text.transcripts import CONTROL, HEADING, TEXT, by_finish, by_stop, feed, in_steps
 
-HEADING = AnswerHeader("chatcmpl-1", 1763800000, "tiny", "fp_1")
-TEXT = "Hello 你好, wörld 😀 the end"
-CONTROL = 0
 DIGESTS = ConceptDigests(readings={"_worker/b": "b2", "_worker/a": "a1", "_worker/also-b": "b2"})
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model_directory: Path) -> Tokenizer:
-    return Tokenizer(model_directory)
 
 
 def transcript(
@@ -51,30 +43,26 @@ def events_of(
     return [*events[:-1], msgspec.structs.replace(events[-1], finish_reason=finish)]
 
 
-def feed(answer: Transcript, events: list[TokenEvent], per_step: int) -> list[Progress]:
-    steps = [events[start : start + per_step] for start in range(0, len(events), per_step)]
-    return [progress for step in steps for progress in answer.feed(step)]
-
-
 def in_chunks(answer: Transcript, progress: list[Progress]) -> list[list[TokenReadings]]:
     choices = [chunk.choices[0] for step in progress for chunk in answer.chunks(step)]
     return [choice.steering_readings.content for choice in choices if choice.steering_readings]
 
 
-@pytest.mark.parametrize("finish", FinishReason)
-@pytest.mark.parametrize("stop", [(), ("wör",), ("😀 the", "好"), ("nowhere",), ("end",), ("H",)])
+@by_finish
+@by_stop
 @pytest.mark.parametrize("per_step", [1, 3, 100])
 def test_streamed_and_whole_answers_have_the_entries_of_logprobs(
     tokenizer: Tokenizer, finish: FinishReason, stop: tuple[str, ...], per_step: int
 ) -> None:
     ids = [*tokenizer.encode(TEXT), CONTROL]
     answer, both = transcript(tokenizer, stop), transcript(tokenizer, stop, logprobs=True)
-    progress = feed(answer, events_of(ids, finish), per_step)
+    progress = feed(answer, in_steps(events_of(ids, finish), per_step))
     (choice,) = answer.completion(progress).choices
     entries = choice.steering_readings.content
     assert entries == [entry for part in in_chunks(answer, progress) for entry in part]
     assert [entry.readings["_worker/b"] for entry in entries] == [rank / 8 for rank in range(len(entries))]
-    (other,) = both.completion(feed(both, events_of(ids, finish, logprobs=True), per_step)).choices
+    repeated = feed(both, in_steps(events_of(ids, finish, logprobs=True), per_step))
+    (other,) = both.completion(repeated).choices
     assert other.steering_readings == choice.steering_readings
     tokens = [(entry.token, entry.bytes) for entry in other.logprobs.content]
     assert [(entry.token, entry.bytes) for entry in entries] == tokens

@@ -14,16 +14,10 @@ from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest, S
 from app.telemetry.observation import WorkerState
 from app.workers import replicas as replicas_module
 from app.workers.replicas import Replicas, run_replicas
+from inference.interface.concepts import TrainConcept, TrainingState, TrainingUpdate, VectorsResult
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import (
-    GenerationRequest,
-    ModelInfo,
-    SteeringSpec,
-    TrainConcept,
-    TrainingState,
-    TrainingUpdate,
-    VectorsResult,
-)
+from inference.interface.protocol import ModelInfo
+from inference.interface.requests import GenerationRequest, SteeringSpec
 from tests.app.fakes import model_info
 from tests.app.workers.test_supervisor import WORKER, is_running, pids
 

@@ -21,8 +21,9 @@ import pytest
 from app.errors import ApiError, EngineUnavailable, StartError
 from app.workers.supervisor import SupervisedEngine, next_delay, supervise
 from app.workers.timing import Timing
+from inference.interface.concepts import TrainConcept, TrainingState
 from inference.interface.config import EngineConfig
-from inference.interface.protocol import GenerationRequest, TrainConcept, TrainingState
+from inference.interface.requests import GenerationRequest
 from tests.app.contract.support import until
 
 WORKER = """
@@ -30,7 +31,9 @@ import json, os, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import zmq
+from inference.interface.concepts import *
 from inference.interface.protocol import *
+from inference.interface.requests import *
 
 def beat():
     while True:

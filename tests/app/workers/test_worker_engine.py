@@ -15,31 +15,29 @@ from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, St
 from app.workers import worker_engine
 from app.workers.process import run_worker
 from app.workers.worker_engine import WorkerEngine, WorkerGeneration
-from inference.interface.config import EngineConfig
-from inference.interface.protocol import (
-    Abort,
-    Command,
-    EngineStats,
+from inference.interface.concepts import (
     ExportVectors,
-    Failure,
-    FinishReason,
     ForgetConcept,
-    GenerationRequest,
     GivenVectors,
     PrioritizeTraining,
     ReadingsResult,
     ReadTexts,
-    RefusalCode,
-    SamplingParams,
-    StepReport,
-    SubmitResult,
-    TokenEvent,
     TrainConcept,
     TrainingState,
     TrainingUpdate,
     VectorsResult,
-    decode_command,
-    encode,
+)
+from inference.interface.config import EngineConfig
+from inference.interface.protocol import Command, EngineStats, StepReport, decode_command, encode
+from inference.interface.requests import (
+    Abort,
+    Failure,
+    FinishReason,
+    GenerationRequest,
+    RefusalCode,
+    SamplingParams,
+    SubmitResult,
+    TokenEvent,
 )
 from tests.app.fakes import model_info
 

@@ -7,7 +7,7 @@ import torch
 
 from inference.compute.block_tables import BlockTables
 from inference.compute.transfer import upload
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from inference.scheduling.sequence import Sequence, build_sequences
 
 DEVICE = torch.get_default_device()

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from inference.compute.graphs import batch_sizes
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from inference.runner.model_runner import ModelRunner
 from tests.inference.conftest import (
     ARCHITECTURES,

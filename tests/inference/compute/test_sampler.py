@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from inference.compute.sampler import NOT_A_TOKEN, Sampler
-from inference.interface.protocol import GenerationRequest, SamplingParams, TokenLogprobs
+from inference.interface.requests import GenerationRequest, SamplingParams, TokenLogprobs
 from inference.scheduling.sequence import Sequence, build_sequences
 from tests.inference.compute.sampling.conftest import Kernels, load_kernels
 

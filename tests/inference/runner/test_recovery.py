@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from inference.compute.batch import BatchBuilder
 from inference.compute.sampler import Sampled, Sampler
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from inference.runner.model_runner import ModelRunner, Step
 from inference.runner.recovery import BrokenEngineError
 from inference.scheduling.sequence import Sequence

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from inference.scheduling.block_manager import BlockManager
 from inference.scheduling.probe import Probe
 from inference.scheduling.sequence import Sequence, build_probe_sequence, build_sequences

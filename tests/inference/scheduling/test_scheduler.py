@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from inference.scheduling.block_manager import BlockManager
 from inference.scheduling.probe import Answer, Probe
 from inference.scheduling.scheduler import Scheduler

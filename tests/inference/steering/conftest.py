@@ -11,14 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import (
-    GenerationRequest,
-    SteeringSpec,
-    StepReport,
-    TrainConcept,
-    TrainingUpdate,
-    VectorsResult,
-)
+from inference.interface.concepts import TrainConcept, TrainingUpdate, VectorsResult
+from inference.interface.protocol import StepReport
+from inference.interface.requests import GenerationRequest, SteeringSpec
 from inference.runner.recovery import StepOutcome
 from inference.scheduling.probe import TrainingWork
 from inference.scheduling.sequence import Sequence

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from inference.interface.protocol import TrainConcept
+from inference.interface.concepts import TrainConcept
 from inference.scheduling.probe import Answer, Probe, Work
 from inference.scheduling.steering import Steering
 from tests.inference.steering.conftest import make_texts

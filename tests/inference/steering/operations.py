@@ -8,11 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import (
-    GenerationRequest,
-    SteeringMode,
-    SteeringScope,
-)
+from inference.interface.requests import GenerationRequest, SteeringMode, SteeringScope
 from inference.steering.directions import Direction
 from tests.inference.conftest import (
     Result,

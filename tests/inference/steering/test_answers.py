@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inference.scheduling.probe import Answer, Probe
-from inference.steering.answers import Answers, AnswerSheet, is_fluent, moved, repetition, words
+from inference.steering.answers import Answers, AnswerSheet, has_room, is_fluent, moved, repetition, words
 from tests.inference.steering.conftest import make_direction
 
 
@@ -41,12 +41,21 @@ def test_a_long_word_is_no_repetition() -> None:
     assert repetition(words(tokens, continues)) == 0.0
 
 
+def test_a_loop_inside_a_word_is_a_repetition() -> None:
+    """ "hahaha...": all tokens but the first go on with its word."""
+    assert repetition(words([5] * 40, np.ones(6, np.uint8))) > 0.5
+
+
 def make_answers(
     readings: list[float], logprob: float = -1.0, repetitions: list[float] | None = None
 ) -> Answers:
     count = len(readings)
     return Answers(
-        list(range(count)), [[1]] * count, np.array(readings), np.full(count, logprob), np.array(repetitions or [0.0] * count)
+        list(range(count)),
+        [[1]] * count,
+        np.array(readings),
+        np.full(count, logprob),
+        np.array(repetitions or [0.0] * count),
     )
 
 
@@ -124,5 +133,20 @@ def test_an_answer_that_says_nothing_has_not_moved_and_is_not_fluent() -> None:
     empty = Answers([0, 1, 2, 3], [[]] * 4, np.zeros(4), np.zeros(4), np.ones(4))
     assert moved(plain, empty, -1.0).tolist() == [0, 0, 0, 0]
     assert not is_fluent(plain, empty, 0.0)
+    assert moved(empty, plain, 1.0).tolist() == [0, 0, 0, 0]
     mixed = Answers([0, 1], [[1], []], np.array([0.0, 0.0]), np.array([-2.0, 0.0]), np.array([0.0, 1.0]))
     assert mixed.perplexity == pytest.approx(math.exp(2.0))
+
+
+def test_empty_answers_say_nothing_about_the_room_to_move() -> None:
+    some = Answers([0, 1], [[], [1]], np.array([0.0, 0.8]), np.array([0.0, -1.0]), np.array([1.0, 0.0]))
+    assert has_room(some, -1.0)
+    assert not has_room(some, 1.0)
+    empty = Answers([0], [[]], np.zeros(1), np.zeros(1), np.ones(1))
+    assert not has_room(empty, 1.0)
+    assert not has_room(empty, -1.0)
+
+
+def test_without_answers_to_compare_with_no_perplexity_is_too_high() -> None:
+    empty = Answers([0], [[]], np.zeros(1), np.zeros(1), np.ones(1))
+    assert is_fluent(empty, make_answers([0.0], -5.0), 0.0)

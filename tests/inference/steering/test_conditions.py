@@ -5,12 +5,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import (
-    RefusalCode,
-    SteeringCondition,
-    SteeringMode,
-    SteeringScope,
-)
+from inference.interface.requests import RefusalCode, SteeringCondition, SteeringMode, SteeringScope
 from tests.inference.conftest import (
     generate,
     request,

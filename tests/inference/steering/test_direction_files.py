@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from inference.interface.protocol import AnswerEffect, ConceptReport, Effect, SampleAnswer
+from inference.interface.concepts import AnswerEffect, ConceptReport, Effect, SampleAnswer
 from inference.steering.direction_files import DirectionFiles
 from inference.steering.directions import Calibration, Direction
 from tests.inference.steering.conftest import make_direction

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BatchEncoding, PreTrainedModel
 
-from inference.interface.protocol import ConceptReport, TrainConcept, TrainingState
+from inference.interface.concepts import ConceptReport, TrainConcept, TrainingState
 from inference.steering import calibration, effects
 from inference.steering.answers import MOVED, repetition
 from inference.steering.direction_files import DirectionFiles

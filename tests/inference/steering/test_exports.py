@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import ExportVectors, VectorsResult
+from inference.interface.concepts import ExportVectors, VectorsResult
 from inference.steering.direction_files import DirectionFiles
 from inference.steering.directions import Calibration
 from tests.inference.conftest import Driver, build_driver, generate, request

@@ -7,8 +7,8 @@ import pytest
 
 from inference.scheduling.probe import Work
 from inference.steering.answers import Answers, Setting
-from inference.steering.limits import TunedDose, limit
 from inference.steering.directions import Direction
+from inference.steering.limits import TunedDose, limit
 from inference.steering.measurements import HeldOutDirections
 from tests.inference.steering.conftest import NORMS, make_direction
 from tests.inference.steering.test_tuning import Curve
@@ -98,6 +98,18 @@ def test_larger_strengths_are_not_tried_beyond_one_that_loops() -> None:
     sheet = Sheet(Curve(0.2, 0.2 * 1.4), Curve(0.3, INFINITE))
     limited(sheet)
     assert sheet.asked == pytest.approx([-0.25, 0.375, -0.3, 0.45, 0.6])
+
+
+def test_no_larger_strength_is_tried_if_strength_1_is_not_fluent() -> None:
+    class Moody(Curve):
+        """Loops up to a dose, and not beyond."""
+
+        def answers(self, dose: float, sign: float = 1.0) -> Answers:
+            return (Curve(0.3, 0.0) if 0 < dose <= 0.3 else Curve(0.3, INFINITE)).answers(dose, sign)
+
+    sheet = Sheet(Curve(0.2, INFINITE), Moody(0.3, 0.0))
+    direction, _ = limited(sheet)
+    assert direction.max_strength == 1.0
 
 
 def test_a_dose_that_is_never_fluent_becomes_so_small_that_it_has_no_effect() -> None:

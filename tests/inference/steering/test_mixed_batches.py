@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import (
+from inference.interface.requests import (
     GenerationRequest,
     RefusalCode,
     SteeringMode,

@@ -4,10 +4,7 @@ import msgspec
 import pytest
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import (
-    GenerationRequest,
-    SteeringScope,
-)
+from inference.interface.requests import GenerationRequest, SteeringScope
 from tests.inference.conftest import (
     ARCHITECTURES,
     generate,

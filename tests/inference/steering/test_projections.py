@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.interface.protocol import SteeringMode, SteeringSpec
+from inference.interface.requests import SteeringMode, SteeringSpec
 from inference.scheduling.steering import Steering
 from tests.inference.steering.conftest import HIDDEN_SIZE, make_direction
 from tests.inference.steering.test_steerer import BLOCKS, make_steerer, steer

@@ -4,9 +4,7 @@ import msgspec
 import pytest
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import (
-    RefusalCode,
-)
+from inference.interface.requests import RefusalCode
 from tests.inference.conftest import (
     ARCHITECTURES,
     generate,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from inference.interface.protocol import ConceptReport, Effect
+from inference.interface.concepts import ConceptReport, Effect
 from inference.steering.answers import Answers
 from inference.steering.measurements import Estimate
 from inference.steering.report import Findings, agreement, judge, spearman

@@ -13,6 +13,12 @@ def test_the_candidates_are_single_blocks_and_a_group_in_the_second_half() -> No
     assert candidates(32, None) == [(19,), (16,), (22,), (26,), (15, 17, 19, 21, 23, 26, 28, 30)]
 
 
+@pytest.mark.parametrize("num_layers", [3, 12, 16, 18, 22, 30, 80])
+def test_the_group_leaves_out_the_last_block(num_layers: int) -> None:
+    """Its output goes into the head."""
+    assert max(candidates(num_layers, None)[-1]) < num_layers - 1
+
+
 @pytest.mark.parametrize("num_layers", range(1, 9))
 def test_small_models_have_distinct_candidates(num_layers: int) -> None:
     sets = candidates(num_layers, None)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from tests.inference.conftest import Driver, generate, make_model, request
 from tests.inference.steering.conftest import (
     added_vectors,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import (
+from inference.interface.requests import (
     RefusalCode,
     SteeringCondition,
     SteeringMode,

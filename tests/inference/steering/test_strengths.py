@@ -4,10 +4,7 @@ import msgspec
 import pytest
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import (
-    SteeringMode,
-    SteeringSpec,
-)
+from inference.interface.requests import SteeringMode, SteeringSpec
 from tests.inference.conftest import (
     Driver,
     generate,

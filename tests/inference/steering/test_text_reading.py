@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import ReadingsResult, ReadTexts
+from inference.interface.concepts import ReadingsResult, ReadTexts
 from inference.runner.model_runner import Step
 from inference.scheduling.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, Probe
 from inference.scheduling.sequence import Sequence

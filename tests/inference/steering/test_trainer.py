@@ -14,14 +14,9 @@ from transformers import PreTrainedModel
 
 from inference.compute.attention import ForwardContext
 from inference.compute.batch import Batch
-from inference.interface.protocol import (
-    GenerationRequest,
-    RefusalCode,
-    StepReport,
-    TrainConcept,
-    TrainingState,
-    TrainingUpdate,
-)
+from inference.interface.concepts import TrainConcept, TrainingState, TrainingUpdate
+from inference.interface.protocol import StepReport
+from inference.interface.requests import GenerationRequest, RefusalCode
 from inference.scheduling.probe import MAX_TOKENS_BESIDE_REQUESTS, MAX_TOKENS_IN_FLIGHT, TrainingWork
 from inference.steering.direction_files import DirectionFiles
 from inference.steering.directions import Direction
@@ -684,10 +679,10 @@ def test_the_samples_are_what_the_model_answers(llama: PreTrainedModel) -> None:
     plain = [sample for sample in report.samples if sample.strength == 0]
     assert [sample.question for sample in plain] == [0, 1]
     for sample in plain:
-        assert sample.token_ids == generate(llama, QUESTIONS[sample.question], 32)
+        assert sample.token_ids == generate(llama, QUESTIONS[sample.question], 40)
     steered_answers = driver.run(
         *(
-            steered(request(f"{strength:g} {i}", QUESTIONS[i], 32), "kind", strength=strength)
+            steered(request(f"{strength:g} {i}", QUESTIONS[i], 40), "kind", strength=strength)
             for strength in (-1.0, 1.0)
             for i in range(2)
         )

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from inference.interface.protocol import ConceptReport, GivenVectors, TrainConcept
+from inference.interface.concepts import ConceptReport, GivenVectors, TrainConcept
 from inference.scheduling.probe import Probe
 from inference.steering.directions import Calibration, Direction
 from inference.steering.search import candidates

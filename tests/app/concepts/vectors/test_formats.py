@@ -17,7 +17,7 @@ from app.concepts.vectors.formats import read_vector_file
 from app.concepts.vectors.imported import ServedModel
 from app.concepts.vectors.importing import import_vectors
 from app.errors import InvalidRequest
-from inference.interface.protocol import GivenVectors
+from inference.interface.concepts import GivenVectors
 from tests.app.concepts.vectors.files import (
     ARCHITECTURE,
     HIDDEN_SIZE,

@@ -17,7 +17,7 @@ from app.concepts.vectors.imported import digest_of as digest_of_vectors
 from app.concepts.vectors.safetensors_file import read_safetensors
 from app.errors import ApiError, ErrorCode, InvalidRequest
 from app.schemas.concepts import full_id
-from inference.interface.protocol import GivenVectors
+from inference.interface.concepts import GivenVectors
 from tests.app.fakes import VECTORS
 
 SERVED = ServedModel("tiny", "5f" * 32, hidden_size=8, num_layers=4)

@@ -14,7 +14,7 @@ from app.concepts.vectors.imported import ServedModel
 from app.concepts.vectors.importing import import_vectors
 from app.concepts.vectors.tiller_file import Provenance, write_tiller_file
 from app.errors import InvalidRequest
-from inference.interface.protocol import GivenVectors, VectorsResult
+from inference.interface.concepts import GivenVectors, VectorsResult
 from tests.app.fakes import VECTORS
 
 SERVED = ServedModel("tiny", "5f" * 32, hidden_size=8, num_layers=4)

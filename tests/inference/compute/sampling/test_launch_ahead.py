@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from inference.interface.protocol import GenerationRequest
+from inference.interface.requests import GenerationRequest
 from inference.runner.model_runner import ModelRunner, Step
 from tests.inference.conftest import Result, build_driver, request
 from tests.inference.recorder import Recorder

@@ -10,7 +10,7 @@ import torch
 from inference.compute.sampler import NOT_A_TOKEN, Sampler
 from inference.compute.sampling import penalties as penalties_module
 from inference.compute.sampling.output_history import OutputHistory
-from inference.interface.protocol import GenerationRequest, SamplingParams
+from inference.interface.requests import GenerationRequest, SamplingParams
 from inference.scheduling.sequence import Sequence, Status, build_sequences
 
 SIZE = 50
