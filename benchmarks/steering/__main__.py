@@ -21,6 +21,7 @@ from benchmarks.steering.scorers import SCORERS
 from benchmarks.steering.subjects import Subject, load_subjects
 from benchmarks.steering.ways import all_ways
 from inference.models.sources import resolve
+from inference.steering.direction_files import DirectionFiles
 from tiller import LLM, Concept
 
 _HERE = Path(__file__).parent
@@ -31,24 +32,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
     parser.add_argument("--quantization", choices=("none", "integer"), default="integer")
-    parser.add_argument("--prompts", type=int, help="use only the first ones")
+    parser.add_argument("--prompts", type=int, help="use only the first ones; at least 2")
     parser.add_argument("--output", type=Path, default=_DOCS)
     parser.add_argument("concepts", nargs="*", help="default: all")
     arguments = parser.parse_args()
     cache = Path(arguments.cache_directory).expanduser()
     prompts = (_HERE / "prompts.txt").read_text().splitlines()[: arguments.prompts]
     model = PlainModel(resolve("embedded", cache), TRAINING_PROMPT)
-    settings = {"quantization": arguments.quantization, "cache_directory": cache}
+    settings = {"quantization": arguments.quantization, "cache_directory": cache, "kv_cache_gib": 0.5}
     with LLM(**settings) as llm, LLM(**settings, training_questions=0) as other:
         arena = Arena(llm, other, model, prompts)
         concepts = [_evaluate(llm, model, arena, subject) for subject in load_subjects(arguments.concepts)]
     _measure(concepts, model, cache)
-    draw(concepts, arguments.output / "steering-evaluation.svg")
+    machine = describe_machine()
     conditions = (
-        f"{describe_machine()}; torch {torch.__version__}, transformers {transformers.__version__}; "
-        f"quantization {arguments.quantization}."
+        f"{machine['processor']}, {machine['cores']} cores; torch {torch.__version__}, transformers "
+        f"{transformers.__version__}; quantization {arguments.quantization}."
     )
     (arguments.output / "steering-evaluation.md").write_text(render(concepts, prompts, conditions))
+    draw(concepts, arguments.output / "steering-evaluation.svg")
     found = faults(concepts)
     print("\n".join(found), file=sys.stderr)
     return 1 if found else 0
@@ -87,9 +89,7 @@ def _summary(comparison: Comparison) -> str:
 
 def _measure(concepts: list[Evaluated], model: PlainModel, cache: Path) -> None:
     neutral = yaml.safe_load((_HERE / "neutral.yaml").read_text())["texts"]
-    files = (cache / "steering").glob(f"*/*/{concepts[0].digest}.safetensors")
-    newest = max(files, key=lambda file: file.stat().st_mtime)  # older versions of the training may have some
-    laboratory = Laboratory(model, newest.parent, neutral)
+    laboratory = Laboratory(model, _directory(concepts[0], cache), neutral)
     for concept in concepts:
         laboratory.measure(concept)
         print(
@@ -97,6 +97,15 @@ def _measure(concepts: list[Evaluated], model: PlainModel, cache: Path) -> None:
         )
     for concept, other in zip(concepts, [*concepts[1:], concepts[0]], strict=True):
         laboratory.measure_together(concept, other)
+
+
+def _directory(concept: Evaluated, cache: Path) -> Path:
+    """Where the cache has the direction that the report is about. Other trainings may have left more."""
+    for file in (cache / "steering").glob(f"*/*/{concept.digest}.safetensors"):
+        found = DirectionFiles(file.parent).load(concept.digest)
+        if found is not None and found[1].effects == concept.report.effects:
+            return file.parent
+    raise FileNotFoundError(f"no direction of {concept.name} in {cache}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 All answers come from the same engine: the vectors of the other ways are imported into it, in their own scale.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,13 +38,18 @@ class Answers:
     texts: list[str]
     scores: Array
     """By an outside scorer, higher for more of the goal."""
-    logprobs: Array
-    """Per token, in nats, under the model without steering."""
+    logprobs: Array | None = None
+    """Per token, in nats, without steering. None: not computed, because the answers repeat too much."""
 
     @cached_property
     def repetitions(self) -> Array:
-        """Share of the trigrams of words that repeat."""
-        return np.array([word_repetition(text) for text in self.texts])
+        """Share of the trigrams of words that repeat. 1 for an empty answer, which says nothing."""
+        return np.array([word_repetition(text) if text.strip() else 1.0 for text in self.texts])
+
+    @property
+    def says_something(self) -> NDArray[np.bool_]:
+        """Which answers are not empty."""
+        return np.array([bool(text.strip()) for text in self.texts])
 
     @property
     def loops(self) -> float:
@@ -65,8 +71,8 @@ class Trial:
     loops: float
     """By how much the share of loops rose."""
     loss: float
-    """Nats per token that the answers are less likely than those without steering, without what texts of
-    the concept are less likely anyhow."""
+    """Nats per token that the answers are less likely than those without steering. What the concept's own
+    texts are less likely than their opposites is subtracted."""
 
     @property
     def gain(self) -> float:
@@ -157,15 +163,20 @@ class Arena:
         }
 
     def _rate(self, texts: "Texts", score: Callable[[str], float]) -> dict["Key", Answers]:
+        rated = {
+            key: Answers(found, np.array([score(text) for text in found])) for key, found in texts.items()
+        }
+        plain = rated["", 0.0]
+        kept = {k: one for k, one in rated.items() if k[0] == OURS or not repeats_too_much(one, plain)}
         columns = [
-            self._model.answer_logprobs(prompt, [found[number] for found in texts.values()])
+            self._model.answer_logprobs(prompt, [one.texts[number] for one in kept.values()]).numpy()
             for number, prompt in enumerate(self._prompts)
         ]
-        logprobs = np.stack([column.numpy() for column in columns], 1)  # [len(texts), number of prompts]
-        return {
-            key: Answers(found, np.array([score(text) for text in found]), row)
-            for (key, found), row in zip(texts.items(), logprobs, strict=True)
+        logprobs = np.stack(columns, 1)  # [len(kept), number of prompts]
+        known = {
+            key: replace(one, logprobs=row) for (key, one), row in zip(kept.items(), logprobs, strict=True)
         }
+        return rated | known
 
 
 def _request(prompt: str, steering: Mapping[ConceptName, float]) -> Request:
@@ -196,8 +207,20 @@ def _trial(way: str, coefficient: float, answers: Answers, plain: Answers, own_l
         gains=answers.scores - plain.scores,
         repetition=float((answers.repetitions - plain.repetitions).mean()),
         loops=answers.loops - plain.loops,
-        loss=float((plain.logprobs - answers.logprobs).mean()) - max(own_loss, 0.0),
+        loss=_mean_logprob(plain) - _mean_logprob(answers) - max(own_loss, 0.0),
     )
+
+
+def repeats_too_much(answers: Answers, plain: Answers) -> bool:
+    rise = float((answers.repetitions - plain.repetitions).mean())
+    return rise > MAX_REPETITION or answers.loops - plain.loops > MAX_LOOPS
+
+
+def _mean_logprob(answers: Answers) -> float:
+    """Minus infinity if it is not known."""
+    if answers.logprobs is None or not answers.says_something.any():
+        return -math.inf
+    return float(answers.logprobs[answers.says_something].mean())
 
 
 def _as_concept(way: Way, factor: float) -> Concept:

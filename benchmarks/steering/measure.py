@@ -95,18 +95,17 @@ class Laboratory:
         return sides[0] - sides[1]
 
     def _random_shift(self, concept: Evaluated) -> float:
-        vectors = self._vectors([concept], 1.0)
+        vectors = {sign: self._vectors([concept], sign) for sign in (1.0, -1.0)}
         generator = torch.Generator().manual_seed(0)
         shifts = []
         for _ in range(_NUM_RANDOM):
-            directions = {
-                block: vector.norm() * torch.nn.functional.normalize(noise, dim=0)
-                for block, vector in vectors.items()
-                for noise in [torch.randn(vector.shape, generator=generator)]
+            units = {
+                block: torch.nn.functional.normalize(torch.randn(vector.shape, generator=generator), dim=0)
+                for block, vector in vectors[1.0].items()
             }
             odds = []
-            for sign in (1, -1):
-                with self._model.steered({block: sign * one for block, one in directions.items()}):
+            for sign, added in vectors.items():
+                with self._model.steered({b: sign * added[b].norm() * unit for b, unit in units.items()}):
                     odds.append(self._log_odds(concept))
             shifts.append(abs(float((odds[0] - odds[1]).mean())) / 2)
         return sum(shifts) / len(shifts)

@@ -24,7 +24,7 @@ def render(concepts: list[Evaluated], prompts: list[str], conditions: str) -> st
         _INTRODUCTION.read_text().strip(),
         conditions,
         verdict,
-        "![Gain and fluency, dose-response, specificity, off-target divergence](steering-evaluation.svg)",
+        "![Gain over repetition, effect on held-out pairs, neutral perplexity](steering-evaluation.svg)",
         "## At equal fluency",
         f"Gain of the score over answers without steering, to {len(prompts)} prompts, at the best fluent "
         "coefficient; its standard error; and in brackets the coefficient, which for Tiller is the strength. "
@@ -38,7 +38,8 @@ def render(concepts: list[Evaluated], prompts: list[str], conditions: str) -> st
         "## Held-out texts",
         _text_table(concepts),
         "## All strengths",
-        "Shift of the log odds in nats per token, and ratio of neutral texts' perplexities, by strength.",
+        "Shift of the log odds in nats per token, and ratio of neutral texts' perplexities, by strength. A "
+        "strength beyond the largest one counts as the largest one.",
         _curve_table(concepts),
         "## The reports",
         _report_table(concepts),
@@ -126,11 +127,15 @@ def _report_table(concepts: list[Evaluated]) -> str:
                 f"{moved[1.0].moved:.0%}, {moved[-1.0].moved:.0%}",
                 f"{moved[1.0].repetition:.0%}, {moved[-1.0].repetition:.0%}",
                 f"{report.effects[-1].shift:+.2f}, {report.effects[0].shift:+.2f}",
-                f"{report.specificity:.0f} ± {report.specificity_error:.0f}",
+                _with_error(report.specificity, report.specificity_error),
             )
         )
     heads = ("concept", "works", "agreement", "blocks", "doses", "largest strengths", "moved")
     return _table((*heads, "repeated trigrams", "shifts", "x random"), rows)
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}" + ("" if error is None else f" ± {error:.0f}")
 
 
 def _together_table(concepts: list[Evaluated]) -> str:

@@ -9,7 +9,7 @@ from benchmarks.steering.compare import OURS, PROMPT, Comparison, Trial
 from benchmarks.steering.measure import STRENGTHS, Evaluated
 from inference.steering.report import spearman
 
-MIN_SHIFT = 0.5
+MIN_SHIFT = 0.25
 MIN_SPEARMAN = 0.95
 MIN_SPECIFICITY = 5.0
 MIN_KEPT = 0.6

@@ -95,8 +95,11 @@ def pirate(answer: str) -> float:
 
 
 def word_repetition(answer: str) -> float:
-    """Share of the trigrams of words that repeat an earlier one; 0 for fewer than two trigrams."""
-    words = re.findall(r"\w+(?:'\w+)*", _lower(answer))
+    """Share of the trigrams of words that repeat an earlier one; 0 for fewer than two trigrams.
+
+    A word of more than 20 characters counts as several. Without words, characters count instead.
+    """
+    words = re.findall(r"\w{1,20}(?:'\w{1,20})*", _lower(answer)) or list(answer)
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     return 1 - len(set(trigrams)) / len(trigrams) if len(trigrams) >= 2 else 0.0
 

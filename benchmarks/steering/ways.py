@@ -7,9 +7,10 @@ import torch
 from benchmarks.steering.plain import PlainModel, Vectors
 from benchmarks.steering.subjects import Pair
 
-_SINGLE_DEPTHS = (0.5, 0.6, 0.7)
+_SINGLE_DEPTHS = (0.5, 0.65, 0.8)
 _FIRST, _LAST = -17, -5
 """The layers in repeng's examples, counted from the end."""
+_NUM_COEFFICIENTS = 7
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def _mean_differences(model: PlainModel, differences: torch.Tensor) -> list[Way]
     sentences, the mean over the tokens works better.
     """
     blocks = [round(depth * model.num_blocks) for depth in _SINGLE_DEPTHS]
-    coefficients = tuple(0.4 * 1.4**step for step in range(6))
+    coefficients = tuple(0.28 * 1.4**step for step in range(_NUM_COEFFICIENTS))
     return [
         Way(f"mean difference, block {block}", {block: differences[:, block].mean(0)}, coefficients)
         for block in blocks
@@ -60,5 +61,5 @@ def _principal_components(model: PlainModel, differences: torch.Tensor) -> Way:
         vectors[block] = sign * component
         lengths.append(float((rows @ vectors[block]).mean()))
     typical = sum(lengths) / len(lengths)
-    coefficients = tuple(0.02 * typical * 1.4**step for step in range(6))
+    coefficients = tuple(0.014 * typical * 1.4**step for step in range(_NUM_COEFFICIENTS))
     return Way("principal components, many blocks", vectors, coefficients)

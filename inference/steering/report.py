@@ -222,10 +222,15 @@ def _measured(findings: Findings) -> Iterator[str]:
     if findings.answers:
         yield (
             f"Of {len(findings.answers[0.0].token_ids)} generated answers, strength 1 visibly changes "
-            f"{findings.moved(1.0):.0%} and strength -1 {findings.moved(-1.0):.0%}."
+            f"{_shown_share(findings, 1.0)} and strength -1 {_shown_share(findings, -1.0)}."
         )
     blocks = ", ".join(map(str, findings.direction.blocks))
     yield f"Steered decoder block{'s' * (len(findings.direction.blocks) > 1)}: {blocks}."
+
+
+def _shown_share(findings: Findings, sign: float) -> str:
+    known = "" if findings.has_room(sign) else " (without steering they are already like these examples)"
+    return f"{findings.moved(sign):.0%}{known}"
 
 
 def _shown(value: float, error: float | None, digits: int = 2) -> str:

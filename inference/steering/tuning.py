@@ -123,7 +123,8 @@ class Tuner:
     def _split(self) -> tuple[list[Trial], float]:
         """The trials up to the largest fluent dose, and the smallest dose that is too much.
 
-        A dose whose answers are not fluent is not too much if the next larger one is fluent: chance is.
+        A dose whose answers are not fluent is not too much if the next larger one is fluent: then the failure
+        was chance.
         """
         is_fluent = [trial.answers_are_fluent for trial in self._trials]
         either = [one or following for one, following in zip(is_fluent, [*is_fluent[1:], False], strict=True)]

@@ -1,12 +1,20 @@
 """`make eval`: which answers count as fluent, which way is best, and how the other ways make vectors."""
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.steering.compare import OURS, PROMPT, Answers, Comparison, Trial
-from benchmarks.steering.requirements import advantage, best_rival
+from app.schemas.reports import ConceptReport
+from benchmarks.steering.compare import OURS, PROMPT, Answers, Comparison, Trial, repeats_too_much
+from benchmarks.steering.measure import STRENGTHS, Evaluated
+from benchmarks.steering.page import render
+from benchmarks.steering.plots import draw
+from benchmarks.steering.requirements import advantage, best_rival, faults
 from benchmarks.steering.ways import all_ways
+from inference.interface.concepts import AnswerEffect, Effect
 
 HIDDEN_SIZE = 8
 NUM_BLOCKS = 30
@@ -20,7 +28,42 @@ def make_trial(way: str, coefficient: float, *gains: float, **changes: float) ->
 
 def make_comparison(*trials: Trial) -> Comparison:
     plain = Answers(["some words"] * 2, np.zeros(2), np.zeros(2))
-    return Comparison("kind", 1, plain, list(trials))
+    return Comparison("food", 1, plain, list(trials))
+
+
+def make_evaluated() -> Evaluated:
+    """A concept with a comparison, and with all measurements."""
+    effects = [Effect(s, s, 0.1, 1.0) for s in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    answers = [AnswerEffect(s, abs(s) / 2, 0.1, 3.0) for s in (-1.0, 0.0, 1.0)]
+    report = msgspec.convert(
+        {
+            **dict.fromkeys(ConceptReport.__struct_fields__, 1),
+            "works": True,
+            "summary": "It works.",
+            "warnings": [],
+            "samples": [],
+            "blocks": [1, 2],
+            "effects": effects,
+            "answers": answers,
+            "specificity": None,
+            "specificity_error": None,
+        },
+        ConceptReport,
+        from_attributes=True,
+    )
+    ours = [make_trial(OURS, 1.0, 3, 5), make_trial(OURS, 1.5, 4, 5, repetition=0.3)]
+    return Evaluated(
+        "food",
+        "digest",
+        held_out=[],
+        report=report,
+        comparisons=[make_comparison(*ours, make_trial("a", 1.0, 1, 1), make_trial(PROMPT, 1.0, 8, 8))],
+        shifts={strength: strength for strength in STRENGTHS},
+        ratios=dict.fromkeys(STRENGTHS, 1.1),
+        divergence={-1.0: 0.1, 1.0: 0.2},
+        random_shift=0.1,
+        kept={"pirate": 0.9},
+    )
 
 
 @pytest.mark.parametrize("changes", [{"repetition": 0.3}, {"loops": 0.3}, {"loss": 1.5}])
@@ -52,6 +95,25 @@ def test_our_advantage_is_over_the_best_other_way_of_steering_and_not_over_a_pro
 def test_a_way_without_fluent_answers_gains_nothing() -> None:
     assert advantage(make_comparison(make_trial("a", 1.0, 2, 4)))[0] == -3.0
     assert advantage(make_comparison(make_trial(OURS, 1.0, 2, 4)))[0] == 3.0
+
+
+def test_an_empty_answer_repeats_and_has_no_probability() -> None:
+    answers = Answers(["", "one two three"], np.zeros(2), np.array([0.0, -1.0]))
+    assert answers.repetitions.tolist() == [1.0, 0.0]
+    assert answers.says_something.tolist() == [False, True]
+    assert repeats_too_much(answers, Answers(["one two"] * 2, np.zeros(2)))
+
+
+def test_the_page_names_what_is_not_met(tmp_path: Path) -> None:
+    concept = make_evaluated()
+    page = render([concept], ["Hello?", "And now?"], "a machine")
+    assert "- food: answers at strength 1.5 are not fluent\n" in page
+    assert "| food +1 | +4.000 ± 1.000 (1) | +1.000 ± 0.000 (1) | +8.000" in page
+    assert faults([concept]) == ["food: answers at strength 1.5 are not fluent"]
+    concept.comparisons[0].trials.pop(1)
+    assert "**All requirements are met.**" in render([concept], ["Hello?", "And now?"], "a machine")
+    draw([concept], tmp_path / "picture.svg")
+    assert (tmp_path / "picture.svg").read_text().count("food +1") >= 1
 
 
 class Activations:

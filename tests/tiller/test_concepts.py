@@ -64,7 +64,9 @@ def test_a_training_asks_as_many_questions_as_given(make_llm: MakeLLM, cache: Pa
 
 
 def test_too_many_questions_are_a_value_error(make_llm: MakeLLM) -> None:
-    with pytest.raises(InvalidRequestError, match="training_questions must be less than or equal to 20, got 21") as caught:
+    with pytest.raises(
+        InvalidRequestError, match="training_questions must be less than or equal to 20, got 21"
+    ) as caught:
         make_llm(training_questions=21)
     assert caught.value.param == "training_questions"
 
