@@ -210,6 +210,10 @@ def test_answers_that_are_like_the_examples_already_need_not_move() -> None:
     assert report.works is True, report.summary
     [warning] = report.warnings
     assert warning.startswith("answers without steering are already like the positive examples")
+    assert (
+        "strength 1 visibly changes 0% (without steering they are already like these examples) "
+        "and strength -1 100%." in report.summary
+    )
 
 
 def test_a_concept_may_cost_what_its_own_words_cost() -> None:
