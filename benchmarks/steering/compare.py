@@ -84,8 +84,13 @@ class Trial:
         return float(self.gains.std(ddof=1) / np.sqrt(len(self.gains)))
 
     @property
+    def cost(self) -> float:
+        """Loss of fluency: the largest of repetition, loops and loss, relative to its limit. 0 at least."""
+        return max(0.0, self.repetition / MAX_REPETITION, self.loops / MAX_LOOPS, self.loss / MAX_LOSS)
+
+    @property
     def is_fluent(self) -> bool:
-        return self.repetition <= MAX_REPETITION and self.loops <= MAX_LOOPS and self.loss <= MAX_LOSS
+        return self.cost <= 1.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,23 @@ class Comparison:
 
     def of(self, way: str) -> list[Trial]:
         return [trial for trial in self.trials if trial.way == way]
+
+    def gains_at(self, way: str, cost: float) -> Array:
+        """The gains [number of prompts] of a way at a cost, interpolated between its best trials.
+
+        The best trials are those with a larger mean gain than all trials of less cost. Without steering, cost
+        and gains are 0. Beyond the most costly trial, its gains count.
+        """
+        before: tuple[float, Array] = (0.0, np.zeros(len(self.plain.scores)))
+        known = (trial for trial in self.of(way) if math.isfinite(trial.cost))
+        for trial in sorted(known, key=lambda trial: (trial.cost, -trial.gain)):
+            if trial.gain <= before[1].mean():
+                continue
+            if trial.cost > cost:
+                part = (cost - before[0]) / (trial.cost - before[0])
+                return before[1] + part * (trial.gains - before[1])
+            before = (trial.cost, trial.gains)
+        return before[1]
 
 
 class Arena:

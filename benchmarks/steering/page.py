@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.steering.compare import OURS, PROMPT, Comparison, Trial
 from benchmarks.steering.measure import STRENGTHS, Evaluated
-from benchmarks.steering.requirements import advantage, faults, rank, specificity
+from benchmarks.steering.requirements import advantage, faults, our_best, rank, rivals, specificity
 from benchmarks.steering.scorers import SCORERS
 
 _INTRODUCTION = Path(__file__).parent / "introduction.md"
@@ -26,11 +26,15 @@ def render(concepts: list[Evaluated], prompts: list[str], conditions: str) -> st
         verdict,
         "![Gain over repetition, effect on held-out pairs, neutral perplexity](steering-evaluation.svg)",
         "## At equal fluency",
-        f"Gain of the score over answers without steering, to {len(prompts)} prompts, at the best fluent "
-        "coefficient; its standard error; and in brackets the coefficient, which for Tiller is the strength. "
-        "A dash: no coefficient is fluent.",
-        _comparison_table(comparisons),
+        f"Gain of the score over answers without steering, to {len(prompts)} prompts. For Tiller: at the "
+        "fluent strength with the largest gain, with that strength, and the cost. For the other ways: at the "
+        "same cost. The prompt has the cost that it has, in brackets. ± is a standard error.",
+        _equal_table(comparisons),
         "Scores: " + "; ".join(f"{concept.name}: {SCORERS[concept.name][0]}" for concept in concepts) + ".",
+        "## At the limit of fluency",
+        "Gain at the best coefficient whose answers are fluent, whatever its cost; in brackets the "
+        "coefficient, which for Tiller is the strength. A dash: no coefficient is fluent.",
+        _limit_table(comparisons),
         "## Each strength",
         "Gain, and in brackets by how much the share of repeated trigrams rises, and the loss in nats per "
         "token.",
@@ -52,15 +56,31 @@ def render(concepts: list[Evaluated], prompts: list[str], conditions: str) -> st
     return "\n\n".join(parts) + "\n"
 
 
-def _comparison_table(comparisons: list[Comparison]) -> str:
-    others = [way for way in comparisons[0].ways if way not in (OURS, PROMPT)]
-    ordered = [OURS, *others, PROMPT]
+def _equal_table(comparisons: list[Comparison]) -> str:
+    others = rivals(comparisons[0])
     rows = []
     for comparison in comparisons:
+        ours = our_best(comparison)
+        cells = [f"{comparison.gains_at(way, ours.cost).mean():+.3f}" for way in others]
+        [prompt] = comparison.of(PROMPT)
         difference, error = advantage(comparison)
-        cells = [_gain(comparison.best(way)) for way in ordered]
-        rows.append((comparison.goal, *cells, f"{difference:+.3f} ± {error:.3f}"))
-    return _table(("goal", *ordered, "Tiller - best other steering"), rows)
+        rows.append(
+            (
+                comparison.goal,
+                f"{ours.gain:+.3f} ± {ours.error:.3f} at {comparison.sign * ours.coefficient:g}",
+                f"{ours.cost:.2f}",
+                *cells,
+                f"{difference:+.3f} ± {error:.3f}",
+                f"{prompt.gain:+.3f} ({prompt.cost:.1f})",
+            )
+        )
+    return _table(("goal", OURS, "cost", *others, "Tiller - best other way", PROMPT), rows)
+
+
+def _limit_table(comparisons: list[Comparison]) -> str:
+    ordered = [OURS, *rivals(comparisons[0]), PROMPT]
+    rows = [(one.goal, *(_gain(one.best(way)) for way in ordered)) for one in comparisons]
+    return _table(("goal", *ordered), rows)
 
 
 def _gain(trial: Trial | None) -> str:

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Iterable
 
-import numpy as np
-
 from benchmarks.steering.compare import OURS, PROMPT, Comparison, Trial
 from benchmarks.steering.measure import STRENGTHS, Evaluated
 from inference.steering.report import spearman
@@ -20,22 +18,22 @@ def faults(concepts: list[Evaluated]) -> list[str]:
     return [f"{concept.name}: {fault}" for concept in concepts for fault in _faults(concept)]
 
 
-def best_rival(comparison: Comparison) -> Trial | None:
-    """The fluent trial with the largest gain, of all other ways of steering."""
-    names = [way for way in comparison.ways if way not in (OURS, PROMPT)]
-    found = [trial for name in names if (trial := comparison.best(name)) is not None]
-    return max(found, key=lambda trial: trial.gain, default=None)
+def rivals(comparison: Comparison) -> list[str]:
+    """The other ways of steering."""
+    return [way for way in comparison.ways if way not in (OURS, PROMPT)]
+
+
+def our_best(comparison: Comparison) -> Trial:
+    """The fluent trial of ours with the largest gain. If none is fluent, the one that costs least."""
+    return comparison.best(OURS) or min(comparison.of(OURS), key=lambda trial: trial.cost)
 
 
 def advantage(comparison: Comparison) -> tuple[float, float]:
-    """By how much our best gain exceeds that of the best other way, and the standard error of the difference.
-
-    A way that is fluent at no coefficient gains nothing.
-    """
-    ours, rival = comparison.best(OURS), best_rival(comparison)
-    nothing = np.zeros(len(comparison.plain.scores))
-    gains = (ours.gains if ours else nothing) - (rival.gains if rival else nothing)
-    return float(gains.mean()), float(gains.std(ddof=1) / math.sqrt(len(gains)))
+    """By how much our best gain exceeds that of the best other way at the same cost. Its standard error."""
+    ours = our_best(comparison)
+    others = [comparison.gains_at(way, ours.cost) for way in rivals(comparison)]
+    difference = ours.gains - max(others, key=lambda gains: float(gains.mean()))
+    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
 
 def rank(concept: Evaluated) -> float:
@@ -63,7 +61,7 @@ def _faults(concept: Evaluated) -> Iterable[str]:
     for comparison in concept.comparisons:
         difference, error = advantage(comparison)
         if difference < -error:
-            yield f"another way is stronger for {comparison.goal} by {-difference:.3f} ± {error:.3f}"
+            yield f"another way is stronger for {comparison.goal}, by {-difference:.3f} ± {error:.3f}"
         for trial in comparison.of(OURS):
             if not trial.is_fluent:
                 yield f"answers at strength {comparison.sign * trial.coefficient:g} are not fluent"

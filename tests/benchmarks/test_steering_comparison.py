@@ -12,7 +12,7 @@ from benchmarks.steering.compare import OURS, PROMPT, Answers, Comparison, Trial
 from benchmarks.steering.measure import STRENGTHS, Evaluated
 from benchmarks.steering.page import render
 from benchmarks.steering.plots import draw
-from benchmarks.steering.requirements import advantage, best_rival, faults
+from benchmarks.steering.requirements import advantage, faults, our_best, rivals
 from benchmarks.steering.ways import all_ways
 from inference.interface.concepts import AnswerEffect, Effect
 
@@ -80,21 +80,40 @@ def test_loops_are_answers_that_mostly_repeat() -> None:
     assert answers.loops == pytest.approx(1 / 3)
 
 
-def test_our_advantage_is_over_the_best_other_way_of_steering_and_not_over_a_prompt() -> None:
+def test_our_advantage_is_over_the_best_other_way_of_steering_at_the_same_cost() -> None:
     comparison = make_comparison(
-        make_trial(OURS, 1.0, 3, 5),
-        make_trial("a", 1.0, 1, 1),
-        make_trial("b", 1.0, 2, 3),
-        make_trial("b", 2.0, 9, 9, loops=0.9),
+        make_trial(OURS, 1.0, 3, 5, loss=0.65),
+        make_trial("a", 1.0, 1, 1, loss=0.65),
+        make_trial("b", 1.0, 2, 3, loss=0.65),
+        make_trial("b", 2.0, 9, 9, loss=1.3),
         make_trial(PROMPT, 1.0, 8, 8),
     )
-    assert best_rival(comparison).way == "b"
+    assert rivals(comparison) == ["a", "b"]
     assert advantage(comparison) == (1.5, pytest.approx(0.5))
 
 
-def test_a_way_without_fluent_answers_gains_nothing() -> None:
-    assert advantage(make_comparison(make_trial("a", 1.0, 2, 4)))[0] == -3.0
-    assert advantage(make_comparison(make_trial(OURS, 1.0, 2, 4)))[0] == 3.0
+def test_gains_are_interpolated_between_the_best_trials() -> None:
+    comparison = make_comparison(
+        make_trial("a", 1.0, 2, 4, loops=0.05),
+        make_trial("a", 2.0, 1, 1, loops=0.1),  # costs more and gains less
+        make_trial("a", 3.0, 6, 8, loops=0.15),
+        make_trial("a", 4.0, 99, 99, loss=np.inf),
+    )
+    gains = {cost: comparison.gains_at("a", cost).tolist() for cost in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)}
+    assert gains[0.0] == [0, 0]
+    assert gains[0.125] == pytest.approx([1, 2])
+    assert gains[0.25] == pytest.approx([2, 4])
+    assert gains[0.5] == pytest.approx([4, 6])
+    assert gains[0.75] == gains[1.0] == pytest.approx([6, 8])
+
+
+def test_without_a_fluent_strength_our_best_is_the_one_that_costs_least() -> None:
+    comparison = make_comparison(
+        make_trial(OURS, 1.0, 3, 5, loss=1.5),
+        make_trial(OURS, 2.0, 6, 9, loss=2.0),
+        make_trial("a", 1.0, 1, 1),
+    )
+    assert our_best(comparison).coefficient == 1.0
 
 
 def test_an_empty_answer_repeats_and_has_no_probability() -> None:
@@ -108,6 +127,7 @@ def test_the_page_names_what_is_not_met(tmp_path: Path) -> None:
     concept = make_evaluated()
     page = render([concept], ["Hello?", "And now?"], "a machine")
     assert "- food: answers at strength 1.5 are not fluent\n" in page
+    assert "| food +1 | +4.000 ± 1.000 at 1 | 0.00 | +1.000 | +3.000 ± 1.000 | +8.000 (0.0) |" in page
     assert "| food +1 | +4.000 ± 1.000 (1) | +1.000 ± 0.000 (1) | +8.000" in page
     assert faults([concept]) == ["food: answers at strength 1.5 are not fluent"]
     concept.comparisons[0].trials.pop(1)
