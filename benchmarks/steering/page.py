@@ -1,5 +1,6 @@
 """Formats the evaluation as a page of tables."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -71,10 +72,15 @@ def _equal_table(comparisons: list[Comparison]) -> str:
                 f"{ours.cost:.2f}",
                 *cells,
                 f"{difference:+.3f} ± {error:.3f}",
-                f"{prompt.gain:+.3f} ({prompt.cost:.1f})",
+                f"{prompt.gain:+.3f} ({_cost(prompt)})",
             )
         )
     return _table(("goal", OURS, "cost", *others, "Tiller - best other way", PROMPT), rows)
+
+
+def _cost(trial: Trial) -> str:
+    """A trial that repeats too much has no loss, and so no exact cost."""
+    return f"{trial.cost:.1f}" if math.isfinite(trial.cost) else "over 1"
 
 
 def _limit_table(comparisons: list[Comparison]) -> str:
