@@ -213,14 +213,14 @@ def test_the_answers_are_what_plain_transformers_generate_and_read(
     readings: dict[float, list[float]] = {}
     for strength in (-1.0, 0.0, 1.0):
         whole = [generate_along(llama, direction, strength, question) for question in questions]
-        ends = [next((i for i, token in enumerate(tokens) if token in stops), 32) for tokens in whole]
+        ends = [next((i for i, token in enumerate(tokens) if token in stops), 40) for tokens in whole]
         answers[strength] = [tokens[:end] for tokens, end in zip(whole, ends, strict=True)]
         assert all(answers[strength]), "an empty answer has no reading"
         readings[strength] = [
             float(np.mean(read(llama, direction, *both)))
             for both in zip(questions, answers[strength], strict=True)
         ]
-    assert any(len(tokens) < 32 for given in answers.values() for tokens in given)
+    assert any(len(tokens) < 40 for given in answers.values() for tokens in given)
     assert [effect.strength for effect in report.answers] == [-1.0, 0.0, 1.0]
     for effect in report.answers:
         given, strength = answers[effect.strength], effect.strength
@@ -237,7 +237,7 @@ def generate_along(
     model: PreTrainedModel, direction: Direction, strength: float, question: list[int]
 ) -> list[int]:
     with steering_plainly(model, vectors_along(direction, direction.units, strength)):
-        return generate(model, question, 32)
+        return generate(model, question, 40)
 
 
 def read(model: PreTrainedModel, direction: Direction, question: list[int], answer: list[int]) -> list[float]:

@@ -60,7 +60,7 @@ def test_the_readings_are_zero_and_one_at_the_examples_means() -> None:
 
 
 def test_a_concept_with_effect_works() -> None:
-    direction, report = run(LinearModel(effect=8.0), make_command(24))
+    direction, report = run(LinearModel(effect=10.0), make_command(24))
     assert report.works is True, report.summary
     assert report.summary.startswith("The concept works.")
     assert (report.num_examples, report.num_distinct, report.num_groups, report.num_held_out) == (
