@@ -23,9 +23,13 @@ STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 OURS = "Tiller"
 PROMPT = "prompt"
 MAX_REPETITION = 0.2
+"""Rise of the mean share of repeated trigrams."""
 MAX_LOOPS = 0.2
+"""Rise of the share of answers that loop."""
 LOOP = 0.5
+"""An answer loops if this share of its trigrams repeats."""
 MAX_LOSS = 1.3
+"""Nats per token: fall of the log probability, without what the concept itself costs."""
 _MAX_STRENGTH = 2.0
 
 Array = NDArray[np.float64]
@@ -226,16 +230,20 @@ def _trial(way: str, coefficient: float, answers: Answers, plain: Answers, own_l
         way,
         coefficient,
         answers,
-        gains=answers.scores - plain.scores,
-        repetition=float((answers.repetitions - plain.repetitions).mean()),
-        loops=answers.loops - plain.loops,
+        answers.scores - plain.scores,
+        *_rises(answers, plain),
         loss=_mean_logprob(plain) - _mean_logprob(answers) - max(own_loss, 0.0),
     )
 
 
 def repeats_too_much(answers: Answers, plain: Answers) -> bool:
-    rise = float((answers.repetitions - plain.repetitions).mean())
-    return rise > MAX_REPETITION or answers.loops - plain.loops > MAX_LOOPS
+    repetition, loops = _rises(answers, plain)
+    return repetition > MAX_REPETITION or loops > MAX_LOOPS
+
+
+def _rises(answers: Answers, plain: Answers) -> tuple[float, float]:
+    """By how much the mean repetition and the share of loops rose."""
+    return float((answers.repetitions - plain.repetitions).mean()), answers.loops - plain.loops
 
 
 def _mean_logprob(answers: Answers) -> float:

@@ -5,7 +5,7 @@ The answers are read back without steering, so that the reading shows the text a
 
 import math
 from collections import Counter
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,7 +38,7 @@ class Answers:
     """The answers to all questions at one strength. Each array has one entry for each question."""
 
     questions: list[int]
-    """The number of each question."""
+    """The number of each question, as in TrainConcept.questions."""
     token_ids: list[list[int]]
     readings: Array64
     """Mean reading over the answer's tokens: 0 like negative, 1 like positive examples. 0 if it is empty."""
@@ -86,18 +86,16 @@ class AnswerSheet:
 
     def __init__(
         self,
-        questions: Mapping[int, list[int]],
+        questions: Sequence[list[int]],
         stop_token_ids: tuple[int, ...],
         max_tokens: int,
         continuations: bytes = b"",
     ) -> None:
-        """`questions`: by number. `max_tokens`: limit for a question and its answer together.
-
-        `continuations`: see TrainConcept.
-        """
+        """`max_tokens`: limit for a question and its answer together. `continuations`: see TrainConcept."""
         self.questions = {
-            number: question for number, question in questions.items() if len(question) < max_tokens
+            number: question for number, question in enumerate(questions) if len(question) < max_tokens
         }
+        """By number: those that leave room for an answer."""
         self._stop_token_ids = stop_token_ids
         self._max_tokens = max_tokens
         self._continues = np.unpackbits(np.frombuffer(continuations, np.uint8), bitorder="little")

@@ -8,7 +8,7 @@ from inference.steering.answers import Answers, AnswerSheet, Setting, is_fluent
 from inference.steering.directions import Direction
 from inference.steering.measurements import HeldOutDirections
 
-CAP_STRENGTHS = (1.25, 1.5, 2.0)
+_CAP_STRENGTHS = (1.25, 1.5, 2.0)
 _LOWER = 0.6
 _MAX_LOWERINGS = 8
 """Then a dose is so small that it has no effect."""
@@ -82,9 +82,9 @@ def _lower(direction: Direction, sign: _Sign, sheet: AnswerSheet) -> Generator[W
 def _find_caps(
     direction: Direction, signs: Sequence[_Sign], sheet: AnswerSheet
 ) -> Generator[Work, None, None]:
-    """Sets `cap` to the largest of CAP_STRENGTHS up to which all answers are fluent; 1 at least."""
+    """Sets `cap` to the largest of _CAP_STRENGTHS up to which all answers are fluent; 1 at least."""
     growing = [sign for sign in signs if sign.is_fluent(sign.answers)]
-    for strength in CAP_STRENGTHS:
+    for strength in _CAP_STRENGTHS:
         growing = [sign for sign in growing if sign.may_allow(strength)]
         answers = yield from sheet.ask_all([Setting(direction, sign.sign * strength) for sign in growing])
         growing = [sign for sign, answer in zip(growing, answers, strict=True) if sign.is_fluent(answer)]

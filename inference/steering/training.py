@@ -47,8 +47,7 @@ def train(
     together. Raises UntrainableError if the examples give no direction, or if given vectors do not fit.
     """
     factory = ProbeFactory(command)
-    questions = dict(enumerate(command.questions))
-    sheet = AnswerSheet(questions, command.stop_token_ids, max_tokens, command.continuations)
+    sheet = AnswerSheet(command.questions, command.stop_token_ids, max_tokens, command.continuations)
     plain = factory.capture()
     yield plain.probes
     examples = Examples(factory, plain, calibration.norms)

@@ -99,10 +99,10 @@ class Tuner:
     def add(self, dose: float, answers: Answers) -> None:
         share = float(moved(self._plain, answers, self.sign).mean())
         change = float(changes(self._plain, answers, self.sign).mean())
-        self._trials.append(Trial(dose, answers, share, change, self.is_fluent(answers)))
+        self._trials.append(Trial(dose, answers, share, change, self._is_fluent(answers)))
         self._trials.sort(key=lambda trial: trial.dose)
 
-    def is_fluent(self, answers: Answers) -> bool:
+    def _is_fluent(self, answers: Answers) -> bool:
         return is_fluent(self._plain, answers, self._own_cost)
 
     def tuned(self) -> TunedDose:

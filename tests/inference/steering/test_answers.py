@@ -94,7 +94,7 @@ def test_answers_that_loop_without_steering_do_not_count_against_it() -> None:
 
 def test_answers_are_generated_with_steering_and_read_without() -> None:
     direction = make_direction(1, 0.5, (0, 1), reading_block=1, reading_range=(2.0, 4.0))
-    sheet = AnswerSheet({3: [5, 6], 5: [7] * 97, 6: [8] * 100}, (1,), max_tokens=100)
+    sheet = AnswerSheet([[8] * 100, [5, 6], [7] * 97], (1,), max_tokens=100)
     work = sheet.ask(direction, [0.0, -1.5])
     asked = next(work)
     assert all(isinstance(answer, Answer) for answer in asked)
@@ -119,7 +119,7 @@ def test_answers_are_generated_with_steering_and_read_without() -> None:
     with pytest.raises(StopIteration) as end:
         next(work)
     answers = end.value.value
-    assert answers[0.0].questions == [3, 5]
+    assert answers[0.0].questions == [1, 2]
     assert answers[0.0].token_ids == [[], [11]]
     assert answers[0.0].readings.tolist() == [0.0, 0.5]
     assert answers[-1.5].readings.tolist() == [0.75, 1.0]
