@@ -166,7 +166,8 @@ def test_steered_answers_are_those_of_plain_transformers_with_a_hook(
 ) -> None:
     ids = torch.tensor([prompt_ids(reference_tokenizer, PROMPT)])
     texts = set()
-    for strength in (-1.0, 0.5, 1.0):
+    report = concept["report"]
+    for strength in (-report["max_down_strength"], 0.5, report["max_strength"]):
         with torch.inference_mode(), steered(reference_model, scaled(vectors, strength, concept)):
             output = reference_model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
