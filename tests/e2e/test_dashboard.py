@@ -9,7 +9,7 @@ import promql_parser as promql
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.conftest import Server, serving
+from tests.e2e.conftest import Server
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "dashboards" / "tiller.json"
 QUERIES = [
@@ -25,16 +25,15 @@ Reported = dict[str, set[str]]
 
 
 @pytest.fixture(scope="module")
-def reported(tiny_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Reported:
+def reported(tiny_server: Server) -> Reported:
     """What a server reports that has trained a concept and answered requests."""
     examples = [
         {"positive": f"A good {thing}.", "negative": f"A bad {thing}."} for thing in ("day", "dog", "meal")
     ]
-    with serving(tiny_config, tmp_path_factory.mktemp("dashboard")) as server:
-        created = server.post("/steering_concepts", {"name": "good", "examples": examples})
-        assert created.status_code == 201, created.text
-        server.chat("Hello", max_tokens=4, steering_concepts=["_worker/good"])
-        return read_metrics(server)
+    created = tiny_server.post("/steering_concepts", {"name": "good", "examples": examples})
+    assert created.status_code == 201, created.text
+    tiny_server.chat("Hello", max_tokens=4, steering_concepts=["_worker/good"])
+    return read_metrics(tiny_server)
 
 
 def read_metrics(server: Server) -> Reported:
