@@ -34,12 +34,12 @@ RUN python -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORC
     --constraint constraints.txt '.[otel]'
 
 RUN useradd --uid 10001 --create-home tiller \
-    && mkdir --parents /var/cache/tiller /var/lib/tiller /etc/tiller \
-    && chown tiller /var/cache/tiller /var/lib/tiller
+    && mkdir --parents /var/cache/tiller /var/lib/tiller /run/tiller /etc/tiller \
+    && chown tiller /var/cache/tiller /var/lib/tiller /run/tiller
 USER tiller
 
 # The cache (models, kernels, steering directions), and the data (concepts that callers created, access tokens).
-# Mount volumes to keep them.
+# Mount volumes to keep them. compose.yaml mounts a volume at /run/tiller, for Prometheus' access token.
 ENV TILLER_CACHE_DIRECTORY=/var/cache/tiller \
     TILLER_DATA_DIRECTORY=/var/lib/tiller
 VOLUME /var/cache/tiller /var/lib/tiller

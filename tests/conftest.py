@@ -29,8 +29,10 @@ SLOW = (
     "tests/inference/models/test_hub.py",
     "tests/inference/test_heartbeat.py",
     "tests/inference/test_worker.py",
+    "tests/test_compose.py",
     "tests/test_dockerfile.py",
     "tests/test_installation.py",
+    "tests/test_site.py",
     # Kernels in Triton's interpreter, generated requests, and clients that wait.
     "tests/app/http/test_connection.py",
     "tests/app/http/test_malformed_http.py",

@@ -122,6 +122,13 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory, embedded_directory: Pa
     return {"model": {"name": MODEL, "source": str(directory)}, "engine": {"kv_cache_gib": 0.1}}
 
 
+@pytest.fixture(scope="session")
+def tiny_server(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server as `make serve` starts it, without access tokens, but with the tiny model."""
+    with serving(tiny_config, tmp_path_factory.mktemp("tiny-server")) as running:
+        yield running
+
+
 def worker_of(server: Server) -> int:
     [worker] = psutil.Process(server.process.pid).children()
     return worker.pid

@@ -17,7 +17,7 @@ from app.telemetry.observation import Observation, WorkerState
 from inference.interface.protocol import EngineStats
 from inference.interface.requests import GenerationRequest, SteeringSpec
 
-DOCS = Path(__file__).parents[3] / "docs"
+ROOT = Path(__file__).parents[3]
 
 
 def all_samples(metrics: Metrics) -> list[Sample]:
@@ -153,9 +153,9 @@ def test_docs_and_dashboard_name_all_metrics() -> None:
     names = set(re.findall(r"^# TYPE (\w+)", metrics.render().decode(), re.MULTILINE))
     reported = {name for name in names if not name.endswith("_created")}
     ours = {name for name in reported if re.match(r"tiller_(?!worker_process_)", name)}
-    page = (DOCS / "operations.md").read_text()
+    page = (ROOT / "docs/operations.md").read_text()
     assert set(re.findall(r"`(tiller_\w+?)(?:\{[\w,]+\})?`", page)) == ours
-    dashboard = json.loads((DOCS / "grafana.json").read_text())
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/tiller.json").read_text())
     expressions = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     names_shown = re.findall(r"\b(?:tiller|process)_\w+", expressions)
     shown = {re.sub(r"_bucket$", "", name) for name in names_shown}
