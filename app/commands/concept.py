@@ -7,20 +7,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from app.commands.concept_client import (
-    LOCAL,
-    ROUTE,
-    ConceptId,
-    Json,
-    Token,
-    Url,
-    ask,
-    connect,
-    create,
-    path_of,
-    read_concept,
-    reporting_errors,
-)
+from app.commands.client import LOCAL, Json, Token, Url, ask, connect, reporting_errors
+from app.commands.concept_client import ROUTE, ConceptId, create, path_of, read_concept
 from app.commands.concept_new import new
 from app.commands.concept_report import print_concept, print_overview
 from app.commands.concept_vectors import export_vectors, import_vectors

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.concept_client import Json
+from app.commands.client import Json
+from app.commands.concept_client import describe_state
 
 _NO_NUMBER = "-"
 
@@ -16,9 +17,8 @@ _NO_NUMBER = "-"
 def print_overview(overview: Json) -> None:
     table = Table("id", "state", "examples", "description")
     for card in overview["data"]:
-        state = card["state"] if card["state"] == "ready" else f"{card['state']} {card['progress']:.0%}"
         examples = f"{card['num_examples']}, imported" if card["imported"] else str(card["num_examples"])
-        table.add_row(*map(Text, (card["id"], state, examples, card["description"])))
+        table.add_row(*map(Text, (card["id"], describe_state(card), examples, card["description"])))
     Console().print(table)
     for problem in overview["problems"]:
         typer.echo(f"tiller: concept file {problem['file']} is left out: {problem['reason']}", err=True)

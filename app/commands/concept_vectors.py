@@ -8,19 +8,14 @@ from typing import Annotated
 import httpx
 import typer
 
+from app.commands.client import LOCAL, Token, Url, connect, content_of, reporting_errors
 from app.commands.concept_client import (
-    LOCAL,
     ROUTE,
     ConceptId,
-    Token,
-    Url,
-    connect,
-    content_of,
     create,
     path_of,
     read_bytes,
     read_concept,
-    reporting_errors,
     write_bytes,
 )
 from app.commands.concept_report import print_concept
