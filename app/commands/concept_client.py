@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from app.commands.client import Json, content_of
+from app.commands.completion import complete_concept
 from app.commands.errors import CommandError
 
 ROUTE = "/steering_concepts"
@@ -22,7 +23,12 @@ _KEYS = {"name", "description", "examples"}
 _POLL_SECONDS = 0.5
 
 ConceptId = Annotated[
-    str, typer.Argument(metavar="ID", help="Id of the concept, with or without `_worker/`.")
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="Id of the concept, with or without `_worker/`.",
+        autocompletion=complete_concept,
+    ),
 ]
 
 

@@ -10,11 +10,15 @@ from rich.text import Text
 
 from app.commands.client import Json
 from app.commands.concept_client import describe_state
+from app.commands.output import print_json
 
 _NO_NUMBER = "-"
 
 
-def print_overview(overview: Json) -> None:
+def print_overview(overview: Json, as_json: bool) -> None:
+    if as_json:
+        print_json(overview)
+        return
     table = Table("id", "state", "examples", "description")
     for card in overview["data"]:
         examples = f"{card['num_examples']}, imported" if card["imported"] else str(card["num_examples"])
@@ -24,7 +28,10 @@ def print_overview(overview: Json) -> None:
         typer.echo(f"tiller: concept file {problem['file']} is left out: {problem['reason']}", err=True)
 
 
-def print_concept(concept: Json) -> None:
+def print_concept(concept: Json, as_json: bool) -> None:
+    if as_json:
+        print_json(concept)
+        return
     imported = ", imported vectors" if concept["imported"] else ""
     typer.echo(f"{concept['id']}: {concept['state']}, examples: {concept['num_examples']}{imported}")
     if concept["error"]:

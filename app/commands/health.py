@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from app.commands.errors import MISUSED, exit_on_errors, fail
+from app.commands.errors import FAILED, MISUSED, exit_on_errors, fail
+from app.commands.output import AsJson, print_json
 from app.configuration import SettingsError, default_config, read_settings
 from app.settings import ServerSettings
 
@@ -20,6 +21,7 @@ def health(
         Path | None, typer.Option(help="Configuration file (YAML), the same as for `tiller serve`.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 4.0,
+    as_json: AsJson = False,
 ) -> None:
     """Check whether the server on this machine serves requests.
 
@@ -27,7 +29,11 @@ def health(
     """
     with exit_on_errors(SettingsError, status=MISUSED):
         server = read_settings(default_config(config)).server
-    if fault := _fault(server, timeout):
+    fault = _fault(server, timeout)
+    if as_json:
+        print_json({"serves": fault is None, "fault": fault})
+        raise typer.Exit(FAILED if fault else 0)
+    if fault:
         fail(fault)
     typer.echo("ok")
 

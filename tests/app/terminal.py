@@ -53,6 +53,8 @@ class Terminal:
         os.close(self._screen)
 
     def send(self, text: str) -> None:
+        if CTRL_C in text:
+            time.sleep(0.3)  # readline shows its prompt a moment before it notices signals
         os.write(self._screen, text.encode())
 
     def expect(self, text: str, seconds: float = 30.0) -> str:

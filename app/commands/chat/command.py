@@ -12,6 +12,7 @@ from app.commands.chat.screen import Screen
 from app.commands.chat.server import ChatServer
 from app.commands.chat.session import Session
 from app.commands.client import LOCAL, Token, Url, connect_blocking, reporting_errors
+from app.commands.completion import complete_concept, complete_model
 from app.commands.errors import CommandError
 from app.commands.output import AsJson, print_json
 
@@ -26,12 +27,19 @@ def chat(
     url: Url = LOCAL,
     token: Token = None,
     model: Annotated[
-        str | None, typer.Option(help="Model to ask. Default: the first one that the server lists.")
+        str | None,
+        typer.Option(
+            help="Model to ask. Default: the first one that the server lists.", autocompletion=complete_model
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     concept: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[=STRENGTH]", help="Steer by a concept: -2 to 2. May be repeated."),
+        typer.Option(
+            metavar="NAME[=STRENGTH]",
+            help="Steer by a concept: -2 to 2. May be repeated.",
+            autocompletion=complete_concept,
+        ),
     ] = None,
     parameter: Annotated[
         list[str] | None,
