@@ -52,11 +52,11 @@ def run(settings: Settings) -> None:
     set_up_logging(settings.engine_config.log)
     load_access_tokens(settings)  # only to report a mistake in the file before the model is loaded
     tls = load_tls(settings.server.tls) if settings.server.tls else None
-    _allow_files(settings.server.max_connections)
+    allow_files(settings.server.max_connections)
     tracing = start_tracing(settings.tracing, settings.model.name)
     with (
         closing(tracing) if tracing else nullcontext(),
-        _bind(settings.server) as listener,
+        bind(settings.server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         suppress(asyncio.CancelledError),
     ):
@@ -179,7 +179,7 @@ def _current_task() -> "asyncio.Task[object]":
     return task
 
 
-def _allow_files(connections: int) -> None:
+def allow_files(connections: int) -> None:
     """Raises the limit of open files: each connection needs one. Raises StartError if the system refuses."""
     needed = connections + MAX_EXCESS_CONNECTIONS + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -191,7 +191,7 @@ def _allow_files(connections: int) -> None:
             raise StartError(f"{rule}, and the system allows {hard} (ulimit -n)") from None
 
 
-def _bind(server: ServerSettings) -> socket.socket:
+def bind(server: ServerSettings) -> socket.socket:
     """A bound socket. It is bound before the model is loaded, so that a port in use is an error at once.
 
     It listens only once the server runs. Raises StartError.
@@ -200,9 +200,13 @@ def _bind(server: ServerSettings) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _notice_lost_clients(listener, server.stall_seconds)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _notice_lost_clients(listener, server.stall_seconds)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener

@@ -33,6 +33,11 @@ def make_once(directory: Path, make: Callable[[Path], Path]) -> Path:
     return directory
 
 
+def is_complete(directory: Path) -> bool:
+    """Whether `make_once` would use the directory as it is."""
+    return _fault(directory) is None
+
+
 def _fault(directory: Path) -> SourceError | None:
     """What is missing in the directory. None: it is complete."""
     try:

@@ -28,10 +28,20 @@ _SHARE = 0.8  # of them that must encode to themselves; it was 0.33 and 1.0 with
 
 def prepare(file: Path, cache_directory: Path) -> Path:
     """The directory of the converted model. Converts it first if necessary. Raises SourceError."""
+    return make_once(directory(file, cache_directory), partial(_make, file))
+
+
+def directory(file: Path, cache_directory: Path) -> Path:
+    """The directory that `prepare` returns. It may not exist yet."""
     status = file.stat()
     key = f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     name = f"{file.stem[:80]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    return make_once(cache_directory / "models" / name, partial(_make, file))
+    return cache_directory / "models" / name
+
+
+def count_numbers(file: Path) -> int:
+    """How many numbers the weights in the file are. Raises SourceError if it cannot be read."""
+    return _count(_read(file))
 
 
 def _make(file: Path, scratch: Path) -> Path:

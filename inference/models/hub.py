@@ -4,6 +4,7 @@ huggingface_hub reads HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE. It tries again i
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -72,6 +73,45 @@ def download(model_id: str, revision: str | None, cache_directory: Path) -> Path
     ) as error:  # huggingface_hub raises errors of its HTTP library, which depends on its version
         raise SourceError(_describe(error, model_id, revision, cache_directory)) from error
     return check_directory(directory)
+
+
+def find_cached(model_id: str, revision: str | None, cache_directory: Path) -> Path:
+    """The directory of a complete model in the cache. Asks no hub. Raises SourceError if there is none."""
+    try:
+        directory = snapshot_download(
+            model_id, revision=revision, cache_dir=cache_directory, local_files_only=True
+        )
+    except LocalEntryNotFoundError as error:
+        raise SourceError(_describe(error, model_id, revision, cache_directory)) from None
+    return check_directory(Path(directory))
+
+
+def check_download(model_id: str, revision: str | None, cache_directory: Path) -> int:
+    """The bytes that `download` would fetch from the hub. Fetches nothing.
+
+    Raises SourceError if the hub does not give the model to this user, or cannot be reached.
+    """
+    disable_progress_bars()
+    try:
+        files = snapshot_download(
+            model_id,
+            revision=revision,
+            cache_dir=cache_directory,
+            allow_patterns=[*_SMALL_FILES, "*.safetensors"],
+            dry_run=True,
+        )
+    except Exception as error:  # as in `download`
+        raise SourceError(_describe(error, model_id, revision, cache_directory)) from error
+    names = [file.filename for file in files]
+    if INDEX not in names and SINGLE_FILE not in names:
+        raise SourceError(describe_missing_weights(f"{model_id} on the Hugging Face hub", names))
+    return sum(file.file_size or 0 for file in files if file.will_download and _is_wanted(file.filename))
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether `download` fetches it. Other layouts of the same weights may lie beside it."""
+    is_weights = name.endswith(".safetensors")
+    return not is_weights or bool(re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name))
 
 
 def _fetch(model_id: str, revision: str | None, cache: Path, names: list[str]) -> Path:
