@@ -13,9 +13,11 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from rich.console import Console
 
 from app import __version__
 from app.errors import StartError
@@ -35,6 +37,7 @@ from app.telemetry.observation import Observer
 from app.telemetry.tracing import start_tracing
 from app.workers.engine import Engine
 from app.workers.replicas import Replica, run_replicas
+from inference.interface.config import EngineConfig
 from inference.interface.logs import set_up_logging
 
 _log = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ async def _serve(
     settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None, observers: Sequence[Observer]
 ) -> None:
     _at_signals(_current_task().cancel)
-    async with run_replicas(settings.engine_config) as engine:
+    async with run_replicas(_engine_config(settings)) as engine:
         app = _start_app(settings, engine, observers)
         config = configure(app, settings.server, tls, [*observers, log_request])
         # The first call of anyio imports much code. Without this one, the first request would wait for it.
@@ -80,6 +83,13 @@ async def _serve(
             await server.serve(sockets=[listener])
         finally:
             stalls.cancel()
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
+    """The worker draws progress bars if people can see them."""
+    config, console = settings.engine_config, Console(stderr=True)
+    bars = config.log.format == "text" and console.is_terminal and not console.is_dumb_terminal
+    return msgspec.structs.replace(config, log=msgspec.structs.replace(config.log, bars=bars))
 
 
 def configure(

