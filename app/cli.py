@@ -6,7 +6,9 @@ import typer
 
 from app.commands.access_token import access_token_commands
 from app.commands.bench import bench
+from app.commands.chat.command import chat
 from app.commands.concept import concept_commands
+from app.commands.doctor.command import doctor
 from app.commands.health import health
 from app.commands.serve import serve
 
@@ -19,9 +21,11 @@ def main() -> None:
 
 
 def build_commands() -> typer.Typer:
-    tiller = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    tiller = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
     tiller.command("serve")(serve)
+    tiller.command("chat")(chat)
     tiller.command("health")(health)
+    tiller.command("doctor")(doctor)
     tiller.add_typer(access_token_commands(), name="token")
     tiller.add_typer(concept_commands(), name="concept")
     tiller.command("bench")(bench)

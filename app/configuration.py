@@ -54,10 +54,10 @@ def load_settings(path: Path | None, **overrides: Mapping[str, object]) -> Setti
     Raises SettingsError, or StartError if the files of the model are there but cannot be used.
     """
     settings = read_settings(path, **overrides)
-    _refuse_other_files(settings)
-    _refuse_open_network(settings)
-    _refuse_missing_concepts(settings)
-    _refuse_missing_model(settings)
+    refuse_other_files(settings)
+    refuse_open_network(settings)
+    refuse_missing_concepts(settings)
+    refuse_missing_model(settings)
     return settings
 
 
@@ -177,7 +177,7 @@ def explain(error: ErrorDetails) -> str:
     return f"{key} {rule}, got {shorten(error['input'])}"
 
 
-def _refuse_open_network(settings: Settings) -> None:
+def refuse_open_network(settings: Settings) -> None:
     if settings.has_access_tokens or _is_loopback(settings.server.host):
         return
     raise SettingsError(
@@ -186,7 +186,7 @@ def _refuse_open_network(settings: Settings) -> None:
     )
 
 
-def _refuse_missing_model(settings: Settings) -> None:
+def refuse_missing_model(settings: Settings) -> None:
     source = settings.model.source
     try:
         is_local = source == EMBEDDED or find_local(source) is not None
@@ -201,7 +201,7 @@ def _refuse_missing_model(settings: Settings) -> None:
         raise SettingsError(f"model.chat_template: the file {template} does not exist")
 
 
-def _refuse_other_files(settings: Settings) -> None:
+def refuse_other_files(settings: Settings) -> None:
     """The directories may be missing, because they are created later. But their paths must not name files."""
     for key in ("cache_directory", "data_directory"):
         given = getattr(settings, key)
@@ -216,7 +216,7 @@ def _refuse_other_files(settings: Settings) -> None:
             raise SettingsError(f"{key} {given} cannot be read")
 
 
-def _refuse_missing_concepts(settings: Settings) -> None:
+def refuse_missing_concepts(settings: Settings) -> None:
     """Only a configured directory must exist. The default is relative, so it may be missing."""
     if "concepts" in settings.steering.model_fields_set and not settings.shipped_concepts.is_dir():
         raise SettingsError(f"steering.concepts {settings.steering.concepts} is not a directory")

@@ -13,9 +13,11 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from rich.console import Console
 
 from app import __version__
 from app.errors import StartError
@@ -35,6 +37,7 @@ from app.telemetry.observation import Observer
 from app.telemetry.tracing import start_tracing
 from app.workers.engine import Engine
 from app.workers.replicas import Replica, run_replicas
+from inference.interface.config import EngineConfig
 from inference.interface.logs import set_up_logging
 
 _log = logging.getLogger(__name__)
@@ -52,11 +55,11 @@ def run(settings: Settings) -> None:
     set_up_logging(settings.engine_config.log)
     load_access_tokens(settings)  # only to report a mistake in the file before the model is loaded
     tls = load_tls(settings.server.tls) if settings.server.tls else None
-    _allow_files(settings.server.max_connections)
+    allow_files(settings.server.max_connections)
     tracing = start_tracing(settings.tracing, settings.model.name)
     with (
         closing(tracing) if tracing else nullcontext(),
-        _bind(settings.server) as listener,
+        bind(settings.server) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         suppress(asyncio.CancelledError),
     ):
@@ -67,7 +70,7 @@ async def _serve(
     settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None, observers: Sequence[Observer]
 ) -> None:
     _at_signals(_current_task().cancel)
-    async with run_replicas(settings.engine_config) as engine:
+    async with run_replicas(_engine_config(settings)) as engine:
         app = _start_app(settings, engine, observers)
         config = configure(app, settings.server, tls, [*observers, log_request])
         # The first call of anyio imports much code. Without this one, the first request would wait for it.
@@ -80,6 +83,13 @@ async def _serve(
             await server.serve(sockets=[listener])
         finally:
             stalls.cancel()
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
+    """The worker draws progress bars if people can see them."""
+    config, console = settings.engine_config, Console(stderr=True)
+    bars = config.log.format == "text" and console.is_terminal and not console.is_dumb_terminal
+    return msgspec.structs.replace(config, log=msgspec.structs.replace(config.log, bars=bars))
 
 
 def configure(
@@ -179,7 +189,7 @@ def _current_task() -> "asyncio.Task[object]":
     return task
 
 
-def _allow_files(connections: int) -> None:
+def allow_files(connections: int) -> None:
     """Raises the limit of open files: each connection needs one. Raises StartError if the system refuses."""
     needed = connections + MAX_EXCESS_CONNECTIONS + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -191,7 +201,7 @@ def _allow_files(connections: int) -> None:
             raise StartError(f"{rule}, and the system allows {hard} (ulimit -n)") from None
 
 
-def _bind(server: ServerSettings) -> socket.socket:
+def bind(server: ServerSettings) -> socket.socket:
     """A bound socket. It is bound before the model is loaded, so that a port in use is an error at once.
 
     It listens only once the server runs. Raises StartError.
@@ -200,9 +210,13 @@ def _bind(server: ServerSettings) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _notice_lost_clients(listener, server.stall_seconds)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _notice_lost_clients(listener, server.stall_seconds)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener

@@ -220,7 +220,7 @@ def _end_with_stdin(endpoint: str) -> None:
 
 
 def _hide_progress_bars() -> None:
-    """Progress bars would break up a log of JSON lines."""
+    """Those of libraries would break up the log. inference.interface.progress has ours."""
     disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
 
@@ -245,8 +245,7 @@ def main() -> int:
         socket.connect(endpoint)
         config = msgspec.json.decode(socket.recv(), type=EngineConfig)
         set_up_logging(config.log, worker=config.replica)
-        if config.log.format == "json":
-            _hide_progress_bars()
+        _hide_progress_bars()
         return _serve(config, socket, heartbeat)
 
 

@@ -19,6 +19,7 @@ SLOW = (
     E2E,
     "tests/benchmarks/test_peers.py",
     # Other real processes: workers, commands, compilers, installations.
+    "tests/app/commands/chat/test_conversation.py",
     "tests/app/contract/test_worker.py",
     "tests/app/http/test_tls.py",
     "tests/app/test_cli.py",

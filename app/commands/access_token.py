@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.commands.completion import complete_token
 from app.commands.errors import CommandError, exit_on_errors
+from app.commands.output import AsJson, print_json
 from app.configuration import SettingsError, default_config, explain, read_settings
 from app.limits.access_tokens import AccessTokenFile, AccessTokenFileError
 from app.settings import AccessScope, AccessToken, NamedAccessToken
@@ -25,6 +28,7 @@ from app.settings import AccessScope, AccessToken, NamedAccessToken
 _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
 
 Name = Annotated[str, typer.Argument(help="Name of the access token, for example its user.")]
+KnownName = Annotated[str, typer.Argument(help="Name of the access token.", autocompletion=complete_token)]
 Config = Annotated[
     Path | None, typer.Option(help="Configuration file (YAML), the same as for `tiller serve`.")
 ]
@@ -61,6 +65,7 @@ def new(
     print_only: Annotated[
         bool, typer.Option(help="Print an entry for the configuration, and store nothing.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create an access token. The command shows it once, and stores only its digest."""
     secret = "tiller_" + secrets.token_urlsafe(32)
@@ -73,23 +78,33 @@ def new(
             max_requests=max_requests,
             tokens_per_minute=tokens_per_minute,
         )
-        where = _show_configuration(token) if print_only else _store(token, config)
-    typer.echo(f"Token: {secret}\n\n{where}")
+        stored = None if print_only else _store(token, config)
+    if as_json:
+        where = _entry(token) if stored is None else {"stored_in": str(stored.file)}
+        print_json({"token": secret, **_document(token), **where})
+        return
+    explanation = _show_configuration(token) if stored is None else stored.explanation
+    typer.echo(f"Token: {secret}\n\n{explanation}")
 
 
-def list_tokens(config: Config = None) -> None:
+def list_tokens(config: Config = None, as_json: AsJson = False) -> None:
     """List all access tokens of a server, including those in its configuration."""
     with _reporting_errors():
         settings = read_settings(default_config(config))
         stored = AccessTokenFile(settings.token_file).read()
+    origins: list[tuple[AccessToken, str]]
+    origins = [(token, "configuration") for token in settings.auth.tokens]
+    origins += [(token, settings.token_file.name) for token in stored]
+    if as_json:
+        print_json({"tokens": [{**_document(token), "stored_in": origin} for token, origin in origins]})
+        return
     table = Table("name", "scopes", "expires", "requests", "tokens per minute", "stored in")
-    for tokens, origin in ((settings.auth.tokens, "configuration"), (stored, settings.token_file.name)):
-        for token in tokens:
-            table.add_row(*_describe(token), origin)
+    for token, origin in origins:
+        table.add_row(*_describe(token), origin)
     Console().print(table)
 
 
-def revoke(name: Name, config: Config = None) -> None:
+def revoke(name: KnownName, config: Config = None) -> None:
     """Revoke an access token. A running server refuses it from now on; requests in progress go on."""
     with _reporting_errors():
         settings = read_settings(default_config(config))
@@ -124,13 +139,29 @@ def _parse_expiry(text: str) -> datetime:
     return expires if expires.tzinfo else expires.replace(tzinfo=UTC)
 
 
-def _show_configuration(token: AccessToken) -> str:
+def _document(token: AccessToken) -> dict[str, object]:
+    """What `--json` prints about an access token. Its digest is of no use to people."""
+    return token.model_dump(mode="json", exclude={"sha256"})
+
+
+def _entry(token: AccessToken) -> dict[str, object]:
+    """The entry for the configuration."""
     entry = token.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    content = yaml.safe_dump({"auth": {"tokens": [entry]}}, sort_keys=False, allow_unicode=True)
+    return {"configuration": {"auth": {"tokens": [entry]}}}
+
+
+def _show_configuration(token: AccessToken) -> str:
+    content = yaml.safe_dump(_entry(token)["configuration"], sort_keys=False, allow_unicode=True)
     return f"Add to the configuration:\n\n{content}".rstrip()
 
 
-def _store(token: AccessToken, config: Path | None) -> str:
+@dataclass(frozen=True)
+class _Stored:
+    file: Path
+    explanation: str
+
+
+def _store(token: AccessToken, config: Path | None) -> _Stored:
     settings = read_settings(default_config(config))
     file = AccessTokenFile(settings.token_file)
     was_open = not settings.has_access_tokens
@@ -138,12 +169,10 @@ def _store(token: AccessToken, config: Path | None) -> str:
         if any(other.name == token.name for other in (*settings.auth.tokens, *tokens)):
             raise CommandError(f"an access token named {token.name} already exists")
         tokens.append(token)
-    stored = f"Its digest is stored in {file.path}. A running server accepts it from now on."
-    return (
-        f"{stored}\nIt is the first one: callers without an access token are now refused."
-        if was_open
-        else stored
-    )
+    explanation = f"Its digest is stored in {file.path}. A running server accepts it from now on."
+    if was_open:
+        explanation += "\nIt is the first one: callers without an access token are now refused."
+    return _Stored(file.path, explanation)
 
 
 @contextmanager

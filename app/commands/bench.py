@@ -13,6 +13,7 @@ from app.bench.figures import Measurement, summarize
 from app.bench.load import Plan, compare
 from app.bench.plot import check_plot, draw
 from app.commands.errors import exit_on_errors
+from app.commands.output import AsJson
 
 _LOCAL = "http://127.0.0.1:8000"
 
@@ -46,12 +47,10 @@ def bench(
         ),
     ] = "0,2",
     seed: Annotated[int, typer.Option(help="Seed of the random prompts.")] = 0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures to this JSON file.")
-    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the figures into this .svg, .png or .pdf file.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure chat servers under load: throughput, time to first token, inter-token latency."""
     with exit_on_errors(BenchError, OSError):
@@ -64,13 +63,11 @@ def bench(
             seed,
         )
         targets = _targets(url or [_LOCAL], token, model)
-        _check_files(json_file, plot)
+        _check_plot(plot)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             measurements = runner.run(_measure(targets, plan))
         figures = report.by_point(summarize(measurements, tokens))
-        typer.echo(report.table(figures))
-        if json_file is not None:
-            json_file.write_text(report.to_json(figures), encoding="utf-8")
+        typer.echo(report.to_json(figures) if as_json else report.table(figures))
         if plot is not None:
             draw(figures, plot)
         if lines := report.problems(figures, tokens):
@@ -95,13 +92,13 @@ def _targets(urls: list[str], token: str | None, model: str | None) -> list[Targ
     return targets
 
 
-def _check_files(json_file: Path | None, plot: Path | None) -> None:
-    """Raises BenchError if a result file cannot be written. Runs before the measurements, which take long."""
-    for file in (json_file, plot):
-        if file is not None and not file.parent.is_dir():
-            raise BenchError(f"{file}: {file.parent} is not a directory")
-    if plot is not None:
-        check_plot(plot)
+def _check_plot(file: Path | None) -> None:
+    """Raises BenchError if the plot cannot be written. Runs before the measurements, which take long."""
+    if file is None:
+        return
+    if not file.parent.is_dir():
+        raise BenchError(f"{file}: {file.parent} is not a directory")
+    check_plot(file)
 
 
 async def _measure(targets: list[Target], plan: Plan) -> list[Measurement]:

@@ -7,23 +7,12 @@ from typing import Annotated
 import msgspec
 import typer
 
-from app.commands.concept_client import (
-    LOCAL,
-    ROUTE,
-    ConceptId,
-    Json,
-    Token,
-    Url,
-    ask,
-    connect,
-    create,
-    path_of,
-    read_concept,
-    reporting_errors,
-)
+from app.commands.client import LOCAL, Json, Token, Url, ask, connect, reporting_errors
+from app.commands.concept_client import ROUTE, ConceptId, create, path_of, read_concept
 from app.commands.concept_new import new
 from app.commands.concept_report import print_concept, print_overview
 from app.commands.concept_vectors import export_vectors, import_vectors
+from app.commands.output import AsJson
 from app.concepts.concept import Example, digest_of
 
 ConceptFile = Annotated[
@@ -49,7 +38,7 @@ def concept_commands() -> typer.Typer:
     return commands
 
 
-def train(file: ConceptFile, url: Url = LOCAL, token: Token = None) -> None:
+def train(file: ConceptFile, url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
     """Create a concept from a file with examples, and print its report."""
     with reporting_errors():
         concept = read_concept(file)
@@ -58,19 +47,19 @@ def train(file: ConceptFile, url: Url = LOCAL, token: Token = None) -> None:
             lambda client: client.post(ROUTE, json=concept, timeout=None),
             _name_of(concept),
         )
-        print_concept(asyncio.run(made))
+        print_concept(asyncio.run(made), as_json)
 
 
-def list_concepts(url: Url = LOCAL, token: Token = None) -> None:
+def list_concepts(url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
     """List all concepts, and the concept files that cannot be used."""
     with reporting_errors():
-        print_overview(asyncio.run(ask(connect(url, token), "GET", ROUTE)))
+        print_overview(asyncio.run(ask(connect(url, token), "GET", ROUTE)), as_json)
 
 
-def show(concept: ConceptId, url: Url = LOCAL, token: Token = None) -> None:
+def show(concept: ConceptId, url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
     """Print the state and the report of a concept."""
     with reporting_errors():
-        print_concept(asyncio.run(ask(connect(url, token), "GET", path_of(concept))))
+        print_concept(asyncio.run(ask(connect(url, token), "GET", path_of(concept))), as_json)
 
 
 def delete(concept: ConceptId, url: Url = LOCAL, token: Token = None) -> None:

@@ -1,11 +1,11 @@
-"""What the commands of `tiller concept` share: the server's address, requests, files, a progress bar."""
+"""What the commands of `tiller concept` share: creating a concept with a progress bar, and files."""
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 import httpx
@@ -14,45 +14,26 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from app.commands.errors import CommandError, exit_on_errors
+from app.commands.client import Json, content_of
+from app.commands.completion import complete_concept
+from app.commands.errors import CommandError
 
 ROUTE = "/steering_concepts"
-LOCAL = "http://127.0.0.1:8000"
 _KEYS = {"name", "description", "examples"}
 _POLL_SECONDS = 0.5
-_ANSWER_SECONDS = 30.0
 
-Url = Annotated[str, typer.Option(help="URL of the server.")]
-Token = Annotated[str | None, typer.Option(envvar="TILLER_TOKEN", help="Access token for the server.")]
 ConceptId = Annotated[
-    str, typer.Argument(metavar="ID", help="Id of the concept, with or without `_worker/`.")
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="Id of the concept, with or without `_worker/`.",
+        autocompletion=complete_concept,
+    ),
 ]
-Json = dict[str, Any]
-
-
-@contextmanager
-def reporting_errors() -> Iterator[None]:
-    """Ends the command with one line if the block raises a CommandError, or cannot reach the server."""
-    with exit_on_errors():
-        try:
-            yield
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise CommandError(f"the server cannot be reached: {reason}") from None
-
-
-def connect(url: str, token: str | None) -> httpx.AsyncClient:
-    headers = {} if token is None else {b"Authorization": b"Bearer " + token.encode()}
-    return httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=_ANSWER_SECONDS)
 
 
 def path_of(concept: str) -> str:
     return f"{ROUTE}/{quote(concept, safe='')}"
-
-
-async def ask(client: httpx.AsyncClient, method: str, path: str) -> Json:
-    async with client:
-        return content_of(await client.request(method, path))
 
 
 async def create(
@@ -87,16 +68,10 @@ def _progress_bar() -> Iterator[Callable[[Json], None]]:
         yield lambda card: progress.update(bar, description=card["state"], completed=card["progress"])
 
 
-def content_of(response: httpx.Response) -> Json:
-    """The content of an answer. Raises CommandError, with the server's error message if there is one."""
-    try:
-        content: Json = response.json() if response.content else {}
-        message = None if response.is_success else str(content["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = f"the answer with status {response.status_code} is not from a Tiller server"
-    if message is not None:
-        raise CommandError(message)
-    return content
+def describe_state(card: Json) -> str:
+    """The state of a concept in the server's list, with the progress of a training."""
+    is_going_on = card["state"] in ("training", "measuring")
+    return f"{card['state']} {card['progress']:.0%}" if is_going_on else str(card["state"])
 
 
 def read_bytes(file: Path) -> bytes:

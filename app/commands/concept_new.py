@@ -9,6 +9,7 @@ import yaml
 from app.commands.concept_client import write_bytes
 from app.commands.datasets import read_examples, spell_out
 from app.commands.errors import CommandError, exit_on_errors
+from app.commands.output import AsJson, print_json
 from app.concepts.concept import Example, is_id
 from app.schemas.concepts import full_id
 
@@ -36,6 +37,7 @@ def new(
         bool, typer.Option("--spell-out", help="Replace answers such as (A) by the text of this choice.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Take this many examples, from the first.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a concept file for `train`, or for the directory of shipped concepts, from a data set."""
     with exit_on_errors():
@@ -50,7 +52,10 @@ def new(
         examples = examples[:limit]
         _check(source, examples)
         write_bytes(target, _concept_file(name, description, examples))
-        typer.echo(f"{target}: {len(examples)} examples")
+        if as_json:
+            print_json({"file": str(target), "examples": len(examples)})
+        else:
+            typer.echo(f"{target}: {len(examples)} examples")
 
 
 def _check(source: Path, examples: list[Example]) -> None:

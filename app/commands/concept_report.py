@@ -8,23 +8,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.concept_client import Json
+from app.commands.client import Json
+from app.commands.concept_client import describe_state
+from app.commands.output import print_json
 
 _NO_NUMBER = "-"
 
 
-def print_overview(overview: Json) -> None:
+def print_overview(overview: Json, as_json: bool) -> None:
+    if as_json:
+        print_json(overview)
+        return
     table = Table("id", "state", "examples", "description")
     for card in overview["data"]:
-        state = card["state"] if card["state"] == "ready" else f"{card['state']} {card['progress']:.0%}"
         examples = f"{card['num_examples']}, imported" if card["imported"] else str(card["num_examples"])
-        table.add_row(*map(Text, (card["id"], state, examples, card["description"])))
+        table.add_row(*map(Text, (card["id"], describe_state(card), examples, card["description"])))
     Console().print(table)
     for problem in overview["problems"]:
         typer.echo(f"tiller: concept file {problem['file']} is left out: {problem['reason']}", err=True)
 
 
-def print_concept(concept: Json) -> None:
+def print_concept(concept: Json, as_json: bool) -> None:
+    if as_json:
+        print_json(concept)
+        return
     imported = ", imported vectors" if concept["imported"] else ""
     typer.echo(f"{concept['id']}: {concept['state']}, examples: {concept['num_examples']}{imported}")
     if concept["error"]:

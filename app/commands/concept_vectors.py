@@ -8,23 +8,19 @@ from typing import Annotated
 import httpx
 import typer
 
+from app.commands.client import LOCAL, Token, Url, connect, content_of, reporting_errors
 from app.commands.concept_client import (
-    LOCAL,
     ROUTE,
     ConceptId,
-    Token,
-    Url,
-    connect,
-    content_of,
     create,
     path_of,
     read_bytes,
     read_concept,
-    reporting_errors,
     write_bytes,
 )
 from app.commands.concept_report import print_concept
 from app.commands.errors import CommandError
+from app.commands.output import AsJson
 from app.errors import ApiError
 
 Name = Annotated[
@@ -57,6 +53,7 @@ def import_vectors(
     examples: Examples = None,
     url: Url = LOCAL,
     token: Token = None,
+    as_json: AsJson = False,
 ) -> None:
     """Create a concept from a file with steering vectors, and print its report."""
     with reporting_errors():
@@ -65,7 +62,7 @@ def import_vectors(
             content = _with_examples(file, content, examples)
         given = {"name": name, "description": description}
         params = {key: value for key, value in given.items() if value is not None}
-        print_concept(asyncio.run(_upload(connect(url, token), content, params)))
+        print_concept(asyncio.run(_upload(connect(url, token), content, params)), as_json)
 
 
 async def _download(client: httpx.AsyncClient, concept: str) -> bytes:

@@ -37,6 +37,10 @@ class ConceptStore:
     def load(self) -> list[Concept]:
         """All valid concepts, shipped ones first. Adds each invalid file to `problems` and logs a warning."""
         self._clean_up()
+        return self.read()
+
+    def read(self) -> list[Concept]:
+        """Like `load`, but removes nothing, so that it can run beside a server that writes."""
         concepts = {concept.id: concept for concept in self._read(self._shipped, ".yaml", _read_shipped)}
         created = [
             *self._read(self._created, ".json", _read_created),

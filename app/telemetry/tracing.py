@@ -100,11 +100,8 @@ class Tracing:
 
 def start_tracing(settings: TracingSettings, model: str) -> Tracing | None:
     """Returns None if tracing is not enabled. Raises StartError if its packages are not installed."""
-    enabled_by = _enabled_by(settings)
-    if enabled_by is None:
+    if check_packages(settings) is None:
         return None
-    if not _is_installed("opentelemetry.exporter.otlp.proto.http"):
-        raise StartError(f"{enabled_by} is set, but tracing needs Tiller's extra otel: pip install '.[otel]'")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -115,6 +112,17 @@ def start_tracing(settings: TracingSettings, model: str) -> Tracing | None:
     provider = TracerProvider(shutdown_on_exit=False, resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.endpoint)))
     return Tracing(provider, model)
+
+
+def check_packages(settings: TracingSettings) -> str | None:
+    """The setting or environment variable that enables tracing, or None.
+
+    Raises StartError if tracing is enabled and its packages are not installed.
+    """
+    enabled_by = _enabled_by(settings)
+    if enabled_by and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+        raise StartError(f"{enabled_by} is set, but tracing needs Tiller's extra otel: pip install '.[otel]'")
+    return enabled_by
 
 
 def _enabled_by(settings: TracingSettings) -> str | None:

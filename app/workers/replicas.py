@@ -52,7 +52,7 @@ async def run_replicas(config: EngineConfig) -> AsyncIterator[Replica]:
     async with AsyncExitStack() as stack:
         # The first worker starts alone, because it may have to download the model.
         first = await stack.enter_async_context(supervise(config))
-        same = msgspec.structs.replace(config, source=first.model.directory)
+        same = msgspec.structs.replace(config, source=first.model.directory, log=config.log.without_bars())
         others = [supervise(msgspec.structs.replace(same, replica=number)) for number in range(1, count)]
         try:
             async with asyncio.TaskGroup() as group:

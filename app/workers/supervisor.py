@@ -155,7 +155,8 @@ class SupervisedEngine:
         """Makes this the current worker. Raises StartError if its model differs from the first worker's."""
         if self._model is None:
             # Later workers load the files that the first one found, even if the source was a hub id.
-            self._config = msgspec.structs.replace(self._config, source=worker.model.directory)
+            log = self._config.log.without_bars()
+            self._config = msgspec.structs.replace(self._config, source=worker.model.directory, log=log)
         elif _identity(worker.model) != _identity(self._model):
             raise StartError("the model's files have changed; restart the server to serve the new model")
         else:

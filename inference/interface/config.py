@@ -22,6 +22,12 @@ class LogConfig(msgspec.Struct, frozen=True):
     format: LogFormat = "text"
     level: LogLevel = "info"
     """The lowest level that is logged."""
+    bars: bool = False
+    """Draws the progress of long work as a bar on stderr, which is a terminal then."""
+
+    def without_bars(self) -> "LogConfig":
+        """For a worker that starts while other processes write to the same terminal."""
+        return msgspec.structs.replace(self, bars=False)
 
 
 class EngineConfig(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from inference.interface.config import LogConfig
+from inference.interface.progress import Seldom
 
 _encode = json.JSONEncoder(default=str).encode
 _PLAIN = re.compile(r"[!#-<>-~]+")  # printable ASCII, but no space, `"` or `=`
@@ -24,7 +25,7 @@ _ESCAPED |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", 0x2028: "\\u2
 
 def set_up_logging(config: LogConfig, **fields: object) -> None:
     """Makes this process log to stderr as `config` says. Adds `fields` to every line."""
-    handler = logging.StreamHandler()
+    handler = _make_handler(config)
     handler.setFormatter(JsonFormatter(fields) if config.format == "json" else TextFormatter(fields))
     level = config.level.upper()
     # No debug lines from libraries: they would hide our own, and nobody has checked what they contain.
@@ -37,6 +38,16 @@ def set_up_logging(config: LogConfig, **fields: object) -> None:
     logging.captureWarnings(True)
     # No line shows these, so logging need not look them up for each record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+def _make_handler(config: LogConfig) -> logging.Handler:
+    if config.bars:
+        from inference.interface.bars import BarHandler  # rich takes time to import
+
+        return BarHandler()
+    handler = logging.StreamHandler()
+    handler.addFilter(Seldom())
+    return handler
 
 
 class TextFormatter(logging.Formatter):

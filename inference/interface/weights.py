@@ -1,9 +1,11 @@
 """Checks the files of a model's weights without loading them: which there are, and if they are complete."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from inference.interface.errors import SourceError
 
@@ -93,8 +95,14 @@ def describe_adapter(place: str) -> str:
     )
 
 
-def check_file(file: Path) -> None:
-    """Raises SourceError unless the file is in safetensors and complete.
+def count_numbers(directory: Path) -> int:
+    """How many numbers the weights of a model are. Reads only the files' headers. Raises SourceError."""
+    tensors = [tensor for name in weight_files(directory) for tensor in check_file(directory / name)]
+    return sum(math.prod(tensor["shape"]) for tensor in tensors)
+
+
+def check_file(file: Path) -> list[dict[str, Any]]:
+    """The entries of the tensors in the file's header. Raises SourceError unless it is complete safetensors.
 
     The header says how long the file is: https://huggingface.co/docs/safetensors, "Format".
     """
@@ -116,3 +124,4 @@ def check_file(file: Path) -> None:
         raise SourceError(f"{file} is truncated: it has {size} of {promised} bytes")
     if size > promised:
         raise SourceError(f"{file} has {size} bytes, but its header says {promised}")
+    return tensors

@@ -22,6 +22,7 @@ from inference.models.digest import digest_of
 from inference.models.errors import UnsupportedModelError
 from inference.models.fp8 import loading as fp8
 from inference.models.layers import decoder_blocks, examine_layers
+from inference.models.loading_progress import following_transformers
 
 LayerHook = Callable[[torch.Tensor, Batch], None]
 """Is called with a decoder block's output [T, hidden_size] and the batch."""
@@ -114,17 +115,18 @@ def load(
     options = pharia.loading_options(config) if is_pharia else {}
     if quantization := _read_quantization(directory, config, device):
         model_class, options["config"] = fp8.model_class(directory, quantization)
-    model, loading = model_class.from_pretrained(
-        directory,
-        **options,
-        dtype="auto" if dtype is None else dtype,
-        device_map={"": device},
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # _check_tensors names them
-        output_loading_info=True,
-    )
+    with following_transformers(f"loading {directory.name}"):
+        model, loading = model_class.from_pretrained(
+            directory,
+            **options,
+            dtype="auto" if dtype is None else dtype,
+            device_map={"": device},
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # _check_tensors names them
+            output_loading_info=True,
+        )
     _check_tensors(directory, model, loading, is_pharia)
     if quantization:
         fp8.finish(model, quantization)

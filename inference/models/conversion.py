@@ -3,7 +3,8 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -31,6 +32,20 @@ def make_once(directory: Path, make: Callable[[Path], Path]) -> Path:
             with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
                 shutil.move(check_directory(make(Path(scratch))), directory)
     return directory
+
+
+def size_of(files: Iterable[Path]) -> int:
+    """The bytes of these files on the disk: of a sparse file only what has been written."""
+    total = 0
+    for file in files:
+        with suppress(OSError):  # moved or removed meanwhile
+            total += file.stat().st_blocks * 512
+    return total
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether `make_once` would use the directory as it is."""
+    return _fault(directory) is None
 
 
 def _fault(directory: Path) -> SourceError | None:

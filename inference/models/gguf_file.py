@@ -14,6 +14,7 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from inference.interface.errors import SourceError
+from inference.interface.progress import follow
 from inference.models import gguf_config
 from inference.models.conversion import make_once
 
@@ -28,10 +29,20 @@ _SHARE = 0.8  # of them that must encode to themselves; it was 0.33 and 1.0 with
 
 def prepare(file: Path, cache_directory: Path) -> Path:
     """The directory of the converted model. Converts it first if necessary. Raises SourceError."""
+    return make_once(directory(file, cache_directory), partial(_make, file))
+
+
+def directory(file: Path, cache_directory: Path) -> Path:
+    """The directory that `prepare` returns. It may not exist yet."""
     status = file.stat()
     key = f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     name = f"{file.stem[:80]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    return make_once(cache_directory / "models" / name, partial(_make, file))
+    return cache_directory / "models" / name
+
+
+def count_numbers(file: Path) -> int:
+    """How many numbers the weights in the file are. Raises SourceError if it cannot be read."""
+    return _count(_read(file))
 
 
 def _make(file: Path, scratch: Path) -> Path:
@@ -47,7 +58,11 @@ def convert(file: Path, directory: Path, end_token_ids: Sequence[int] = ()) -> P
     _log.info("converting %s (once; it can take minutes if the vocabulary is large)", file.name)
     start = time.monotonic()
     # transformers offers no switch for its progress bars. Log lines do not go through sys.stderr.
-    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stderr(nowhere),
+        follow(f"converting {file.name}"),
+    ):
         reader = _read(file)
         _save_tokenizer(file, reader, directory)
         model = _load_model(file, reader)

@@ -4,13 +4,13 @@ huggingface_hub reads HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE. It tries again i
 """
 
 import logging
-import threading
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -24,7 +24,9 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 
 from inference.interface.directories import check_config, check_directory
 from inference.interface.errors import SourceError
+from inference.interface.progress import Amount, follow
 from inference.interface.weights import INDEX, SINGLE_FILE, check_file, describe_missing_weights, shards
+from inference.models.conversion import size_of
 
 _log = logging.getLogger("tiller.worker")
 
@@ -44,7 +46,6 @@ _SMALL_FILES = [
     INDEX,
     "LICENSE*",
 ]
-_LOG_SECONDS = 5.0
 
 
 def download(model_id: str, revision: str | None, cache_directory: Path) -> Path:
@@ -74,6 +75,47 @@ def download(model_id: str, revision: str | None, cache_directory: Path) -> Path
     return check_directory(directory)
 
 
+def find_cached(model_id: str, revision: str | None, cache_directory: Path) -> Path:
+    """The directory of a complete model in the cache. Asks no hub. Raises SourceError if there is none."""
+    try:
+        directory = snapshot_download(
+            model_id, revision=revision, cache_dir=cache_directory, local_files_only=True
+        )
+    except LocalEntryNotFoundError as error:
+        raise SourceError(_describe(error, model_id, revision, cache_directory)) from None
+    return check_directory(Path(directory))
+
+
+def check_download(model_id: str, revision: str | None, cache_directory: Path) -> int:
+    """The bytes that `download` would fetch from the hub. Fetches nothing.
+
+    Raises SourceError if the hub does not give the model to this user, or cannot be reached.
+    """
+    disable_progress_bars()
+    try:
+        files = snapshot_download(
+            model_id,
+            revision=revision,
+            cache_dir=cache_directory,
+            allow_patterns=[*_SMALL_FILES, "*.safetensors"],
+            dry_run=True,
+        )
+        # Everybody may list the files of a gated model, but not read them.
+        get_hf_file_metadata(hf_hub_url(model_id, "config.json", revision=revision))
+    except Exception as error:  # as in `download`
+        raise SourceError(_describe(error, model_id, revision, cache_directory)) from error
+    names = [file.filename for file in files]
+    if INDEX not in names and SINGLE_FILE not in names:
+        raise SourceError(describe_missing_weights(f"{model_id} on the Hugging Face hub", names))
+    return sum(file.file_size or 0 for file in files if file.will_download and _is_wanted(file.filename))
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether `download` fetches it. Other layouts of the same weights may lie beside it."""
+    is_weights = name.endswith(".safetensors")
+    return not is_weights or bool(re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name))
+
+
 def _fetch(model_id: str, revision: str | None, cache: Path, names: list[str]) -> Path:
     """Downloads the files that the cache lacks. Returns the directory of the snapshot."""
     return Path(snapshot_download(model_id, revision=revision, cache_dir=cache, allow_patterns=names))
@@ -93,47 +135,25 @@ def _missing_bytes(model_id: str, snapshot: Path, names: list[str]) -> int:
 
 @contextmanager
 def _logging_progress(model_id: str, cache: Path, total: int) -> Iterator[None]:
-    """Logs every few seconds how much has been downloaded, if there is anything to download."""
+    """Logs how much has been downloaded, if there is anything to download."""
     if not total:
         yield
         return
     blobs = cache / repo_folder_name(repo_id=model_id, repo_type="model") / "blobs"
-    before, done = _size(blobs), threading.Event()
+    before = size_of(blobs.glob("*"))  # a download that broke off has left a part of its files
+
+    def measure() -> Amount:
+        return min(max(0, size_of(blobs.glob("*")) - before), total), total
+
     start = time.monotonic()
-
-    def log() -> None:
-        while not done.wait(_LOG_SECONDS):
-            # A download that broke off has left a part of its files.
-            arrived = min(max(0, _size(blobs) - before), total)
-            _log.info(
-                "downloading %(model)s: %(bytes)d of %(total_bytes)d bytes",
-                {"model": model_id, "bytes": arrived, "total_bytes": total},
-            )
-
     _log.info(
         "downloading %(model)s from the Hugging Face hub: %(total_bytes)d bytes",
         {"model": model_id, "total_bytes": total},
     )
-    thread = threading.Thread(target=log, daemon=True)
-    thread.start()
-    try:
+    with follow(f"downloading {model_id}", measure, "bytes"):
         yield
-    finally:
-        done.set()
-        thread.join()
     seconds = round(time.monotonic() - start, 1)
     _log.info("downloaded %(model)s in %(seconds)s seconds", {"model": model_id, "seconds": seconds})
-
-
-def _size(blobs: Path) -> int:
-    """The bytes in the directory of the cached files, with those that are not complete."""
-    total = 0
-    for file in blobs.glob("*"):
-        try:
-            total += file.stat().st_blocks * 512  # of a sparse file only what has arrived
-        except OSError:  # renamed meanwhile
-            continue
-    return total
 
 
 def _drop_broken(directory: Path, names: list[str]) -> None:
@@ -164,15 +184,20 @@ def _describe(error: Exception, model_id: str, revision: str | None, cache: Path
     what = f"{model_id} at revision {revision}" if revision else model_id
     prefix = f"{what} is not a directory and cannot be downloaded from the Hugging Face hub"
     match error:
+        case DryRunError(__cause__=HfHubHTTPError() as cause):
+            return _describe(cause, model_id, revision, cache)
         case GatedRepoError():
             return f"{prefix}: its terms must be accepted there, and HF_TOKEN must be of that account"
         case RevisionNotFoundError():
             return f"{prefix}: {model_id} has no revision {revision} (model.revision)"
         case RepositoryNotFoundError():
             return f"{prefix}: it does not exist, or it is private and needs a valid HF_TOKEN"
-        case LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
+        case LocalEntryNotFoundError() | DryRunError() if constants.HF_HUB_OFFLINE:
             return f"{prefix}: HF_HUB_OFFLINE is set, and {cache} does not have all of its files"
-        case LocalEntryNotFoundError(__cause__=Exception() as cause):
+        case (
+            LocalEntryNotFoundError(__cause__=Exception() as cause)
+            | DryRunError(__cause__=Exception() as cause)
+        ):
             return f"{prefix}: {constants.ENDPOINT} cannot be reached: {_first_line(cause)}"
         case HfHubHTTPError(response=response):
             return f"{prefix}: {constants.ENDPOINT} answers {response.status_code}: {_first_line(error)}"

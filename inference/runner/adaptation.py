@@ -6,6 +6,7 @@ from dataclasses import replace
 from inference.backends import selection
 from inference.backends.backend import TORCH, Backend, KernelError
 from inference.interface.config import EngineConfig
+from inference.interface.progress import follow
 from inference.models.causal_lm import CausalLM
 from inference.runner import verification
 
@@ -28,5 +29,6 @@ def adapt(model: CausalLM, config: EngineConfig) -> Backend:
     if config.quantization != "none":
         if backend.quantize is None:
             raise KernelError(f"engine.quantization {config.quantization} is not available on this device")
-        model.transform(backend.quantize)
+        with follow("quantizing the weights"):
+            model.transform(backend.quantize)
     return backend

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 import torch
 
 from inference.interface.config import EngineConfig
+from inference.interface.progress import follow
 from inference.interface.requests import SamplingParams
 from inference.runner.rehearsal import make_sequence, powers_of_two
 from inference.scheduling.sequence import Sequence, Status
 
 _log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LOGS = 5.0
 _BESIDE = 64  # tokens of a prompt beside decodes
 _SAMPLING = (
     SamplingParams(temperature=0.0),
@@ -32,22 +32,24 @@ _SAMPLING = (
 
 def warm_up(run: Callable[[list[Sequence]], object], config: EngineConfig, longest: int) -> None:
     """Calls `run` with the sequences of each step. `longest`: the largest number of tokens of a sequence."""
-    started = logged = time.monotonic()
+    started, done = time.monotonic(), 0
     steps = list(_steps(config, longest))
-    for done, sequences in enumerate(steps):
-        try:
-            run(sequences)
-        except torch.AcceleratorError:
-            raise  # The device is unusable for the rest of the process's life.
-        except Exception as error:  # any kind: the same step may never come from a request
-            _log.warning("a step of %d sequences failed in the warm-up: %r", len(sequences), error)
-        for sequence in sequences:
-            sequence.status = Status.FINISHED
-        now = time.monotonic()
-        if now - logged > _SECONDS_BETWEEN_LOGS:
-            _log.info("warming up: %d of %d steps", done + 1, len(steps))
-            logged = now
+    with follow("warming up", lambda: (done, len(steps)), "steps"):
+        for sequences in steps:
+            _try(run, sequences)
+            done += 1
     _log.info("warmed up with %d steps in %.1f s", len(steps), time.monotonic() - started)
+
+
+def _try(run: Callable[[list[Sequence]], object], sequences: list[Sequence]) -> None:
+    try:
+        run(sequences)
+    except torch.AcceleratorError:
+        raise  # The device is unusable for the rest of the process's life.
+    except Exception as error:  # any kind: the same step may never come from a request
+        _log.warning("a step of %d sequences failed in the warm-up: %r", len(sequences), error)
+    for sequence in sequences:
+        sequence.status = Status.FINISHED
 
 
 def _steps(config: EngineConfig, longest: int) -> Iterator[list[Sequence]]:

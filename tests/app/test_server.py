@@ -29,21 +29,21 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[Limits]:
 
 
 def test_the_limit_of_open_files_is_raised_for_the_connections(limits: list[Limits]) -> None:
-    server._allow_files(2048)
+    server.allow_files(2048)
     assert limits[-1] == (2048 + 512, 4096)
-    server._allow_files(100)
+    server.allow_files(100)
     assert limits[-1] == (2048 + 512, 4096), "the limit is never lowered"
 
 
 def test_a_limit_that_the_system_refuses_is_a_one_line_error(limits: list[Limits]) -> None:
     with pytest.raises(StartError, match=r"max_connections 4000 needs 4512 .* allows 4096 \(ulimit -n\)$"):
-        server._allow_files(4000)
+        server.allow_files(4000)
     assert len(limits) == 1
 
 
 @pytest.mark.parametrize("seconds", [1, 60, 86_400])
 def test_tcp_keepalive_finds_vanished_clients_after_about_stall_seconds(seconds: int) -> None:
-    with server._bind(ServerSettings(port=0, stall_seconds=seconds)) as listener:
+    with server.bind(ServerSettings(port=0, stall_seconds=seconds)) as listener:
         idle, interval, count = (
             listener.getsockopt(socket.IPPROTO_TCP, option)
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from inference.backends.backend import KernelError
+from inference.interface.progress import follow
 
 _SOURCES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*.[ch]*")))
 _COMPILE = (
@@ -30,7 +31,13 @@ _COMPILE = (
 # only one.
 _LINK = ("-shared", "-ltorch_cpu", "-lc10")
 _TIMEOUT_SECONDS = 600
-
+_TRIAL = """
+#include <cmath>
+#include <concepts>
+#include <vector>
+template <std::floating_point T> T root(T x) { return std::sqrt(x); }
+float trial(const std::vector<float>& x) { return root(x.at(0)); }
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +46,29 @@ def load(cache_directory: Path) -> None:
     """Makes `torch.ops.tiller_cpu` usable. Compiles the kernels if necessary. Raises KernelError."""
     if hasattr(torch.ops.tiller_cpu, "linear"):
         return
-    library = cache_directory / "kernels" / f"tiller_cpu-{_digest()}.so"
-    if not library.exists():
-        _compile(library)
+    compiled = library(cache_directory)
+    if not compiled.exists():
+        _compile(compiled)
     try:
-        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(compiled)  # type: ignore[no-untyped-call]
     except OSError as error:
-        raise KernelError(f"the CPU kernels {library} cannot be loaded: {error}") from None
+        raise KernelError(f"the CPU kernels {compiled} cannot be loaded: {error}") from None
+
+
+def library(cache_directory: Path) -> Path:
+    """The file of the compiled kernels for this processor. It may not exist yet."""
+    return cache_directory / "kernels" / f"tiller_cpu-{_digest()}.so"
+
+
+def check_compiler() -> str:
+    """The path of the C++ compiler. Raises KernelError if it cannot compile a program of a few lines."""
+    compiler = find_compiler()
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory) / "trial.cpp"
+        source.write_text(_TRIAL)
+        _run([compiler, *_COMPILE, str(source), "-o", f"{source}.o"])
+        _run([compiler, "-shared", f"{source}.o", "-o", f"{source}.so"])
+    return compiler
 
 
 def find_compiler() -> str:
@@ -78,7 +101,8 @@ def _compile(library: Path) -> None:
     compiler = find_compiler()
     _log.info("compiling the CPU kernels for this processor (only needed once)")
     try:
-        _compile_with(compiler, library)
+        with follow("compiling the CPU kernels"):
+            _compile_with(compiler, library)
     except OSError as error:
         reason = f"the CPU kernels cannot be written to {library.parent}: {error.strerror}"
         raise KernelError(reason) from None

@@ -34,12 +34,12 @@ async def bench(*arguments: object, token: str | None = None) -> Result:
 # Tiller's own gateway, over a socket.
 
 
-async def test_the_gateway_is_measured(live_url: str, engine: FakeEngine, tmp_path: Path) -> None:
+async def test_the_gateway_is_measured(live_url: str, engine: FakeEngine) -> None:
     engine.script = reply([40, 41, 42], FinishReason.LENGTH)
-    file = tmp_path / "figures.json"
-    done = await bench("--url", f"ours={live_url}/v1", *SHORT, "--requests", 3, "--json", file)
+    words = ("--url", f"ours={live_url}/v1", *SHORT, "--requests", 3)
+    done = await bench(*words, "--json")
     assert done.exit_code == 0, done.output
-    rows = json.loads(file.read_text())["figures"]
+    rows = json.loads(done.stdout)["figures"]
     assert [(row["server"], row["concurrency"], row["prompt_tokens"]) for row in rows] == [
         ("ours", 1, 16),
         ("ours", 2, 16),
@@ -49,8 +49,8 @@ async def test_the_gateway_is_measured(live_url: str, engine: FakeEngine, tmp_pa
     assert [row["requests"] for row in rows] == [3, 6, 3, 6]
     assert [row["output_tokens"] for row in rows] == [9, 18, 9, 18]
     assert all(row["failed"] == row["wrong_lengths"] == 0 for row in rows)
-    assert len(done.stdout.splitlines()) == 2 + 4
     assert len(done.stderr.splitlines()) == 4
+    assert len((await bench(*words)).stdout.splitlines()) == 2 + 4
 
 
 async def test_requests_ask_for_a_fixed_length(live_url: str, engine: FakeEngine) -> None:
@@ -217,7 +217,7 @@ async def test_an_unreachable_server_is_one_line() -> None:
         (["--concurrency", ""], "''"),
         (["--prompt-tokens", "short"], "short"),
         (["--ban", "-1"], "-1"),
-        (["--json", "no/such/folder/x.json"], "no/such/folder"),
+        (["--plot", "no/such/folder/x.svg"], "no/such/folder"),
         (["--plot", "figures.txt"], "figures.txt"),
     ],
 )

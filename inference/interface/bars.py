@@ -1,0 +1,52 @@
+"""A log handler for a terminal: it draws the progress of long work as a bar below the log lines.
+
+It redraws the last line of the terminal, and changes nothing else there. So nothing has to be restored if the
+process is killed. Only one process at a time may draw bars on a terminal.
+"""
+
+import logging
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
+
+from inference.interface.progress import Progress, progress_of
+
+_CLEAR_LINE = "\r\x1b[K"
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"))
+
+
+class BarHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to stderr."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True)
+        self._shows_bar = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        progress = progress_of(record)
+        if progress is None or progress.has_ended:
+            self._clear()
+        if progress is None:
+            super().emit(record)
+        elif not progress.has_ended:
+            self.stream.write(_CLEAR_LINE + self._draw(progress))
+            self.flush()
+            self._shows_bar = True
+
+    def _clear(self) -> None:
+        if self._shows_bar:
+            self.stream.write(_CLEAR_LINE)
+            self.flush()
+            self._shows_bar = False
+
+    def _draw(self, progress: Progress) -> str:
+        """One line, without its end."""
+        done, total = progress.amount or (0, None)
+        share = f"{done / total:4.0%}" if total else f"{progress.seconds:.0f} s"
+        bars = Bars(*_COLUMNS, console=self._console, auto_refresh=False)
+        bars.add_task(progress.what, total=total, completed=done, done=share)
+        with self._console.capture() as drawn:
+            self._console.print(bars.get_renderable(), no_wrap=True, overflow="ellipsis")
+        return drawn.get().partition("\n")[0].rstrip()
