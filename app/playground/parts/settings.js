@@ -1,0 +1,60 @@
+// The panel beside answers: concepts, steering options, and all parameters of a request.
+import { html } from "../html.js";
+import { DELIVERY, DETAILS, LENGTH, SAMPLING, STEERING } from "../request/parameters.js";
+import { isChanged, readsChosen, resetParameters, systemMessage } from "../state/settings.js";
+import { Condition } from "../steer/condition.js";
+import { Strengths } from "../steer/strengths.js";
+import { Parameter } from "./parameter.js";
+
+export function Settings() {
+  return html`
+    <${Strengths} />
+    <${Group} title="How to steer" parameters=${STEERING}><${Condition} /><//>
+    <${Group} title="Length and sampling" parameters=${[...LENGTH, ...SAMPLING]} />
+    <${Group} title="What comes back" parameters=${[...DETAILS, ...DELIVERY]}><${Readings} /><//>
+    <${SystemMessage} />
+    ${isChanged.value &&
+    html`<button type="button" class="quiet reset" onClick=${resetParameters}>Reset all parameters</button>`}
+  `;
+}
+
+function Group({ title, parameters, children }) {
+  return html`
+    <details class="group">
+      <summary>${title}</summary>
+      ${parameters.map((parameter) => html`<${Parameter} key=${parameter.name} parameter=${parameter} />`)}
+      ${children}
+    </details>
+  `;
+}
+
+function Readings() {
+  return html`
+    <div class="parameter boolean">
+      <label for="readings"><code>steering_readings</code></label>
+      <input
+        type="checkbox"
+        id="readings"
+        checked=${readsChosen}
+        aria-describedby="readings-text"
+        onChange=${(event) => (readsChosen.value = event.target.checked)}
+      />
+      <p id="readings-text">Returns how strongly the chosen concepts are present at each token.</p>
+    </div>
+  `;
+}
+
+function SystemMessage() {
+  return html`
+    <details class="group">
+      <summary>System message</summary>
+      <textarea
+        rows="3"
+        aria-label="System message"
+        placeholder="None"
+        value=${systemMessage}
+        onInput=${(event) => (systemMessage.value = event.target.value)}
+      ></textarea>
+    </details>
+  `;
+}
