@@ -13,11 +13,18 @@ import { SteerView } from "./steer/view.js";
 import { render } from "./vendor/preact.js";
 import { useEffect } from "./vendor/preact-hooks.js";
 
-const VIEWS = { steer: ["Steer", SteerView], chat: ["Chat", ChatView], concepts: ["Concepts", ConceptsView] };
+const VIEWS = {
+  steer: { title: "Steer", View: SteerView },
+  chat: { title: "Chat", View: ChatView },
+  concepts: { title: "Concepts", View: ConceptsView },
+};
+
+// Other addresses that show a view.
+const ALSO = { "new-concept": "concepts", "import-vectors": "concepts" };
 
 function Page() {
   const { view } = route.value;
-  const [title, View] = VIEWS[view] ?? VIEWS.steer;
+  const { title, View } = VIEWS[ALSO[view] ?? view] ?? VIEWS.steer;
   useEffect(() => {
     document.title = `${title} – Tiller`;
   }, [title]);
@@ -26,7 +33,7 @@ function Page() {
       <a class="brand" href="#steer"><img src=${new URL("icon.svg", import.meta.url).href} alt="" width="24" height="24" />Tiller</a>
       <nav aria-label="Views">
         ${Object.entries(VIEWS).map(
-          ([name, [label]]) => html`<a key=${name} href=${addressOf(name)} aria-current=${label === title ? "page" : undefined}>${label}</a>`,
+          ([name, { title: label }]) => html`<a key=${name} href=${addressOf(name)} aria-current=${label === title ? "page" : undefined}>${label}</a>`,
         )}
       </nav>
       <div class="bar-end">

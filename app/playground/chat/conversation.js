@@ -5,7 +5,7 @@ import { run } from "../answer/run.js";
 import { currentRequest } from "../request/current.js";
 import { announce } from "../state/announcements.js";
 import { watchConcepts } from "../state/concepts.js";
-import { chosen } from "../state/settings.js";
+import { chatConcepts } from "../state/concept_choice.js";
 import { signal } from "../vendor/signals-core.js";
 import { add, choose, EMPTY, path, turnsTo } from "./tree.js";
 
@@ -36,9 +36,9 @@ export function regenerate(node) {
 
 /** The parameter `n` makes several answers at once: they are branches, too. */
 function answerTo(userId) {
-  const request = currentRequest(turnsTo(tree.value, userId));
+  const concepts = chatConcepts.list.value;
+  const request = currentRequest(turnsTo(tree.value, userId), concepts);
   const answers = Array.from({ length: request.body.n ?? 1 }, () => new Answer());
-  const concepts = chosen.value;
   const contents = answers.map((answer) => ({ role: "assistant", answer, concepts }));
   tree.value = add(tree.value, userId, contents).tree;
   watchConcepts();

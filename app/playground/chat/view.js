@@ -4,6 +4,7 @@ import { html } from "../html.js";
 import { Settings } from "../parts/settings.js";
 import { CopyRequest } from "../request/copy.js";
 import { currentRequest } from "../request/current.js";
+import { chatConcepts } from "../state/concept_choice.js";
 import { signal } from "../vendor/signals-core.js";
 import { useEffect, useRef } from "../vendor/preact-hooks.js";
 import { clear, job, say, tree } from "./conversation.js";
@@ -31,7 +32,7 @@ export function ChatView() {
           : html`<p class="empty">Ask something. The settings apply to each next answer, and you can change them at any time.</p>`}
         <${Composer} last=${turns.at(-1)} />
       </section>
-      <aside aria-label="Settings"><${Settings} /></aside>
+      <aside aria-label="Settings"><${Settings} concepts=${chatConcepts} /></aside>
     </div>
   `;
 }
@@ -70,9 +71,11 @@ function Composer({ last }) {
 
 /** The request that a click on Send would make; without a draft, the one that made the last answer. */
 function requestToCopy(last) {
-  if (!last) return currentRequest([{ role: "user", content: draft.value || "Hello!" }]);
-  if (draft.value.trim()) return currentRequest([...turnsTo(tree.value, last.id), { role: "user", content: draft.value }]);
-  return currentRequest(turnsTo(tree.value, last.role === "user" ? last.id : last.parent));
+  const before = last ? turnsTo(tree.value, last.id) : [];
+  const hasDraft = draft.value.trim() !== "";
+  if (last && !hasDraft) return currentRequest(last.answer ? before.slice(0, -1) : before, chatConcepts.list.value);
+  const turn = { role: "user", content: hasDraft ? draft.value : "Hello!" };
+  return currentRequest([...before, turn], chatConcepts.list.value);
 }
 
 /** Brings the end of the conversation into view when a turn is added. */

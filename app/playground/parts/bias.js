@@ -25,7 +25,7 @@ export function BiasControl({ id, value = {}, set, described }) {
   return html`
     <${BiasForm} ...${{ id, described, add }} />
     ${error && html`<p class="problem" role="alert">${error}</p>`}
-    <ul class="biases">
+    <ul class="removable">
       ${Object.entries(value).map(
         ([token, bias]) => html`
           <li key=${token}>

@@ -20,6 +20,7 @@ export function plainText(number, digits = 2) {
 export function percentText(probability) {
   const percent = probability * 100;
   if (percent >= 99.95) return "100 %";
+  if (percent === 0) return "0 %";
   if (percent < 0.1) return "< 0.1 %";
   return `${percent.toFixed(percent < 10 ? 1 : 0)} %`;
 }

@@ -1,14 +1,17 @@
 // The panel beside answers: concepts, steering options, and all parameters of a request.
 import { html } from "../html.js";
 import { DELIVERY, DETAILS, LENGTH, SAMPLING, STEERING } from "../request/parameters.js";
-import { isChanged, readsChosen, resetParameters, systemMessage } from "../state/settings.js";
+import { alsoRead, isChanged, readsChosen, resetParameters, systemMessage } from "../state/settings.js";
+import { nameOf } from "../state/concepts.js";
 import { Condition } from "../steer/condition.js";
 import { Strengths } from "../steer/strengths.js";
+import { ConceptPicker } from "./concept_picker.js";
 import { Parameter } from "./parameter.js";
 
-export function Settings() {
+/** `concepts`: the ConceptChoice of the view. */
+export function Settings({ concepts }) {
   return html`
-    <${Strengths} />
+    <${Strengths} concepts=${concepts} />
     <${Group} title="How to steer" parameters=${STEERING}><${Condition} /><//>
     <${Group} title="Length and sampling" parameters=${[...LENGTH, ...SAMPLING]} />
     <${Group} title="What comes back" parameters=${[...DETAILS, ...DELIVERY]}><${Readings} /><//>
@@ -29,6 +32,7 @@ function Group({ title, parameters, children }) {
 }
 
 function Readings() {
+  const remove = (id) => (alsoRead.value = alsoRead.value.filter((each) => each !== id));
   return html`
     <div class="parameter boolean">
       <label for="readings"><code>steering_readings</code></label>
@@ -39,7 +43,23 @@ function Readings() {
         aria-describedby="readings-text"
         onChange=${(event) => (readsChosen.value = event.target.checked)}
       />
-      <p id="readings-text">Returns how strongly the chosen concepts are present at each token.</p>
+      <p id="readings-text">Returns how strongly the concepts above are present at each token.</p>
+      <${ConceptPicker}
+        label="Also read a concept"
+        placeholder="Also read…"
+        without=${alsoRead.value}
+        onPick=${(id) => (alsoRead.value = [...alsoRead.value, id])}
+      />
+      <ul class="removable">
+        ${alsoRead.value.map(
+          (id) => html`
+            <li key=${id}>
+              ${nameOf(id)}
+              <button type="button" class="quiet" aria-label="Do not read ${nameOf(id)}" onClick=${() => remove(id)}>✕</button>
+            </li>
+          `,
+        )}
+      </ul>
     </div>
   `;
 }

@@ -4,7 +4,8 @@ const STEERING_FIELDS = ["steering_scope", "steering_mode"];
 const DEFAULTS = { steering_scope: "all", steering_mode: "add", stream: false, logprobs: false };
 
 /**
- * `settings`: model, systemMessage, parameters, chosen, condition, readsChosen, as in state/settings.js.
+ * `settings`: model, systemMessage, parameters, condition, readsChosen, alsoRead, as in state/settings.js, and `chosen`: the
+ * concepts, as in state/concept_choice.js. A parameter that is undefined is left out.
  * `turns`: user and assistant messages. `isSteered`: false leaves out the steering, but not the readings.
  */
 export function chatBody(settings, turns, { isSteered = true } = {}) {
@@ -12,7 +13,7 @@ export function chatBody(settings, turns, { isSteered = true } = {}) {
   const system = settings.systemMessage ? [{ role: "system", content: settings.systemMessage }] : [];
   const isSteering = isSteered && settings.chosen.length > 0;
   const plain = Object.entries(parameters).filter(
-    ([name, value]) => value !== DEFAULTS[name] && (isSteering || !STEERING_FIELDS.includes(name)),
+    ([name, value]) => value !== undefined && value !== DEFAULTS[name] && (isSteering || !STEERING_FIELDS.includes(name)),
   );
   return {
     model: settings.model,
@@ -42,7 +43,7 @@ function conditionField({ concept, above, below }) {
   };
 }
 
-function readingFields({ chosen, readsChosen }) {
-  if (!readsChosen || chosen.length === 0) return {};
-  return { steering_readings: chosen.map((concept) => concept.id).slice(0, 16) };
+function readingFields({ chosen, readsChosen, alsoRead }) {
+  const read = new Set([...(readsChosen ? chosen.map((concept) => concept.id) : []), ...alsoRead]);
+  return read.size === 0 ? {} : { steering_readings: [...read] };
 }

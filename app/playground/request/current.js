@@ -2,16 +2,17 @@
 import * as settings from "../state/settings.js";
 import { chatBody } from "./body.js";
 
-/** The settings as plain values, with changes. */
-export function currentSettings(changes = {}) {
-  const { model, systemMessage, parameters, chosen, condition, readsChosen } = settings;
-  const now = { model, systemMessage, parameters, chosen, condition, readsChosen };
-  const values = Object.entries(now).map(([name, signal]) => [name, signal.value]);
-  return { ...Object.fromEntries(values), ...changes };
-}
-
-/** `{ body, nice }` for these turns. */
-export function currentRequest(turns, { changes, isSteered } = {}) {
-  const values = currentSettings(changes);
+/** `{ body, nice }`. `chosen`: `{ id, strength }` of each concept. `changes`: parameters with other values. */
+export function currentRequest(turns, chosen, { changes = {}, isSteered } = {}) {
+  const { model, systemMessage, parameters, condition, readsChosen, alsoRead } = settings;
+  const values = {
+    model: model.value,
+    systemMessage: systemMessage.value,
+    parameters: { ...parameters.value, ...changes },
+    condition: condition.value,
+    readsChosen: readsChosen.value,
+    alsoRead: alsoRead.value,
+    chosen,
+  };
   return { body: chatBody(values, turns, { isSteered }), nice: values.parameters.nice ?? false };
 }

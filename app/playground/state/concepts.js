@@ -17,6 +17,7 @@ export const byId = computed(() => new Map(concepts.value.map((concept) => [conc
 export const details = signal(new Map());
 
 let timer = null;
+let watcher = null; // called after each reading, which goes on until there is none
 
 /** Reads the list, and reads it again as long as a concept is in training. */
 export async function loadConcepts() {
@@ -29,13 +30,24 @@ export async function loadConcepts() {
     return;
   }
   forgetOldDetails();
-  if (concepts.value.some((concept) => IN_PROGRESS.has(concept.state))) watchConcepts();
+  watcher?.(byId.value);
+  if (watcher || concepts.value.some((concept) => IN_PROGRESS.has(concept.state))) watchConcepts();
 }
 
 /** Reads the list again soon: a request may have started a training. */
 export function watchConcepts() {
   clearTimeout(timer);
   timer = setTimeout(loadConcepts, POLL_MS);
+}
+
+/** Reads the list again and again, and calls `onListed(byId)` each time, until `stopWatching`. */
+export function keepWatching(onListed) {
+  watcher = onListed;
+  watchConcepts();
+}
+
+export function stopWatching() {
+  watcher = null;
 }
 
 export async function loadDetail(id) {

@@ -1,4 +1,5 @@
-// The view that the address names: `#steer`, `#chat`, `#concepts`, `#concepts/NAME`, `#new-concept`.
+// The view that the address names: `#steer`, `#chat`, `#concepts`, `#concepts/NAME`, `#new-concept`,
+// `#import-vectors`.
 import { signal } from "../vendor/signals-core.js";
 
 const read = () => {

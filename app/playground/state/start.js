@@ -2,7 +2,8 @@
 import { listModels } from "../api/server.js";
 import { signal } from "../vendor/signals-core.js";
 import { concepts, loadConcepts } from "./concepts.js";
-import { addConcept, chosen, model, models } from "./settings.js";
+import { steerConcepts } from "./concept_choice.js";
+import { model, models } from "./settings.js";
 
 export const startError = signal(null);
 
@@ -16,12 +17,16 @@ export async function start() {
     return;
   }
   await loadConcepts();
-  if (chosen.value.length === 0) chooseFirst();
+  if (steerConcepts.ids.length === 0) chooseFirst();
 }
 
-/** A concept to begin with: one that is trained, if there is one. */
+// A shipped concept whose effect shows in one sentence about the prompt with which the page begins.
+const EXAMPLE = { id: "_worker/sentiment", strength: -1 };
+
+/** A concept to begin with: the example, else one that is trained, else any. */
 function chooseFirst() {
-  const wellKnown = concepts.value.find((concept) => concept.id === "_worker/sentiment");
-  const first = wellKnown ?? concepts.value.find((concept) => concept.state === "ready") ?? concepts.value[0];
-  if (first) addConcept(first.id);
+  const all = concepts.value;
+  if (all.some((concept) => concept.id === EXAMPLE.id)) return steerConcepts.add(EXAMPLE.id, EXAMPLE.strength);
+  const first = all.find((concept) => concept.state === "ready") ?? all[0];
+  if (first) steerConcepts.add(first.id);
 }

@@ -4,7 +4,7 @@ import { Job } from "../answer/job.js";
 import { run } from "../answer/run.js";
 import { announce } from "../state/announcements.js";
 import { watchConcepts } from "../state/concepts.js";
-import { chosen } from "../state/settings.js";
+import { steerConcepts } from "../state/concept_choice.js";
 import { signal } from "../vendor/signals-core.js";
 import { singleRequest } from "./single.js";
 
@@ -18,11 +18,12 @@ export const job = new Job();
 export function compare(prompt) {
   return job.start(async (abort) => {
     watchConcepts();
-    const plainRequest = singleRequest(prompt, { isSteered: false });
+    const chosen = steerConcepts.list.value;
+    const plainRequest = singleRequest(prompt, chosen, { isSteered: false });
     const isKept = plain.value?.answer.status === "done" && isSame(plain.value.request, plainRequest);
     await Promise.all([
       isKept ? null : ask(plain, plainRequest, [], abort),
-      chosen.value.length ? ask(steered, singleRequest(prompt), chosen.value, abort) : (steered.value = null),
+      chosen.length ? ask(steered, singleRequest(prompt, chosen), chosen, abort) : (steered.value = null),
     ]);
     if (!abort.aborted) announce("The answers are complete.");
   });

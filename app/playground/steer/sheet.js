@@ -4,7 +4,7 @@ import { Job } from "../answer/job.js";
 import { run } from "../answer/run.js";
 import { announce } from "../state/announcements.js";
 import { nameOf, watchConcepts } from "../state/concepts.js";
-import { chosen } from "../state/settings.js";
+import { steerConcepts } from "../state/concept_choice.js";
 import { signal } from "../vendor/signals-core.js";
 import { singleRequest } from "./single.js";
 
@@ -51,9 +51,10 @@ function put(index, answer) {
 
 /** The request with another strength of this concept. The other chosen concepts keep theirs. */
 export function requestAt(prompt, concept, strength) {
-  const others = chosen.value.filter((each) => each.id !== concept);
-  const parameters = { max_tokens: answerLength.value };
-  return singleRequest(prompt, { parameters, chosen: [...others, { id: concept, strength }] });
+  const others = steerConcepts.list.value.filter((each) => each.id !== concept);
+  return singleRequest(prompt, [...others, { id: concept, strength }], {
+    changes: { max_tokens: answerLength.value },
+  });
 }
 
 function wait(milliseconds, abort) {

@@ -3,7 +3,7 @@ import { AnswerBody } from "../answer/card.js";
 import { html } from "../html.js";
 import { strengthText } from "../parts/numbers.js";
 import { nameOf } from "../state/concepts.js";
-import { setStrength } from "../state/settings.js";
+import { steerConcepts } from "../state/concept_choice.js";
 import { sheet } from "./sheet.js";
 
 /** `onOpen`: shows side by side what a card shows. */
@@ -11,7 +11,7 @@ export function SheetView({ onOpen }) {
   if (!sheet.value) return null;
   const { concept, cells } = sheet.value;
   const open = (strength) => {
-    setStrength(concept, strength);
+    steerConcepts.setStrength(concept, strength);
     onOpen();
   };
   return html`
@@ -39,7 +39,7 @@ function Cell({ strength, answer, concept, onOpen }) {
           ⇄
         </button>
       </header>
-      <${AnswerBody} answer=${answer} concepts=${[concept]} isShort=${true} />
+      <${AnswerBody} answer=${answer} concepts=${[concept]} />
     </li>
   `;
 }

@@ -1,8 +1,7 @@
 // Requests of the steering view: one user message, one answer.
-import { currentRequest, currentSettings } from "../request/current.js";
+import { currentRequest } from "../request/current.js";
 
-export function singleRequest(prompt, { isSteered = true, ...changes } = {}) {
-  const { n: _, ...parameters } = { ...currentSettings().parameters, ...changes.parameters };
+export function singleRequest(prompt, chosen, { changes, isSteered } = {}) {
   const turns = [{ role: "user", content: prompt }];
-  return currentRequest(turns, { changes: { ...changes, parameters }, isSteered });
+  return currentRequest(turns, chosen, { changes: { ...changes, n: undefined }, isSteered });
 }

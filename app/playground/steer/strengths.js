@@ -5,24 +5,22 @@ import { ErrorBox } from "../parts/errors.js";
 import { strengthText } from "../parts/numbers.js";
 import { byId, limitsOf, listError, loadConcepts, loadDetail, nameOf } from "../state/concepts.js";
 import { addressOf } from "../state/route.js";
-import { addConcept, chosen, removeConcept, setStrength } from "../state/settings.js";
 import { useEffect, useId } from "../vendor/preact-hooks.js";
 
-export function Strengths() {
-  const ids = chosen.value.map((concept) => concept.id);
+export function Strengths({ concepts }) {
   return html`
     <section class="strengths" aria-labelledby="strengths-title">
       <h2 id="strengths-title">Concepts</h2>
       <${ErrorBox} error=${listError.value} onRetry=${loadConcepts} />
       <ul>
-        ${chosen.value.map((concept) => html`<${Strength} key=${concept.id} ...${concept} />`)}
+        ${concepts.list.value.map((each) => html`<${Strength} key=${each.id} ...${each} concepts=${concepts} />`)}
       </ul>
-      <${ConceptPicker} label="Add a concept" placeholder="Add a concept…" without=${ids} onPick=${addConcept} />
+      <${ConceptPicker} label="Add a concept" placeholder="Add a concept…" without=${concepts.ids} onPick=${(id) => concepts.add(id)} />
     </section>
   `;
 }
 
-function Strength({ id, strength }) {
+function Strength({ id, strength, concepts }) {
   const slider = useId();
   const card = byId.value.get(id);
   useEffect(() => {
@@ -36,7 +34,7 @@ function Strength({ id, strength }) {
       <div class="strength-head">
         <label for=${slider}><a href=${addressOf("concepts", name)} title=${card?.description}>${name}</a></label>
         <output for=${slider} class=${signClass(strength)}>${strengthText(strength)}</output>
-        <button type="button" class="quiet" aria-label="Remove ${name}" onClick=${() => removeConcept(id)}>✕</button>
+        <button type="button" class="quiet" aria-label="Remove ${name}" onClick=${() => concepts.remove(id)}>✕</button>
       </div>
       <input
         type="range"
@@ -48,8 +46,8 @@ function Strength({ id, strength }) {
         value=${strength}
         aria-valuetext=${spoken(strength)}
         style=${trackStyle(strength, limits)}
-        onInput=${(event) => setStrength(id, Number(event.target.value))}
-        onDblClick=${() => setStrength(id, 0)}
+        onInput=${(event) => concepts.setStrength(id, Number(event.target.value))}
+        onDblClick=${() => concepts.setStrength(id, 0)}
       />
       <p class="note">${noteOf(card, strength, used)}</p>
     </li>

@@ -5,7 +5,7 @@ import { Segmented } from "../parts/segmented.js";
 import { Settings } from "../parts/settings.js";
 import { CopyRequest } from "../request/copy.js";
 import { nameOf } from "../state/concepts.js";
-import { chosen } from "../state/settings.js";
+import { steerConcepts } from "../state/concept_choice.js";
 import { signal } from "../vendor/signals-core.js";
 import { useEffect } from "../vendor/preact-hooks.js";
 import { ComparisonView } from "./comparison_view.js";
@@ -44,10 +44,10 @@ export function SteerView() {
                 ${isSheet ? "Make the sheet" : "Compare"}
               </button>`}
           ${isSheet && html`<${SheetOptions} />`}
-          <${CopyRequest} request=${() => singleRequest(prompt.value)} />
+          <${CopyRequest} request=${() => requestToCopy(isSheet)} />
         </div>
       </form>
-      <aside aria-label="Settings"><${Settings} /></aside>
+      <aside aria-label="Settings"><${Settings} concepts=${steerConcepts} /></aside>
       <section class="results" aria-label="Answers">
         <${ColourChoice} answers=${shownAnswers(isSheet)} />
         ${isSheet ? html`<${SheetView} onOpen=${openPair} />` : html`<${ComparisonView} onRetry=${submit} />`}
@@ -62,7 +62,7 @@ function SheetOptions() {
     <label>
       Vary
       <select value=${variedId()} onChange=${(event) => (varied.value = event.target.value)}>
-        ${chosen.value.map(({ id }) => html`<option key=${id} value=${id}>${nameOf(id)}</option>`)}
+        ${steerConcepts.ids.map((id) => html`<option key=${id} value=${id}>${nameOf(id)}</option>`)}
       </select>
     </label>
     <label>
@@ -73,8 +73,13 @@ function SheetOptions() {
 }
 
 function variedId() {
-  const ids = chosen.value.map(({ id }) => id);
+  const { ids } = steerConcepts;
   return ids.includes(varied.value) ? varied.value : (ids[0] ?? "");
+}
+
+function requestToCopy(isSheet) {
+  const changes = isSheet ? { max_tokens: sheet.answerLength.value } : {};
+  return singleRequest(prompt.value, steerConcepts.list.value, { changes });
 }
 
 function shownAnswers(isSheet) {
@@ -101,8 +106,8 @@ function openPair() {
 /** Once there is a pair, moving a slider asks the steered side again, as soon as the slider rests. */
 function followStrengths() {
   let timer = null;
-  let before = chosen.value;
-  return chosen.subscribe((now) => {
+  let before = steerConcepts.list.value;
+  return steerConcepts.list.subscribe((now) => {
     const isMove = now.length === before.length && now !== before;
     before = now;
     clearTimeout(timer);
