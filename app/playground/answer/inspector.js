@@ -38,7 +38,7 @@ function Alternatives({ token }) {
           <tr class=${name === token.token ? "taken" : ""}>
             <td><code>${visible(name)}</code></td>
             <td>${percentText(percent / 100)}</td>
-            <td class="bar"><span style=${{ width: `${Math.max(1, percent)}%` }}></span></td>
+            <td class="share"><span style=${{ width: `${Math.max(1, percent)}%` }}></span></td>
           </tr>
         `;
       })}

@@ -11,13 +11,15 @@ import { Parameter } from "./parameter.js";
 /** `concepts`: the ConceptChoice of the view. */
 export function Settings({ concepts }) {
   return html`
-    <${Strengths} concepts=${concepts} />
+    <div class="panel concepts"><${Strengths} concepts=${concepts} /></div>
+    <div class="panel parameters">
     <${Group} title="How to steer" parameters=${STEERING}><${Condition} /><//>
     <${Group} title="Length and sampling" parameters=${[...LENGTH, ...SAMPLING]} />
     <${Group} title="What comes back" parameters=${[...DETAILS, ...DELIVERY]}><${Readings} /><//>
     <${SystemMessage} />
     ${isChanged.value &&
     html`<button type="button" class="quiet reset" onClick=${resetParameters}>Reset all parameters</button>`}
+    </div>
   `;
 }
 
