@@ -2,8 +2,8 @@
 
     python dependencies/vendor_playground.py [REGISTRY]      # default: https://registry.npmjs.org
 
-Downloads the pinned npm packages, checks each tarball's SHA-512, and copies the files named in PACKAGES and the
-licences. A browser cannot resolve `from "preact"` without an inline import map, which the page's
+Downloads the pinned npm packages, checks each tarball's SHA-512, and copies the files named in PACKAGES and
+the licences. A browser cannot resolve `from "preact"` without an inline import map, which the page's
 Content-Security-Policy forbids. So this script replaces such names with relative URLs. At the end it writes
 hashes.txt, which `sha256sum --check` and the tests read. Uses only the standard library.
 """

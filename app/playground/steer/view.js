@@ -18,6 +18,10 @@ const MODES = [
   ["pair", "Side by side"],
   ["sheet", "Contact sheet"],
 ];
+const HINTS = {
+  pair: "The same prompt, without and with the concepts. Then move a slider: the steered answer follows.",
+  sheet: "Nine short answers to the prompt, at strengths from −2 to +2.",
+};
 const AGAIN_MS = 250;
 
 const prompt = signal("Tell me about the hotel.");
@@ -28,6 +32,7 @@ const varied = signal("");
 export function SteerView() {
   const isSheet = mode.value === "sheet";
   const { job } = isSheet ? sheet : comparison;
+  const answers = shownAnswers(isSheet);
   useEffect(followStrengths, []);
   return html`
     <div class="work">
@@ -49,7 +54,7 @@ export function SteerView() {
       </form>
       <aside aria-label="Settings"><${Settings} concepts=${steerConcepts} /></aside>
       <section class="results" aria-label="Answers">
-        <${ColourChoice} answers=${shownAnswers(isSheet)} />
+        ${answers.length > 0 ? html`<${ColourChoice} answers=${answers} />` : html`<p class="empty">${HINTS[mode.value]}</p>`}
         ${isSheet ? html`<${SheetView} onOpen=${openPair} />` : html`<${ComparisonView} onRetry=${submit} />`}
       </section>
     </div>
