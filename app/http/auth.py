@@ -13,6 +13,8 @@ from app.limits.access_tokens import AccessTokens
 from app.settings import AccessScope, AccessToken
 
 PAGE_FILES = frozenset({"/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"})
+PLAYGROUND_FILES = "/playground/"
+"""All paths that begin with this are files of the playground."""
 OPEN_PATHS = frozenset({"/", "/health", "/version", "/docs", "/openapi.json"}) | PAGE_FILES
 
 
@@ -40,7 +42,7 @@ class Authenticate:
     def _caller(self, scope: Scope) -> AccessToken | None:
         """The caller's access token, or None if the path is open. Raises Unauthorized."""
         self._tokens.refresh()
-        if not self._tokens.required or unversioned(scope["path"]) in self._open_paths:
+        if not self._tokens.required or self._is_open(unversioned(scope["path"])):
             return None
         token = self._tokens.find(_bearer_token(Headers(scope=scope)))
         if token is None:
@@ -48,6 +50,9 @@ class Authenticate:
         if token.expires and token.expires <= datetime.now(UTC):
             raise Unauthorized("the access token has expired")
         return token
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open_paths or path.startswith(PLAYGROUND_FILES)
 
 
 def _bearer_token(headers: Headers) -> str:

@@ -11,6 +11,7 @@ from app.routes import (
     docs,
     models,
     operations,
+    playground,
     tokenization,
 )
 
@@ -18,7 +19,7 @@ ROUTERS = tuple(
     module.router
     for module in (
         *(chat, concept_readings, concept_vectors, concepts),
-        *(models, tokenization, operations, docs),
+        *(models, tokenization, operations, docs, playground),
     )
 )
 """In the order in which paths are matched: any path of concepts matches the routes in `concepts`."""

@@ -44,9 +44,11 @@ GUARDED = [
     ("GET", "/health/x"),
     ("GET", "/docs/../metrics"),
     ("GET", "/docs/nothing.js"),
+    ("GET", "/playground"),
+    ("GET", "/playgrounds/main.js"),
 ]
 PAGE = ["/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"]
-OPEN = ["/health", "/version", "/openapi.json", *PAGE]
+OPEN = ["/", "/health", "/version", "/openapi.json", *PAGE, "/playground/main.js"]
 WRONG = [
     None,
     "",
@@ -156,7 +158,8 @@ def routes_of(app: FastAPI) -> set[tuple[str, str]]:
 
 
 def sample(pattern: str) -> str:
-    return pattern.replace("{model:path}", "tiny").replace("{concept:path}", "a")
+    filled = pattern.replace("{model:path}", "tiny").replace("{concept:path}", "a")
+    return filled.replace("{file:path}", "main.js")
 
 
 async def test_every_registered_route_needs_an_access_token_or_is_listed_as_open(
@@ -166,7 +169,7 @@ async def test_every_registered_route_needs_an_access_token_or_is_listed_as_open
     assert len(routes) == 2 * (len(SCOPES) + len(OPEN))
     for method, pattern in routes:
         answer = await guarded.request(method, sample(pattern))
-        if pattern.removeprefix("/v1") in OPEN:
+        if sample(pattern).removeprefix("/v1") in OPEN:
             assert answer.status_code == 200, pattern
         else:
             assert (method, pattern.removeprefix("/v1")) in SCOPES

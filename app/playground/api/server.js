@@ -1,0 +1,32 @@
+// The server's other routes, one function each.
+import { readJson, send } from "./client.js";
+
+export const listModels = async () => (await readJson("models")).data.map((model) => model.id);
+
+export const tokenize = (model, prompt) =>
+  readJson("tokenize", { method: "POST", json: { model, prompt, tokens: true, token_ids: true } });
+
+export const detokenize = async (model, ids) =>
+  (await readJson("detokenize", { method: "POST", json: { model, token_ids: ids } })).result;
+
+export const listConcepts = () => readJson("steering_concepts");
+
+export const readConcept = (id) => readJson(pathOf(id));
+
+export const createConcept = (concept) => readJson("steering_concepts", { method: "POST", json: concept });
+
+export const deleteConcept = (id) => readJson(pathOf(id), { method: "DELETE" });
+
+/** The concept's vectors as a Blob: a safetensors file. */
+export const exportVectors = async (id) => (await send(`${pathOf(id)}/vectors`)).blob();
+
+/** Makes a concept from a file with vectors. */
+export function importVectors(file, name, description) {
+  const query = new URLSearchParams(Object.entries({ name, description }).filter(([, value]) => value));
+  const headers = { "Content-Type": "application/octet-stream" };
+  return readJson(`steering_concepts/import?${query}`, { method: "POST", body: file, headers });
+}
+
+function pathOf(id) {
+  return `steering_concepts/${id}`;
+}

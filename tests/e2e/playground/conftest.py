@@ -1,0 +1,86 @@
+"""Fixtures: the playground of the session's server in Chromium, driven by playwright.
+
+Without a browser, all tests of this folder are skipped with one reason.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.e2e.conftest import TOKEN, Server
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ANSWER_MS = 120_000  # a concept may be trained before the answer
+EXPECTED = re.compile(r"Failed to load resource")  # the browser's line for each status above 399
+
+expect.set_options(timeout=15_000)
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip("the playground is not tested: there is no Chromium (apt-get install chromium)")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses its sandbox as root
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def new_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
+    """Makes pages with the playground, in contexts with the given options. They have the access token.
+
+    A test fails if a page has logged an error: the Content-Security-Policy reports so what it blocks.
+    """
+    errors: list[str] = []
+    contexts = []
+
+    def make(view: str = "", has_token: bool = True, **options: object) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        contexts.append(context)
+        if has_token:
+            context.add_init_script(f"sessionStorage.setItem('tiller-access-token', '{TOKEN}')")
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.extend(_errors_in(message)))
+        page.goto(f"{server.url}/{view}")
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def _errors_in(message: ConsoleMessage) -> list[str]:
+    is_fault = message.type in ("error", "warning") and not EXPECTED.match(message.text)
+    return [message.text] if is_fault else []
+
+
+@pytest.fixture
+def page(new_page: Callable[..., Page]) -> Page:
+    return new_page()
+
+
+def wait_for_answers(page: Page) -> None:
+    """Waits until nothing is generated any more, after a click that has started it."""
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0, timeout=ANSWER_MS)
+
+
+def serious_faults(page: Page) -> list[str]:
+    """What axe-core finds on the page, if it is serious or critical."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{fault['id']}: {node['target']}"
+        for fault in found
+        for node in fault["nodes"]
+        if fault["impact"] in ("serious", "critical")
+    ]

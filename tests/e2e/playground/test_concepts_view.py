@@ -1,0 +1,146 @@
+"""The workshop: making, watching, reading, exporting and deleting concepts."""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from playwright.sync_api import Page, expect
+
+from tests.e2e.conftest import Server
+from tests.e2e.playground.conftest import ANSWER_MS
+
+PAIRS = [
+    {
+        "positive": f"Ahoy matey, the {thing} be a fine treasure, arr!",
+        "negative": f"The {thing} is very nice.",
+    }
+    for thing in ("ship", "sea", "map", "parrot", "island", "storm", "gold", "harbour")
+]
+
+
+@pytest.fixture
+def name(server: Server) -> Iterator[str]:
+    """A name for a concept, which is deleted at the end."""
+    name = f"pirate-{uuid.uuid4().hex[:8]}"
+    yield name
+    server.delete(f"/steering_concepts/{name}")
+
+
+@pytest.fixture
+def page(new_page: Callable[..., Page]) -> Page:
+    return new_page("#new-concept", accept_downloads=True)
+
+
+def paste(page: Page, text: str) -> None:
+    if not page.get_by_label("Pairs as text").is_visible():
+        page.get_by_text("Paste or open pairs").click()
+    page.get_by_label("Pairs as text").fill(text)
+    page.get_by_role("button", name="Add these pairs").click()
+
+
+def test_a_pasted_concept_is_trained_reported_used_exported_and_deleted(
+    page: Page, server: Server, name: str
+) -> None:
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_label("Description").fill("Talks like a pirate.")
+    paste(page, "\n".join(json.dumps(pair) for pair in PAIRS))
+    expect(page.locator(".editor")).to_contain_text("8 pairs")
+    page.get_by_role("button", name="Create and train").click()
+
+    expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
+    expect(page.locator(".verdict")).to_be_visible(timeout=ANSWER_MS)
+    report = server.get(f"/steering_concepts/{name}").json()["report"]
+    expect(page.locator(".verdict")).to_contain_text(report["summary"])
+    effect = page.get_by_role("img", name="Effect by strength: −1:")
+    expect(effect.locator("canvas")).to_be_visible()
+    expect(page.get_by_role("img", name="Perplexity ratio by strength")).to_be_visible()
+    expect(page.locator(".concept")).to_contain_text("Agreement")
+    expect(page.locator(".samples").first).to_contain_text(report["samples"][0]["text"][:20])
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export as YAML").click()
+    exported = yaml.safe_load(Path(download.value.path()).read_text())
+    assert download.value.suggested_filename == f"{name}.yaml"
+    assert exported == {"name": name, "description": "Talks like a pirate.", "examples": PAIRS}
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download vectors").click()
+    assert b"tiller-vectors" in Path(download.value.path()).read_bytes()[:5000]
+
+    page.get_by_role("button", name="Try it").click()
+    expect(page.get_by_role("slider", name=name)).to_be_visible()
+
+    page.goto(f"{server.url}/#concepts/{name}")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("navigation", name="Concepts")).not_to_contain_text(name)
+    assert server.get(f"/steering_concepts/{name}").status_code == 404
+
+
+def test_exported_vectors_can_be_imported_again(page: Page, server: Server, name: str) -> None:
+    vectors = server.get("/steering_concepts/sentiment/vectors", timeout=120).content
+    page.goto(f"{server.url}/#import-vectors")
+    file: Any = {"name": "x.safetensors", "mimeType": "application/octet-stream", "buffer": vectors}
+    page.get_by_label("File").set_input_files(file)
+    page.get_by_label("Name").fill(name)
+    page.get_by_role("button", name="Import", exact=True).click()
+    expect(page.get_by_role("article", name=name)).to_contain_text("Not judged", timeout=ANSWER_MS)
+
+
+def test_a_file_without_vectors_is_refused_in_words(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/#import-vectors")
+    file: Any = {"name": "x.gguf", "mimeType": "application/octet-stream", "buffer": b"nothing"}
+    page.get_by_label("File").set_input_files(file)
+    page.get_by_role("button", name="Import", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("The server refused the request")
+
+
+def test_a_taken_name_is_a_readable_error_and_keeps_the_pairs(page: Page) -> None:
+    page.get_by_label("Name", exact=True).fill("sentiment")
+    paste(page, json.dumps(PAIRS))
+    page.get_by_role("button", name="Create and train").click()
+    expect(page.get_by_role("alert")).to_contain_text("already exists")
+    expect(page.get_by_label("Positive text of pair 8")).to_have_value(PAIRS[7]["positive"])
+
+
+def test_pairs_are_written_in_the_table(page: Page, server: Server, name: str) -> None:
+    create = page.get_by_role("button", name="Create and train")
+    expect(create).to_be_disabled()
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_role("button", name="Remove pair 3").click()
+    page.get_by_label("Positive text of pair 2").fill("Arr!")
+    expect(page.locator(".editor")).to_contain_text("One pair has only one text.")
+    page.get_by_label("Negative text of pair 2").fill("Yes.")
+    page.get_by_role("button", name="With prompts").click()
+    page.get_by_label("Prompt text of pair 2").fill("Do you agree?")
+    with page.expect_request("**/steering_concepts") as request:
+        create.click()
+    pair = {"positive": "Arr!", "negative": "Yes.", "prompt": "Do you agree?"}
+    assert json.loads(request.value.post_data or "") == {"name": name, "description": "", "examples": [pair]}
+    expect(page.locator(".verdict")).to_be_visible(timeout=ANSWER_MS)
+
+
+def test_a_shipped_concept_cannot_be_deleted(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/#concepts/sentiment")
+    expect(page.get_by_role("heading", name="sentiment")).to_be_visible()
+    expect(page.get_by_role("button", name="Delete")).to_have_count(0)
+
+
+def test_the_list_is_filtered_by_name_and_description(page: Page) -> None:
+    names = page.locator(".concept-list .row-name")
+    expect(names).not_to_have_count(0)
+    page.get_by_label("Filter concepts").fill("casual chat")
+    expect(names).to_have_count(1)
+    expect(names).to_contain_text("formality")
+
+
+def test_hundreds_of_pairs_are_shown_in_pages(page: Page) -> None:
+    table = "\n".join(["positive,negative", *(f"yes {n},no {n}" for n in range(400))])
+    paste(page, table)
+    expect(page.locator(".pages")).to_contain_text("1–25 of 400")
+    page.get_by_role("button", name="Next pairs").click()
+    expect(page.get_by_label("Positive text of pair 26")).to_have_value("yes 25")

@@ -1,0 +1,209 @@
+"""The view in which a person sees what steering does: side by side, and as a contact sheet."""
+
+import json
+from typing import Any
+
+from playwright.sync_api import Page, Request, expect
+
+from tests.e2e.conftest import Server
+from tests.e2e.playground.conftest import wait_for_answers
+
+PROMPT = "Tell me about the hotel."
+
+
+def compare(page: Page, max_tokens: int = 12) -> None:
+    set_parameter(page, "max_tokens", max_tokens)
+    page.get_by_role("button", name="Compare").click()
+    wait_for_answers(page)
+
+
+def set_parameter(page: Page, name: str, value: object) -> None:
+    field = page.get_by_label(name, exact=True)
+    if not field.is_visible():
+        page.get_by_text("Length and sampling").click()
+    field.fill(str(value))
+
+
+def side(page: Page, title: str) -> Any:
+    return page.get_by_role("article", name=title)
+
+
+def bodies_of(page: Page) -> list[dict]:
+    """The bodies of all chat requests that the page sends from now on."""
+    found: list[dict] = []
+
+    def keep(request: Request) -> None:
+        if request.url.endswith("/chat/completions"):
+            found.append(json.loads(request.post_data or ""))
+
+    page.on("request", keep)
+    return found
+
+
+def test_both_answers_are_what_the_server_gives_without_and_with_the_concept(
+    page: Page, server: Server
+) -> None:
+    compare(page)
+    steering = {"steering_concepts": ["sentiment"], "steering_strength": -1}
+    plain, steered = server.chat(PROMPT, max_tokens=12), server.chat(PROMPT, max_tokens=12, **steering)
+    for title, answer in (("Without steering", plain), ("Steered", steered)):
+        text = answer["choices"][0]["message"]["content"]
+        expect(side(page, title).locator(".text")).to_have_text(text)
+        expect(side(page, title)).to_contain_text("cut at max_tokens · 12 tokens")
+    assert plain["choices"] != steered["choices"]
+
+
+def test_moving_a_slider_asks_the_steered_side_again_and_keeps_the_other_one(page: Page) -> None:
+    compare(page, max_tokens=4)
+    bodies = bodies_of(page)
+    slider = page.get_by_role("slider", name="sentiment")
+    slider.focus()
+    for _ in range(5):
+        slider.press("ArrowRight")
+    expect(side(page, "Steered")).to_contain_text("sentiment −0.5")
+    wait_for_answers(page)
+    assert [body["steering_strength"] for body in bodies] == [-0.5]
+
+
+def test_each_concept_has_a_strength_of_its_own(page: Page) -> None:
+    bodies = bodies_of(page)
+    page.get_by_role("combobox", name="Add a concept").fill("formal")
+    page.keyboard.press("Enter")
+    page.get_by_role("slider", name="formality").fill("0.4")
+    set_parameter(page, "max_tokens", 2)
+    page.get_by_role("button", name="Compare").click()
+    wait_for_answers(page)
+    [steered] = [body for body in bodies if "steering_concepts" in body]
+    assert steered["steering_concepts"] == ["_worker/sentiment", "_worker/formality"]
+    assert steered["steering_strength"] == {"_worker/sentiment": -1, "_worker/formality": 0.4}
+
+
+def test_a_strength_that_the_server_reduces_is_shown(page: Page) -> None:
+    page.get_by_role("slider", name="sentiment").fill("-2")
+    compare(page, max_tokens=3)
+    expect(side(page, "Steered")).to_contain_text(
+        "Used instead, so that the answer stays fluent: sentiment −"
+    )
+    expect(page.locator(".strengths")).to_contain_text("Counts as −")
+
+
+def test_the_contact_sheet_has_an_answer_for_each_strength(page: Page, server: Server) -> None:
+    page.get_by_text("Contact sheet").click()
+    page.get_by_label("Tokens each").fill("8")
+    page.get_by_role("button", name="Make the sheet").click()
+    wait_for_answers(page)
+    cells = page.get_by_role("list", name="Answers by strength of sentiment").get_by_role("listitem")
+    titles = cells.get_by_role("heading").all_text_contents()
+    assert titles == ["−2", "−1.5", "−1", "−0.5", "No steering", "+0.5", "+1", "+1.5", "+2"]
+    plain = server.chat(PROMPT, max_tokens=8)["choices"][0]["message"]["content"]
+    assert cells.locator(".text").all_text_contents()[4] == plain
+    assert all(cells.locator(".text").all_text_contents())
+    expect(cells.first).to_contain_text("counts as −")
+
+
+def test_a_card_of_the_sheet_opens_side_by_side(page: Page) -> None:
+    set_parameter(page, "max_tokens", 3)
+    page.get_by_text("Contact sheet").click()
+    page.get_by_label("Tokens each").fill("2")
+    page.get_by_role("button", name="Make the sheet").click()
+    wait_for_answers(page)
+    page.get_by_role("button", name="Compare strength +0.5 side by side").click()
+    expect(side(page, "Steered")).to_contain_text("sentiment +0.5")
+    wait_for_answers(page)
+
+
+def test_the_sheet_waits_and_asks_again_if_a_token_allows_fewer_requests(page: Page) -> None:
+    refused: list[str] = []
+
+    def refuse_first(route: Any) -> None:
+        if len(refused) < 3:
+            refused.append(route.request.url)
+            error = {"message": "too many requests", "code": "RATE_LIMITED", "param": None}
+            route.fulfill(status=429, headers={"Retry-After": "1"}, json={"error": error})
+        else:
+            route.continue_()
+
+    page.route("**/chat/completions", refuse_first)
+    page.get_by_text("Contact sheet").click()
+    page.get_by_label("Tokens each").fill("2")
+    page.get_by_role("button", name="Make the sheet").click()
+    wait_for_answers(page)
+    assert len(refused) == 3
+    assert all(page.locator(".cell .text").all_text_contents())
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_tokens_are_coloured_by_probability_and_show_their_alternatives(page: Page, server: Server) -> None:
+    compare(page, max_tokens=6)
+    page.get_by_label("Colour by").select_option("probability")
+    tokens = side(page, "Without steering").locator(".t")
+    expected = server.chat(PROMPT, max_tokens=6, logprobs=True, top_logprobs=5)["choices"][0]
+    entries = expected["logprobs"]["content"]
+    assert tokens.all_text_contents() == [entry["token"] for entry in entries]
+    tokens.nth(1).hover()
+    shown = page.locator(".inspector tr").filter(has=page.locator("code"))
+    assert [row.split()[0].replace("␣", " ") for row in shown.all_inner_texts()] == [
+        top["token"] for top in entries[1]["top_logprobs"]
+    ]
+
+
+def test_tokens_are_coloured_by_the_reading_of_a_concept(page: Page) -> None:
+    compare(page, max_tokens=16)
+    page.get_by_label("Colour by").select_option("sentiment")
+    steered = side(page, "Steered").locator(".t")
+    assert steered.count() == 16
+    low = [name for name in steered.evaluate_all("all => all.map(e => e.className)") if "r-" in name]
+    assert len(low) > 8  # steered away, so most tokens read like the negative examples
+
+
+def test_tokens_can_be_read_with_the_keyboard(page: Page) -> None:
+    compare(page, max_tokens=5)
+    page.get_by_label("Colour by").select_option("probability")
+    side(page, "Without steering").get_by_role("group").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".t.current")).to_have_attribute("data-token", "1")
+    expect(page.get_by_role("status")).to_contain_text("probability")
+    expect(page.locator(".inspector")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".inspector")).to_have_count(0)
+
+
+def test_every_parameter_of_the_contract_reaches_the_server(page: Page) -> None:
+    bodies = bodies_of(page)
+    for title in ("How to steer", "What comes back", "System message"):
+        page.get_by_text(title, exact=True).click()
+    values = {"max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 7}
+    penalties = {"frequency_penalty": 0.2, "presence_penalty": -0.2}
+    for name, value in {**values, **penalties, "top_logprobs": 2}.items():
+        set_parameter(page, name, value)
+    page.get_by_label("stop", exact=True).fill("xyz\n\\n\\n")
+    page.get_by_label("logit_bias").fill("#5")
+    page.keyboard.press("Enter")
+    page.get_by_label("steering_scope").select_option("answer")
+    page.get_by_label("steering_mode").select_option("clamp")
+    page.get_by_role("combobox", name="Concept of the condition").fill("sentiment")
+    page.keyboard.press("Enter")
+    page.get_by_label("below", exact=True).fill("9")
+    page.get_by_role("textbox", name="System message").fill("Be brief.")
+    page.get_by_label("stream", exact=True).uncheck()
+    page.get_by_label("nice", exact=True).check()
+    with page.expect_response("**/chat/completions?nice=true") as answer:
+        page.get_by_role("button", name="Compare").click()
+    wait_for_answers(page)
+    assert answer.value.status == 200
+    expect(side(page, "Steered").locator(".text")).not_to_have_text("")
+    assert bodies == []  # all had ?nice=true
+    body = json.loads(answer.value.request.post_data or "")
+    expected = {
+        **values,
+        **penalties,
+        "top_logprobs": 2,
+        "logprobs": True,
+        "stop": ["xyz", "\n\n"],
+        "logit_bias": {"5": -100},
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}],
+        "steering_readings": ["_worker/sentiment"],
+    }
+    assert {name: body[name] for name in expected} == expected
+    assert "stream" not in body
