@@ -9,9 +9,10 @@
 set -eu
 config=$1
 token_file=$2
+name=compose-prometheus
 
-tiller token revoke prometheus --config "$config" >/dev/null 2>&1 || true # there is none at the first start
-created=$(tiller token new prometheus --scope metrics --config "$config")
+tiller token revoke "$name" --config "$config" >/dev/null 2>&1 || true # there is none at the first start
+created=$(tiller token new "$name" --scope metrics --config "$config")
 printf '%s\n' "$created" | sed -n 's/^Token: //p' >"$token_file.new"
 chmod 644 "$token_file.new" # Prometheus runs as another user
 mv "$token_file.new" "$token_file"

@@ -35,7 +35,8 @@ LANGUAGES = {
 }
 _FENCE = re.compile(r"^( *)```")
 _CODE = re.compile(r"`[^`]*`")
-_LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r'(\]\(|\b(?:src|srcset|href)=")(?![a-z]+:|#)([^)#\s"]+)(#[^)"\s]*)?(?=[)"])')
+"""A link or picture, in Markdown or HTML, to another file."""
 
 
 class Site:
@@ -69,17 +70,18 @@ class Site:
 
     def _place(self, folder: Path, link: re.Match[str]) -> str:
         """The link for the site, where all pages are in one folder."""
-        named = (folder / link[1]).resolve()
+        opening, path, part = link.groups(default="")
+        named = (folder / path).resolve()
         if named in PAGES:
             place = PAGES[named]
         elif named.suffix in PICTURES:
             place = named.relative_to(DOCS).as_posix()
         elif not named.exists():
-            raise FileNotFoundError(f"{folder}: {link[1]} does not exist")
+            raise FileNotFoundError(f"{folder}: {path} does not exist")
         else:
             self._linked.add(named)
             place = f"source/{_source_name(named)}"
-        return f"]({place}{link[2] or ''})"
+        return f"{opening}{place}{part}"
 
     def _write_sources(self) -> None:
         """A page for each linked file. A folder's page lists its files."""

@@ -117,6 +117,13 @@ def test_links_are_for_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "[e](f.md)" in made, "code stays as it is"
 
 
+def test_pictures_in_html_are_for_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    html = f'<a href="{DOCS}/api.md#errors"><img src="{DOCS}/growth.svg" width="600"></a>'
+    made = prepared(tmp_path, monkeypatch, html)
+    assert '<a href="api.md#errors"><img src="growth.svg" width="600"></a>' in made
+    assert (tmp_path / "prepared" / "growth.svg").is_file()
+
+
 @pytest.mark.parametrize(("name", "field", "described"), FIELDS)
 def test_each_field_of_the_api_is_described(name: str, field: str, described: dict[str, Any]) -> None:
     assert described.get("description", "").strip()
