@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from app.commands.errors import CommandError
 ROUTE = "/steering_concepts"
 _KEYS = {"name", "description", "examples"}
 _POLL_SECONDS = 0.5
+_LINE_SECONDS = 5.0
 
 ConceptId = Annotated[
     str,
@@ -60,12 +62,30 @@ async def create(
 
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[Json], None]]:
-    """Shows a progress bar on a terminal, and removes it at the end. Yields a function that updates it."""
+    """Yields a function that shows a concept's state: in a bar on a terminal, or else in a line now and then.
+
+    The bar disappears at the end.
+    """
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _line_printer()
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("sending", total=1.0)
         yield lambda card: progress.update(bar, description=card["state"], completed=card["progress"])
+
+
+def _line_printer() -> Callable[[Json], None]:
+    last = time.monotonic()
+
+    def show(card: Json) -> None:
+        nonlocal last
+        if time.monotonic() - last > _LINE_SECONDS:
+            last = time.monotonic()
+            typer.echo(f"{card['id']}: {describe_state(card)}", err=True)
+
+    return show
 
 
 def describe_state(card: Json) -> str:

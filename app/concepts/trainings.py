@@ -5,6 +5,7 @@ Knows no names, no files and no tokens.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -16,9 +17,11 @@ from app.schemas.concepts import ConceptState
 from app.telemetry.metrics import Metrics
 from app.workers.engine import Engine
 from inference.interface.concepts import ConceptReport, TrainConcept, TrainingState, TrainingUpdate
+from inference.interface.progress import Progress, report
 
 _log = logging.getLogger(__name__)
 
+_LOG_SECONDS = 30.0
 _IN_PROGRESS = (ConceptState.TRAINING, ConceptState.MEASURING)
 
 
@@ -157,12 +160,14 @@ class Trainings:
         return training
 
     async def _run(self, concept: Concept, training: Training) -> None:
+        begin = time.monotonic()
         try:
             command = await to_thread.run_sync(self._encode, concept)
             if self.get(concept) is training:
                 command = msgspec.structs.replace(command, background=training.background)
                 async for update in self._engine.train(command):
                     training.update(update)
+                    _report(concept, training, time.monotonic() - begin)
         except EngineUnavailable:
             training.reset()
         except ApiError as error:
@@ -173,4 +178,16 @@ class Trainings:
         finally:
             if training.state in _IN_PROGRESS:
                 training.reset()  # the event loop ends, or the concept was deleted
+            _report(concept, training, time.monotonic() - begin, has_ended=True)
             self._metrics.count_training(training.state)
+
+
+def _report(concept: Concept, training: Training, seconds: float, has_ended: bool = False) -> None:
+    """Logs how far a training is: a line in half a minute, and one at its end."""
+    done = round(100 * training.progress)
+    report(Progress(f"training {concept.id}", seconds, (done, 100), has_ended, _LOG_SECONDS), "percent")
+    if has_ended:
+        _log.info(
+            "training %(concept)s ended after %(seconds).1f seconds: %(state)s",
+            {"concept": concept.id, "seconds": seconds, "state": training.state.value},
+        )

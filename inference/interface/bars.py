@@ -13,6 +13,8 @@ from rich.progress import Progress as Bars
 from inference.interface.progress import Progress, progress_of
 
 _CLEAR_LINE = "\r\x1b[K"
+_OTHER_WIDTH = 20
+"""Columns for the bar and the number, however long the name is."""
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"))
 
 
@@ -46,7 +48,9 @@ class BarHandler(logging.StreamHandler):  # type: ignore[type-arg]
         done, total = progress.amount or (0, None)
         share = f"{done / total:4.0%}" if total else f"{progress.seconds:.0f} s"
         bars = Bars(*_COLUMNS, console=self._console, auto_refresh=False)
-        bars.add_task(progress.what, total=total, completed=done, done=share)
+        longest = max(1, self._console.width - _OTHER_WIDTH)
+        what = progress.what if len(progress.what) <= longest else f"{progress.what[: longest - 1]}…"
+        bars.add_task(what, total=total, completed=done, done=share)
         with self._console.capture() as drawn:
             self._console.print(bars.get_renderable(), no_wrap=True, overflow="ellipsis")
         return drawn.get().partition("\n")[0].rstrip()

