@@ -1,7 +1,7 @@
 """LiteLLM. The prefix `openai/` says which API the server has.
 
 pip install litellm
-python litellm_python.py
+python litellm_chat.py
 """
 
 import os

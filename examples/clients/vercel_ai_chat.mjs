@@ -1,7 +1,7 @@
 // Vercel's AI SDK. The fields in `providerOptions` go into the request's body.
 //
 // npm install ai @ai-sdk/openai-compatible
-// node vercel_ai.mjs
+// node vercel_ai_chat.mjs
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateText } from "ai";
 

@@ -1,7 +1,7 @@
 """LangChain. `extra_body` has the fields that ChatOpenAI does not know.
 
 pip install langchain-openai
-python langchain_python.py
+python langchain_chat.py
 """
 
 import os

@@ -1,7 +1,7 @@
 """Haystack. `OpenAIChatGenerator` chats; `OpenAIResponsesChatGenerator` uses /responses.
 
 pip install haystack-ai
-python haystack_python.py
+python haystack_chat.py
 """
 
 import os

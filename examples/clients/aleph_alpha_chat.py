@@ -1,7 +1,7 @@
 """Aleph Alpha's Python client. It can name concepts; it has no field for their strength, which is then 1.
 
 pip install aleph-alpha-client
-python aleph_alpha_python.py
+python aleph_alpha_chat.py
 """
 
 import os

@@ -1,7 +1,7 @@
 """LlamaIndex. With `is_chat_model=True` it chats; without, it asks for /completions, which Tiller lacks.
 
 pip install llama-index-llms-openai-like
-python llama_index_python.py
+python llama_index_chat.py
 """
 
 import os

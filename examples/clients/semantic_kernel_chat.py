@@ -1,7 +1,7 @@
 """Semantic Kernel.
 
 pip install semantic-kernel
-python semantic_kernel_python.py
+python semantic_kernel_chat.py
 """
 
 import asyncio

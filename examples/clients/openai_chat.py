@@ -1,7 +1,7 @@
 """OpenAI's Python client. Fields that it does not know go into `extra_body`.
 
 pip install openai
-python openai_python.py
+python openai_chat.py
 """
 
 import os

@@ -1,7 +1,7 @@
 """OpenAI's Agents SDK. Its default model uses /responses; `OpenAIChatCompletionsModel` chats.
 
 pip install openai-agents
-python openai_agents_python.py
+python openai_agent.py
 """
 
 import os

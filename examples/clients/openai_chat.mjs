@@ -1,7 +1,7 @@
 // OpenAI's JavaScript client. It sends fields that it does not know as they are.
 //
 // npm install openai
-// node openai_javascript.mjs
+// node openai_chat.mjs
 import OpenAI from "openai";
 
 const client = new OpenAI({

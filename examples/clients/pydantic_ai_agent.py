@@ -1,7 +1,7 @@
 """An agent of pydantic-ai. `OpenAIChatModel` chats; other models of the provider use /responses.
 
 pip install 'pydantic-ai-slim[openai]'
-python pydantic_ai_python.py
+python pydantic_ai_agent.py
 """
 
 import os
