@@ -9,13 +9,14 @@ CPP := $(wildcard inference/backends/cpu/*.h inference/backends/cpu/*.cpp tests/
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 	--report $(VENV)/installed-$$(date +%s).json
 
-.PHONY: help serve test test-fast docs eval bench chaos peers lint audit format clean
+.PHONY: help serve test test-fast docs clients eval bench chaos peers lint audit format clean
 
 help:
 	@echo "make serve   install and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
 	@echo "make test    install and run all tests, in JOBS=$(JOBS) processes"
 	@echo "make test-fast  all tests but those with the embedded model, real processes or long waits; two minutes"
 	@echo "make docs    build the documentation's site in build/site"
+	@echo "make clients run the examples of all clients, or of CLIENTS=\"openai llm\", against a real server"
 	@echo "make eval    measure the effect of steering; writes docs/steering-evaluation.md"
 	@echo "make bench   measure throughput and latency under load, of Tiller and of the installed peers"
 	@echo "make chaos   put a server under load for ten minutes; kill and stop its worker at random"
@@ -36,6 +37,9 @@ test-fast: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m docs.build_site
+
+clients: $(VENV)/.dev
+	$(BIN)/python -m examples.runner $(CLIENTS)
 
 eval: $(VENV)/.eval
 	$(BIN)/python -m benchmarks.steering

@@ -24,12 +24,25 @@ class ServerError(Exception):
 class ServerProcess:
     """A server process. Signals go to all descendants, because workers may have their own Unix sessions."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        inherit: bool = True,
+        folder: Path | None = None,
+    ) -> None:
+        """Starts `command` in `folder`, by default this process's working directory.
+
+        inherit: `environment` is added to this process's environment. Else it is the whole environment.
+        """
         self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment} if inherit else dict(environment),
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -38,15 +51,15 @@ class ServerProcess:
         self._root = psutil.Process(self._process.pid)
         self._seen = {self._root}
 
-    def wait_until_ready(self, url: str, seconds: float = _START_SECONDS) -> None:
-        """Waits at most `seconds` until the server's /health answers 200. Raises ServerError."""
+    def wait_until_ready(self, url: str, seconds: float = _START_SECONDS, path: str = "/health") -> None:
+        """Waits at most `seconds` until the server answers 200 at `path`. Raises ServerError."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._tree()  # remembers descendants, so that none is lost if the server ends
             if self._process.poll() is not None:
                 raise ServerError(f"the server ended with status {self._process.returncode}, see {self._log}")
             with suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200:
+                if httpx.get(f"{url}{path}", timeout=5, trust_env=False).status_code == 200:
                     return
             time.sleep(_POLL_SECONDS)
         raise ServerError(f"the server was not ready after {seconds:.0f} s, see {self._log}")

@@ -264,6 +264,7 @@ def test_created_concepts_are_stored_in_the_data_directory(monkeypatch: pytest.M
     assert load_settings(None).created_concepts == Path("/var/lib/tiller/concepts")
 
 
-def test_the_access_token_for_the_clients_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variables_of_the_clients_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILLER_TOKEN", "secret")
+    monkeypatch.setenv("TILLER_URL", "http://127.0.0.1:9000")
     assert "secret" not in repr(load_settings(None))

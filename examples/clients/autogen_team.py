@@ -1,11 +1,11 @@
-"""A team of three AutoGen agents that chat with Tiller. The server needs `api.strict: false`.
+"""A team of three AutoGen agents. The server needs `api.strict: false`: see docs/api.md, "Lenient mode".
 
 pip install autogen-agentchat 'autogen-ext[openai]'
-python examples/autogen_team.py [URL]
+python autogen_team.py
 """
 
 import asyncio
-import sys
+import os
 
 from autogen_agentchat.agents import AssistantAgent
 from autogen_agentchat.conditions import MaxMessageTermination
@@ -19,11 +19,11 @@ ROLES = {
 }
 
 
-async def main(url: str) -> None:
+async def main() -> None:
     client = OpenAIChatCompletionClient(
         model="smollm2-135m-instruct",
-        base_url=f"{url}/v1",
-        api_key="none",
+        base_url=os.environ.get("TILLER_URL", "http://127.0.0.1:8000") + "/v1",
+        api_key=os.environ.get("TILLER_TOKEN", "none"),
         max_tokens=48,
         temperature=0,
         model_info={
@@ -42,4 +42,4 @@ async def main(url: str) -> None:
     await client.close()
 
 
-asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"))
+asyncio.run(main())
