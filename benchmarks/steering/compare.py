@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
+from scipy.optimize import isotonic_regression
 
 from benchmarks.steering.plain import PlainModel
 from benchmarks.steering.scorers import word_repetition
@@ -89,12 +90,12 @@ class Trial:
 
     @property
     def cost(self) -> float:
-        """Loss of fluency: the largest of repetition, loops and loss, relative to its limit. 0 at least."""
-        return max(0.0, self.repetition / MAX_REPETITION, self.loops / MAX_LOOPS, self.loss / MAX_LOSS)
+        """Loss of fluency: the largest of repetition, loops and loss, relative to its limit. 0 at least.
 
-    @property
-    def is_fluent(self) -> bool:
-        return self.cost <= 1.0
+        If the loss is not known, the answers repeat too much anyway.
+        """
+        loss = self.loss if math.isfinite(self.loss) else 0.0
+        return max(0.0, self.repetition / MAX_REPETITION, self.loops / MAX_LOOPS, loss / MAX_LOSS)
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,34 @@ class Comparison:
     def ways(self) -> list[str]:
         return list(dict.fromkeys(trial.way for trial in self.trials))
 
+    def of(self, way: str) -> list[Trial]:
+        """By coefficient."""
+        return sorted(
+            (trial for trial in self.trials if trial.way == way), key=lambda trial: trial.coefficient
+        )
+
+    def costs(self, way: str) -> list[float]:
+        """The cost of each trial of a way, made to rise with the coefficient.
+
+        More steering costs more fluency. A few prompts show exceptions by chance, and the best trial would be
+        one of these. Isotonic regression averages them with their neighbours.
+        """
+        costs = [trial.cost for trial in self.of(way)]
+        fitted: list[float] = isotonic_regression(costs).x.tolist() if costs else []
+        return fitted
+
+    def cost(self, trial: Trial) -> float:
+        """One of `costs`."""
+        return next(
+            cost for one, cost in zip(self.of(trial.way), self.costs(trial.way), strict=True) if one is trial
+        )
+
+    def is_fluent(self, trial: Trial) -> bool:
+        return self.cost(trial) <= 1.0
+
     def best(self, way: str) -> Trial | None:
         """The fluent trial of a way with the largest gain."""
-        fluent = (trial for trial in self.trials if trial.way == way and trial.is_fluent)
-        return max(fluent, key=lambda trial: trial.gain, default=None)
-
-    def of(self, way: str) -> list[Trial]:
-        return [trial for trial in self.trials if trial.way == way]
+        return max(filter(self.is_fluent, self.of(way)), key=lambda trial: trial.gain, default=None)
 
     def gains_at(self, way: str, cost: float) -> Array:
         """The gains [number of prompts] of a way at a cost, interpolated between its best trials.
@@ -129,14 +151,14 @@ class Comparison:
         and gains are 0. Beyond the most costly trial, its gains count.
         """
         before: tuple[float, Array] = (0.0, np.zeros(len(self.plain.scores)))
-        known = (trial for trial in self.of(way) if math.isfinite(trial.cost))
-        for trial in sorted(known, key=lambda trial: (trial.cost, -trial.gain)):
+        trials = zip(self.costs(way), self.of(way), strict=True)
+        for own_cost, trial in sorted(trials, key=lambda pair: (pair[0], -pair[1].gain)):
             if trial.gain <= before[1].mean():
                 continue
-            if trial.cost > cost:
-                part = (cost - before[0]) / (trial.cost - before[0])
+            if own_cost > cost:
+                part = (cost - before[0]) / (own_cost - before[0])
                 return before[1] + part * (trial.gains - before[1])
-            before = (trial.cost, trial.gains)
+            before = (own_cost, trial.gains)
         return before[1]
 
 

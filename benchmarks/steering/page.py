@@ -62,14 +62,14 @@ def _equal_table(comparisons: list[Comparison]) -> str:
     rows = []
     for comparison in comparisons:
         ours = our_best(comparison)
-        cells = [f"{comparison.gains_at(way, ours.cost).mean():+.3f}" for way in others]
+        cells = [f"{comparison.gains_at(way, comparison.cost(ours)).mean():+.3f}" for way in others]
         [prompt] = comparison.of(PROMPT)
         difference, error = advantage(comparison)
         rows.append(
             (
                 comparison.goal,
                 f"{ours.gain:+.3f} ± {ours.error:.3f} at {comparison.sign * ours.coefficient:g}",
-                f"{ours.cost:.2f}",
+                f"{comparison.cost(ours):.2f}",
                 *cells,
                 f"{difference:+.3f} ± {error:.3f}",
                 f"{prompt.gain:+.3f} ({_cost(prompt)})",
@@ -80,7 +80,7 @@ def _equal_table(comparisons: list[Comparison]) -> str:
 
 def _cost(trial: Trial) -> str:
     """A trial that repeats too much has no loss, and so no exact cost."""
-    return f"{trial.cost:.1f}" if math.isfinite(trial.cost) else "over 1"
+    return f"{trial.cost:.1f}" if math.isfinite(trial.loss) else "over 1"
 
 
 def _limit_table(comparisons: list[Comparison]) -> str:

@@ -48,7 +48,7 @@ def _draw_comparison(axes: Axes, comparison: Comparison) -> None:
             [t.repetition for t in trials], [t.gain for t in trials], lw=0.8, label=way, **style
         )
         for trial in trials:
-            fill = line.get_color() if trial.is_fluent else "none"
+            fill = line.get_color() if comparison.is_fluent(trial) else "none"
             axes.plot(trial.repetition, trial.gain, "o", ms=4, mec=line.get_color(), mfc=fill)
     _label(axes, comparison.goal, "rise of repetition", "gain")
 

@@ -25,13 +25,13 @@ def rivals(comparison: Comparison) -> list[str]:
 
 def our_best(comparison: Comparison) -> Trial:
     """The fluent trial of ours with the largest gain. If none is fluent, the one that costs least."""
-    return comparison.best(OURS) or min(comparison.of(OURS), key=lambda trial: trial.cost)
+    return comparison.best(OURS) or min(comparison.of(OURS), key=comparison.cost)
 
 
 def advantage(comparison: Comparison) -> tuple[float, float]:
     """By how much our best gain exceeds that of the best other way at the same cost. Its standard error."""
     ours = our_best(comparison)
-    others = [comparison.gains_at(way, ours.cost) for way in rivals(comparison)]
+    others = [comparison.gains_at(way, comparison.cost(ours)) for way in rivals(comparison)]
     difference = ours.gains - max(others, key=lambda gains: float(gains.mean()))
     return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
@@ -63,5 +63,5 @@ def _faults(concept: Evaluated) -> Iterable[str]:
         if difference < -error:
             yield f"another way is stronger for {comparison.goal}, by {-difference:.3f} ± {error:.3f}"
         for trial in comparison.of(OURS):
-            if not trial.is_fluent:
+            if not comparison.is_fluent(trial):
                 yield f"answers at strength {comparison.sign * trial.coefficient:g} are not fluent"

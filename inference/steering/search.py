@@ -19,7 +19,7 @@ from inference.steering.measurements import Examples, HeldOutDirections, Measure
 
 _DEFAULT_DEPTH = 0.6
 _DEPTHS = (0.5, 0.7, 0.8)
-_GROUP_DEPTHS = tuple(step / 30 for step in range(13, 26, 2))
+_GROUP_DEPTHS = tuple(step / 30 for step in range(13, 28, 2))
 """As shares of the decoder blocks. docs/steering.md gives the reasons."""
 _FIRST_DOSE = 0.15
 _MAX_DOSE = 0.5

@@ -38,7 +38,7 @@ _HIGHER = (1.35, 1.8)
 _BETWEEN = (0.33, 0.67)
 _SAME_DOSE = 0.02
 _ROUNDS_OF_ALL = 2
-_ROUNDS_OF_BEST = 1
+_ROUNDS_OF_BEST = 2
 """Only the best finalist goes on to these rounds."""
 _MAX_FACTOR = 4.0
 

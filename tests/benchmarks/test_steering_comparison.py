@@ -97,14 +97,32 @@ def test_gains_are_interpolated_between_the_best_trials() -> None:
         make_trial("a", 1.0, 2, 4, loops=0.05),
         make_trial("a", 2.0, 1, 1, loops=0.1),  # costs more and gains less
         make_trial("a", 3.0, 6, 8, loops=0.15),
-        make_trial("a", 4.0, 99, 99, loss=np.inf),
+        make_trial("a", 4.0, 9, 8, loops=0.3, loss=np.inf),
     )
-    gains = {cost: comparison.gains_at("a", cost).tolist() for cost in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)}
+    gains = {
+        cost: comparison.gains_at("a", cost).tolist() for cost in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 2.0)
+    }
     assert gains[0.0] == [0, 0]
     assert gains[0.125] == pytest.approx([1, 2])
     assert gains[0.25] == pytest.approx([2, 4])
     assert gains[0.5] == pytest.approx([4, 6])
-    assert gains[0.75] == gains[1.0] == pytest.approx([6, 8])
+    assert gains[0.75] == pytest.approx([6, 8])
+    assert gains[1.0] == pytest.approx([7, 8])
+    assert gains[2.0] == pytest.approx([9, 8])
+
+
+def test_a_cost_below_that_of_a_smaller_coefficient_is_chance() -> None:
+    lucky = make_trial("a", 3.0, 6, 8, repetition=0.16)
+    comparison = make_comparison(
+        make_trial("a", 4.0, 9, 9, repetition=0.4),
+        lucky,
+        make_trial("a", 1.0, 2, 4, repetition=0.1),
+        make_trial("a", 2.0, 3, 4, repetition=0.28),
+    )
+    assert comparison.costs("a") == pytest.approx([0.5, 1.1, 1.1, 2.0])
+    assert comparison.cost(lucky) == pytest.approx(1.1)
+    assert not comparison.is_fluent(lucky)
+    assert comparison.best("a").coefficient == 1.0
 
 
 def test_without_a_fluent_strength_our_best_is_the_one_that_costs_least() -> None:
