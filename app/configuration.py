@@ -20,8 +20,8 @@ from app.settings import ENVIRONMENT_PREFIX, Settings
 from inference.interface.directories import EMBEDDED, find_local
 from inference.interface.errors import MissingSourceError, SourceError
 
-# For the clients `tiller concept` and `tiller bench`. A shell that starts a server may have it set as well.
-_CLIENTS_VARIABLE = "TILLER_TOKEN"
+# For commands that talk to a server. A shell that starts a server may have them set as well.
+_CLIENTS_VARIABLES = ("TILLER_TOKEN", "TILLER_URL")
 # Kubernetes sets these variables in every container if there is a service named "tiller".
 _SERVICE_LINK = re.compile(r"TILLER_(SERVICE|PORT)(_(?!_)|$)")
 
@@ -132,7 +132,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def _refuse_unknown_variables() -> None:
     """pydantic-settings ignores variables that it does not know, so it would not notice a misspelt name."""
     for name in os.environ:
-        if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.match(name) or name == _CLIENTS_VARIABLE:
+        if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.match(name) or name in _CLIENTS_VARIABLES:
             continue
         section = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")[0].lower()
         if section not in Settings.model_fields:
