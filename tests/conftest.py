@@ -20,6 +20,7 @@ SLOW = (
     "tests/benchmarks/test_peers.py",
     # Other real processes: workers, commands, compilers, installations.
     "tests/app/commands/chat/test_conversation.py",
+    "tests/app/commands/test_documentation.py",
     "tests/app/contract/test_worker.py",
     "tests/app/http/test_tls.py",
     "tests/app/test_cli.py",

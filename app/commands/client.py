@@ -12,7 +12,7 @@ from app.commands.errors import CommandError, exit_on_errors
 LOCAL = "http://127.0.0.1:8000"
 _ANSWER_SECONDS = 30.0
 
-Url = Annotated[str, typer.Option(help="URL of the server.")]
+Url = Annotated[str, typer.Option(envvar="TILLER_URL", help="URL of the server.")]
 Token = Annotated[str | None, typer.Option(envvar="TILLER_TOKEN", help="Access token for the server.")]
 Json = dict[str, Any]
 

@@ -50,7 +50,7 @@ def complete_token(context: typer.Context, incomplete: str) -> list[str]:
 
 def _names(context: typer.Context, path: str) -> list[str]:
     """The ids in a list of the server that the command line names."""
-    url = context.params.get("url") or LOCAL
+    url = context.params.get("url") or os.environ.get("TILLER_URL") or LOCAL
     token = context.params.get("token") or os.environ.get("TILLER_TOKEN")
     ids: list[str] = []
     with suppress(CommandError), connect_blocking(url, token, _SECONDS) as client, reaching_server():
