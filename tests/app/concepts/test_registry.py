@@ -87,7 +87,7 @@ def ids(concepts: Concepts) -> list[str]:
 
 
 def stored(store: ConceptStore) -> list[str]:
-    return [concept.id for concept in store.load()]
+    return [concept.id for concept in store.read()]
 
 
 async def usable(concepts: Concepts, *names: str) -> None:
