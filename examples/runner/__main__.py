@@ -91,12 +91,18 @@ def _result(client: Client, target: Target, installer: Installer, folder: Path, 
     print(f"{client.name} {client.version} … ", end="", file=sys.stderr, flush=True)
     result = run_client(client, target, installer, folder)
     print(result.outcome, file=sys.stderr)
-    log = folder / "log.txt"
-    if result.outcome == FAILED and log.is_file():
-        print(*log.read_text(encoding="utf-8").splitlines()[-_LOG_LINES:], sep="\n", file=sys.stderr)
+    if result.outcome == FAILED:
+        for log in (folder / "log.txt", folder / "server.log"):
+            _print_end(log)
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _print_end(log: Path) -> None:
+    if log.is_file():
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        print(*lines[-_LOG_LINES:], sep="\n", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from examples.runner.target import Target
 
 WORKS, FAILED, NOT_INSTALLED = "works", "FAILED", "not installed"
 _DEFAULT_URL = "http://127.0.0.1:8000"
-_COMMAND_SECONDS = 300.0
-_START_SECONDS = 300.0
+_COMMAND_SECONDS = 600.0
+_START_SECONDS = 600.0
 _NOTE_LENGTH = 160
 
 
@@ -36,8 +37,9 @@ class Result:
 
 
 def run_client(client: Client, target: Target, installer: Installer, folder: Path) -> Result:
-    """Installs a client into `folder` and runs its example. `folder/log.txt` has all output."""
+    """Installs a client into `folder`, and runs its example. `folder/log.txt` has all output."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.txt").unlink(missing_ok=True)
     try:
         installer.install(client, folder)
     except CommandError as error:
@@ -68,27 +70,28 @@ def shorten(text: str) -> str:
 
 def _output(client: Client, target: Target, folder: Path) -> str:
     """All that the client prints, and the contents of its output files."""
+    place = _run_folder(folder)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
     for name in client.files:
-        (folder / name).write_text(_addressed((FOLDER / name).read_text(encoding="utf-8"), name, target))
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        (place / name).write_text(_addressed(text, name, target), encoding="utf-8")
     for name in client.helpers:
-        (folder / name).write_text((Path(__file__).parent / name).read_text(encoding="utf-8"))
-    for path in folder.glob(client.outputs or "no such file"):
-        path.unlink()
+        shutil.copy(Path(__file__).parent / name, place)
     environment = _environment(client, folder)
     with _called(client, target, environment, folder) as called:
-        calls = {"TILLER_URL": called.url, "TILLER_TOKEN": called.token}
-        printed = [
-            execute(
-                shlex.split(_filled(line, called, folder)),
-                folder,
-                environment | calls,
-                _COMMAND_SECONDS,
-                folder / "log.txt",
-            )
-            for line in client.command_lines
-        ]
-    printed += [path.read_text(encoding="utf-8") for path in folder.glob(client.outputs or "no such file")]
+        environment |= {"TILLER_URL": called.url, "TILLER_TOKEN": called.token}
+        lines = [_filled(line, called, place) for line in client.command_lines]
+        log = folder / "log.txt"
+        printed = [execute(shlex.split(line), place, environment, _COMMAND_SECONDS, log) for line in lines]
+    if client.outputs:
+        printed += [path.read_text(encoding="utf-8") for path in place.glob(client.outputs)]
     return "\n".join(printed)
+
+
+def _run_folder(folder: Path) -> Path:
+    """The example's working directory and home. Always new: some clients store the address."""
+    return folder / "run"
 
 
 @contextmanager
@@ -97,10 +100,10 @@ def _called(client: Client, target: Target, environment: Mapping[str, str], fold
     if client.server is None:
         yield target
         return
-    called = Target(f"http://127.0.0.1:{free_port()}", client.server.token)
-    command = shlex.split(_filled(client.server.command, called, folder))
+    called, place = Target(f"http://127.0.0.1:{free_port()}", client.server.token), _run_folder(folder)
+    command = shlex.split(_filled(client.server.command, called, place))
     command[0] = str(folder / ".venv" / "bin" / command[0])
-    process = ServerProcess(command, environment, folder / "server.log", inherit=False, folder=folder)
+    process = ServerProcess(command, environment, folder / "server.log", inherit=False, folder=place)
     try:
         process.wait_until_ready(called.url, _START_SECONDS, client.server.health)
         yield called
@@ -109,14 +112,15 @@ def _called(client: Client, target: Target, environment: Mapping[str, str], fold
 
 
 def _environment(client: Client, folder: Path) -> dict[str, str]:
+    place = _run_folder(folder)
     programs = (folder / ".venv" / "bin", folder / "node_modules" / ".bin")
     environment = bare_environment()
     environment["PATH"] = os.pathsep.join([*map(str, programs), environment.get("PATH", "")])
-    environment["HOME"] = str(folder)
+    environment["HOME"] = str(place)
     if client.compose:
-        [service] = yaml.safe_load((folder / client.compose).read_text(encoding="utf-8"))["services"].values()
+        [service] = yaml.safe_load((place / client.compose).read_text(encoding="utf-8"))["services"].values()
         environment |= service["environment"]
-    return environment | {key: value.format(folder=folder) for key, value in client.environment.items()}
+    return environment | {key: value.format(folder=place) for key, value in client.environment.items()}
 
 
 def _addressed(text: str, name: str, target: Target) -> str:
@@ -127,11 +131,11 @@ def _addressed(text: str, name: str, target: Target) -> str:
     return text.replace(_DEFAULT_URL, target.url)
 
 
-def _filled(line: str, called: Target, folder: Path) -> str:
+def _filled(line: str, called: Target, place: Path) -> str:
     values = {
         "{url}": called.url,
         "{token}": called.token,
-        "{folder}": str(folder),
+        "{folder}": str(place),
         "{port}": called.url.rpartition(":")[2],
     }
     for placeholder, value in values.items():

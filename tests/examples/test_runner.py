@@ -109,7 +109,7 @@ def test_a_configuration_gets_the_address_and_the_token(examples: Path) -> None:
         "url: http://127.0.0.1:8000/v1\napi_key: none\napiKey: none\nx: none\n"
     )
     run(examples, "", token='a"b', files=["ask.py", "config.yaml"])
-    found = (examples.parent / "ask" / "config.yaml").read_text()
+    found = (examples.parent / "ask" / "run" / "config.yaml").read_text()
     assert found == 'url: http://127.0.0.1:9/v1\napi_key: "a\\"b"\napiKey: "a\\"b"\nx: none\n'
 
 
@@ -124,7 +124,7 @@ def test_a_program_gets_the_address_and_the_token_but_no_keys(
     environment = json.loads((folder / "log.txt").read_text().splitlines()[1])
     assert environment["TILLER_URL"] == "http://127.0.0.1:9"
     assert environment["TILLER_TOKEN"] == "t"
-    assert environment["PLACE"] == f"{folder}/x"
+    assert environment["PLACE"] == f"{folder}/run/x"
     assert "OPENAI_API_KEY" not in environment
     assert "TILLER_ENGINE__DEVICE" not in environment
 
