@@ -47,12 +47,15 @@ def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_the_wheel_holds_the_packages_and_the_kernels_sources(wheel: Path) -> None:
+def test_the_wheel_holds_the_packages_the_kernels_sources_and_the_playground(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert packages == {"app", "inference", "tiller"}
     assert "inference/backends/cpu/kernels.cpp" in names
     assert "inference/backends/cpu/thread_pool.h" in names
+    folder = ROOT / "app" / "playground"
+    files = {f"app/{path.relative_to(folder.parent)}" for path in folder.rglob("*") if path.is_file()}
+    assert files <= set(names)
     assert any(name.endswith("/LICENSE") for name in names)
 
 

@@ -33,7 +33,7 @@ function Waiting({ concepts }) {
 function Applied({ applied }) {
   if (!applied) return null;
   const list = Object.entries(applied).map(([id, strength]) => `${nameOf(id)} ${strengthText(strength)}`);
-  return html`<p class="applied">Used instead, so that the answer stays fluent: ${list.join(", ")}</p>`;
+  return html`<p class="applied">The server used ${list.join(", ")} instead.</p>`;
 }
 
 const ENDS = { stop: "complete", length: "cut at max_tokens", content_filter: "ended by the server" };

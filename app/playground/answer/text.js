@@ -1,16 +1,15 @@
-// The text of an answer, plain or with coloured tokens. Long answers are cut into pieces, so that a new token
-// changes the last piece only.
+// The text of an answer, plain or with coloured tokens. Each paragraph is a block of its own: when a token arrives,
+// the browser lays out the last one only.
 import { html } from "../html.js";
 import { Component } from "../vendor/preact.js";
 import { classOf, NONE } from "./colours.js";
 import { leaveToken, moveByKey, pointAt } from "./inspection.js";
 
-const PIECE_CHARACTERS = 1000;
-const PIECE_TOKENS = 128;
-
 export function AnswerText({ answer, colour }) {
   answer.version.value; // rendered again when the answer changes
-  if (colour === NONE || answer.tokens.length === 0) return html`<${PlainText} text=${answer.text} />`;
+  const { text, tokens } = answer;
+  if (colour === NONE || tokens.length === 0) return html`<${PlainText} text=${text} />`;
+  const ends = paragraphs(tokens.length, (index) => tokens[index].text.endsWith("\n"));
   return html`
     <div
       class="text tokens"
@@ -22,17 +21,16 @@ export function AnswerText({ answer, colour }) {
       onKeyDown=${(event) => moveByKey(answer, event)}
       onBlur=${leaveToken}
     >
-      ${pieces(answer.tokens.length, PIECE_TOKENS).map(
-        ([begin, end]) => html`<${Tokens} key=${begin} tokens=${answer.tokens} ...${{ begin, end, colour }} />`,
-      )}
+      ${ends.map(([begin, end]) => html`<${Tokens} key=${begin} ...${{ tokens, begin, end, colour }} />`)}
     </div>
   `;
 }
 
 function PlainText({ text }) {
+  const ends = paragraphs(text.length, (index) => text[index] === "\n");
   return html`
     <div class="text">
-      ${pieces(text.length, PIECE_CHARACTERS).map(([begin, end]) => html`<span key=${begin}>${text.slice(begin, end)}</span>`)}
+      ${ends.map(([begin, end]) => html`<div key=${begin}>${text.slice(begin, end)}</div>`)}
     </div>
   `;
 }
@@ -44,16 +42,24 @@ class Tokens extends Component {
   }
 
   render({ tokens, begin, end, colour }) {
-    return tokens
-      .slice(begin, end)
-      .map((token, index) => html`<span class=${`t ${classOf(token, colour)}`} data-token=${begin + index}>${token.text}</span>`);
+    const shown = tokens.slice(begin, end);
+    return html`
+      <div>
+        ${shown.map((token, index) => html`<span class=${`t ${classOf(token, colour)}`} data-token=${begin + index}>${token.text}</span>`)}
+      </div>
+    `;
   }
 }
 
-/** `[begin, end]` of pieces of this size; the last one may be shorter. */
-function pieces(length, size) {
-  return Array.from({ length: Math.ceil(length / size) }, (_, index) => [
-    index * size,
-    Math.min(length, (index + 1) * size),
-  ]);
+/** `[begin, end]` of each paragraph. The last one may still grow. */
+function paragraphs(length, isEnd) {
+  const found = [];
+  let begin = 0;
+  for (let index = 0; index < length; index += 1) {
+    if (!isEnd(index)) continue;
+    found.push([begin, index + 1]);
+    begin = index + 1;
+  }
+  if (begin < length) found.push([begin, length]);
+  return found;
 }

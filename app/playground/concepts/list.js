@@ -6,11 +6,12 @@ import { ErrorBox } from "../parts/errors.js";
 import { concepts, listError, listing, loadConcepts, nameOf } from "../state/concepts.js";
 import { addressOf } from "../state/route.js";
 import { Component } from "../vendor/preact.js";
-import { useState } from "../vendor/preact-hooks.js";
+import { useEffect, useState } from "../vendor/preact-hooks.js";
 
 export function ConceptList({ current }) {
   const [text, setText] = useState("");
   const found = matches(text);
+  const count = useGrowing(found.length);
   return html`
     <nav class="concept-list" aria-label="Concepts">
       <div class="actions">
@@ -20,12 +21,25 @@ export function ConceptList({ current }) {
       <input type="search" aria-label="Filter concepts" placeholder="Filter ${concepts.value.length} concepts" value=${text} onInput=${(event) => setText(event.target.value)} />
       <${ErrorBox} error=${listError.value} onRetry=${loadConcepts} />
       <ul>
-        ${found.map((concept) => html`<${Row} key=${concept.id} concept=${concept} isCurrent=${concept.id === current} />`)}
+        ${found.slice(0, count).map((concept) => html`<${Row} key=${concept.id} concept=${concept} isCurrent=${concept.id === current} />`)}
       </ul>
       ${found.length === 0 && listing.value && html`<p class="note">No concept found.</p>`}
       <${Problems} problems=${listing.value?.problems ?? []} />
     </nav>
   `;
+}
+
+const STEP = 100;
+
+/** A count that reaches `wanted` in steps, one for each frame: a thousand rows at once would take too long. */
+function useGrowing(wanted) {
+  const [count, setCount] = useState(STEP);
+  useEffect(() => {
+    if (count >= wanted) return undefined;
+    const frame = requestAnimationFrame(() => setCount(count + STEP));
+    return () => cancelAnimationFrame(frame);
+  }, [count, wanted]);
+  return Math.min(count, wanted);
 }
 
 class Row extends Component {

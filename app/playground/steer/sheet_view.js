@@ -28,7 +28,7 @@ function Cell({ strength, answer, concept, onOpen }) {
     <li class="cell" data-strength=${strength}>
       <header>
         <h3>${strength === 0 ? "No steering" : strengthText(strength)}</h3>
-        ${used !== undefined && html`<span class="used" title="Beyond it, answers lose their fluency">counts as ${strengthText(used)}</span>`}
+        ${used !== undefined && html`<span class="used">counts as ${strengthText(used)}</span>`}
         <button
           type="button"
           class="quiet"

@@ -5,7 +5,10 @@ import { ErrorBox } from "../parts/errors.js";
 import { strengthText } from "../parts/numbers.js";
 import { byId, limitsOf, listError, loadConcepts, loadDetail, nameOf } from "../state/concepts.js";
 import { addressOf } from "../state/route.js";
+import { parameters } from "../state/settings.js";
 import { useEffect, useId } from "../vendor/preact-hooks.js";
+
+const ABLATE_LIMITS = [0, 1];
 
 export function Strengths({ concepts }) {
   return html`
@@ -26,14 +29,14 @@ function Strength({ id, strength, concepts }) {
   useEffect(() => {
     if (card?.state === "ready" && !limitsOf(id)) loadDetail(id).catch(() => {}); // the limits are only a hint
   }, [id, card?.state]);
-  const limits = limitsOf(id);
+  const limits = parameters.value.steering_mode === "ablate" ? ABLATE_LIMITS : limitsOf(id);
   const used = limits ? Math.max(limits[0], Math.min(limits[1], strength)) : strength;
   const name = nameOf(id);
   return html`
     <li>
       <div class="strength-head">
         <label for=${slider}><a href=${addressOf("concepts", name)} title=${card?.description}>${name}</a></label>
-        <output for=${slider} class=${signClass(strength)}>${strengthText(strength)}</output>
+        <span aria-hidden="true" class="strength ${signClass(strength)}">${strengthText(strength)}</span>
         <button type="button" class="quiet" aria-label="Remove ${name}" onClick=${() => concepts.remove(id)}>✕</button>
       </div>
       <input
@@ -85,5 +88,5 @@ function noteOf(card, strength, used) {
       return "Its training failed.";
   }
   if (used === strength) return "";
-  return `Counts as ${strengthText(used)}: beyond it, answers lose their fluency.`;
+  return `Counts as ${strengthText(used)}.`;
 }

@@ -15,10 +15,11 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from tests.e2e.conftest import TOKEN, Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ANSWER_MS = 120_000  # a concept may be trained before the answer
+TRAINING_SECONDS = 600  # on a busy machine
+ANSWER_MS = 120_000
 EXPECTED = re.compile(r"Failed to load resource")  # the browser's line for each status above 399
 
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="package")
@@ -33,8 +34,14 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
+@pytest.fixture(scope="package")
+def trained(browser: Browser, server: Server) -> None:
+    """Trains the concept with which the page begins, so that no test waits for it. Not without a browser."""
+    server.chat("Hi", TRAINING_SECONDS, max_tokens=1, steering_concepts=["sentiment"])
+
+
 @pytest.fixture
-def new_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
+def new_page(browser: Browser, server: Server, trained: None) -> Iterator[Callable[..., Page]]:
     """Makes pages with the playground, in contexts with the given options. They have the access token.
 
     A test fails if a page has logged an error: the Content-Security-Policy reports so what it blocks.
@@ -48,7 +55,7 @@ def new_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
         if has_token:
             context.add_init_script(f"sessionStorage.setItem('tiller-access-token', '{TOKEN}')")
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.extend(_errors_in(message)))
         page.goto(f"{server.url}/{view}")

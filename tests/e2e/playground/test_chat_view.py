@@ -66,9 +66,9 @@ def test_regenerating_makes_a_branch_and_both_can_be_shown(page: Page) -> None:
     page.get_by_role("button", name="Regenerate").click()
     wait_for_answers(page)
     second = turns(page).nth(1).text_content()
-    expect(page.locator(".branches")).to_have_text("‹2 / 2›")
+    expect(page.locator(".branches")).to_have_text("‹ 2 / 2 ›")
     page.get_by_role("button", name="Previous branch").click()
-    expect(page.locator(".branches")).to_have_text("‹1 / 2›")
+    expect(page.locator(".branches")).to_have_text("‹ 1 / 2 ›")
     first = turns(page).nth(1).text_content() or ""
     assert first.startswith(second or "-")
     assert len(first) > len(second or "")
@@ -94,7 +94,7 @@ def test_several_choices_are_branches(page: Page) -> None:
     set_parameter(page, "temperature", 1)
     say(page, "Say a word.")
     wait_for_answers(page)
-    expect(page.locator(".turn.assistant .branches")).to_have_text("‹1 / 3›")
+    expect(page.locator(".turn.assistant .branches")).to_have_text("‹ 1 / 3 ›")
     page.get_by_role("button", name="Next branch").click()
     expect(turns(page).nth(1)).not_to_have_text("")
 

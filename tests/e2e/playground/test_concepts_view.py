@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.e2e.conftest import Server
-from tests.e2e.playground.conftest import ANSWER_MS
+from tests.e2e.playground.conftest import TRAINING_SECONDS
 
 PAIRS = [
     {
@@ -52,7 +52,7 @@ def test_a_pasted_concept_is_trained_reported_used_exported_and_deleted(
     page.get_by_role("button", name="Create and train").click()
 
     expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
-    expect(page.locator(".verdict")).to_be_visible(timeout=ANSWER_MS)
+    expect(page.locator(".verdict")).to_be_visible(timeout=TRAINING_SECONDS * 1000)
     report = server.get(f"/steering_concepts/{name}").json()["report"]
     expect(page.locator(".verdict")).to_contain_text(report["summary"])
     effect = page.get_by_role("img", name="Effect by strength: −1:")
@@ -82,13 +82,13 @@ def test_a_pasted_concept_is_trained_reported_used_exported_and_deleted(
 
 
 def test_exported_vectors_can_be_imported_again(page: Page, server: Server, name: str) -> None:
-    vectors = server.get("/steering_concepts/sentiment/vectors", timeout=120).content
+    vectors = server.get("/steering_concepts/sentiment/vectors", timeout=TRAINING_SECONDS).content
     page.goto(f"{server.url}/#import-vectors")
     file: Any = {"name": "x.safetensors", "mimeType": "application/octet-stream", "buffer": vectors}
     page.get_by_label("File").set_input_files(file)
     page.get_by_label("Name").fill(name)
     page.get_by_role("button", name="Import", exact=True).click()
-    expect(page.get_by_role("article", name=name)).to_contain_text("Not judged", timeout=ANSWER_MS)
+    expect(page.get_by_role("article", name=name)).to_contain_text("Not judged")
 
 
 def test_a_file_without_vectors_is_refused_in_words(page: Page, server: Server) -> None:
@@ -107,21 +107,30 @@ def test_a_taken_name_is_a_readable_error_and_keeps_the_pairs(page: Page) -> Non
     expect(page.get_by_label("Positive text of pair 8")).to_have_value(PAIRS[7]["positive"])
 
 
-def test_pairs_are_written_in_the_table(page: Page, server: Server, name: str) -> None:
+def test_pairs_are_written_in_the_table(page: Page) -> None:
     create = page.get_by_role("button", name="Create and train")
     expect(create).to_be_disabled()
-    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_label("Name", exact=True).fill("pirate")
     page.get_by_role("button", name="Remove pair 3").click()
     page.get_by_label("Positive text of pair 2").fill("Arr!")
     expect(page.locator(".editor")).to_contain_text("One pair has only one text.")
     page.get_by_label("Negative text of pair 2").fill("Yes.")
     page.get_by_role("button", name="With prompts").click()
     page.get_by_label("Prompt text of pair 2").fill("Do you agree?")
-    with page.expect_request("**/steering_concepts") as request:
-        create.click()
+    sent = []
+
+    def refuse(route: Route) -> None:
+        if route.request.method != "POST":
+            return route.continue_()
+        sent.append(json.loads(route.request.post_data or ""))
+        error = {"message": "too few examples", "code": "INVALID_REQUEST", "param": "examples"}
+        return route.fulfill(status=400, json={"error": error})
+
+    page.route("**/steering_concepts", refuse)
+    create.click()
+    expect(page.get_by_role("alert")).to_contain_text("Too few examples.")
     pair = {"positive": "Arr!", "negative": "Yes.", "prompt": "Do you agree?"}
-    assert json.loads(request.value.post_data or "") == {"name": name, "description": "", "examples": [pair]}
-    expect(page.locator(".verdict")).to_be_visible(timeout=ANSWER_MS)
+    assert sent == [{"name": "pirate", "description": "", "examples": [pair]}]
 
 
 def test_a_shipped_concept_cannot_be_deleted(page: Page, server: Server) -> None:

@@ -1,10 +1,23 @@
 """Pairs from pasted texts. The page's own module runs in the browser."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
+
+from tests.e2e.conftest import Server
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """One page for all tests: they only call its modules."""
+    page = browser.new_page()
+    page.goto(f"{server.url}/playground/icon.svg")
+    yield page
+    page.close()
+
 
 PAIR = {"positive": "Oui, merci", "negative": "Yes", "prompt": ""}
 PARSE = """async (text) => {

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page, Request, expect
 
 from tests.e2e.conftest import Server
@@ -67,6 +68,7 @@ def test_moving_a_slider_asks_the_steered_side_again_and_keeps_the_other_one(pag
 
 def test_each_concept_has_a_strength_of_its_own(page: Page) -> None:
     bodies = bodies_of(page)
+    page.route("**/chat/completions", lambda route: route.fulfill(body="data: [DONE]\n\n"))
     page.get_by_role("combobox", name="Add a concept").fill("formal")
     page.keyboard.press("Enter")
     page.get_by_role("slider", name="formality").fill("0.4")
@@ -79,15 +81,30 @@ def test_each_concept_has_a_strength_of_its_own(page: Page) -> None:
 
 
 def test_a_strength_that_the_server_reduces_is_shown(page: Page) -> None:
-    page.get_by_role("slider", name="sentiment").fill("-2")
+    ablate(page)  # its strengths go from 0 to 1
+    page.get_by_role("slider", name="sentiment").fill("1.5")
     compare(page, max_tokens=3)
-    expect(side(page, "Steered")).to_contain_text(
-        "Used instead, so that the answer stays fluent: sentiment −"
-    )
-    expect(page.locator(".strengths")).to_contain_text("Counts as −")
+    expect(side(page, "Steered")).to_contain_text("The server used sentiment +1 instead.")
+    expect(page.locator(".strengths")).to_contain_text("Counts as +1.")
+
+
+def test_a_strength_beyond_the_limits_of_the_report_is_marked(page: Page) -> None:
+    report = {"max_strength": 1.2, "max_down_strength": 0.8}
+    concept = {"id": "_worker/sentiment", "state": "ready", "report": report}
+    page.route("**/steering_concepts/_worker/sentiment", lambda route: route.fulfill(json=concept))
+    page.reload()
+    expect(page.locator(".strengths")).to_contain_text("Counts as −0.8.")
+    page.get_by_role("slider", name="sentiment").fill("2")
+    expect(page.locator(".strengths")).to_contain_text("Counts as +1.2.")
+
+
+def ablate(page: Page) -> None:
+    page.get_by_text("How to steer").click()
+    page.get_by_label("steering_mode").select_option("ablate")
 
 
 def test_the_contact_sheet_has_an_answer_for_each_strength(page: Page, server: Server) -> None:
+    ablate(page)
     page.get_by_text("Contact sheet").click()
     page.get_by_label("Tokens each").fill("8")
     page.get_by_role("button", name="Make the sheet").click()
@@ -98,7 +115,8 @@ def test_the_contact_sheet_has_an_answer_for_each_strength(page: Page, server: S
     plain = server.chat(PROMPT, max_tokens=8)["choices"][0]["message"]["content"]
     assert cells.locator(".text").all_text_contents()[4] == plain
     assert all(cells.locator(".text").all_text_contents())
-    expect(cells.first).to_contain_text("counts as −")
+    expect(cells.first).to_contain_text("counts as 0")
+    expect(cells.last).to_contain_text("counts as +1")
 
 
 def test_a_card_of_the_sheet_opens_side_by_side(page: Page) -> None:
@@ -147,13 +165,17 @@ def test_tokens_are_coloured_by_probability_and_show_their_alternatives(page: Pa
     ]
 
 
-def test_tokens_are_coloured_by_the_reading_of_a_concept(page: Page) -> None:
-    compare(page, max_tokens=16)
+def test_tokens_are_coloured_by_the_reading_of_a_concept(page: Page, server: Server) -> None:
+    """Four steps on each side of the middle between the negative examples, 0, and the positive ones, 1."""
+    compare(page, max_tokens=12)
     page.get_by_label("Colour by").select_option("sentiment")
-    steered = side(page, "Steered").locator(".t")
-    assert steered.count() == 16
-    low = [name for name in steered.evaluate_all("all => all.map(e => e.className)") if "r-" in name]
-    assert len(low) > 8  # steered away, so most tokens read like the negative examples
+    expected = server.chat(PROMPT, max_tokens=12, steering_readings=["sentiment"])["choices"][0]
+    readings = [entry["readings"]["_worker/sentiment"] for entry in expected["steering_readings"]["content"]]
+    steps = [max(-4.0, min(4.0, (reading - 0.5) * 4)) for reading in readings]
+    classes = side(page, "Without steering").locator(".t").evaluate_all("all => all.map(e => e.className)")
+    shown = [int(name.removeprefix("t r")) for name in classes]
+    assert shown == pytest.approx(steps, abs=0.501)
+    assert len(set(shown)) > 1
 
 
 def test_tokens_can_be_read_with_the_keyboard(page: Page) -> None:
