@@ -70,7 +70,7 @@ class Client(_Row):
     def remark(self) -> str:
         """What the table says about a client that works."""
         if self.lenient:
-            return "with api.strict: false"
+            return "api.strict: false"
         return "steers" if any(self.strengths) else "cannot steer"
 
 

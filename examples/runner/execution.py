@@ -48,7 +48,8 @@ def run_client(client: Client, target: Target, installer: Installer, folder: Pat
     try:
         output = _output(client, target, folder)
     except (CommandError, ServerError) as error:
-        return Result(client, FAILED, time.perf_counter() - started, shorten(str(error)))
+        note = f"needs {client.remark}: {error}" if client.lenient else str(error)
+        return Result(client, FAILED, time.perf_counter() - started, shorten(note))
     fault = find_fault(client, target, output)
     return Result(client, FAILED if fault else WORKS, time.perf_counter() - started, fault or client.remark)
 
@@ -78,7 +79,7 @@ def _output(client: Client, target: Target, folder: Path) -> str:
         (place / name).write_text(_addressed(text, name, target), encoding="utf-8")
     for name in client.helpers:
         shutil.copy(Path(__file__).parent / name, place)
-    environment = _environment(client, folder)
+    environment = _environment(client, target, folder)
     with _called(client, target, environment, folder) as called:
         environment |= {"TILLER_URL": called.url, "TILLER_TOKEN": called.token}
         lines = [_filled(line, called, place) for line in client.command_lines]
@@ -111,7 +112,7 @@ def _called(client: Client, target: Target, environment: Mapping[str, str], fold
         process.terminate()
 
 
-def _environment(client: Client, folder: Path) -> dict[str, str]:
+def _environment(client: Client, target: Target, folder: Path) -> dict[str, str]:
     place = _run_folder(folder)
     programs = (folder / ".venv" / "bin", folder / "node_modules" / ".bin")
     environment = bare_environment()
@@ -120,7 +121,7 @@ def _environment(client: Client, folder: Path) -> dict[str, str]:
     if client.compose:
         [service] = yaml.safe_load((place / client.compose).read_text(encoding="utf-8"))["services"].values()
         environment |= service["environment"]
-    return environment | {key: value.format(folder=place) for key, value in client.environment.items()}
+    return environment | {key: _filled(value, target, place) for key, value in client.environment.items()}
 
 
 def _addressed(text: str, name: str, target: Target) -> str:

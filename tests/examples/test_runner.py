@@ -92,6 +92,12 @@ def test_the_note_of_a_client_that_ends_with_an_error_is_the_error(examples: Pat
     assert "Traceback" in (examples.parent / "ask" / "log.txt").read_text()
 
 
+def test_the_note_says_which_setting_of_the_server_a_client_needs(examples: Path) -> None:
+    assert run(examples, PRINT_BOTH, lenient=True).note == "api.strict: false"
+    result = run(examples, "raise ValueError('wrong role')", lenient=True)
+    assert result.note == "needs api.strict: false: ValueError: wrong role"
+
+
 def test_a_client_that_cannot_be_installed_has_not_failed(tmp_path: Path) -> None:
     client = Client(name="ask", python=["ask==1.0"], files=["ask.py"])
     result = run_client(client, Server(), Broken(Path(), Path()), tmp_path / "ask")
@@ -120,11 +126,12 @@ def test_a_program_gets_the_address_and_the_token_but_no_keys(
     monkeypatch.setenv("TILLER_ENGINE__DEVICE", "cuda")
     show = "import json, os; print(json.dumps(dict(os.environ)))"
     folder = examples.parent / "ask"
-    run(examples, show, token="t", strengths=[], environment={"PLACE": "{folder}/x"})
+    run(examples, show, token="t", strengths=[], environment={"PLACE": "{folder}/x", "KEY": "{token}"})
     environment = json.loads((folder / "log.txt").read_text().splitlines()[1])
     assert environment["TILLER_URL"] == "http://127.0.0.1:9"
     assert environment["TILLER_TOKEN"] == "t"
     assert environment["PLACE"] == f"{folder}/run/x"
+    assert environment["KEY"] == "t"
     assert "OPENAI_API_KEY" not in environment
     assert "TILLER_ENGINE__DEVICE" not in environment
 
