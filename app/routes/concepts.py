@@ -93,8 +93,8 @@ async def read_concept(
     """Returns one steering concept, with the report of its measured effect, or the error if it failed.
 
     The id may be given with or without the prefix `_worker/`. The query `examples=true` adds the
-    examples, and needs the scope `concepts`. Returns 404 `UNKNOWN_STEERING_CONCEPT` if there is no such concept, and 401
-    `UNAUTHORIZED` without a valid access token that has the scope `chat` or `concepts`.
+    examples, and needs the scope `concepts`. Returns 404 `UNKNOWN_STEERING_CONCEPT` if there is no such
+    concept, and 401 `UNAUTHORIZED` without a valid access token that has the scope `chat` or `concepts`.
     """
     if examples:
         check_scope(request, AccessScope.CONCEPTS)
