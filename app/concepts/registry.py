@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 
+import msgspec
 from anyio import to_thread
 
 from app.concepts.concept import Concept, names_other_content
@@ -14,7 +15,14 @@ from app.concepts.store import ConceptStore
 from app.concepts.trainings import SharedFuture, Training, Trainings
 from app.concepts.uses import UsedConcept, deleted, unknown, unusable
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest, QueueFull
-from app.schemas.concepts import ConceptCard, ConceptDetail, ConceptList, ConceptState, full_id
+from app.schemas.concepts import (
+    ConceptCard,
+    ConceptDetail,
+    ConceptExample,
+    ConceptList,
+    ConceptState,
+    full_id,
+)
 from app.schemas.reports import ConceptReport
 from app.settings import LimitSettings
 from app.telemetry.metrics import Metrics
@@ -72,9 +80,14 @@ class Concepts:
         cards = [self._card(entry.concept) for entry in self._entries.values()]
         return ConceptList(data=cards, problems=self._store.problems)
 
-    def describe(self, given_id: str) -> ConceptDetail:
-        """One concept with its report. Raises UNKNOWN_STEERING_CONCEPT."""
-        return self._detail(self._known(given_id).concept)
+    def describe(self, given_id: str, has_examples: bool = False) -> ConceptDetail:
+        """One concept with its report, and perhaps with its examples. Raises UNKNOWN_STEERING_CONCEPT."""
+        concept = self._known(given_id).concept
+        detail = self._detail(concept)
+        if not has_examples:
+            return detail
+        pairs = [ConceptExample(each.positive, each.negative, each.prompt) for each in concept.examples]
+        return msgspec.structs.replace(detail, examples=pairs)
 
     def find(self, given_ids: Iterable[str], param: str | None = "steering_concepts") -> list[UsedConcept]:
         """The concepts with these ids, which the request's field `param` names, or its path (None).

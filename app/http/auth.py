@@ -74,14 +74,18 @@ def caller_of(request: Request) -> AccessToken | None:
 
 def requires(*scopes: AccessScope) -> Any:
     """A dependency for routes: answers 401 if the access token has none of these scopes."""
-    needed = " or ".join(scopes)
 
     async def check(request: Request) -> None:
-        caller = caller_of(request)
-        if caller and not set(scopes) & set(caller.scopes):
-            raise Unauthorized(f"this access token does not have the scope {needed}")
+        check_scope(request, *scopes)
 
     return Depends(check)
+
+
+def check_scope(request: Request, *scopes: AccessScope) -> None:
+    """Raises Unauthorized if the access token has none of these scopes."""
+    caller = caller_of(request)
+    if caller and not set(scopes) & set(caller.scopes):
+        raise Unauthorized(f"this access token does not have the scope {' or '.join(scopes)}")
 
 
 def unversioned(path: str) -> str:

@@ -63,7 +63,7 @@ async def export_vectors(request: Request, gateway: GatewayDep, given_id: GivenI
     - 503 `UNAVAILABLE`: the engine is down or the server is stopping.
     """
     if given_id == ID_PREFIX[:-1]:  # the path is that of a concept called "vectors"
-        return await read_concept(gateway, f"{given_id}/vectors")
+        return await read_concept(request, gateway, f"{given_id}/vectors")
     with gateway.admission.track_request(caller_of(request)):
         [used] = gateway.concepts.find([given_id], None)
         result = await _export(gateway, used)

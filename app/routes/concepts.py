@@ -4,11 +4,11 @@ import time
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app.concepts.concept import Concept, Example, digest_of
 from app.gateway import GatewayDep
-from app.http.auth import caller_of, requires
+from app.http.auth import caller_of, check_scope, requires
 from app.http.body import read_json
 from app.http.openapi import describe
 from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest, full_id
@@ -36,6 +36,7 @@ LINKS = {
 }
 
 GivenId = Annotated[str, Depends(_given_id)]
+WithExamples = Annotated[bool, Query(description="Whether the answer also has the concept's examples.")]
 
 
 @router.post(
@@ -84,16 +85,20 @@ async def list_concepts(gateway: GatewayDep) -> Response:
     "/steering_concepts/{concept:path}",
     operation_id="read_concept",
     dependencies=[_USES_CONCEPTS],
-    **describe(answer=ConceptDetail, errors=(401, 404, 500)),
+    **describe(answer=ConceptDetail, errors=(400, 401, 404, 500)),
 )
-async def read_concept(gateway: GatewayDep, given_id: GivenId) -> Response:
+async def read_concept(
+    request: Request, gateway: GatewayDep, given_id: GivenId, examples: WithExamples = False
+) -> Response:
     """Returns one steering concept, with the report of its measured effect, or the error if it failed.
 
-    The id may be given with or without the prefix `_worker/`. Returns 404 `UNKNOWN_STEERING_CONCEPT` if there
-    is no such concept, and 401 `UNAUTHORIZED` without a valid access token that has the scope `chat` or
-    `concepts`.
+    The id may be given with or without the prefix `_worker/`. The query `examples=true` adds the
+    examples, and needs the scope `concepts`. Returns 404 `UNKNOWN_STEERING_CONCEPT` if there is no such
+    concept, and 401 `UNAUTHORIZED` without a valid access token that has the scope `chat` or `concepts`.
     """
-    return _json(gateway.concepts.describe(given_id))
+    if examples:
+        check_scope(request, AccessScope.CONCEPTS)
+    return _json(gateway.concepts.describe(given_id, examples))
 
 
 @router.delete(

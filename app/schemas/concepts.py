@@ -124,6 +124,17 @@ class ConceptCard(msgspec.Struct, frozen=True, kw_only=True):
     """Completed share of training and measuring, 0 to 1."""
 
 
+class ConceptExample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A contrastive pair, as it was given when the concept was created."""
+
+    positive: str
+    """The text that shows the concept."""
+    negative: str
+    """The text that lacks it or shows its opposite."""
+    prompt: str | None = None
+    """The user message before both texts. Absent: the same one as for all concepts."""
+
+
 class ConceptDetail(ConceptCard, frozen=True, kw_only=True):
     """A steering concept with its report."""
 
@@ -131,6 +142,8 @@ class ConceptDetail(ConceptCard, frozen=True, kw_only=True):
     """How well the concept works. Only in the state `ready`."""
     error: str | None
     """Why the training failed. Only in the state `failed`."""
+    examples: list[ConceptExample] | msgspec.UnsetType = msgspec.UNSET
+    """The contrastive pairs. Only if the request asks for them with `examples=true`."""
 
 
 class ConceptProblem(msgspec.Struct, frozen=True):

@@ -13,6 +13,9 @@ export const listConcepts = () => readJson("steering_concepts");
 
 export const readConcept = (id) => readJson(pathOf(id));
 
+/** The concept's pairs: `{ positive, negative, prompt }`. */
+export const readExamples = async (id) => (await readJson(`${pathOf(id)}?examples=true`)).examples;
+
 export const createConcept = (concept) => readJson("steering_concepts", { method: "POST", json: concept });
 
 export const deleteConcept = (id) => readJson(pathOf(id), { method: "DELETE" });

@@ -1,5 +1,5 @@
 // One concept: its state, what can be done with it, and its report.
-import { deleteConcept, exportVectors } from "../api/server.js";
+import { deleteConcept, exportVectors, readExamples } from "../api/server.js";
 import { html } from "../html.js";
 import { Dialog } from "../parts/dialog.js";
 import { ErrorBox } from "../parts/errors.js";
@@ -9,7 +9,7 @@ import { steerConcepts } from "../state/concept_choice.js";
 import { go } from "../state/route.js";
 import { useEffect, useState } from "../vendor/preact-hooks.js";
 import { nameIn, StateBadge } from "./list.js";
-import { written } from "./draft.js";
+import { startFrom } from "./draft.js";
 import { Report } from "./report.js";
 import { toYaml } from "./yaml.js";
 
@@ -60,12 +60,17 @@ function Training({ card, failure }) {
 function Actions({ card, onError }) {
   const { id, shipped, state } = card;
   const [isDeleting, setDeleting] = useState(false);
-  const source = written.value.get(id);
   const tryIt = () => {
     steerConcepts.add(id);
     go("steer");
   };
-  const saveYaml = async () => saveFile(`${nameIn(id)}.yaml`, await toYaml(source));
+  const withPairs = (use) => () =>
+    readExamples(id).then((examples) => use({ name: nameIn(id), description: card.description, pairs: examples }), onError);
+  const saveYaml = withPairs(async (concept) => saveFile(`${nameIn(id)}.yaml`, await toYaml(concept)));
+  const editCopy = withPairs((concept) => {
+    startFrom(concept);
+    go("new-concept");
+  });
   const saveVectors = () => exportVectors(id).then((blob) => saveFile(`${nameIn(id)}.safetensors`, blob), onError);
   const remove = async () => {
     setDeleting(false);
@@ -82,7 +87,11 @@ function Actions({ card, onError }) {
     <div class="actions">
       ${state !== "failed" && html`<button type="button" class="primary" onClick=${tryIt}>Try it</button>`}
       ${state === "ready" && html`<button type="button" onClick=${saveVectors}>Download vectors</button>`}
-      ${source && html`<button type="button" onClick=${saveYaml}>Export as YAML</button>`}
+      ${card.num_examples > 0 &&
+      html`
+        <button type="button" onClick=${saveYaml}>Export as YAML</button>
+        <button type="button" onClick=${editCopy}>Edit a copy</button>
+      `}
       ${!shipped && html`<button type="button" class="quiet danger" onClick=${() => setDeleting(true)}>Delete</button>`}
     </div>
     ${isDeleting &&

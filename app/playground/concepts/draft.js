@@ -13,9 +13,6 @@ export const draft = signal(EMPTY);
 export const creationError = signal(null);
 export const isSending = signal(false);
 
-/** Id: the draft from which the concept was made in this tab. The server does not give examples back. */
-export const written = signal(new Map());
-
 export const filled = computed(() => draft.value.pairs.filter((pair) => pair.positive.trim() || pair.negative.trim()));
 
 /** Why the draft cannot be sent yet, or "". */
@@ -55,6 +52,12 @@ export async function importText(text) {
   return found.pairs.length;
 }
 
+/** Begins a draft with the pairs of another concept. */
+export function startFrom({ description, pairs }) {
+  draft.value = { name: "", description, pairs };
+  creationError.value = null;
+}
+
 export function clearDraft() {
   draft.value = EMPTY;
   creationError.value = null;
@@ -63,16 +66,19 @@ export function clearDraft() {
 /** Sends the draft. As soon as the server lists the concept, its page shows how the training goes. */
 export async function create() {
   const { name, description } = draft.value;
-  const sent = { name, description, pairs: filled.value };
   const id = `_worker/${name}`;
+  let isShown = byId.value.has(id); // then it is not new, and the server answers at once
   isSending.value = true;
   creationError.value = null;
-  const isNew = !byId.value.has(id);
-  keepWatching((listed) => isNew && listed.has(id) && showTraining(id, sent));
+  keepWatching((listed) => {
+    if (isShown || !listed.has(id)) return;
+    isShown = true;
+    go("concepts", name);
+  });
   try {
     const concept = await createConcept({ name, description, examples: filled.value.map(toExample) });
     await loadConcepts();
-    showTraining(concept.id, sent);
+    go("concepts", nameOf(concept.id));
     announce(`${nameOf(concept.id)} is trained. ${concept.report?.summary ?? ""}`);
   } catch (error) {
     creationError.value = error;
@@ -83,10 +89,4 @@ export async function create() {
   }
 }
 
-function showTraining(id, sent) {
-  if (written.value.get(id) === sent) return; // shown already
-  written.value = new Map(written.value).set(id, sent);
-  go("concepts", nameOf(id));
-}
-
-const toExample = ({ positive, negative, prompt }) => (prompt.trim() ? { positive, negative, prompt } : { positive, negative });
+const toExample = ({ positive, negative, prompt }) => (prompt?.trim() ? { positive, negative, prompt } : { positive, negative });

@@ -190,6 +190,15 @@ async def test_every_route_requires_its_scope(serve, guarded_app: FastAPI, scope
             assert all(needed in answer.json()["error"]["message"] for needed in scopes)
 
 
+async def test_the_examples_of_a_concept_need_the_scope_concepts(serve) -> None:
+    client = await serve(auth={"tokens": [{**AUTH["tokens"][0], "scopes": ["chat"]}]})
+    path = "/steering_concepts/a"
+    assert (await client.get(path, headers=bearer(TOKEN))).status_code == 404
+    answer = await client.get(f"{path}?examples=true", headers=bearer(TOKEN))
+    assert_unauthorized(answer)
+    assert "concepts" in answer.json()["error"]["message"]
+
+
 async def test_a_missing_scope_is_refused_before_the_body_is_read(engine: FakeEngine) -> None:
     entry = {**AUTH["tokens"][0], "scopes": ["metrics"]}
     app = create_app(Settings(model={"name": "tiny"}, auth={"tokens": [entry]}), engine)

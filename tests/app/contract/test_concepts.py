@@ -276,6 +276,19 @@ async def test_a_concept_is_read_by_its_id(client: httpx.AsyncClient, prefix: st
 
 @prefixes
 @both_ids
+async def test_a_concept_is_read_with_its_examples(
+    client: httpx.AsyncClient, prefix: str, worker: str
+) -> None:
+    examples = [PAIR, {**OTHER, "prompt": "Greet me."}]
+    concept = await created(client, *examples, name="kind")
+    response = await client.get(f"{prefix}{PATH}/{worker}kind?examples=true")
+    assert response.json() == {**concept, "examples": examples}
+    assert "examples" not in (await client.get(f"{prefix}{PATH}/{worker}kind?examples=false")).json()
+    assert_error(await client.get(f"{prefix}{PATH}/{worker}kind?examples=perhaps"), 400, "INVALID_REQUEST")
+
+
+@prefixes
+@both_ids
 async def test_a_deleted_concept_is_gone(
     client: httpx.AsyncClient, engine: FakeEngine, tmp_path: Path, prefix: str, worker: str
 ) -> None:

@@ -13,6 +13,7 @@ from playwright.sync_api import Page, Route, expect
 from tests.e2e.conftest import Server
 from tests.e2e.playground.conftest import TRAINING_SECONDS
 
+ROOT = Path(__file__).parents[3]
 PAIRS = [
     {
         "positive": f"Ahoy matey, the {thing} be a fine treasure, arr!",
@@ -137,6 +138,15 @@ def test_a_shipped_concept_cannot_be_deleted(page: Page, server: Server) -> None
     page.goto(f"{server.url}/#concepts/sentiment")
     expect(page.get_by_role("heading", name="sentiment")).to_be_visible()
     expect(page.get_by_role("button", name="Delete")).to_have_count(0)
+
+
+def test_a_copy_of_a_concept_begins_with_its_pairs(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/#concepts/sentiment")
+    page.get_by_role("button", name="Edit a copy").click()
+    shipped = yaml.safe_load((ROOT / "configs/concepts/sentiment.yaml").read_text())
+    expect(page.get_by_label("Positive text of pair 2")).to_have_value(shipped["examples"][1]["positive"])
+    expect(page.get_by_label("Description")).to_have_value(shipped["description"])
+    expect(page.get_by_label("Name", exact=True)).to_have_value("")
 
 
 def test_the_list_is_filtered_by_name_and_description(page: Page) -> None:
