@@ -6,6 +6,8 @@ By page: how the command begins, or the block's first line. A test fails if an e
 _ENGINE = "needs a Docker engine; tests/test_dockerfile.py and tests/test_compose.py check the files"
 _INSTALLS = "installs packages; tests/test_installation.py installs the wheel"
 _MINUTES = "takes minutes"
+_CLIENT = "needs a client's own packages; `make clients` installs and runs them"
+_ELSEWHERE = "tests/app/commands/test_documentation.py runs all commands of this page"
 
 NOT_RUN: dict[str, dict[str, str]] = {
     "CONTRIBUTING.md": {
@@ -14,6 +16,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "README.md": {
         "python3 -m venv .venv": _INSTALLS,
         ".venv/bin/pip install --constraint constraints.txt --editable .": _INSTALLS,
+        ".venv/bin/tiller chat": "a conversation in a terminal; tests/app/commands/chat holds some",
         ".venv/bin/tiller serve": "runs until it is stopped; all of tests/e2e start the server in this way",
         "docker build": _ENGINE,
         "docker run": _ENGINE,
@@ -23,6 +26,15 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/architecture.md": {
         "client ": "a diagram",
+    },
+    "docs/clients.md": {
+        "litellm": _CLIENT,
+        "TILLER_URL=http://127.0.0.1:4000": _CLIENT,
+        ".venv/bin/python -m examples.runner": _CLIENT,
+    },
+    "docs/command-line.md": {
+        "tiller ": _ELSEWHERE,
+        "echo ": _ELSEWHERE,
     },
     "docs/compose.md": {
         "docker compose": _ENGINE,

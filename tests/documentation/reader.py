@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -58,12 +59,11 @@ class Reader:
 
     def _follow_command(self, command: str) -> str:
         if re.search(r"(^| )make ", command):
-            return self._run("make", "--dry-run", *command.partition("make ")[2].partition("#")[0].split())
+            words = shlex.split(command.partition("make ")[2], comments=True)
+            return self._run("make", "--dry-run", *words)
         if "benchmarks" in command:
             check_measurement(command)
             return ""
-        if "tiller concept" in command and " new " not in command and "--url" not in command:
-            command += " --url http://127.0.0.1:8000"
         return self._run("bash", "-euo", "pipefail", "-c", self._here(command))
 
     def _follow_json(self, content: Any) -> None:
@@ -95,7 +95,8 @@ class Reader:
     def _environment(self) -> Mapping[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TILLER_")}
         path = f"{self._folder / '.venv' / 'bin'}:{os.environ['PATH']}"
-        return {**kept, "HOME": str(self._folder), "PATH": path, "PYTHONPATH": str(ROOT)}
+        own = {"HOME": str(self._folder), "PATH": path, "PYTHONPATH": str(ROOT), "TILLER_URL": self._url}
+        return {**kept, **own}
 
 
 def check_measurement(command: str) -> None:

@@ -145,10 +145,14 @@ def test_log_lines_go_above_the_bar_and_an_ended_bar_is_removed(screen: io.Strin
 @pytest.fixture
 def _restored_logging() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    levels = {
+        logger: logger.level for logger in (root, *map(logging.getLogger, ("app", "inference", "tiller")))
+    }
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for logger, level in levels.items():
+        logger.setLevel(level)
     logging.captureWarnings(False)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = True
 
