@@ -77,6 +77,15 @@ def page(new_page: Callable[..., Page]) -> Page:
     return new_page()
 
 
+@pytest.fixture(scope="package")
+def modules(browser: Browser, server: Server) -> Iterator[Page]:
+    """A page for tests that only call the playground's modules."""
+    page = browser.new_page()
+    page.goto(f"{server.url}/playground/icon.svg")
+    yield page
+    page.close()
+
+
 def wait_for_answers(page: Page) -> None:
     """Waits until nothing is generated any more, after a click that has started it."""
     expect(page.get_by_role("button", name="Stop")).to_have_count(0, timeout=ANSWER_MS)

@@ -144,7 +144,8 @@ def test_a_copy_of_a_concept_begins_with_its_pairs(page: Page, server: Server) -
     page.goto(f"{server.url}/#concepts/sentiment")
     page.get_by_role("button", name="Edit a copy").click()
     shipped = yaml.safe_load((ROOT / "configs/concepts/sentiment.yaml").read_text())
-    expect(page.get_by_label("Positive text of pair 2")).to_have_value(shipped["examples"][1]["positive"])
+    second = page.get_by_label("Positive text of pair 2", exact=True)
+    expect(second).to_have_value(shipped["examples"][1]["positive"])
     expect(page.get_by_label("Description")).to_have_value(shipped["description"])
     expect(page.get_by_label("Name", exact=True)).to_have_value("")
 
