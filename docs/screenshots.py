@@ -71,7 +71,7 @@ def steer(page: Page) -> None:
     page.get_by_label("Colour by").select_option("nothing")
     sheet(page, "contact-sheet")
     page.get_by_label("Colour by").select_option("sentiment")
-    save(page, "contact-sheet-readings", height=920)
+    save(page, "contact-sheet-readings")
     page.get_by_label("Colour by").select_option("nothing")
 
 
@@ -79,13 +79,14 @@ def sheet(page: Page, name: str) -> None:
     page.get_by_text("Contact sheet").click()
     page.get_by_label("Tokens each").fill("32")
     press(page, "Make the sheet")
-    save(page, name, height=920)
+    save(page, name)
 
 
 def chat(page: Page) -> None:
     page.get_by_role("link", name="Chat").click()
     page.get_by_role("combobox", name="Add a concept").fill("pirate")
     page.keyboard.press("Enter")
+    page.get_by_role("slider", name="pirate").fill("0.6")
     for text in ("What is the best time to visit the coast?", "What should I bring?"):
         page.get_by_role("textbox", name="Your message").fill(text)
         press(page, "Send")

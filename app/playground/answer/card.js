@@ -18,8 +18,11 @@ export function AnswerBody({ answer, concepts = [], onRetry }) {
   `;
 }
 
+// A request waits for concepts in these states.
+const UNUSABLE = new Set(["untrained", "training"]);
+
 function Waiting({ concepts }) {
-  const trained = concepts.map((id) => byId.value.get(id)).find((card) => card && card.state !== "ready");
+  const trained = concepts.map((id) => byId.value.get(id)).find((card) => card && UNUSABLE.has(card.state));
   const progress = trained && Math.round(trained.progress * 100);
   return html`
     <p class="waiting">

@@ -1,6 +1,7 @@
 // One turn of the conversation, with its branches and what can be done with it.
 import { AnswerBody, Figures } from "../answer/card.js";
 import { html } from "../html.js";
+import { copyText } from "../parts/clipboard.js";
 import { Chip } from "../steer/comparison_view.js";
 import { useState } from "../vendor/preact-hooks.js";
 import { edit, job, regenerate, showBranch, tree } from "./conversation.js";
@@ -66,7 +67,7 @@ function AssistantTurn({ node }) {
 function CopyText({ answer }) {
   const [isCopied, setCopied] = useState(false);
   const copy = async () => {
-    await navigator.clipboard.writeText(answer.text);
+    await copyText(answer.text);
     setCopied(true);
   };
   return html`<button type="button" class="quiet" onClick=${copy}>${isCopied ? "Copied" : "Copy"}</button>`;

@@ -78,7 +78,7 @@ export async function create() {
   try {
     const concept = await createConcept({ name, description, examples: filled.value.map(toExample) });
     await loadConcepts();
-    go("concepts", nameOf(concept.id));
+    go("concepts", name);
     announce(`${nameOf(concept.id)} is trained. ${concept.report?.summary ?? ""}`);
   } catch (error) {
     creationError.value = error;

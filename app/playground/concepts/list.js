@@ -3,7 +3,7 @@
 import { html } from "../html.js";
 import { matches } from "../parts/concept_picker.js";
 import { ErrorBox } from "../parts/errors.js";
-import { concepts, listError, listing, loadConcepts, nameOf } from "../state/concepts.js";
+import { concepts, listError, listing, loadConcepts, nameIn, nameOf } from "../state/concepts.js";
 import { addressOf } from "../state/route.js";
 import { Component } from "../vendor/preact.js";
 import { useEffect, useState } from "../vendor/preact-hooks.js";
@@ -65,8 +65,6 @@ class Row extends Component {
     `;
   }
 }
-
-export const nameIn = (id) => id.replace(/^_worker\//, "");
 
 /** The state in one word; nothing for concepts that are ready. */
 export function StateBadge({ concept }) {

@@ -2,10 +2,9 @@
 import { importVectors } from "../api/server.js";
 import { html } from "../html.js";
 import { ErrorBox } from "../parts/errors.js";
-import { loadConcepts } from "../state/concepts.js";
+import { loadConcepts, nameIn } from "../state/concepts.js";
 import { go } from "../state/route.js";
 import { useState } from "../vendor/preact-hooks.js";
-import { nameIn } from "./list.js";
 
 export function VectorImport() {
   const [file, setFile] = useState(null);

@@ -1,5 +1,6 @@
 // The button that shows the current request as code to copy.
 import { html } from "../html.js";
+import { copyText } from "../parts/clipboard.js";
 import { Dialog } from "../parts/dialog.js";
 import { Segmented } from "../parts/segmented.js";
 import { announce } from "../state/announcements.js";
@@ -53,15 +54,4 @@ function Check({ label, isOn, set }) {
       ${label}
     </label>
   `;
-}
-
-/** The clipboard needs HTTPS or a local address; elsewhere a selected text field has to do. */
-async function copyText(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  const field = document.createElement("textarea");
-  field.value = text;
-  document.querySelector("dialog[open]").append(field);
-  field.select();
-  document.execCommand("copy");
-  field.remove();
 }

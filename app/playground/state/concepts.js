@@ -62,11 +62,14 @@ function forgetOldDetails() {
   if (kept.length < details.value.size) details.value = new Map(kept);
 }
 
+/** The concept's name, as it is in addresses and file names. */
+export const nameIn = (id) => id.replace(/^_worker\//, "");
+
 const HASH = /^[0-9a-f]{64}$/;
 
 /** What people call the concept: its name, or the beginning of its hash. */
 export function nameOf(id) {
-  const name = id.replace(/^_worker\//, "");
+  const name = nameIn(id);
   return HASH.test(name) ? `${name.slice(0, 8)}…` : name;
 }
 

@@ -3,7 +3,7 @@ import { html } from "../html.js";
 import { ConceptPicker } from "../parts/concept_picker.js";
 import { ErrorBox } from "../parts/errors.js";
 import { strengthText } from "../parts/numbers.js";
-import { byId, limitsOf, listError, loadConcepts, loadDetail, nameOf } from "../state/concepts.js";
+import { byId, limitsOf, listError, loadConcepts, loadDetail, nameIn, nameOf } from "../state/concepts.js";
 import { addressOf } from "../state/route.js";
 import { parameters } from "../state/settings.js";
 import { useEffect, useId } from "../vendor/preact-hooks.js";
@@ -35,7 +35,7 @@ function Strength({ id, strength, concepts }) {
   return html`
     <li>
       <div class="strength-head">
-        <label for=${slider}><a href=${addressOf("concepts", name)} title=${card?.description}>${name}</a></label>
+        <label for=${slider}><a href=${addressOf("concepts", nameIn(id))} title=${card?.description}>${name}</a></label>
         <span aria-hidden="true" class="strength ${signClass(strength)}">${strengthText(strength)}</span>
         <button type="button" class="quiet" aria-label="Remove ${name}" onClick=${() => concepts.remove(id)}>✕</button>
       </div>

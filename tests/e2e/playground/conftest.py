@@ -9,17 +9,13 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from tests.e2e.conftest import TOKEN, Server
+from tests.e2e.conftest import TOKEN, Server, serving
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TRAINING_SECONDS = 600  # on a busy machine
-ANSWER_MS = 120_000
 EXPECTED = re.compile(r"Failed to load resource")  # the browser's line for each status above 399
-
-expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="package")
@@ -35,8 +31,18 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="package")
-def trained(browser: Browser, server: Server) -> None:
-    """Trains the concept with which the page begins, so that no test waits for it. Not without a browser."""
+def server(
+    browser: Browser, embedded_config: dict, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Quantized, as `make serve` runs it: answers and trainings take a third of the time. Not without a browser."""
+    config = {**embedded_config, "engine": {"quantization": "integer"}}
+    with serving(config, tmp_path_factory.mktemp("playground")) as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def trained(server: Server) -> None:
+    """Trains the concept with which the page begins, so that no test waits for it."""
     server.chat("Hi", TRAINING_SECONDS, max_tokens=1, steering_concepts=["sentiment"])
 
 
@@ -77,17 +83,10 @@ def page(new_page: Callable[..., Page]) -> Page:
     return new_page()
 
 
-def wait_for_answers(page: Page) -> None:
-    """Waits until nothing is generated any more, after a click that has started it."""
-    expect(page.get_by_role("button", name="Stop")).to_have_count(0, timeout=ANSWER_MS)
-
-
-def serious_faults(page: Page) -> list[str]:
-    """What axe-core finds on the page, if it is serious or critical."""
-    found = Axe().run(page).response["violations"]
-    return [
-        f"{fault['id']}: {node['target']}"
-        for fault in found
-        for node in fault["nodes"]
-        if fault["impact"] in ("serious", "critical")
-    ]
+@pytest.fixture(scope="package")
+def modules(browser: Browser, server: Server) -> Iterator[Page]:
+    """A page for tests that only call the playground's modules."""
+    page = browser.new_page()
+    page.goto(f"{server.url}/playground/icon.svg")
+    yield page
+    page.close()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.e2e.playground.conftest import serious_faults, wait_for_answers
+from tests.e2e.playground.helpers import serious_faults, wait_for_answers
 
 VIEWS = ("#steer", "#chat", "#concepts", "#concepts/sentiment", "#new-concept", "#import-vectors")
 PHONE = {"width": 390, "height": 844}

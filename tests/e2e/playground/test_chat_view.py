@@ -6,8 +6,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.e2e.conftest import Server
-from tests.e2e.playground.conftest import wait_for_answers
-from tests.e2e.playground.test_steering_view import bodies_of, set_parameter
+from tests.e2e.playground.helpers import bodies_of, set_parameter, wait_for_answers
 
 
 @pytest.fixture

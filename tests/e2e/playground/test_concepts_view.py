@@ -19,7 +19,7 @@ PAIRS = [
         "positive": f"Ahoy matey, the {thing} be a fine treasure, arr!",
         "negative": f"The {thing} is very nice.",
     }
-    for thing in ("ship", "sea", "map", "parrot", "island", "storm", "gold", "harbour")
+    for thing in ("ship", "sea", "parrot", "island")
 ]
 
 
@@ -49,7 +49,7 @@ def test_a_pasted_concept_is_trained_reported_used_exported_and_deleted(
     page.get_by_label("Name", exact=True).fill(name)
     page.get_by_label("Description").fill("Talks like a pirate.")
     paste(page, "\n".join(json.dumps(pair) for pair in PAIRS))
-    expect(page.locator(".editor")).to_contain_text("8 pairs")
+    expect(page.locator(".editor")).to_contain_text("4 pairs")
     page.get_by_role("button", name="Create and train").click()
 
     expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
@@ -105,7 +105,7 @@ def test_a_taken_name_is_a_readable_error_and_keeps_the_pairs(page: Page) -> Non
     paste(page, json.dumps(PAIRS))
     page.get_by_role("button", name="Create and train").click()
     expect(page.get_by_role("alert")).to_contain_text("already exists")
-    expect(page.get_by_label("Positive text of pair 8")).to_have_value(PAIRS[7]["positive"])
+    expect(page.get_by_label("Positive text of pair 4")).to_have_value(PAIRS[3]["positive"])
 
 
 def test_pairs_are_written_in_the_table(page: Page) -> None:
@@ -144,7 +144,8 @@ def test_a_copy_of_a_concept_begins_with_its_pairs(page: Page, server: Server) -
     page.goto(f"{server.url}/#concepts/sentiment")
     page.get_by_role("button", name="Edit a copy").click()
     shipped = yaml.safe_load((ROOT / "configs/concepts/sentiment.yaml").read_text())
-    expect(page.get_by_label("Positive text of pair 2")).to_have_value(shipped["examples"][1]["positive"])
+    second = page.get_by_label("Positive text of pair 2", exact=True)
+    expect(second).to_have_value(shipped["examples"][1]["positive"])
     expect(page.get_by_label("Description")).to_have_value(shipped["description"])
     expect(page.get_by_label("Name", exact=True)).to_have_value("")
 

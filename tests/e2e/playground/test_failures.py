@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e.conftest import TOKEN
-from tests.e2e.playground.conftest import wait_for_answers
+from tests.e2e.playground.helpers import set_parameter, wait_for_answers
 
 CHATS = "**/chat/completions"
 
@@ -54,6 +54,7 @@ def test_a_token_can_be_forgotten(page: Page) -> None:
 def test_an_error_is_readable_and_can_be_tried_again(
     page: Page, status: int, code: str, headers: dict[str, str], expected: str
 ) -> None:
+    set_parameter(page, "max_tokens", 2)
     answer = error(code, "something specific")
     page.route(CHATS, lambda route: route.fulfill(status=status, headers=headers, json=answer))
     page.get_by_role("button", name="Compare").click()

@@ -1,23 +1,10 @@
 """Pairs from pasted texts. The page's own module runs in the browser."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
-
-from tests.e2e.conftest import Server
-
-
-@pytest.fixture(scope="module")
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    """One page for all tests: they only call its modules."""
-    page = browser.new_page()
-    page.goto(f"{server.url}/playground/icon.svg")
-    yield page
-    page.close()
-
+from playwright.sync_api import Page
 
 PAIR = {"positive": "Oui, merci", "negative": "Yes", "prompt": ""}
 PARSE = """async (text) => {
@@ -26,8 +13,8 @@ PARSE = """async (text) => {
 }"""
 
 
-def parse(page: Page, text: str) -> Any:
-    return page.evaluate(PARSE, text)
+def parse(modules: Page, text: str) -> Any:
+    return modules.evaluate(PARSE, text)
 
 
 @pytest.mark.parametrize(
@@ -47,22 +34,22 @@ def parse(page: Page, text: str) -> Any:
         "# a comment\nexamples:\n- {positive: 'Oui, merci', negative: 'Yes'}",
     ],
 )
-def test_a_pair_is_read(page: Page, text: str) -> None:
-    assert parse(page, text)["pairs"] == [PAIR]
+def test_a_pair_is_read(modules: Page, text: str) -> None:
+    assert parse(modules, text)["pairs"] == [PAIR]
 
 
-def test_a_file_of_configs_has_name_description_and_pairs(page: Page) -> None:
+def test_a_file_of_configs_has_name_description_and_pairs(modules: Page) -> None:
     text = (
         "name: french\ndescription: In French\nexamples:\n  - {prompt: Hm?, positive: Oui, negative: 'Yes'}"
     )
-    found = parse(page, text)
+    found = parse(modules, text)
     assert (found["name"], found["description"]) == ("french", "In French")
     assert found["pairs"] == [{"positive": "Oui", "negative": "Yes", "prompt": "Hm?"}]
 
 
-def test_a_csv_may_have_prompts_quotes_and_line_breaks(page: Page) -> None:
+def test_a_csv_may_have_prompts_quotes_and_line_breaks(modules: Page) -> None:
     text = 'prompt,positive,negative\nHm?,"He said ""oui""\nand left",No\n'
-    assert parse(page, text)["pairs"] == [
+    assert parse(modules, text)["pairs"] == [
         {"prompt": "Hm?", "positive": 'He said "oui"\nand left', "negative": "No"}
     ]
 
@@ -82,11 +69,11 @@ def test_a_csv_may_have_prompts_quotes_and_line_breaks(page: Page) -> None:
         ("[{]", "JSON"),
     ],
 )
-def test_what_is_wrong_is_said(page: Page, text: str, message: str) -> None:
-    assert message in parse(page, text)
+def test_what_is_wrong_is_said(modules: Page, text: str, message: str) -> None:
+    assert message in parse(modules, text)
 
 
-def test_what_is_exported_is_read_again(page: Page) -> None:
+def test_what_is_exported_is_read_again(modules: Page) -> None:
     concept = {
         "name": "odd",
         "description": "yes: no # really",
@@ -95,7 +82,7 @@ def test_what_is_exported_is_read_again(page: Page) -> None:
             {**PAIR, "prompt": "1e3"},
         ],
     }
-    again = page.evaluate(
+    again = modules.evaluate(
         """async (concept) => {
             const { toYaml } = await import("/playground/concepts/yaml.js");
             const { parsePairs } = await import("/playground/concepts/pairs.js");

@@ -1,5 +1,6 @@
 """The code that the page shows runs as it is, and gets the answer that the page would get."""
 
+import json
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ SNIPPET = """async ([language, request, server, options]) => {
 NODE = """async () => {
     const printed = [];
     const stdout = { write: (text) => printed.push(text) };
-    const process = { env: { TILLER_TOKEN: sessionStorage.getItem("tiller-access-token") }, stdout };
+    const process = { env: { TILLER_TOKEN: "TOKEN" }, stdout };
     const console = { log: (text) => printed.push(text) };
     class OpenAI {
         constructor({ baseURL, apiKey }) {
@@ -63,9 +64,9 @@ NODE = """async () => {
 PYTHON = ("python-openai", "python-aleph-alpha")
 
 
-def snippet(page: Page, server: Server, language: str, fields: dict[str, Any], **options: bool) -> str:
+def snippet(modules: Page, server: Server, language: str, fields: dict[str, Any], **options: bool) -> str:
     where = {"address": server.url, "needsToken": True}
-    return page.evaluate(SNIPPET, [language, {"body": fields, "nice": True}, where, options])
+    return modules.evaluate(SNIPPET, [language, {"body": fields, "nice": True}, where, options])
 
 
 @pytest.fixture
@@ -86,20 +87,20 @@ def run(*command: object) -> str:
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize("language", PYTHON)
 def test_python_code_prints_the_answer(
-    page: Page, server: Server, tmp_path: Path, expected: str, language: str, is_streamed: bool
+    modules: Page, server: Server, tmp_path: Path, expected: str, language: str, is_streamed: bool
 ) -> None:
     file = tmp_path / "snippet.py"
-    code = snippet(page, server, language, FIELDS, isStreamed=is_streamed, hasDetails=True)
+    code = snippet(modules, server, language, FIELDS, isStreamed=is_streamed, hasDetails=True)
     file.write_text(code, encoding="utf-8")
     assert run(sys.executable, file).strip() == expected.strip()
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_the_curl_command_gets_the_answer(
-    page: Page, server: Server, expected: str, is_streamed: bool
+    modules: Page, server: Server, expected: str, is_streamed: bool
 ) -> None:
-    code = snippet(page, server, "curl", FIELDS, isStreamed=is_streamed)
-    given = page.evaluate(
+    code = snippet(modules, server, "curl", FIELDS, isStreamed=is_streamed)
+    given = modules.evaluate(
         """async ([output, isStreamed]) => {
             if (!isStreamed) return JSON.parse(output).choices[0].message.content;
             const { eventsOf } = await import("/playground/api/events.js");
@@ -116,12 +117,12 @@ def test_the_curl_command_gets_the_answer(
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize("language", ["javascript-fetch", "javascript-openai"])
 def test_javascript_code_prints_the_answer(
-    page: Page, server: Server, expected: str, language: str, is_streamed: bool
+    modules: Page, server: Server, expected: str, language: str, is_streamed: bool
 ) -> None:
     """Runs in the browser, with the few things of Node that the code needs, and a small client for openai."""
-    code = snippet(page, server, language, FIELDS, isStreamed=is_streamed)
+    code = snippet(modules, server, language, FIELDS, isStreamed=is_streamed)
     code = code.replace('import OpenAI from "openai";', "")
-    printed = page.evaluate(NODE.replace("CODE", code))
+    printed = modules.evaluate(NODE.replace('"TOKEN"', json.dumps(TOKEN)).replace("CODE", code))
     assert printed == expected
 
 

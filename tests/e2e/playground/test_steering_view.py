@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Request, expect
+from playwright.sync_api import Page, expect
 
 from tests.e2e.conftest import Server
-from tests.e2e.playground.conftest import wait_for_answers
+from tests.e2e.playground.helpers import bodies_of, set_parameter, wait_for_answers
 
 PROMPT = "Tell me about the hotel."
 
@@ -18,27 +18,8 @@ def compare(page: Page, max_tokens: int = 12) -> None:
     wait_for_answers(page)
 
 
-def set_parameter(page: Page, name: str, value: object) -> None:
-    field = page.get_by_label(name, exact=True)
-    if not field.is_visible():
-        page.get_by_text("Length and sampling").click()
-    field.fill(str(value))
-
-
 def side(page: Page, title: str) -> Any:
     return page.get_by_role("article", name=title)
-
-
-def bodies_of(page: Page) -> list[dict]:
-    """The bodies of all chat requests that the page sends from now on."""
-    found: list[dict] = []
-
-    def keep(request: Request) -> None:
-        if request.url.endswith("/chat/completions"):
-            found.append(json.loads(request.post_data or ""))
-
-    page.on("request", keep)
-    return found
 
 
 def test_both_answers_are_what_the_server_gives_without_and_with_the_concept(
