@@ -20,8 +20,8 @@ from app.settings import ENVIRONMENT_PREFIX, Settings
 from inference.interface.directories import EMBEDDED, find_local
 from inference.interface.errors import MissingSourceError, SourceError
 
-# For `tiller concept`, `tiller bench` and the examples. They may be set where a server starts as well.
-_CLIENTS_VARIABLES = frozenset({"TILLER_TOKEN", "TILLER_URL"})
+# For commands that talk to a server. A shell that starts a server may have them set as well.
+_CLIENTS_VARIABLES = ("TILLER_TOKEN", "TILLER_URL")
 # Kubernetes sets these variables in every container if there is a service named "tiller".
 _SERVICE_LINK = re.compile(r"TILLER_(SERVICE|PORT)(_(?!_)|$)")
 

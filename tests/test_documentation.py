@@ -12,9 +12,6 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/api.md", "docs/steering.md")
-EXAMPLES = sorted(
-    str(path.relative_to(ROOT)) for folder in ("", "clients/") for path in ROOT.glob(f"examples/{folder}*.py")
-)
 
 
 def chats(page: str) -> list[dict[str, Any]]:
@@ -35,7 +32,9 @@ def test_the_readme_and_the_api_have_chats() -> None:
     assert [bool(chats(page)) for page in PAGES[:2]] == [True, True]
 
 
-@pytest.mark.parametrize("file", [*PAGES[:2], *EXAMPLES])
+@pytest.mark.parametrize(
+    "file", [*PAGES[:2], *(f"examples/{path.name}" for path in ROOT.glob("examples/*.py"))]
+)
 def test_each_chat_in_python_sets_max_tokens_and_temperature(file: str) -> None:
     text = (ROOT / file).read_text()
     programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL) if file.endswith(".md") else [text]
