@@ -26,11 +26,7 @@ from tests.documentation.runners import Runner, runner_of
 
 BLOCKS = all_blocks()
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
-EXAMPLES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for folder in ("", "clients/")
-    for path in ROOT.glob(f"examples/{folder}*.py")
-)
+EXAMPLES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/*.py")]
 
 
 def test_each_block_is_run_or_says_why_not() -> None:

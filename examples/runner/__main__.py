@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.command import build_parser, run
 from benchmarks.peers.processes import ServerError
 from examples.runner.clients import Client, load_clients
-from examples.runner.execution import FAILED, Result, run_client
+from examples.runner.execution import FAILED, Result, run_client, shorten
 from examples.runner.installer import Installer
 from examples.runner.report import render
 from examples.runner.target import Target, TargetError, serving
@@ -67,15 +67,21 @@ def _run(arguments: argparse.Namespace) -> int:
 def _results(clients: Sequence[Client], arguments: argparse.Namespace, folder: Path) -> Iterator[Result]:
     """The lenient clients come last, with a server of their own, unless there is a server for all."""
     installer = Installer.create(folder)
-    for lenient in (False, True):
-        group = [client for client in clients if client.lenient == lenient]
-        if not group:
-            continue
-        with _target(arguments, folder, lenient) as target:
-            print(f"asking {target.url} without a client …", file=sys.stderr)
-            target.check()
-            for client in group:
-                yield _result(client, target, installer, folder / client.name, arguments.keep)
+    groups = [[client for client in clients if client.lenient == lenient] for lenient in (False, True)]
+    for group in filter(None, groups):
+        waiting = list(group)
+        try:
+            with _target(arguments, folder, group[0].lenient) as target:
+                print(f"asking {target.url} without a client …", file=sys.stderr)
+                target.check()
+                while waiting:
+                    client = waiting.pop(0)
+                    yield _result(client, target, installer, folder / client.name, arguments.keep)
+        except (TargetError, ServerError) as error:
+            _print_end(folder / "server.log")
+            if len(waiting) == len(clients):
+                raise
+            yield from (Result(client, FAILED, 0.0, shorten(str(error))) for client in waiting)
 
 
 @contextmanager

@@ -38,6 +38,14 @@ def test_each_program_is_short_and_takes_the_server_from_the_environment(name: s
     assert "http://127.0.0.1:8000" in text
 
 
+@each_client
+def test_each_example_limits_the_answer_and_its_temperature(client: Client) -> None:
+    """Else a small model rambles."""
+    text = "".join((FOLDER / name).read_text() for name in client.files)
+    assert re.search(r"max_tokens|maximum_tokens|maxOutputTokens|max_gen_toks", text)
+    assert re.search(r"temperature\W+0", text)
+
+
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".py")])
 def test_each_python_program_compiles_and_shadows_no_package_that_it_imports(name: str) -> None:
     tree = ast.parse((FOLDER / name).read_text())

@@ -4,12 +4,15 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from benchmarks.peers.processes import ServerError
 from examples.runner import __main__ as command
 from examples.runner import execution, target
 from examples.runner.clients import Client, load_clients
@@ -293,6 +296,32 @@ def test_the_exit_status_is_1_if_an_installed_client_failed(
     assert printed == (tmp_path / "table.md").read_text()
     assert f"| llm    | {load_clients()['llm'].version}" in printed
     assert not (tmp_path / "clients").exists()
+
+
+def test_results_are_kept_when_the_second_server_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def serving(folder: Path, lenient: bool) -> Iterator[Target]:
+        if lenient:
+            (folder / "server.log").write_text("no memory")
+            raise ServerError("the server ended")
+        yield Server()
+
+    monkeypatch.setattr(command, "_FOLDER", tmp_path / "clients")
+    monkeypatch.setattr(command, "serving", serving)
+    monkeypatch.setattr(command.Installer, "create", lambda _: NoPackages(Path(), Path()))
+    monkeypatch.setattr(Server, "check", lambda _: None)
+    monkeypatch.setattr(command, "run_client", lambda client, *_: Result(client, WORKS, 1.0, "steers"))
+    monkeypatch.setattr(sys, "argv", ["runner", "autogen", "llm"])
+    assert command.main() == 1
+    printed = capsys.readouterr()
+    assert re.search(r"\| llm .*\| works ", printed.out)
+    assert re.search(r"\| autogen .*\| FAILED .*\| the server ended", printed.out)
+    assert "no memory" in printed.err
+    monkeypatch.setattr(sys, "argv", ["runner", "autogen"])
+    assert command.main() == 1
+    assert "clients: the server ended" in capsys.readouterr().err
 
 
 def test_an_unknown_client_is_refused_with_the_names(
