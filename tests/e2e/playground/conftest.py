@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
 def server(
     browser: Browser, embedded_config: dict, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """Quantized, as `make serve` runs it: answers and trainings take a third of the time. Not without a browser."""
+    """Quantized, as `make serve` runs it, which takes a third of the time. Not without a browser."""
     config = {**embedded_config, "engine": {"quantization": "integer"}}
     with serving(config, tmp_path_factory.mktemp("playground")) as running:
         yield running
