@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from pydantic_settings.exceptions import SettingsError as VariableError
 
 from app.errors import StartError, shorten
-from app.settings import ENVIRONMENT_PREFIX, Settings
+from app.settings import ENVIRONMENT_PREFIX, ServedModelSettings, Settings
 from inference.interface.directories import EMBEDDED, find_local
 from inference.interface.errors import MissingSourceError, SourceError
 
@@ -187,18 +187,25 @@ def refuse_open_network(settings: Settings) -> None:
 
 
 def refuse_missing_model(settings: Settings) -> None:
-    source = settings.model.source
+    for number, model in enumerate(settings.served_models):
+        _refuse_missing_model(model, f"models.{number}" if settings.models else "model")
+
+
+def _refuse_missing_model(model: ServedModelSettings, section: str) -> None:
+    source = model.source
     try:
         is_local = source == EMBEDDED or find_local(source) is not None
     except MissingSourceError as error:
-        raise SettingsError(f"model.source: {error}") from None
+        raise SettingsError(f"{section}.source: {error}") from None
     except SourceError as error:
-        raise StartError(f"model.source: {error}") from None
-    if is_local and settings.model.revision is not None:
-        raise SettingsError(f"model.revision is only for models from the hub, and model.source is {source}")
-    template = settings.chat_template_file
+        raise StartError(f"{section}.source: {error}") from None
+    if is_local and model.revision is not None:
+        raise SettingsError(
+            f"{section}.revision is only for models from the hub, and {section}.source is {source}"
+        )
+    template = model.chat_template_file
     if template is not None and not template.is_file():
-        raise SettingsError(f"model.chat_template: the file {template} does not exist")
+        raise SettingsError(f"{section}.chat_template: the file {template} does not exist")
 
 
 def refuse_other_files(settings: Settings) -> None:

@@ -1,50 +1,41 @@
-"""The objects that the routes use. create_app builds them once. Has no behaviour of its own."""
+"""The objects that the routes use. create_app builds them once."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from app import __version__
-from app.concepts.readings import TextEncoder
 from app.concepts.registry import Concepts
 from app.limits.admission import AdmissionController
-from app.schemas.models import EndToken
-from app.settings import Settings
+from app.models.loading import load_model
+from app.models.model import Model
+from app.models.models import Models
+from app.settings import ServedModelSettings, Settings
 from app.telemetry.metrics import Metrics
-from app.text.prompts import PromptRenderer
-from app.text.tokenizer import Tokenizer
 from app.workers.engine import Engine
-from inference.interface.protocol import ModelInfo
 
 
 @dataclass(frozen=True)
 class Gateway:
     settings: Settings
-    engine: Engine
+    models: Models
     admission: AdmissionController
-    tokenizer: Tokenizer
-    prompts: PromptRenderer | None
-    """None if the model has no chat template, so that it cannot chat."""
-    end_tokens: list[EndToken]
-    """The tokens that end an answer."""
     concepts: Concepts
-    texts_to_read: TextEncoder
     metrics: Metrics
-    system_fingerprint: str
-    started: int
-    """When the gateway was built, in seconds since 1970."""
 
-    @property
-    def end_token_ids(self) -> tuple[int, ...]:
-        return tuple(token.id for token in self.end_tokens)
+    def load(self, settings: ServedModelSettings, engine: Engine) -> Model:
+        """Builds a model for an engine that has started. Changes nothing. Can take seconds. Thread-safe.
 
+        Raises StartError if the model's tokenizer or chat template cannot be used.
+        """
+        return load_model(self.settings, settings, engine, self.metrics)
 
-def fingerprint(model: ModelInfo) -> str:
-    """The `system_fingerprint`. It depends on the weights, the dtype and the server's version only."""
-    identity = "\n".join((model.weights_digest, model.dtype, __version__))
-    return "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+    def add(self, model: Model) -> None:
+        """Makes a model available."""
+        self.metrics.describe(__version__, model.name, model.engine.model.dtype)
+        self.concepts.add_model(model.steering)
+        self.models.add(model)
 
 
 # `async`, because FastAPI would run a plain function in a thread, which costs more than most routes.

@@ -1,10 +1,7 @@
 """create_app: builds the gateway and its FastAPI app. Knows no defaults and starts no process."""
 
-import logging
-import time
-from collections.abc import Sequence
-from functools import cache, partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,16 +10,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.concepts.examples import ExampleEncoder
-from app.concepts.readings import TextEncoder
 from app.concepts.registry import Concepts
-from app.concepts.reports import present
 from app.concepts.store import ConceptStore
-from app.concepts.texts import ConceptTexts
-from app.concepts.trainings import Trainings
-from app.concepts.vectors.imported import ServedModel
 from app.errors import ApiError, ErrorCode, shorten
-from app.gateway import Gateway, fingerprint
+from app.gateway import Gateway
 from app.http.auth import Authenticate
 from app.http.doorkeeper import ReserveCapacity, TakeTurns
 from app.http.errors import ErrorResponse, for_caller
@@ -30,32 +21,34 @@ from app.http.middleware import AnswerHead, LimitBody, Observe
 from app.http.openapi import build_openapi
 from app.limits.access_tokens import load_access_tokens
 from app.limits.admission import AdmissionController
+from app.models.model import Model
+from app.models.models import Models
 from app.routes.concept_vectors import IMPORT_PATH
 from app.routes.table import ROUTERS, methods_of, route_of
 from app.schemas.faults import invalid_request
-from app.schemas.models import EndToken
 from app.settings import Settings
 from app.telemetry.access_log import log_request
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observer
-from app.text.end_tokens import find_end_tokens
-from app.text.prompts import load_text
-from app.text.vocabulary import check_vocabulary
 from app.workers.engine import Engine
-
-_log = logging.getLogger(__name__)
 
 _PURPOSE = "this server chats: POST /chat/completions"
 
 
-def create_app(settings: Settings, engine: Engine, observers: Sequence[Observer] = ()) -> FastAPI:
-    """Builds the app for an engine that has started. Each of `observers` is called after each request.
+def create_app(
+    settings: Settings, engines: Mapping[str, Engine], observers: Sequence[Observer] = ()
+) -> FastAPI:
+    """Builds the app for engines that have started, by the name of their model. `Gateway.add` adds others.
 
-    Loads the tokenizer from `engine.model.directory`, and the concepts from the directories in the settings.
-    Raises StartError if the tokenizer, the chat template or the access token file cannot be used.
+    Each of `observers` is called after each request. Loads each tokenizer from `engine.model.directory`, and
+    the concepts from the directories in the settings. Raises StartError if a tokenizer, a chat template or
+    the access token file cannot be used.
     """
     access_tokens = load_access_tokens(settings)
-    gateway = _build_gateway(settings, engine)
+    gateway = _build_gateway(settings)
+    for model in settings.served_models:
+        if model.name in engines:
+            gateway.add(gateway.load(model, engines[model.name]))
     app = FastAPI(
         title="Tiller",
         version=__version__,
@@ -83,64 +76,39 @@ def create_app(settings: Settings, engine: Engine, observers: Sequence[Observer]
     for router in ROUTERS:
         app.include_router(router)
         app.include_router(router, prefix="/v1", include_in_schema=False)
-    build = partial(build_openapi, app, settings, gateway.tokenizer.size)
-    app.openapi = cache(build)  # type: ignore[method-assign]
+    app.openapi = _Document(app, gateway)  # type: ignore[method-assign]
     return app
 
 
-def _build_gateway(settings: Settings, engine: Engine) -> Gateway:
-    directory = Path(engine.model.directory)
-    tokenizer, prompts = load_text(directory, settings.chat_template_file)
-    if prompts is None:
-        _log.warning("the model has no chat template, so it cannot chat")
+class _Document:
+    """The OpenAPI document. Built again only after another model is loaded."""
+
+    def __init__(self, app: FastAPI, gateway: Gateway) -> None:
+        self._app, self._gateway = app, gateway
+        self._described: list[Model] = []
+        self._document: dict[str, Any] = {}
+
+    def __call__(self) -> dict[str, Any]:
+        loaded = self._gateway.models.loaded
+        if not self._document or loaded != self._described:
+            sizes = {model.name: model.tokenizer.size for model in loaded}
+            self._document = build_openapi(self._app, self._gateway.settings, sizes)
+            self._described = loaded
+        return self._document
+
+
+def _build_gateway(settings: Settings) -> Gateway:
     metrics = Metrics()
-    model = engine.model
-    check_vocabulary(tokenizer, prompts, model.vocab_size)
-    end_tokens = find_end_tokens(model.end_token_ids, tokenizer, prompts, model.vocab_size)
-    _log_end_tokens(end_tokens)
-    texts = ConceptTexts(tokenizer, prompts, model.vocab_size)
-    metrics.describe(version=__version__, model=settings.model.name, dtype=model.dtype)
-    metrics.watch(lambda: engine.workers)
+    models = Models([model.name for model in settings.served_models])
+    metrics.watch(lambda: models.workers)
+    store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
     return Gateway(
         settings=settings,
-        engine=engine,
-        admission=AdmissionController(engine, settings.limits),
-        tokenizer=tokenizer,
-        prompts=prompts,
-        end_tokens=end_tokens,
-        concepts=_build_concepts(settings, engine, texts, end_tokens, metrics),
-        texts_to_read=TextEncoder(texts, model.context_length, settings.limits.max_concept_tokens),
+        models=models,
+        admission=AdmissionController(lambda: models.engines, settings.limits),
+        concepts=Concepts(store, metrics, settings.limits),
         metrics=metrics,
-        system_fingerprint=fingerprint(model),
-        started=int(time.time()),
     )
-
-
-def _log_end_tokens(tokens: list[EndToken]) -> None:
-    if tokens:
-        listed = "; ".join(f"{token.id} {token.token} ({', '.join(token.sources)})" for token in tokens)
-        _log.info("answers end at %(tokens)s", {"tokens": listed})
-    else:
-        _log.warning("the model names no end token, so answers end only at max_tokens or a stop sequence")
-
-
-def _build_concepts(
-    settings: Settings, engine: Engine, texts: ConceptTexts, end_tokens: list[EndToken], metrics: Metrics
-) -> Concepts:
-    limits = settings.limits
-    stop_token_ids = tuple(token.id for token in end_tokens)
-    served = ServedModel.of(settings.model.name, engine.model)
-    encoder = ExampleEncoder(
-        texts,
-        served,
-        engine.model.context_length,
-        limits.max_concept_tokens,
-        stop_token_ids,
-        settings.steering.questions,
-    )
-    store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
-    trainings = Trainings(engine, encoder.encode, metrics, encoder.refusal)
-    return Concepts(store, trainings, metrics, limits, partial(present, tokenizer=texts.tokenizer))
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:

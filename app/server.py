@@ -13,7 +13,6 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 
 import anyio
 import anyio.lowlevel
-import msgspec
 import uvicorn
 import uvloop
 from fastapi import FastAPI
@@ -31,13 +30,11 @@ from app.limits.access_tokens import load_access_tokens
 from app.main import create_app
 from app.routes.table import route_of
 from app.settings import ServerSettings, Settings
+from app.startup import RunningModels, run_models
 from app.telemetry.access_log import log_refusal, log_request
 from app.telemetry.metrics import Metrics
 from app.telemetry.observation import Observer
 from app.telemetry.tracing import start_tracing
-from app.workers.engine import Engine
-from app.workers.replicas import Replica, run_replicas
-from inference.interface.config import EngineConfig
 from inference.interface.logs import set_up_logging
 
 _log = logging.getLogger(__name__)
@@ -52,11 +49,11 @@ _DRAIN_MARGIN_SECONDS = 3
 
 def run(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartError."""
-    set_up_logging(settings.engine_config.log)
+    set_up_logging(settings.log_config)
     load_access_tokens(settings)  # only to report a mistake in the file before the model is loaded
     tls = load_tls(settings.server.tls) if settings.server.tls else None
     allow_files(settings.server.max_connections)
-    tracing = start_tracing(settings.tracing, settings.model.name)
+    tracing = start_tracing(settings.tracing)
     with (
         closing(tracing) if tracing else nullcontext(),
         bind(settings.server) as listener,
@@ -70,14 +67,15 @@ async def _serve(
     settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None, observers: Sequence[Observer]
 ) -> None:
     _at_signals(_current_task().cancel)
-    async with run_replicas(_engine_config(settings)) as engine:
-        app = _start_app(settings, engine, observers)
+    app = create_app(settings, {}, observers)
+    gateway: Gateway = app.state.gateway
+    async with run_models(gateway, _has_terminal(settings)) as models:
+        app.openapi()  # builds the document and caches it, so that no request has to wait for it
         config = configure(app, settings.server, tls, [*observers, log_request])
         # The first call of anyio imports much code. Without this one, the first request would wait for it.
         await anyio.lowlevel.checkpoint()
-        gateway: Gateway = app.state.gateway
-        server = _Server(config, lambda: _welcome(settings, listener, gateway.prompts is not None))
-        _at_signals(lambda: server.stop(engine, settings.server.drain_seconds))
+        server = _Server(config, lambda: _welcome(gateway, listener, models.loading))
+        _at_signals(lambda: server.stop(models, settings.server.drain_seconds))
         stalls = asyncio.create_task(cut_stalled(server.transports, settings.server.stall_seconds))
         try:
             await server.serve(sockets=[listener])
@@ -85,11 +83,10 @@ async def _serve(
             stalls.cancel()
 
 
-def _engine_config(settings: Settings) -> EngineConfig:
-    """The worker draws progress bars if people can see them."""
-    config, console = settings.engine_config, Console(stderr=True)
-    bars = config.log.format == "text" and console.is_terminal and not console.is_dumb_terminal
-    return msgspec.structs.replace(config, log=msgspec.structs.replace(config.log, bars=bars))
+def _has_terminal(settings: Settings) -> bool:
+    """Whether people can see progress bars."""
+    console = Console(stderr=True)
+    return settings.log.format == "text" and console.is_terminal and not console.is_dumb_terminal
 
 
 def configure(
@@ -128,15 +125,6 @@ def _refusals(metrics: Metrics) -> Callable[[str, str, int], None]:
     return record
 
 
-def _start_app(settings: Settings, engine: Engine, observers: Sequence[Observer]) -> FastAPI:
-    app = create_app(settings, engine, observers)
-    app.openapi()  # builds the document and caches it, so that no request has to wait for it
-    gateway: Gateway = app.state.gateway
-    if settings.steering.train_at_start:
-        gateway.concepts.train_all()
-    return app
-
-
 class _Server(uvicorn.Server):
     """Calls `welcome` once it serves. Installs no signal handlers, so that the workers stop in order."""
 
@@ -149,13 +137,13 @@ class _Server(uvicorn.Server):
         """The transports of all open connections."""
         return [connection.transport for connection in self.server_state.connections]
 
-    def stop(self, engine: Replica, seconds: float) -> None:
+    def stop(self, models: RunningModels, seconds: float) -> None:
         """The first call drains: running requests have `seconds` to end, and new requests get a 503.
 
         The second call stops the server at once.
         """
         if self._draining is None:
-            engine.drain(seconds)
+            models.drain(seconds)
             self._draining = asyncio.create_task(self._drain(seconds))
         else:
             self.should_exit = self.force_exit = True
@@ -235,17 +223,20 @@ def _notice_lost_clients(listener: socket.socket, seconds: float) -> None:
             listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _welcome(settings: Settings, listener: socket.socket, can_chat: bool) -> None:
-    """Prints the URL and, if the model can chat, a command to try. With JSON logs, it writes a log line."""
+def _welcome(gateway: Gateway, listener: socket.socket, loading: list[str]) -> None:
+    """Prints the URL and, if a model can chat, a command to try. With JSON logs, it writes a log line."""
+    settings = gateway.settings
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.server.tls else "http"
     url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    names = ", ".join(model.name for model in gateway.models.loaded)
     if settings.log.format == "json":
-        _log.info("serving %(model)s at %(url)s", {"model": settings.model.name, "url": url})
+        _log.info("serving %(model)s at %(url)s", {"model": names, "url": url})
         return
-    print(f"Tiller {__version__} serves {settings.model.name} at {url} (API: {url}/docs).", flush=True)
-    if can_chat:
+    later = f" Still loading: {', '.join(loading)}." if loading else ""
+    print(f"Tiller {__version__} serves {names} at {url} (API: {url}/docs).{later}", flush=True)
+    if chatting := [model.name for model in gateway.models.loaded if model.prompts]:
         token = " -H 'Authorization: Bearer TOKEN'" if settings.has_access_tokens else ""
-        body = json.dumps(example_chat(settings.model.name))
+        body = json.dumps(example_chat(chatting[0]))
         headers = f"{token} -H 'Content-Type: application/json'"
         print(f"Try:\n  curl {url}/chat/completions{headers} -d '{body}'", flush=True)

@@ -12,6 +12,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Page, Route, sync_playwright
 
@@ -135,7 +136,7 @@ def open_page(page: Page, url: str) -> None:
     """Opens the page with many concepts and answers of many tokens."""
 
     def answer(route: Route) -> None:
-        is_list = route.request.url.endswith("/steering_concepts")
+        is_list = urlsplit(route.request.url).path.endswith("/steering_concepts")
         route.fulfill(
             json=concepts(CONCEPTS) if is_list else {"id": "_worker/c0", "state": "ready", "report": None}
         )

@@ -153,6 +153,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         end_token_ids=read_end_token_ids(directory),
         weights_digest=digest,
         dtype=_name(loaded.dtype),
+        quantization=config.quantization,
         num_layers=len(loaded.layers),
         hidden_size=loaded.hidden_size,
     )
@@ -188,13 +189,13 @@ def choose_device(config: EngineConfig) -> torch.device:
     if not torch.cuda.is_available():
         raise ConfigError("engine.device is cuda, but torch finds no CUDA device")
     count = torch.cuda.device_count()
-    if config.replicas > count and config.kv_cache_gib is None and config.kv_cache_share is None:
+    if config.device_workers > count and config.kv_cache_gib is None and config.kv_cache_share is None:
         raise ConfigError(
-            f"engine.replicas is {config.replicas}, but this host has {count} "
+            f"the server has {config.device_workers} workers, but this host has {count} "
             f"GPU{'s' * (count > 1)}: set engine.kv_cache_gib or engine.kv_cache_share, so that workers can "
             "share a GPU"
         )
-    device = torch.device("cuda", config.replica % count)
+    device = torch.device("cuda", (config.device_index + config.replica) % count)
     torch.cuda.set_device(device)
     return device
 
@@ -244,7 +245,8 @@ def main() -> int:
         socket.linger = 1000
         socket.connect(endpoint)
         config = msgspec.json.decode(socket.recv(), type=EngineConfig)
-        set_up_logging(config.log, worker=config.replica)
+        model = {"model": config.log.model} if config.log.model else {}
+        set_up_logging(config.log, **model, worker=config.replica)
         _hide_progress_bars()
         return _serve(config, socket, heartbeat)
 

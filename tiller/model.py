@@ -100,9 +100,10 @@ def _name(source: str) -> str:
 
 def load(settings: Settings) -> LoadedModel:
     """Raises LoadError."""
+    [model] = settings.served_models
     try:
-        engine, info = build_engine(settings.engine_config)
-        tokenizer, prompts = load_text(Path(info.directory), settings.chat_template_file)
+        engine, info = build_engine(settings.engine_config(model))
+        tokenizer, prompts = load_text(Path(info.directory), model.chat_template_file)
         check_vocabulary(tokenizer, prompts, info.vocab_size)
     except (
         ConfigError,

@@ -55,6 +55,10 @@ def new(
         list[AccessScope] | None,
         typer.Option(help="What it permits. May be repeated. Default: everything."),
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a model that it permits. May be repeated. Default: all models."),
+    ] = None,
     max_requests: Annotated[
         int | None, typer.Option(help="Limit for its concurrent requests. Default: as configured.")
     ] = None,
@@ -75,6 +79,7 @@ def new(
             sha256=hashlib.sha256(secret.encode()).hexdigest(),
             expires=None if expires is None else _parse_expiry(expires),
             scopes=tuple(scope or AccessScope),
+            models=tuple(model) if model else None,
             max_requests=max_requests,
             tokens_per_minute=tokens_per_minute,
         )
@@ -98,7 +103,7 @@ def list_tokens(config: Config = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"tokens": [{**_document(token), "stored_in": origin} for token, origin in origins]})
         return
-    table = Table("name", "scopes", "expires", "requests", "tokens per minute", "stored in")
+    table = Table("name", "scopes", "models", "expires", "requests", "tokens per minute", "stored in")
     for token, origin in origins:
         table.add_row(*_describe(token), origin)
     Console().print(table)
@@ -191,7 +196,11 @@ def _editing(file: AccessTokenFile) -> Iterator[list[AccessToken]]:
 def _describe(token: AccessToken) -> tuple[str, ...]:
     expires = f"{token.expires:%Y-%m-%d %H:%M} UTC" if token.expires else "never"
     limits = (str(limit or "") for limit in (token.max_requests, token.tokens_per_minute))
-    return _printable(token.name), " ".join(token.scopes), expires, *limits
+    return _printable(token.name), " ".join(token.scopes), _models(token), expires, *limits
+
+
+def _models(token: AccessToken) -> str:
+    return "all" if token.models is None else " ".join(map(_printable, token.models))
 
 
 def _printable(name: str) -> str:

@@ -1,6 +1,7 @@
 """Makes a concept from the content of a vector file. Knows no HTTP."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -8,7 +9,7 @@ from pydantic_core import from_json
 
 from app.concepts.concept import Concept, Example, digest_of, is_id, names_other_content
 from app.concepts.vectors.formats import VectorFile, read_vector_file
-from app.concepts.vectors.imported import ServedModel
+from app.concepts.vectors.imported import ImportedVectors, ServedModel
 from app.concepts.vectors.importing import import_vectors
 from app.errors import InvalidRequest
 from app.schemas.concepts import MAX_DESCRIPTION, ConceptRequest, full_id
@@ -17,10 +18,15 @@ from app.settings import Settings
 
 
 def import_concept(
-    content: bytes, name: str | None, description: str | None, served: ServedModel, settings: Settings
+    content: bytes,
+    name: str | None,
+    description: str | None,
+    models: Sequence[ServedModel],
+    settings: Settings,
 ) -> Concept:
-    """A concept for the served model. Its name, description and examples may be in the file's metadata.
+    """A concept for the first of these models that the vectors fit.
 
+    Its name, description and examples may be in the file's metadata.
     Can take seconds. Raises InvalidRequest.
     """
     file = read_vector_file(content)
@@ -31,12 +37,23 @@ def import_concept(
         _description(description, file),
         examples,
         int(time.time()),
-        vectors=import_vectors(file, served, digest_of(examples) if examples else ""),
+        vectors=_vectors(file, models, digest_of(examples) if examples else ""),
     )
     if name is None and names_other_content(concept):
         # The file is of a concept without a name. Its id is the digest of examples that are not here.
         return replace(concept, id=full_id(concept.digest))
     return concept
+
+
+def _vectors(file: VectorFile, models: Sequence[ServedModel], examples_digest: str) -> ImportedVectors:
+    """Raises the error for the first model if the file fits none."""
+    errors = []
+    for model in models:
+        try:
+            return import_vectors(file, model, examples_digest)
+        except InvalidRequest as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _id(given: str | None) -> str:

@@ -7,26 +7,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 
-import msgspec
 from anyio import to_thread
 
 from app.concepts.concept import Concept, names_other_content
+from app.concepts.descriptions import card_of, detail_of
+from app.concepts.steerable import SteerableModel
 from app.concepts.store import ConceptStore
-from app.concepts.trainings import SharedFuture, Training, Trainings
+from app.concepts.trainings import SharedFuture, Training
 from app.concepts.uses import UsedConcept, deleted, unknown, unusable
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest, QueueFull
-from app.schemas.concepts import (
-    ConceptCard,
-    ConceptDetail,
-    ConceptExample,
-    ConceptList,
-    ConceptState,
-    full_id,
-)
-from app.schemas.reports import ConceptReport
+from app.schemas.concepts import ConceptDetail, ConceptList, full_id
 from app.settings import LimitSettings
 from app.telemetry.metrics import Metrics
-from inference.interface.concepts import ConceptReport as WorkerReport
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +42,7 @@ class _Entry:
 
 
 class Concepts:
-    """All steering concepts of the server. The methods run in one event loop.
+    """All steering concepts of the server, for all of its models. The methods run in one event loop.
 
     While the server runs, disk operations and tokenization run on other threads.
     """
@@ -58,36 +50,37 @@ class Concepts:
     def __init__(
         self,
         store: ConceptStore,
-        trainings: Trainings,
         metrics: Metrics,
         limits: LimitSettings,
-        present: Callable[[WorkerReport], ConceptReport],
     ) -> None:
-        """Loads all concepts from the store. `present`: turns the worker's report into that of the API."""
+        """Loads all concepts from the store."""
         self._store = store
-        self._present = present
-        self._trainings = trainings
         self._metrics = metrics
         self._limits = limits
         self._entries: dict[str, _Entry] = {}
+        self._models: list[SteerableModel] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._disk = asyncio.Lock()
         for concept in store.load():
             self._enter(concept).stored.settle()
 
-    def overview(self) -> ConceptList:
-        """All concepts, and the concept files that cannot be used."""
-        cards = [self._card(entry.concept) for entry in self._entries.values()]
+    def add_model(self, model: SteerableModel) -> None:
+        """The methods below expect only models that were added. A model stays until the server ends."""
+        self._models.append(model)
+
+    def overview(self, models: Sequence[SteerableModel]) -> ConceptList:
+        """All concepts, with their states on these models, and the concept files that cannot be used."""
+        cards = [card_of(entry.concept, models) for entry in self._entries.values()]
         return ConceptList(data=cards, problems=self._store.problems)
 
-    def describe(self, given_id: str, has_examples: bool = False) -> ConceptDetail:
-        """One concept with its report, and perhaps with its examples. Raises UNKNOWN_STEERING_CONCEPT."""
-        concept = self._known(given_id).concept
-        detail = self._detail(concept)
-        if not has_examples:
-            return detail
-        pairs = [ConceptExample(each.positive, each.negative, each.prompt) for each in concept.examples]
-        return msgspec.structs.replace(detail, examples=pairs)
+    def describe(
+        self, given_id: str, models: Sequence[SteerableModel], has_examples: bool = False
+    ) -> ConceptDetail:
+        """One concept with its reports on these models, and perhaps with its examples.
+
+        Raises UNKNOWN_STEERING_CONCEPT.
+        """
+        return detail_of(self._known(given_id).concept, models, has_examples)
 
     def find(self, given_ids: Iterable[str], param: str | None = "steering_concepts") -> list[UsedConcept]:
         """The concepts with these ids, which the request's field `param` names, or its path (None).
@@ -96,8 +89,10 @@ class Concepts:
         """
         return [UsedConcept(self._known(given_id, param).concept, param) for given_id in given_ids]
 
-    async def make_usable(self, used: Sequence[UsedConcept], measured: bool = False) -> None:
-        """Trains the untrained concepts, and returns when the engine can use all of these concepts.
+    async def make_usable(
+        self, used: Sequence[UsedConcept], model: SteerableModel, measured: bool = False
+    ) -> None:
+        """Trains the untrained concepts, and returns when the model's engine can use all of these concepts.
 
         `measured`: returns only when their reports are complete as well.
         Raises INVALID_REQUEST if the model cannot use one of them, UNKNOWN_STEERING_CONCEPT if one was
@@ -106,15 +101,15 @@ class Concepts:
         for use in used:
             if not self._is_current(use.concept):
                 raise unknown(use.concept.id, use.param)
-        started = [(use, self._trainings.start(use.concept)) for use in used]
+        started = [(use, model.trainings.start(use.concept)) for use in used]
         for use, training in started:
             try:
                 await (training.ended if measured else training.usable).wait()
             except ApiError as error:
                 raise unusable(use, error) from None
 
-    def refusal_error(self, used: Sequence[UsedConcept]) -> ApiError:
-        """The error for a request whose concepts were all usable, but one is unknown to the engine.
+    def refusal_error(self, used: Sequence[UsedConcept], model: SteerableModel) -> ApiError:
+        """The error for a request whose concepts were all usable, but one is unknown to the model's engine.
 
         If none of the concepts was deleted, this also makes the next request train them again.
         """
@@ -122,27 +117,31 @@ class Concepts:
             if not self._is_current(use.concept):
                 return unknown(use.concept.id, use.param)
         for use in used:
-            self._trainings.invalidate(use.concept)
+            model.trainings.invalidate(use.concept)
         return EngineUnavailable("a steering concept of this request must be trained again; try again later")
 
-    async def create(self, wanted: Concept) -> ConceptDetail:
-        """Trains, measures and stores a concept. Returns the existing one if it has the same id and content.
+    async def create(self, wanted: Concept, models: Sequence[SteerableModel]) -> ConceptDetail:
+        """Trains and measures a concept on each of these models, and stores it.
 
-        The creation goes on if the caller stops waiting. If the engine is lost, the caller gets UNAVAILABLE
+        Returns the existing one if it has the same id and content. Models whose engines are down are left
+        out, unless all are down. It is enough if one model can use the concept.
+
+        The creation goes on if the caller stops waiting. If an engine is lost, the caller gets UNAVAILABLE
         and the creation goes on when the engine is back. Raises INVALID_REQUEST or MISSING_CAPABILITY if the
         concept cannot be trained, CONFLICT, QUEUE_FULL, UNAVAILABLE or INTERNAL.
         """
         if names_other_content(wanted):
             message = "name is a digest, but not the digest of these examples or vectors"
             raise InvalidRequest(message, "name")
+        chosen = [model for model in models if model.trainings.available] or models
         entry = self._entries.get(wanted.id)
         if entry is None:
-            entry = self._begin(wanted)
+            entry = self._begin(wanted, chosen)
         elif entry.concept.digest != wanted.digest:
             message = f"{wanted.id} already exists with other examples or vectors"
             raise ApiError(ErrorCode.CONFLICT, message, "name")
-        await self._finish(entry)
-        return self._detail(entry.concept)
+        await self._finish(entry, chosen)
+        return detail_of(entry.concept, models)
 
     async def delete(self, given_id: str) -> None:
         """Deletes a concept that a caller has created. Once this returns, the deletion is permanent.
@@ -158,33 +157,39 @@ class Concepts:
             await self._on_disk(lambda: self._store.remove(entry.concept), "deleted")
             self._drop(entry, deleted(entry.concept))
 
-    def train_all(self) -> None:
+    def train_all(self, model: SteerableModel) -> None:
         """Starts training all concepts in the background, one after the other, while the engine is idle."""
-        self._start_task(self._train_all())
+        self._start_task(self._train_all(model))
 
-    async def _train_all(self) -> None:
+    async def _train_all(self, model: SteerableModel) -> None:
         for entry in list(self._entries.values()):
             try:
-                await self._train(entry, lambda concept: self._trainings.start(concept, background=True))
+                await self._train(entry, model, background=True)
             except EngineUnavailable:
                 return
             except ApiError as error:
-                _log.warning("%s cannot be used with this model: %s", entry.concept.id, error.message)
+                facts = {"concept": entry.concept.id, "model": model.name, "reason": error.message}
+                _log.warning("%(concept)s cannot be used with %(model)s: %(reason)s", facts)
 
-    async def _train(self, entry: _Entry, start: Callable[[Concept], Training]) -> None:
+    async def _train(self, entry: _Entry, model: SteerableModel, background: bool = False) -> None:
         """Trains a concept, and starts again if the engine is lost. Raises the error of a failed training."""
         for _ in range(_MAX_ATTEMPTS):
             if not self._is_current(entry.concept):
                 return
             try:
-                await start(entry.concept).ended.wait()
+                await self._attempt(entry.concept, model, background).ended.wait()
                 return
             except EngineUnavailable as error:
                 entry.fail_waiters(error)
-                await self._trainings.wait_available()
+                await model.trainings.wait_available()
         raise InternalError("the engine was lost each time the concept was trained")
 
-    def _begin(self, concept: Concept) -> _Entry:
+    def _attempt(self, concept: Concept, model: SteerableModel, background: bool) -> Training:
+        if background:
+            return model.trainings.start(concept, background=True)
+        return model.trainings.retry(concept)
+
+    def _begin(self, concept: Concept, models: Sequence[SteerableModel]) -> _Entry:
         created = [entry for entry in self._entries.values() if not entry.concept.shipped]
         if len(created) >= self._limits.max_concepts:
             rule = f"there are {len(created)} created concepts, which is the limit; delete one first"
@@ -193,12 +198,12 @@ class Concepts:
         if in_creation >= self._limits.max_trainings:
             raise QueueFull(f"{in_creation} concepts are being created, which is the limit; try again later")
         entry = self._enter(concept)
-        self._start_task(self._create(entry))
+        self._start_task(self._create(entry, models))
         return entry
 
-    async def _create(self, entry: _Entry) -> None:
+    async def _create(self, entry: _Entry, models: Sequence[SteerableModel]) -> None:
         try:
-            await self._train(entry, self._trainings.retry)
+            await any_of(self._train(entry, model) for model in models)
             async with self._disk:
                 if self._is_current(entry.concept):
                     await self._on_disk(lambda: self._store.write(entry.concept), "stored")
@@ -212,12 +217,12 @@ class Concepts:
         finally:
             entry.stored.settle(EngineUnavailable())  # has an effect only if the event loop ends first
 
-    async def _finish(self, entry: _Entry) -> None:
+    async def _finish(self, entry: _Entry, models: Sequence[SteerableModel]) -> None:
         """Waits until the concept is stored and trained. Raises the error if the creation fails."""
         await entry.stored.wait()
         try:
             if self._is_current(entry.concept):
-                await self._trainings.retry(entry.concept).ended.wait()
+                await any_of(model.trainings.retry(entry.concept).ended.wait() for model in models)
         except ApiError:
             if self._is_current(entry.concept):
                 raise
@@ -244,7 +249,8 @@ class Concepts:
         entry.stored.settle(error)
         digests = {other.concept.digest for other in self._entries.values()}
         if entry.concept.digest not in digests:
-            self._trainings.forget(entry.concept)
+            for model in self._models:
+                model.trainings.forget(entry.concept)
 
     def _known(self, given_id: str, param: str | None = None) -> _Entry:
         entry = self._entries.get(full_id(given_id))
@@ -262,24 +268,17 @@ class Concepts:
         self._tasks.add(task)  # the event loop keeps only weak references to tasks
         task.add_done_callback(self._tasks.discard)
 
-    def _card(self, concept: Concept) -> ConceptCard:
-        training = self._trainings.get(concept)
-        return ConceptCard(
-            id=concept.id,
-            created=concept.created,
-            description=concept.description,
-            num_examples=len(concept.examples),
-            imported=concept.vectors is not None,
-            shipped=concept.shipped,
-            state=training.state if training else ConceptState.UNTRAINED,
-            progress=training.progress if training else 0.0,
-        )
 
-    def _detail(self, concept: Concept) -> ConceptDetail:
-        training = self._trainings.get(concept)
-        card = self._card(concept)
-        return ConceptDetail(
-            **{name: getattr(card, name) for name in card.__struct_fields__},
-            report=self._present(training.report) if training and training.report else None,
-            error=training.error.message if training and training.error else None,
-        )
+async def any_of(works: Iterable[Coroutine[None, None, None]]) -> None:
+    """Runs all, and waits for all. Raises the first ApiError if each raises one."""
+    first, *others = works
+    if not others:
+        await first
+        return
+    results = await asyncio.gather(first, *others, return_exceptions=True)
+    errors = [result for result in results if result is not None]
+    for error in errors:
+        if not isinstance(error, ApiError):
+            raise error
+    if len(errors) == len(results):
+        raise errors[0]

@@ -94,21 +94,34 @@ class Training:
 class Trainings:
     def __init__(
         self,
+        model: str,
         engine: Engine,
         encode: Callable[[Concept], TrainConcept],
         metrics: Metrics,
         refusal: Callable[[Concept], ApiError | None] = lambda _: None,
     ) -> None:
-        """`encode` runs on another thread, and raises an ApiError if the concept cannot be trained.
+        """`model`: the name of the engine's model.
+
+        `encode` runs on another thread, and raises an ApiError if the concept cannot be trained.
 
         `refusal` returns this error before, if it is known without work.
         """
+        self._model = model
         self._engine = engine
         self._encode = encode
         self._refusal = refusal
         self._metrics = metrics
         self._trainings: dict[str, Training] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def available(self) -> bool:
+        """Whether the engine can train now."""
+        return self._engine.available
+
+    def accepts(self, concept: Concept) -> bool:
+        """False if the concept was imported for another model."""
+        return self._refusal(concept) is None
 
     async def wait_available(self) -> None:
         """Returns once the engine can train. Raises EngineUnavailable if it will never train again."""
@@ -167,7 +180,7 @@ class Trainings:
                 command = msgspec.structs.replace(command, background=training.background)
                 async for update in self._engine.train(command):
                     training.update(update)
-                    _report(concept, training, time.monotonic() - begin)
+                    self._report(concept, training, time.monotonic() - begin)
         except EngineUnavailable:
             training.reset()
         except ApiError as error:
@@ -178,16 +191,17 @@ class Trainings:
         finally:
             if training.state in _IN_PROGRESS:
                 training.reset()  # the event loop ends, or the concept was deleted
-            _report(concept, training, time.monotonic() - begin, has_ended=True)
-            self._metrics.count_training(training.state)
+            self._report(concept, training, time.monotonic() - begin, has_ended=True)
+            self._metrics.count_training(training.state, self._model)
 
-
-def _report(concept: Concept, training: Training, seconds: float, has_ended: bool = False) -> None:
-    """Logs how far a training is: a line in half a minute, and one at its end."""
-    done = round(100 * training.progress)
-    report(Progress(f"training {concept.id}", seconds, (done, 100), has_ended, _LOG_SECONDS), "percent")
-    if has_ended:
-        _log.info(
-            "training %(concept)s ended after %(seconds).1f seconds: %(state)s",
-            {"concept": concept.id, "seconds": seconds, "state": training.state.value},
-        )
+    def _report(self, concept: Concept, training: Training, seconds: float, has_ended: bool = False) -> None:
+        """Logs how far a training is: a line in half a minute, and one at its end."""
+        done = round(100 * training.progress)
+        what = f"training {concept.id} on {self._model}"
+        report(Progress(what, seconds, (done, 100), has_ended, _LOG_SECONDS), "percent")
+        if has_ended:
+            facts = {"concept": concept.id, "model": self._model, "seconds": seconds}
+            _log.info(
+                "training %(concept)s on %(model)s ended after %(seconds).1f seconds: %(state)s",
+                facts | {"state": training.state.value},
+            )

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from msgspec import Struct
-from msgspec.inspect import ListType, StructType, Type, UnionType, multi_type_info
+from msgspec.inspect import DictType, ListType, StructType, Type, UnionType, multi_type_info
 
 
 def describe_fields(schemas: dict[str, Any], answers: Iterable[Any]) -> None:
@@ -28,6 +28,8 @@ def _structs(kind: Type) -> Iterator[type]:
                 yield from _structs(field.type)
         case ListType():
             yield from _structs(kind.item_type)
+        case DictType():
+            yield from _structs(kind.value_type)
         case UnionType():
             for option in kind.types:
                 yield from _structs(option)

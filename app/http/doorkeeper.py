@@ -108,7 +108,7 @@ class Doorkeeper:
         if self._has_origins and any(name == b"origin" for name, _ in headers):
             return None
         try:
-            self._admission.check_capacity(1)
+            self._admission.check_any()
         except ApiError as error:
             return self._refuse(error)
         return None

@@ -88,8 +88,12 @@ def describe_file(answer: Any, *, errors: tuple[int, ...], **options: Any) -> di
     return described
 
 
-def build_openapi(app: FastAPI, settings: Settings, vocab_size: int) -> dict[str, Any]:
-    """The document for this server, with the limits from `settings` and the tokenizer's `vocab_size`."""
+def build_openapi(app: FastAPI, settings: Settings, vocab_sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The document for this server, with the limits from `settings`.
+
+    `vocab_sizes`: the size of each loaded model's tokenizer, at least one, by the model's name.
+    """
+    names = list(vocab_sizes)
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -104,10 +108,10 @@ def build_openapi(app: FastAPI, settings: Settings, vocab_size: int) -> dict[str
     _, bodies = models_json_schema(
         [(body, "validation") for body in _BODIES], ref_template=template.format("{model}")
     )
-    _add_limits(bodies["$defs"], settings, vocab_size)
+    _add_limits(bodies["$defs"], settings, vocab_sizes)
     if not settings.api.strict:
         _describe_lenience(bodies["$defs"])
-    _add_examples(document["paths"], settings.model.name, vocab_size)
+    _add_examples(document["paths"], names[0], vocab_sizes[names[0]])
     _, answers = msgspec.json.schema_components(_ANSWERS, ref_template=template.format("{name}"))
     describe_fields(answers, _ANSWERS)
     document["components"] = {
@@ -118,7 +122,7 @@ def build_openapi(app: FastAPI, settings: Settings, vocab_size: int) -> dict[str
     return document
 
 
-def _add_limits(schemas: dict[str, Any], settings: Settings, vocab_size: int) -> None:
+def _add_limits(schemas: dict[str, Any], settings: Settings, vocab_sizes: Mapping[str, int]) -> None:
     limits = settings.limits
     chat = schemas["ChatRequest"]["properties"]
     _narrow(chat["messages"], maxItems=limits.max_messages)
@@ -132,9 +136,12 @@ def _add_limits(schemas: dict[str, Any], settings: Settings, vocab_size: int) ->
     reading = schemas["ReadRequest"]["properties"]
     _narrow(reading["texts"], maxItems=limits.max_read_texts)
     _narrow(reading["messages"], maxItems=limits.max_messages)
-    _narrow(schemas["DetokenizeRequest"]["properties"]["token_ids"]["items"], maximum=vocab_size - 1)
+    _narrow(
+        schemas["DetokenizeRequest"]["properties"]["token_ids"]["items"],
+        maximum=max(vocab_sizes.values()) - 1,
+    )
     for body in _BODIES:
-        _narrow(schemas[body.__name__]["properties"]["model"], examples=[settings.model.name])
+        _narrow(schemas[body.__name__]["properties"]["model"], examples=list(vocab_sizes))
 
 
 def _describe_lenience(schemas: dict[str, Any]) -> None:

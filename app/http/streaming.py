@@ -58,7 +58,7 @@ class Answer:
         However the block ends, it aborts the generation if any choice is still running. Without a first
         token, nothing was used.
         """
-        with self.metrics.running.track_inprogress():
+        with self.metrics.running(self.observation.model):
             try:
                 yield
             finally:

@@ -1,13 +1,15 @@
-"""Admission control: refuses requests that exceed the engine's capacity or the caller's limits.
+"""Admission control: refuses requests that exceed an engine's capacity or the caller's limits.
 
-All callers share the capacity. Each caller has its own limits: concurrent requests, and tokens per minute.
-Runs before the engine computes anything for a request. Keeps its state in memory, so a restart resets it.
-Knows no HTTP and no prompts.
+All callers share the capacity. Each model has an engine of its own, and only the body of a request says which
+one it needs. Until the body is read, there must be room in any of them. Each caller has its own limits:
+concurrent requests, and tokens per minute. Runs before the engine computes anything for a request. Keeps its
+state in memory, so a restart resets it. Knows no HTTP and no prompts.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from app.errors import EngineUnavailable, QueueFull, RateLimited
@@ -22,21 +24,28 @@ _LONGEST_ANSWER = 10**9
 
 class AdmissionController:
     def __init__(
-        self, engine: Engine, limits: LimitSettings, clock: Callable[[], float] = time.monotonic
+        self,
+        engines: Callable[[], Sequence[Engine]],
+        limits: LimitSettings,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine = engine
+        """`engines`: those of all loaded models."""
+        self._engines = engines
         self._limits = limits
         self._clock = clock
         self._accounts: dict[tuple[str, bool], _Account] = {}
-        self._reserved = 0
-        """Number of reserved choices. The engine does not count these choices yet."""
+        self._arrived = 0
+        """Number of requests whose engine is not known yet. Each reserves one choice."""
+        self._reserved: Counter[Engine] = Counter()
+        """Number of choices reserved in each engine. The engine does not count these choices yet."""
 
     def reserve(self) -> "Reservation":
-        """Reserves capacity for one choice of a new request. The caller must release the reservation.
+        """Reserves room for one choice of a new request, in any engine. The caller must release it.
 
         Raises UNAVAILABLE or QUEUE_FULL.
         """
-        self.check_capacity(1)
+        self.check_any()
+        self._arrived += 1
         return Reservation(self)
 
     def admit(self, caller: AccessToken | None, nice: bool, reservation: "Reservation") -> "AdmittedRequest":
@@ -60,16 +69,32 @@ class AdmissionController:
         finally:
             account.requests -= 1
 
-    def check_capacity(self, choices: int) -> None:
-        """Raises UNAVAILABLE if the engine is down, QUEUE_FULL if it has no capacity for these choices."""
-        if not self._engine.available:
+    def check_any(self) -> None:
+        """Raises UNAVAILABLE if all engines are down, QUEUE_FULL if none has room for one more choice."""
+        available = [engine for engine in self._engines() if engine.available]
+        if not available:
             raise EngineUnavailable
-        if self._reserved + choices > self._engine.free_capacity:
+        if self._arrived + 1 > sum(self._room(engine) for engine in available):
             raise QueueFull
 
-    def change_reserved(self, choices: int) -> None:
-        """Adds choices to the reserved ones. A negative number releases them."""
-        self._reserved += choices
+    def assign(self, engine: Engine, choices: int) -> None:
+        """Reserves room for the choices of a request. Raises UNAVAILABLE or QUEUE_FULL."""
+        if not engine.available:
+            raise EngineUnavailable
+        if choices > self._room(engine):
+            raise QueueFull
+        self._reserved[engine] += choices
+
+    def release(self, engine: Engine | None, choices: int) -> None:
+        """Releases choices that `reserve` (for no engine) or `assign` has reserved."""
+        if engine is None:
+            self._arrived -= choices
+        else:
+            self._reserved[engine] -= choices
+
+    def _room(self, engine: Engine) -> int:
+        """For how many more choices the engine has room."""
+        return engine.free_capacity - self._reserved[engine]
 
     def _account(self, caller: AccessToken | None, nice: bool) -> "_Account":
         key = (caller.sha256 if caller else "", nice)
@@ -82,24 +107,23 @@ class AdmissionController:
 
 
 class Reservation:
-    """Engine capacity for a request's choices, from the request's arrival until the engine counts them."""
+    """Room for a request's choices, from the request's arrival until the engine counts them."""
 
     def __init__(self, admission: AdmissionController) -> None:
-        """Reserves capacity for one choice. The caller has checked that there is capacity."""
+        """The caller has reserved room for one choice."""
         self._admission = admission
+        self._engine: Engine | None = None
         self._choices = 1
-        admission.change_reserved(1)
 
-    def resize(self, choices: int) -> None:
-        """Changes the reservation to this number of choices. Raises UNAVAILABLE or QUEUE_FULL."""
-        more = choices - self._choices
-        self._admission.check_capacity(more)
-        self._admission.change_reserved(more)
-        self._choices = choices
+    def assign(self, engine: Engine, choices: int) -> None:
+        """Moves the reservation to an engine, for so many choices. Raises UNAVAILABLE or QUEUE_FULL."""
+        self.release()
+        self._admission.assign(engine, choices)
+        self._engine, self._choices = engine, choices
 
     def release(self) -> None:
-        """Releases the capacity. A second call does nothing."""
-        self._admission.change_reserved(-self._choices)
+        """Releases the room. A second call does nothing."""
+        self._admission.release(self._engine, self._choices)
         self._choices = 0
 
 
@@ -113,12 +137,12 @@ class AdmittedRequest:
         self._tokens = 0
         account.requests += 1
 
-    def reserve(self, choices: int, max_tokens: int | None) -> None:
-        """Reserves capacity for the choices and tokens for their answers.
+    def reserve(self, engine: Engine, choices: int, max_tokens: int | None) -> None:
+        """Reserves room for the choices in the engine, and tokens for their answers.
 
         Raises UNAVAILABLE, QUEUE_FULL or RATE_LIMITED.
         """
-        self._reservation.resize(choices)
+        self._reservation.assign(engine, choices)
         wanted = _TYPICAL_ANSWER if max_tokens is None else min(max_tokens, _LONGEST_ANSWER)
         self._take_tokens(choices * wanted)
 

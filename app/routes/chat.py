@@ -17,12 +17,13 @@ from app.http.body import read_json
 from app.http.openapi import describe
 from app.http.streaming import Answer, AnswerStream, respond, wait_for_first_token
 from app.limits.admission import AdmittedRequest
+from app.models.model import Model
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import ChatCompletion
 from app.schemas.messages import Message, has_greeting, without_greeting
 from app.settings import AccessScope
 from app.telemetry.observation import Observation
-from app.text.generation_request import check_model, digests_in, generation_request
+from app.text.generation_request import digests_in, generation_request
 from app.text.prompts import PromptRenderer
 from app.text.transcript import AnswerHeader, ConceptDigests, Transcript
 from app.workers.engine import Generation
@@ -53,7 +54,7 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: Ni
     - 404 `UNKNOWN_MODEL` or `UNKNOWN_STEERING_CONCEPT`.
     - 429 `RATE_LIMITED`: the access token's concurrent requests or tokens per minute are used up.
     - 503 `QUEUE_FULL`: too many requests are waiting, or this one waited too long for its first token.
-    - 503 `UNAVAILABLE`: the engine is down or the server is stopping.
+    - 503 `UNAVAILABLE`: the model's engine is down, or the server is stopping.
 
     A stream begins with the first token, or after `server.stream_open_seconds` without one. If it fails after
     that, the last event is the error, and no `[DONE]` follows.
@@ -62,24 +63,25 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: Ni
     admitted = gateway.admission.admit(caller_of(request), nice, request.state.reservation)
     try:
         chat = await read_json(request, ChatRequest, gateway.settings)
-        wanted, named = await _prepare(gateway, chat, admitted, observation.request_id, nice)
+        model = gateway.models.find(chat.model, caller_of(request))
+        observation.model = model.name
+        wanted, named = await _prepare(gateway, model, chat, admitted, observation.request_id, nice)
         observation.generation_request = wanted
         if gateway.settings.log.texts:
             observation.messages = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
             observation.answers = [""] * chat.n
-        starting = asyncio.create_task(_start(gateway, wanted, named.needed(wanted), admitted, observation))
+        starting = asyncio.create_task(
+            _start(gateway, model, wanted, named.needed(wanted), admitted, observation)
+        )
         longest_wait = gateway.settings.server.stream_open_seconds if chat.stream else None
         await wait_for_first_token(starting, request.receive, longest_wait)
     except BaseException:
         admitted.end()
         raise
     header = AnswerHeader(
-        "chatcmpl-" + observation.request_id,
-        int(time.time()),
-        gateway.settings.model.name,
-        gateway.system_fingerprint,
+        "chatcmpl-" + observation.request_id, int(time.time()), model.name, model.system_fingerprint
     )
-    transcript = Transcript(header, gateway.tokenizer, wanted, chat.stop, named.digests)
+    transcript = Transcript(header, model.tokenizer, wanted, chat.stop, named.digests)
     answer = Answer(observation, starting, transcript, gateway.metrics, admitted)
     if chat.stream:
         ping_seconds = gateway.settings.server.ping_seconds
@@ -88,27 +90,31 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: Ni
 
 
 async def _prepare(
-    gateway: Gateway, chat: ChatRequest, admitted: AdmittedRequest, request_id: str, nice: bool
+    gateway: Gateway,
+    model: Model,
+    chat: ChatRequest,
+    admitted: AdmittedRequest,
+    request_id: str,
+    nice: bool,
 ) -> tuple[GenerationRequest, "_NamedConcepts"]:
     """The request for the engine, and the concepts that the chat names.
 
-    Raises UNKNOWN_MODEL, MISSING_CAPABILITY, UNKNOWN_STEERING_CONCEPT, QUEUE_FULL, UNAVAILABLE, RATE_LIMITED,
+    Raises MISSING_CAPABILITY, UNKNOWN_STEERING_CONCEPT, QUEUE_FULL, UNAVAILABLE, RATE_LIMITED,
     CONTEXT_LENGTH_EXCEEDED or INVALID_REQUEST.
     """
-    check_model(chat.model, gateway.settings.model.name)
-    if gateway.prompts is None:
-        message = f"model {chat.model} cannot chat: it has no chat template"
+    if model.prompts is None:
+        message = f"model {model.name} cannot chat: it has no chat template"
         raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model")
     named = _NamedConcepts.find(gateway.concepts, chat)
     default_max_tokens = gateway.settings.limits.default_max_tokens
-    admitted.reserve(chat.n, chat.token_limit or default_max_tokens)
-    prompt = await _render(gateway.prompts, chat.messages)
+    admitted.reserve(model.engine, chat.n, chat.token_limit or default_max_tokens)
+    prompt = await _render(model.prompts, chat.messages)
     wanted = generation_request(
         chat,
         prompt,
         named.by_id,
-        gateway.engine.model,
-        gateway.end_token_ids,
+        model.engine.model,
+        model.end_token_ids,
         request_id,
         nice,
         default_max_tokens,
@@ -167,16 +173,17 @@ async def _render(prompts: PromptRenderer, messages: list[Message]) -> list[int]
 
 async def _start(
     gateway: Gateway,
+    model: Model,
     wanted: GenerationRequest,
     used: Sequence[UsedConcept],
     admitted: AdmittedRequest,
     observation: Observation,
 ) -> Generation:
     """Returns with the first token, so that a failure before it can still get its own HTTP status."""
-    await gateway.concepts.make_usable(used)
+    await gateway.concepts.make_usable(used, model.steering)
     observation.mark_submitted()
     admitted.hand_over()
-    generation = await _submit(gateway, wanted, used)
+    generation = await _submit(gateway, model, wanted, used)
     try:
         await _first_token(generation, gateway.settings.limits.max_wait_seconds)
     except BaseException:
@@ -196,10 +203,12 @@ async def _first_token(generation: Generation, seconds: float) -> None:
     first.result()
 
 
-async def _submit(gateway: Gateway, wanted: GenerationRequest, used: Sequence[UsedConcept]) -> Generation:
+async def _submit(
+    gateway: Gateway, model: Model, wanted: GenerationRequest, used: Sequence[UsedConcept]
+) -> Generation:
     try:
-        return await gateway.engine.submit(wanted)
+        return await model.engine.submit(wanted)
     except ApiError as error:
         if error.code is ErrorCode.UNKNOWN_STEERING_CONCEPT and used:
-            raise gateway.concepts.refusal_error(used) from None
+            raise gateway.concepts.refusal_error(used, model.steering) from None
         raise

@@ -12,10 +12,10 @@ from app.http.auth import caller_of, requires
 from app.http.body import read_json
 from app.http.openapi import describe
 from app.http.streaming import while_connected
+from app.models.model import Model
 from app.routes.concepts import GivenId
 from app.schemas.readings import Readings, ReadRequest
 from app.settings import AccessScope
-from app.text.generation_request import check_model
 
 router = APIRouter(tags=["steering concepts"])
 
@@ -45,27 +45,28 @@ async def read_texts(request: Request, gateway: GatewayDep, given_id: GivenId) -
     """
     with gateway.admission.track_request(caller_of(request)):
         wanted = await read_json(request, ReadRequest, gateway.settings)
-        if wanted.model is not None:
-            check_model(wanted.model, gateway.settings.model.name)
-        used = gateway.concepts.find([given_id], None)
-        encoded = await to_thread.run_sync(_encode, gateway, wanted)
+        [used] = gateway.concepts.find([given_id], None)
+        model = gateway.models.for_concept(used.concept, wanted.model, caller_of(request))
+        encoded = await to_thread.run_sync(_encode, model, wanted)
         async with while_connected(request.receive):
-            readings = await _read(gateway, used[0], encoded)
-        answer = present_readings(encoded, readings, gateway.tokenizer)
+            readings = await _read(gateway, model, used, encoded)
+        answer = present_readings(encoded, readings, model.tokenizer)
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-def _encode(gateway: Gateway, wanted: ReadRequest) -> EncodedTexts:
+def _encode(model: Model, wanted: ReadRequest) -> EncodedTexts:
     if wanted.texts:
-        return gateway.texts_to_read.encode_texts(wanted.texts)
-    return gateway.texts_to_read.encode_conversation(*wanted.turns)
+        return model.texts_to_read.encode_texts(wanted.texts)
+    return model.texts_to_read.encode_conversation(*wanted.turns)
 
 
-async def _read(gateway: Gateway, used: UsedConcept, encoded: EncodedTexts) -> list[list[float]]:
-    await gateway.concepts.make_usable([used])
+async def _read(
+    gateway: Gateway, model: Model, used: UsedConcept, encoded: EncodedTexts
+) -> list[list[float]]:
+    await gateway.concepts.make_usable([used], model.steering)
     try:
-        return await gateway.engine.read(used.concept.digest, encoded.prompts, encoded.texts)
+        return await model.engine.read(used.concept.digest, encoded.prompts, encoded.texts)
     except ApiError as error:
         if error.code is ErrorCode.UNKNOWN_STEERING_CONCEPT:
-            raise gateway.concepts.refusal_error([used]) from None
+            raise gateway.concepts.refusal_error([used], model.steering) from None
         raise

@@ -7,13 +7,13 @@ import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app.concepts.concept import Concept, Example, digest_of
-from app.gateway import GatewayDep
+from app.concepts.steerable import SteerableModel
+from app.gateway import Gateway, GatewayDep
 from app.http.auth import caller_of, check_scope, requires
 from app.http.body import read_json
 from app.http.openapi import describe
 from app.schemas.concepts import ConceptDetail, ConceptList, ConceptRequest, full_id
-from app.settings import AccessScope
-from app.text.generation_request import check_model
+from app.settings import AccessScope, AccessToken
 
 router = APIRouter(tags=["steering concepts"])
 
@@ -36,6 +36,10 @@ LINKS = {
 }
 
 GivenId = Annotated[str, Depends(_given_id)]
+ModelName = Annotated[
+    str | None,
+    Query(description="The name of a model, as `GET /models` lists it. Default: all models of the server."),
+]
 WithExamples = Annotated[bool, Query(description="Whether the answer also has the concept's examples.")]
 
 
@@ -47,7 +51,8 @@ WithExamples = Annotated[bool, Query(description="Whether the answer also has th
 async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     """Creates a steering concept from pairs of texts: one that shows the concept, and one that does not.
 
-    The server trains the concept on the model, measures its effect, and stores it. This takes seconds to
+    The server trains the concept on each model, or on the one that `model` names, measures its effect, and
+    stores it. It is enough if one model can be steered by it. This takes seconds to
     minutes. The response is the concept with its report. If the client disconnects, the creation goes on;
     `GET /steering_concepts/{concept}` shows its progress. A request with the same name and examples as an
     existing concept returns that concept.
@@ -56,7 +61,7 @@ async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     - 400 `INVALID_REQUEST`: a field breaks a rule, or the model cannot be trained on these examples.
     - 400 `MISSING_CAPABILITY`: the model cannot be steered, because it has no suitable chat template.
     - 401 `UNAUTHORIZED`: there is no valid access token, or it does not have the scope `concepts`.
-    - 404 `UNKNOWN_MODEL`.
+    - 404 `UNKNOWN_MODEL`: there is no such model, or the access token does not permit it.
     - 409 `CONFLICT`: the name is taken by other examples, there are too many concepts, or the concept was
       deleted during its creation.
     - 429 `RATE_LIMITED`: the access token's concurrent requests are used up.
@@ -65,20 +70,24 @@ async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     """
     with gateway.admission.track_request(caller_of(request)):
         wanted = await read_json(request, ConceptRequest, gateway.settings)
-        if wanted.model is not None:
-            check_model(wanted.model, gateway.settings.model.name)
-        return _json(await gateway.concepts.create(_concept(wanted)), status=201)
+        models = [each.steering for each in gateway.models.chosen(wanted.model, caller_of(request))]
+        return _json(await gateway.concepts.create(_concept(wanted), models), status=201)
 
 
-@router.get("/steering_concepts", dependencies=[_USES_CONCEPTS], **describe(answer=ConceptList))
-async def list_concepts(gateway: GatewayDep) -> Response:
+@router.get(
+    "/steering_concepts",
+    dependencies=[_USES_CONCEPTS],
+    **describe(answer=ConceptList, errors=(400, 401, 404, 500)),
+)
+async def list_concepts(request: Request, gateway: GatewayDep, model: ModelName = None) -> Response:
     """Lists all steering concepts, including those that are being created.
 
-    Each entry has the concept's `state` and `progress`, but no report. `problems` lists the concept files
-    that cannot be used, with the reason. Returns 401 `UNAUTHORIZED` without a valid access token that has
-    the scope `chat` or `concepts`.
+    Each entry has the concept's `state` and `progress`, but no report. If the server has several models, it
+    has them for each, unless the query `model` names one. `problems` lists the concept files
+    that cannot be used, with the reason. Returns 404 `UNKNOWN_MODEL` if the query names no known model, and
+    401 `UNAUTHORIZED` without a valid access token that has the scope `chat` or `concepts`.
     """
-    return _json(gateway.concepts.overview())
+    return _json(gateway.concepts.overview(_described(gateway, model, caller_of(request))))
 
 
 @router.get(
@@ -88,17 +97,24 @@ async def list_concepts(gateway: GatewayDep) -> Response:
     **describe(answer=ConceptDetail, errors=(400, 401, 404, 500)),
 )
 async def read_concept(
-    request: Request, gateway: GatewayDep, given_id: GivenId, examples: WithExamples = False
+    request: Request,
+    gateway: GatewayDep,
+    given_id: GivenId,
+    examples: WithExamples = False,
+    model: ModelName = None,
 ) -> Response:
     """Returns one steering concept, with the report of its measured effect, or the error if it failed.
 
-    The id may be given with or without the prefix `_worker/`. The query `examples=true` adds the
+    If the server has several models, it has a report for each, unless the query `model` names one. The id may
+    be given with or without the prefix `_worker/`. The query `examples=true` adds the
     examples, and needs the scope `concepts`. Returns 404 `UNKNOWN_STEERING_CONCEPT` if there is no such
-    concept, and 401 `UNAUTHORIZED` without a valid access token that has the scope `chat` or `concepts`.
+    concept, or `UNKNOWN_MODEL`, and 401 `UNAUTHORIZED` without a valid access token that has the scope `chat`
+    or `concepts`.
     """
     if examples:
         check_scope(request, AccessScope.CONCEPTS)
-    return _json(gateway.concepts.describe(given_id, examples))
+    models = _described(gateway, model, caller_of(request))
+    return _json(gateway.concepts.describe(given_id, models, examples))
 
 
 @router.delete(
@@ -127,6 +143,13 @@ def _concept(wanted: ConceptRequest) -> Concept:
     examples = tuple(Example(pair.positive, pair.negative, pair.prompt) for pair in wanted.examples)
     name = wanted.name or digest_of(examples)
     return Concept(full_id(name), wanted.description, examples, int(time.time()))
+
+
+def _described(gateway: Gateway, model: str | None, caller: AccessToken | None) -> list[SteerableModel]:
+    """The models to describe a concept for: the named one, or all that the caller may use, perhaps none."""
+    if model is not None:
+        return [gateway.models.find(model, caller).steering]
+    return [permitted.steering for permitted in gateway.models.permitted(caller)]
 
 
 def _json(content: object, status: int = 200) -> Response:

@@ -26,9 +26,9 @@ async def read_version() -> Response:
 async def read_health(gateway: GatewayDep) -> Response:
     """Returns 200 while the server accepts requests, for probes and load balancers. Needs no access token.
 
-    Returns 503 `UNAVAILABLE` while the engine is down or the server is stopping.
+    Returns 503 `UNAVAILABLE` while the engines of all models are down, or the server is stopping.
     """
-    if not gateway.engine.available:
+    if not any(engine.available for engine in gateway.models.engines):
         raise EngineUnavailable
     return Response(msgspec.json.encode(Health()), media_type="application/json")
 

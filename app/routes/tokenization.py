@@ -7,12 +7,11 @@ from msgspec import UNSET
 
 from app.errors import InvalidRequest, shorten
 from app.gateway import GatewayDep
-from app.http.auth import requires
+from app.http.auth import caller_of, requires
 from app.http.body import read_json
 from app.http.openapi import describe
 from app.schemas.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from app.settings import AccessScope
-from app.text.generation_request import check_model
 
 router = APIRouter(tags=["tokens"], dependencies=[requires(AccessScope.CHAT)])
 
@@ -23,12 +22,12 @@ async def tokenize(request: Request, gateway: GatewayDep) -> Response:
 
     No special tokens are added. The name of a control token in the text is read as ordinary text.
 
-    Errors: 400 `INVALID_REQUEST` if a field breaks a rule, 404 `UNKNOWN_MODEL` for any other model, and
+    Errors: 400 `INVALID_REQUEST` if a field breaks a rule, 404 `UNKNOWN_MODEL`, and
     401 `UNAUTHORIZED` without a valid access token that has the scope `chat`.
     """
     wanted = await read_json(request, TokenizeRequest)
-    check_model(wanted.model, gateway.settings.model.name)
-    tokens, token_ids = await to_thread.run_sync(gateway.tokenizer.encode_strings, wanted.prompt)
+    model = gateway.models.find(wanted.model, caller_of(request))
+    tokens, token_ids = await to_thread.run_sync(model.tokenizer.encode_strings, wanted.prompt)
     answer = Tokenized(tokens if wanted.tokens else UNSET, token_ids if wanted.token_ids else UNSET)
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
@@ -38,13 +37,13 @@ async def detokenize(request: Request, gateway: GatewayDep) -> Response:
     """Joins tokens into a text. Control tokens appear in the text by name.
 
     Errors: 400 `INVALID_REQUEST` if a token id is outside the vocabulary or a field breaks another rule,
-    404 `UNKNOWN_MODEL` for any other model, and 401 `UNAUTHORIZED` without a valid access token that has the
+    404 `UNKNOWN_MODEL`, and 401 `UNAUTHORIZED` without a valid access token that has the
     scope `chat`.
     """
     wanted = await read_json(request, DetokenizeRequest)
-    check_model(wanted.model, gateway.settings.model.name)
-    _check_token_ids(wanted.token_ids, gateway.tokenizer.size)
-    answer = Detokenized(await to_thread.run_sync(gateway.tokenizer.decode, wanted.token_ids))
+    model = gateway.models.find(wanted.model, caller_of(request))
+    _check_token_ids(wanted.token_ids, model.tokenizer.size)
+    answer = Detokenized(await to_thread.run_sync(model.tokenizer.decode, wanted.token_ids))
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 

@@ -96,7 +96,7 @@ class ChatRequest(RequestModel):
     """The conversation. It may begin with one `system` message. Then `user` and `assistant` messages
     alternate; the first and the last of these are `user` messages."""
     model: str
-    """The name of the served model, as `GET /models` lists it."""
+    """The name of a served model, as `GET /models` lists it."""
     frequency_penalty: Penalty = 0.0
     """Subtracted from a token's logit once for each occurrence of the token in the completion so far. The
     prompt does not count."""

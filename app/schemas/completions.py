@@ -113,7 +113,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     """Seconds since 1970."""
     model: str
-    """The name of the served model."""
+    """The name of the model."""
     system_fingerprint: str
     """Changes only with the weights, the dtype or the server's version."""
     choices: list[Choice]
@@ -158,7 +158,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     """Seconds since 1970, the same in all chunks."""
     model: str
-    """The name of the served model."""
+    """The name of the model."""
     system_fingerprint: str | None = None
     """In the last chunk of a choice: changes only with the weights, the dtype or the server's version."""
     choices: list[ChunkChoice]

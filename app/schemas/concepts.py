@@ -78,7 +78,7 @@ class ConceptRequest(RequestModel):
     description: Annotated[str, StringConstraints(max_length=MAX_DESCRIPTION)] = ""
     """A text for people. The server only stores and returns it."""
     model: str | None = None
-    """The name of the served model, as `GET /models` lists it. May be left out."""
+    """The name of the model to train the concept on, as `GET /models` lists it. Default: all models."""
 
     @field_validator("examples", mode="before")
     @classmethod
@@ -91,13 +91,26 @@ class ConceptRequest(RequestModel):
 
 
 class ConceptState(StrEnum):
-    """The state of a concept on the served model. Requests can be steered by it from `measuring` on."""
+    """The state of a concept on a model. Requests can be steered by it from `measuring` on."""
 
     UNTRAINED = "untrained"
     TRAINING = "training"
     MEASURING = "measuring"
     READY = "ready"
     FAILED = "failed"
+
+
+class ConceptOnModel(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The state of a concept on one of several models."""
+
+    state: ConceptState
+    """The state on this model."""
+    progress: float
+    """Completed share of training and measuring, 0 to 1."""
+    report: ConceptReport | None = None
+    """How well the concept works on this model. Only in the state `ready`, and not in lists."""
+    error: str | None = None
+    """Why the training on this model failed. Only in the state `failed`, and not in lists."""
 
 
 class ConceptCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,9 +132,12 @@ class ConceptCard(msgspec.Struct, frozen=True, kw_only=True):
     shipped: bool
     """Whether the concept came with the server, so that it cannot be deleted."""
     state: ConceptState
-    """The state on the served model. A request that names the concept before `measuring` waits."""
+    """The state on the model. A request that names the concept before `measuring` waits."""
     progress: float
     """Completed share of training and measuring, 0 to 1."""
+    models: dict[str, ConceptOnModel] | msgspec.UnsetType = msgspec.UNSET
+    """The state on each model, by the model's name. Only if the server has several models and the request
+    names none. Then the fields beside it are those of the first model."""
 
 
 class ConceptExample(msgspec.Struct, frozen=True, omit_defaults=True):

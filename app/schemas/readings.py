@@ -60,7 +60,8 @@ class ReadRequest(RequestModel):
     ]
     """A conversation to read, as in a chat request. It may also end with an `assistant` message."""
     model: str | None = None
-    """The name of the served model, as `GET /models` lists it. May be left out."""
+    """The name of the model that reads, as `GET /models` lists it. Default: the first one that accepts the
+    concept."""
 
     @field_validator("texts", "messages", mode="before")
     @classmethod

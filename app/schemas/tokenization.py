@@ -13,7 +13,7 @@ class TokenizeRequest(RequestModel):
     """The body of POST /tokenize."""
 
     model: str
-    """The name of the served model, as `GET /models` lists it."""
+    """The name of a served model, as `GET /models` lists it."""
     prompt: str
     """The text to tokenize. The names of control tokens are read as text."""
     tokens: bool = False
@@ -35,7 +35,7 @@ class DetokenizeRequest(RequestModel):
     """The body of POST /detokenize."""
 
     model: str
-    """The name of the served model, as `GET /models` lists it."""
+    """The name of a served model, as `GET /models` lists it."""
     token_ids: Annotated[list[Annotated[int, Field(ge=0)]], FailFast()]
     """The token ids to decode."""
 

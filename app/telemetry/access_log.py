@@ -43,6 +43,7 @@ def _chat_fields(seen: Observation) -> dict[str, object]:
     if seen.generation_request is None:
         return {}
     return {
+        "model": seen.model,
         "prompt_tokens": len(seen.generation_request.prompt_token_ids),
         "completion_tokens": seen.usage.completion_tokens if seen.usage else 0,
         "queue_seconds": _rounded(seen.queue_seconds),

@@ -40,6 +40,8 @@ class Observation:
         """The caller's `traceparent` and `tracestate`."""
         self.trace_id: str | None = None
 
+        self.model = ""
+        """The name of the model, for a chat. Empty until it is known."""
         self.generation_request: GenerationRequest | None = None
         """The request to the engine, for a chat."""
         self.submit_seconds: float | None = None

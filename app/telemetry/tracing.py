@@ -25,13 +25,12 @@ Attributes = dict[str, str | int | float | bool | list[str]]
 
 
 class Tracing:
-    def __init__(self, provider: "TracerProvider", model: str) -> None:
+    def __init__(self, provider: "TracerProvider") -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
         self._tracer = provider.get_tracer("tiller", __version__)
         self._propagator = TraceContextTextMapPropagator()
-        self._model = model
 
     def observe(self, seen: Observation) -> None:
         """Creates the request's span, as a child of the caller's span if there is one."""
@@ -79,7 +78,7 @@ class Tracing:
         return {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "tiller",
-            "gen_ai.request.model": self._model,
+            "gen_ai.request.model": seen.model,
             "gen_ai.request.max_tokens": seen.generation_request.max_tokens,
             "gen_ai.request.choice.count": seen.generation_request.n,
             "gen_ai.request.temperature": sampling.temperature,
@@ -88,7 +87,7 @@ class Tracing:
             "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
             "gen_ai.request.presence_penalty": sampling.presence_penalty,
             "gen_ai.response.id": "chatcmpl-" + seen.request_id,
-            "gen_ai.response.model": self._model,
+            "gen_ai.response.model": seen.model,
             "gen_ai.response.finish_reasons": [reason or "error" for reason in seen.finish_reasons or ()],
             "gen_ai.response.time_to_first_chunk": seen.first_token_seconds,
             "gen_ai.usage.input_tokens": len(seen.generation_request.prompt_token_ids),
@@ -98,7 +97,7 @@ class Tracing:
         }
 
 
-def start_tracing(settings: TracingSettings, model: str) -> Tracing | None:
+def start_tracing(settings: TracingSettings) -> Tracing | None:
     """Returns None if tracing is not enabled. Raises StartError if its packages are not installed."""
     if check_packages(settings) is None:
         return None
@@ -111,7 +110,7 @@ def start_tracing(settings: TracingSettings, model: str) -> Tracing | None:
     resource = resource.merge(OTELResourceDetector().detect())
     provider = TracerProvider(shutdown_on_exit=False, resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.endpoint)))
-    return Tracing(provider, model)
+    return Tracing(provider)
 
 
 def check_packages(settings: TracingSettings) -> str | None:

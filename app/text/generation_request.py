@@ -16,13 +16,6 @@ from inference.interface.requests import (
 )
 
 
-def check_model(given: str, served: str) -> None:
-    """Raises UNKNOWN_MODEL if the given model is not the served one."""
-    if given != served:
-        message = f"model {shorten(given)} is unknown; GET /models lists the served model"
-        raise ApiError(ErrorCode.UNKNOWN_MODEL, message, "model")
-
-
 def generation_request(
     chat: ChatRequest,
     prompt: list[int],

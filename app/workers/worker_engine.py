@@ -194,9 +194,9 @@ class WorkerEngine:
         for result in report.submit_results:
             if generation := self._generations.get(result.request_id):
                 generation.admit(result)
-        for request_id, started in report.starts.items():
+        for request_id, queue_seconds in report.starts.items():
             if generation := self._generations.get(request_id):
-                generation.start(started)
+                generation.start(queue_seconds)
         events: dict[str, list[TokenEvent]] = {}
         for event in report.events:
             events.setdefault(event.request_id, []).append(event)
@@ -228,7 +228,6 @@ class WorkerGeneration:
         self._request_id = request.request_id
         self._running = set(range(request.n))
         self._unread = 0
-        self._submitted = time.monotonic()
         self._weight = 1 + (request.sampling.top_logprobs or 0) + len(request.readings)
         self._arrived: asyncio.Queue[list[TokenEvent] | ApiError] = asyncio.Queue()
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -265,10 +264,10 @@ class WorkerGeneration:
             self.clipped = result.clipped
             self.admitted.set_result(None)
 
-    def start(self, at: float) -> None:
-        """A choice has left the worker's queue. `at`: time.monotonic(), a clock that both processes share."""
+    def start(self, queue_seconds: float) -> None:
+        """A choice has left the worker's queue."""
         if self.queue_seconds is None:
-            self.queue_seconds = max(0.0, at - self._submitted)
+            self.queue_seconds = queue_seconds
 
     def deliver(self, events: list[TokenEvent]) -> None:
         events = [event for event in events if event.index in self._running]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -133,7 +134,7 @@ async def _wait_until_idle(port: int) -> None:
         while running:
             await asyncio.sleep(_SETTLE_SECONDS)
             metrics = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
-            running = "\ntiller_running 0.0\n" not in metrics
+            running = re.search(r"^tiller_running\S* (?!0\.0$)", metrics, re.MULTILINE) is not None
 
 
 @asynccontextmanager

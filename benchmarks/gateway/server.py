@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from unittest import mock
 
-from app import cli, server
+from app import cli, startup
 from app.workers import process
 from benchmarks.gateway.inside import InsideEngine, run_inside
 from benchmarks.gateway.model import load_script, model_info
@@ -49,7 +49,7 @@ def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:
         model = model_info(directory)
         return run_inside(model, load_script(model), pipe)
 
-    return mock.patch.object(server, "run_replicas", run)
+    return mock.patch.object(startup, "run_replicas", run)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ class LogConfig(msgspec.Struct, frozen=True):
     bars: bool = False
     """Draws the progress of long work as a bar on stderr, which is a terminal then."""
 
+    model: str = ""
+    """The name of the worker's model, if the server has several."""
+
     def without_bars(self) -> "LogConfig":
         """For a worker that starts while other processes write to the same terminal."""
         return msgspec.structs.replace(self, bars=False)
@@ -44,9 +47,13 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """
     cache_directory: str = "~/.cache/tiller"
     replica: int = 0
-    """Number of this worker within the server, from 0. Workers take the CUDA devices in turn."""
+    """Number of this worker among those of its model, from 0."""
     replicas: int = 1
-    """Number of workers within the server."""
+    """Number of workers of this model."""
+    device_index: int = 0
+    """Index of the CUDA device of worker 0. The others take the next ones in turn."""
+    device_workers: int = 1
+    """Number of workers on CUDA devices, of all models of the server."""
     device: Device = "auto"
     """"auto": cuda if the machine has a CUDA device, else cpu."""
     dtype: DType = "auto"

@@ -55,7 +55,7 @@ class StepReport(msgspec.Struct, frozen=True, tag="step"):
     vectors: list[VectorsResult] = []
     readings: list[ReadingsResult] = []
     starts: dict[str, float] = {}
-    """Request id -> when one of its choices left the queue for the first time, by time.monotonic()."""
+    """Request id -> seconds in the queue, once one of its choices has left the queue for the first time."""
     stats: EngineStats | None = None
     """Sent at intervals, if they have changed."""
 
@@ -73,6 +73,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     weights_digest: str
     """Digest of the weights, in hex. It depends on nothing else."""
     dtype: str
+    quantization: str = "none"
+    """How the weights are rounded while the model computes: EngineConfig.quantization."""
     num_layers: int = 0
     """Number of decoder blocks."""
     hidden_size: int = 0

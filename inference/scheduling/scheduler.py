@@ -49,7 +49,7 @@ class Scheduler:
         yield from self._followers
 
     def take_starts(self) -> dict[str, float]:
-        """The requests with choices that started since the last call: request id -> time of the start.
+        """The requests with choices that started since the last call: request id -> seconds in the queue.
 
         Leaves out preempted sequences that started again.
         """
@@ -196,7 +196,7 @@ class Scheduler:
         sequence.status = Status.RUNNING
         if sequence.started is None and sequence.belongs_to_request:
             sequence.started = now
-            self._starts.setdefault(sequence.request_id, sequence.started)
+            self._starts.setdefault(sequence.request_id, now - sequence.arrival)
         sequence.num_scheduled_tokens = min(sequence.num_uncomputed_tokens, budget)
         self.running.append(sequence)
         return sequence

@@ -55,7 +55,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def app(settings: Settings, engine: FakeEngine) -> FastAPI:
-    return create_app(settings, engine)
+    return create_app(settings, {"tiny": engine})
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.app.fakes import FakeEngine
 def serving(settings: Settings, engine: FakeEngine) -> Iterator[tuple[str, int]]:
     """Serves like `tiller serve`, on a free port. Yields the address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(configure(create_app(settings, engine), settings.server))
+        server = uvicorn.Server(configure(create_app(settings, {"tiny": engine}), settings.server))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         thread.start()
         while not server.started:

@@ -3,12 +3,16 @@
 import json
 import resource
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from app import server
 from app.errors import StartError
+from app.main import create_app
 from app.settings import ModelSettings, ServerSettings, Settings
+from tests.app.fakes import CHAT_TEMPLATE, FakeEngine, model_info, write_model_directory
 
 Limits = tuple[int, int]
 
@@ -51,17 +55,22 @@ def test_tcp_keepalive_finds_vanished_clients_after_about_stall_seconds(seconds:
         assert min(seconds, 60_000) <= idle + count * interval <= seconds + 5
 
 
-def welcome(can_chat: bool, capsys: pytest.CaptureFixture[str]) -> str:
+def welcome(
+    template: str | None, directory: Path, capsys: pytest.CaptureFixture[str], loading: Sequence[str] = ()
+) -> str:
+    size = write_model_directory(directory, template).get_vocab_size()
+    engines = {"tiny": FakeEngine(model_info(directory, size))}
+    app = create_app(Settings(model=ModelSettings(name="tiny")), engines)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server._welcome(Settings(model=ModelSettings(name="tiny")), listener, can_chat)
+        server._welcome(app.state.gateway, listener, list(loading))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     shown = capsys.readouterr().out
     assert f"serves tiny at {url} (API: {url}/docs)" in shown
     return shown
 
 
-def test_the_welcome_text_has_a_command_to_try(capsys: pytest.CaptureFixture[str]) -> None:
-    command = welcome(True, capsys).splitlines()[-1]
+def test_the_welcome_text_has_a_command_to_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = welcome(CHAT_TEMPLATE, tmp_path, capsys).splitlines()[-1]
     assert command.startswith("  curl http://127.0.0.1:")
     body = json.loads(command.partition(" -d '")[2].removesuffix("'"))
     assert body["model"] == "tiny"
@@ -69,7 +78,16 @@ def test_the_welcome_text_has_a_command_to_try(capsys: pytest.CaptureFixture[str
     assert body["temperature"] < 0.5
 
 
-def test_the_welcome_text_has_no_chat_if_the_model_cannot_chat(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = welcome(False, capsys)
+def test_the_welcome_text_has_no_chat_if_the_model_cannot_chat(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = welcome(None, tmp_path, capsys)
     assert "curl" not in shown
     assert "chat" not in shown
+
+
+def test_the_welcome_text_names_the_models_that_follow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "Still loading: large, huge." in welcome(CHAT_TEMPLATE, tmp_path, capsys, ["large", "huge"])
+    assert "loading" not in welcome(CHAT_TEMPLATE, tmp_path, capsys)

@@ -35,8 +35,9 @@ def write(directory: Path, text: str) -> Path:
 
 def test_the_defaults_equal_those_of_the_worker() -> None:
     config = EngineConfig()
-    assert Settings().engine_config == config
+    assert Settings().engine_config(Settings().served_models[0]) == config
     not_settings = {"source", "revision", "rotary", "cache_directory", "replica", "log", "training_questions"}
+    not_settings |= {"device_index", "device_workers"}
     assert set(EngineSettings.model_fields) == {*config.__struct_fields__} - not_settings
 
 
@@ -52,7 +53,7 @@ def test_the_command_line_beats_the_environment_beats_the_file(
 
 def test_the_former_name_of_integer_quantization_is_read(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, "engine: {quantization: int8}"))
-    assert settings.engine_config.quantization == "integer"
+    assert settings.engine.quantization == "integer"
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "server:\n", "server: {}\n"])
@@ -191,7 +192,8 @@ def test_a_missing_or_incomplete_model_is_reported_before_anything_is_loaded(tmp
     assert refusal("embedded", SettingsError, revision="v1") == (
         "model.revision is only for models from the hub, and model.source is embedded"
     )
-    assert load_settings(None, model={"source": "org/model", "revision": "v1"}).engine_config.revision == "v1"
+    settings = load_settings(None, model={"source": "org/model", "revision": "v1"})
+    assert settings.engine_config(settings.served_models[0]).revision == "v1"
 
 
 def test_the_chat_template_must_be_a_file(tmp_path: Path) -> None:
@@ -200,8 +202,8 @@ def test_the_chat_template_must_be_a_file(tmp_path: Path) -> None:
             load_settings(None, model={"chat_template": name})
     (tmp_path / "chat.jinja").touch()
     settings = load_settings(None, model={"chat_template": str(tmp_path / "chat.jinja")})
-    assert settings.chat_template_file == tmp_path / "chat.jinja"
-    assert Settings().chat_template_file is None
+    assert settings.model.chat_template_file == tmp_path / "chat.jinja"
+    assert Settings().model.chat_template_file is None
 
 
 @pytest.mark.parametrize("key", ["cache_directory", "data_directory"])
@@ -268,3 +270,64 @@ def test_the_variables_of_the_clients_are_not_settings(monkeypatch: pytest.Monke
     monkeypatch.setenv("TILLER_TOKEN", "secret")
     monkeypatch.setenv("TILLER_URL", "http://127.0.0.1:9000")
     assert "secret" not in repr(load_settings(None))
+
+
+SEVERAL = """
+engine: {device: cpu, kv_cache_gib: 1}
+models:
+  - {name: a, source: embedded, description: The first.}
+  - {name: b, source: embedded, engine: {device: cuda, kv_cache_share: 0.3, replicas: 2}}
+  - {name: c, source: embedded, engine: {device: auto}}
+"""
+
+
+def test_each_of_several_models_has_the_common_engine_but_for_what_it_sets_itself(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, SEVERAL))
+    a, b, c = settings.served_models
+    assert [model.name for model in settings.served_models] == ["a", "b", "c"]
+    assert (a.engine.device, a.engine.kv_cache_gib, a.engine.kv_cache_share) == ("cpu", 1, None)
+    assert (b.engine.device, b.engine.kv_cache_gib, b.engine.kv_cache_share) == ("cuda", None, 0.3)
+    configs = [settings.engine_config(model) for model in (a, b, c)]
+    assert [config.device_workers for config in configs] == [3, 3, 3], "not those on the CPU"
+    assert [config.device_index for config in configs[1:]] == [0, 2]
+    assert [config.log.model for config in configs] == ["a", "b", "c"]
+
+
+def test_the_short_form_is_one_model_with_the_common_engine(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, "model: {name: x, description: One.}\nengine: {dtype: float16}"))
+    [model] = settings.served_models
+    assert (model.name, model.source, model.description) == ("x", "embedded", "One.")
+    assert model.engine.dtype == "float16"
+    assert settings.engine_config(model).log.model == ""
+
+
+@pytest.mark.parametrize(
+    ("models", "rule"),
+    [
+        ("[{name: a, source: embedded}, {name: a, source: x}]", "models must not have the same name twice"),
+        ("[{name: a}]", "models.0.source is required"),
+        ("[{source: embedded}]", "models.0.name is required"),
+        ("[3]", "models.0 must be a mapping, got 3"),
+        ("{name: a}", "models must be a list, got "),
+        ("[{name: a, source: embedded, engine: 3}]", "models.0.engine must be a mapping, got 3"),
+        ("[{name: a, source: embedded, engine: {device: tpu}}]", "models.0.engine.device must be "),
+        ("[{name: a, source: embedded, size: 3}]", "models.0.size is not a setting"),
+        ("[{name: a, source: /no/such/model}]", "models.0.source: "),
+        ("[{name: a, source: embedded, revision: v1}]", "models.0.revision is only for models from the hub"),
+        ("[{name: a, source: embedded, chat_template: /none}]", "models.0.chat_template: the file /none"),
+        (
+            "[{name: a, source: embedded}]\nmodel: {name: x}",
+            "models must not be set beside the section model",
+        ),
+    ],
+)
+def test_a_mistake_in_several_models_is_one_clear_line(tmp_path: Path, models: str, rule: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load_settings(write(tmp_path, f"models: {models}"))
+    assert rule in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_several_models_may_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILLER_MODELS", '[{"name": "a", "source": "embedded"}]')
+    assert [model.name for model in load_settings(None).served_models] == ["a"]

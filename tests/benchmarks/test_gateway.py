@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app import server
+from app import startup
 from app.bench.client import BenchError
 from app.workers.engine import Engine
 from benchmarks.gateway.__main__ import parse_points
@@ -126,7 +126,7 @@ async def engine(request: pytest.FixtureRequest, model_directory: Path, pipe: Pa
     else:
         use = use_inside(model_directory, pipe)
     with use:
-        async with server.run_replicas(EngineConfig()) as engine:
+        async with startup.run_replicas(EngineConfig()) as engine:
             yield engine
 
 

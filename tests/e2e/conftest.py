@@ -106,6 +106,18 @@ def server(embedded_config: dict, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="session")
+def quantized_config(embedded_config: dict) -> dict:
+    """As `make serve` runs it, three times as fast. For tests that need no full precision."""
+    return {**embedded_config, "engine": {"quantization": "integer"}}
+
+
+@pytest.fixture(scope="session")
+def quantized_server(quantized_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(quantized_config, tmp_path_factory.mktemp("quantized")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def embedded_directory() -> Path:
     """The server's directory of the embedded model."""
     cache = os.environ.get("TILLER_CACHE_DIRECTORY", Settings.model_fields["cache_directory"].default)

@@ -257,26 +257,27 @@ def test_the_first_use_of_a_shipped_concept_trains_it(server: Server) -> None:
     assert len(shown["report"]["samples"]) == 6
 
 
-def test_the_report_recognises_shuffled_labels(server: Server) -> None:
+def test_the_report_recognises_shuffled_labels(quantized_server: Server) -> None:
     shuffled = [
         {"positive": pair["negative"], "negative": pair["positive"]} if i % 2 else pair
         for i, pair in enumerate(EXAMPLES)
     ]
-    response = server.post("/steering_concepts", {"name": "shuffled", "examples": shuffled}, TRAINING_SECONDS)
+    wanted = {"name": "shuffled", "examples": shuffled}
+    response = quantized_server.post("/steering_concepts", wanted, TRAINING_SECONDS)
     assert response.status_code == 201
     report = response.json()["report"]
     assert report["works"] is False
     assert report["warnings"]
-    assert server.delete("/steering_concepts/_worker/shuffled").status_code == 204
+    assert quantized_server.delete("/steering_concepts/_worker/shuffled").status_code == 204
 
 
-def test_concepts_survive_a_kill_and_a_restart(embedded_config: dict, tmp_path: Path) -> None:
+def test_concepts_survive_a_kill_and_a_restart(quantized_config: dict, tmp_path: Path) -> None:
     body = {"name": "survivor", "examples": EXAMPLES}
     other = {
         "name": "unborn",
         "examples": [*EXAMPLES, {"positive": "Yes, gladly!", "negative": "No, never!"}],
     }
-    with serving(embedded_config, tmp_path) as first, ThreadPoolExecutor(1) as pool:
+    with serving(quantized_config, tmp_path) as first, ThreadPoolExecutor(1) as pool:
         assert first.post("/steering_concepts", body, TRAINING_SECONDS).status_code == 201
         unfinished = pool.submit(first.post, "/steering_concepts", other)
         while first.get("/steering_concepts/unborn").status_code == 404:
@@ -284,7 +285,7 @@ def test_concepts_survive_a_kill_and_a_restart(embedded_config: dict, tmp_path: 
         first.process.send_signal(signal.SIGKILL)
         with pytest.raises(httpx.HTTPError):
             unfinished.result()
-    with serving(embedded_config, tmp_path) as second:
+    with serving(quantized_config, tmp_path) as second:
         listed = second.get("/steering_concepts").json()
         assert [entry["id"] for entry in listed["data"] if not entry["shipped"]] == ["_worker/survivor"]
         assert listed["problems"] == []

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from app.commands.doctor.worker import WorkerError, ask_worker
 from app.commands.errors import FAILED
 from app.commands.output import AsJson, print_json
 from app.configuration import SettingsError, default_config, read_settings
-from app.settings import Settings
+from app.settings import ServedModelSettings, Settings
 from inference.interface.diagnosis import Diagnosis
 
 Found = tuple[str, Finding]
@@ -82,14 +83,23 @@ def _examine(config: Path | None) -> Iterator[Found]:
     yield "configuration", ok(str(config) if config else "no file: the defaults and the environment")
     for name, check in _CHECKS.items():
         yield name, _run(check, settings)
+    for model in settings.served_models:
+        yield from _examine_model(settings, model)
+
+
+def _examine_model(settings: Settings, model: ServedModelSettings) -> Iterator[Found]:
+    """The findings about one model, as if the server served only this one."""
+    which = f"{model.name}: " if settings.models else ""
     try:
         with Console(stderr=True).status("importing torch"):
-            diagnosis = ask_worker(settings.engine_config)
+            diagnosis = ask_worker(settings.engine_config(model))
     except WorkerError as error:
-        yield "worker", problem(f"the worker's code does not run: {error}", "install Tiller's packages again")
+        mend = "install Tiller's packages again"
+        yield "worker", problem(f"{which}the worker's code does not run: {error}", mend)
         return
     for name, examine in _WORKER_CHECKS.items():
-        yield name, _run(examine, settings, diagnosis)
+        found = _run(examine, settings.alone(model), diagnosis)
+        yield name, replace(found, what=which + found.what)
 
 
 def _run(check: Callable[..., Finding], *facts: object) -> Finding:

@@ -34,7 +34,7 @@ def check_chat(settings: Settings, diagnosis: Diagnosis) -> Finding:
     if not diagnosis.model.directory:
         return ok("unknown before the model is here")
     try:
-        _, prompts = load_text(Path(diagnosis.model.directory), settings.chat_template_file)
+        _, prompts = load_text(Path(diagnosis.model.directory), settings.model.chat_template_file)
     except StartError as error:
         return problem(str(error), "set model.chat_template to the path of a Jinja file that works")
     if prompts is None:

@@ -9,9 +9,11 @@ export const tokenize = (model, prompt) =>
 export const detokenize = async (model, ids) =>
   (await readJson("detokenize", { method: "POST", json: { model, token_ids: ids } })).result;
 
-export const listConcepts = () => readJson("steering_concepts");
+/** All concepts, with their states on the model. */
+export const listConcepts = (model) => readJson(`steering_concepts?${new URLSearchParams({ model })}`);
 
-export const readConcept = (id) => readJson(pathOf(id));
+/** The concept, with its report on the model. */
+export const readConcept = (id, model) => readJson(`${pathOf(id)}?${new URLSearchParams({ model })}`);
 
 /** The concept's pairs: `{ positive, negative, prompt }`. */
 export const readExamples = async (id) => (await readJson(`${pathOf(id)}?examples=true`)).examples;
@@ -20,12 +22,13 @@ export const createConcept = (concept) => readJson("steering_concepts", { method
 
 export const deleteConcept = (id) => readJson(pathOf(id), { method: "DELETE" });
 
-/** The concept's vectors as a Blob: a safetensors file. */
-export const exportVectors = async (id) => (await send(`${pathOf(id)}/vectors`)).blob();
+/** The concept's vectors on the model as a Blob: a safetensors file. */
+export const exportVectors = async (id, model) =>
+  (await send(`${pathOf(id)}/vectors?${new URLSearchParams({ model })}`)).blob();
 
-/** Makes a concept from a file with vectors. */
-export function importVectors(file, name, description) {
-  const query = new URLSearchParams(Object.entries({ name, description }).filter(([, value]) => value));
+/** Makes a concept from a file with vectors for the model. */
+export function importVectors(file, name, description, model) {
+  const query = new URLSearchParams(Object.entries({ name, description, model }).filter(([, value]) => value));
   const headers = { "Content-Type": "application/octet-stream" };
   return readJson(`steering_concepts/import?${query}`, { method: "POST", body: file, headers });
 }

@@ -7,6 +7,7 @@ import { saveFile } from "../parts/files.js";
 import { byId, details, listing, loadConcepts, loadDetail, nameIn, nameOf } from "../state/concepts.js";
 import { steerConcepts } from "../state/concept_choice.js";
 import { go } from "../state/route.js";
+import { model } from "../state/settings.js";
 import { useEffect, useState } from "../vendor/preact-hooks.js";
 import { StateBadge } from "./list.js";
 import { startFrom } from "./draft.js";
@@ -71,7 +72,7 @@ function Actions({ card, onError }) {
     startFrom(concept);
     go("new-concept");
   });
-  const saveVectors = () => exportVectors(id).then((blob) => saveFile(`${nameIn(id)}.safetensors`, blob), onError);
+  const saveVectors = () => exportVectors(id, model.value).then((blob) => saveFile(`${nameIn(id)}.safetensors`, blob), onError);
   const remove = async () => {
     setDeleting(false);
     try {

@@ -4,6 +4,7 @@ import { html } from "../html.js";
 import { ErrorBox } from "../parts/errors.js";
 import { loadConcepts, nameIn } from "../state/concepts.js";
 import { go } from "../state/route.js";
+import { model } from "../state/settings.js";
 import { useState } from "../vendor/preact-hooks.js";
 
 export function VectorImport() {
@@ -17,7 +18,7 @@ export function VectorImport() {
     setSending(true);
     setError(null);
     try {
-      const concept = await importVectors(file, name.trim(), description.trim());
+      const concept = await importVectors(file, name.trim(), description.trim(), model.value);
       await loadConcepts();
       go("concepts", nameIn(concept.id));
     } catch (failure) {

@@ -1,6 +1,7 @@
-// The steering concepts that the server has, and what it says about each.
+// The steering concepts that the server has, and what it says about each for the chosen model.
 import { computed, signal } from "../vendor/signals-core.js";
 import { listConcepts, readConcept } from "../api/server.js";
+import { model } from "./settings.js";
 
 const IN_PROGRESS = new Set(["training", "measuring"]);
 const POLL_MS = 1000;
@@ -23,7 +24,7 @@ let watcher = null; // called after each reading, which goes on until there is n
 export async function loadConcepts() {
   clearTimeout(timer);
   try {
-    listing.value = await listConcepts();
+    listing.value = await listConcepts(model.value);
     listError.value = null;
   } catch (error) {
     listError.value = error;
@@ -51,9 +52,17 @@ export function stopWatching() {
 }
 
 export async function loadDetail(id) {
-  const detail = await readConcept(id);
-  details.value = new Map(details.value).set(detail.id, detail);
+  const asked = model.value;
+  const detail = await readConcept(id, asked);
+  if (asked === model.value) details.value = new Map(details.value).set(detail.id, detail);
   return detail;
+}
+
+/** Chooses the model that answers, and reads what the concepts are on it. */
+export function chooseModel(name) {
+  model.value = name;
+  details.value = new Map();
+  return loadConcepts();
 }
 
 /** A detail is old if the state of its concept has changed since. */

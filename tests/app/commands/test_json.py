@@ -50,12 +50,25 @@ def test_every_command_has_it_or_prints_no_data() -> None:
 
 async def test_access_tokens(tmp_path: Path) -> None:
     data = {"TILLER_DATA_DIRECTORY": str(tmp_path)}
-    words = ("token", "new", "ada", "--scope", "chat", "--max-requests", 3, "--expires", "2999-01-31")
+    words = (
+        "token",
+        "new",
+        "ada",
+        "--scope",
+        "chat",
+        "--model",
+        "tiny",
+        "--max-requests",
+        3,
+        "--expires",
+        "2999-01-31",
+    )
     new = await document(*words, **data)
     facts = {
         "name": "ada",
         "expires": "2999-01-31T00:00:00Z",
         "scopes": ["chat"],
+        "models": ["tiny"],
         "max_requests": 3,
         "tokens_per_minute": None,
     }

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,10 +12,13 @@ import pytest
 
 from app.concepts.concept import Concept, Example, digest_of
 from app.concepts.registry import Concepts
+from app.concepts.steerable import SteerableModel
 from app.concepts.store import ConceptStore
 from app.concepts.trainings import Trainings
+from app.concepts.uses import UsedConcept
+from app.concepts.vectors.imported import ServedModel
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest
-from app.schemas.concepts import ConceptDetail, ConceptState, full_id
+from app.schemas.concepts import ConceptDetail, ConceptList, ConceptOnModel, ConceptState, full_id
 from app.schemas.reports import ConceptReport
 from app.settings import LimitSettings
 from app.telemetry.metrics import Metrics
@@ -32,8 +35,6 @@ from tests.app.fakes import (
     train_badly,
     train_well,
 )
-
-Open = Callable[..., Concepts]
 
 
 def concept(name: str = "kind", text: str = "Lovely.", shipped: bool = False) -> Concept:
@@ -61,14 +62,54 @@ def store(tmp_path: Path) -> ConceptStore:
     return ConceptStore(tmp_path / "shipped", tmp_path / "created")
 
 
+class OneModel:
+    """The registry of a server with one model, so that calls need not name it."""
+
+    def __init__(self, concepts: Concepts, model: SteerableModel) -> None:
+        self._concepts, self._model = concepts, model
+        concepts.add_model(model)
+        self.find, self.delete = concepts.find, concepts.delete
+
+    def overview(self) -> ConceptList:
+        return self._concepts.overview([self._model])
+
+    def describe(self, name: str) -> ConceptDetail:
+        return self._concepts.describe(name, [self._model])
+
+    async def create(self, wanted: Concept) -> ConceptDetail:
+        return await self._concepts.create(wanted, [self._model])
+
+    async def make_usable(self, used: Sequence[UsedConcept]) -> None:
+        await self._concepts.make_usable(used, self._model)
+
+    def refusal_error(self, used: Sequence[UsedConcept]) -> ApiError:
+        return self._concepts.refusal_error(used, self._model)
+
+    def train_all(self) -> None:
+        self._concepts.train_all(self._model)
+
+
+Open = Callable[..., OneModel]
+
+
+def model_of(
+    name: str,
+    engine: FakeEngine,
+    metrics: Metrics,
+    encode: Callable[[Concept], TrainConcept] = encode,
+) -> SteerableModel:
+    identity = ServedModel.of(name, engine.model)
+    return SteerableModel(identity, Trainings(name, engine, encode, metrics), present)
+
+
 @pytest.fixture
 def open_concepts(engine: FakeEngine, store: ConceptStore) -> Open:
     """Builds the registry as after a start, with the concepts in the store."""
 
-    def build(limit: int = 10, encode: Callable[[Concept], TrainConcept] = encode) -> Concepts:
+    def build(limit: int = 10, encode: Callable[[Concept], TrainConcept] = encode) -> OneModel:
         metrics = Metrics()
-        trainings = Trainings(engine, encode, metrics)
-        return Concepts(store, trainings, metrics, LimitSettings(max_concepts=limit), present)
+        concepts = Concepts(store, metrics, LimitSettings(max_concepts=limit))
+        return OneModel(concepts, model_of("tiny", engine, metrics, encode))
 
     return build
 
@@ -78,11 +119,11 @@ def concepts(open_concepts: Open) -> Concepts:
     return open_concepts()
 
 
-def state_of(concepts: Concepts, name: str = "kind") -> ConceptState:
+def state_of(concepts: OneModel, name: str = "kind") -> ConceptState:
     return concepts.describe(name).state
 
 
-def ids(concepts: Concepts) -> list[str]:
+def ids(concepts: OneModel) -> list[str]:
     return [card.id for card in concepts.overview().data]
 
 
@@ -90,7 +131,7 @@ def stored(store: ConceptStore) -> list[str]:
     return [concept.id for concept in store.read()]
 
 
-async def usable(concepts: Concepts, *names: str) -> None:
+async def usable(concepts: OneModel, *names: str) -> None:
     await concepts.make_usable(concepts.find(names))
 
 
@@ -107,7 +148,7 @@ def ship(directory: Path, name: str, text: str = "Lovely.") -> None:
     )
 
 
-async def test_a_created_concept_is_ready_and_stored(concepts: Concepts, store: ConceptStore) -> None:
+async def test_a_created_concept_is_ready_and_stored(concepts: OneModel, store: ConceptStore) -> None:
     made = await concepts.create(concept())
     assert made == concepts.describe("kind")
     assert made == ConceptDetail(
@@ -126,7 +167,7 @@ async def test_a_created_concept_is_ready_and_stored(concepts: Concepts, store: 
 
 
 async def test_the_file_is_written_before_the_answer(
-    concepts: Concepts, store: ConceptStore, monkeypatch: pytest.MonkeyPatch
+    concepts: OneModel, store: ConceptStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     write = store.write
@@ -137,7 +178,7 @@ async def test_the_file_is_written_before_the_answer(
 
 
 async def test_a_concept_is_visible_while_it_is_created(
-    concepts: Concepts, engine: FakeEngine, store: ConceptStore
+    concepts: OneModel, engine: FakeEngine, store: ConceptStore
 ) -> None:
     go_on = asyncio.Event()
     engine.training = pausing(go_on)
@@ -150,7 +191,7 @@ async def test_a_concept_is_visible_while_it_is_created(
 
 
 async def test_concurrent_creations_of_the_same_concept_train_it_once(
-    concepts: Concepts, engine: FakeEngine
+    concepts: OneModel, engine: FakeEngine
 ) -> None:
     made = await asyncio.gather(*(concepts.create(concept()) for _ in range(5)))
     assert all(answer == made[0] for answer in made)
@@ -165,7 +206,7 @@ async def test_creating_a_stored_concept_again_returns_it(open_concepts: Open, e
 
 @pytest.mark.parametrize("ended", [True, False])
 async def test_a_name_in_use_with_other_examples_is_a_conflict(
-    concepts: Concepts, engine: FakeEngine, ended: bool
+    concepts: OneModel, engine: FakeEngine, ended: bool
 ) -> None:
     engine.training = train_well if ended else pausing(HANG)
     creating = asyncio.create_task(concepts.create(concept()))
@@ -184,7 +225,7 @@ async def test_a_shipped_concepts_name_is_taken_unless_the_examples_are_the_same
     assert not (tmp_path / "created").exists()
 
 
-async def test_a_digest_of_other_examples_as_the_name_is_refused(concepts: Concepts) -> None:
+async def test_a_digest_of_other_examples_as_the_name_is_refused(concepts: OneModel) -> None:
     digest = concept().digest
     assert (await concepts.create(concept(digest))).id == f"_worker/{digest}"
     with pytest.raises(InvalidRequest) as refused:
@@ -198,7 +239,7 @@ async def test_a_digest_of_other_examples_as_the_name_is_refused(concepts: Conce
     [("Lovely.", train_badly, "differ in nothing"), ("too long", train_well, "too many tokens")],
 )
 async def test_a_concept_that_cannot_be_trained_is_not_kept(
-    concepts: Concepts, engine: FakeEngine, store: ConceptStore, text: str, training: object, reason: str
+    concepts: OneModel, engine: FakeEngine, store: ConceptStore, text: str, training: object, reason: str
 ) -> None:
     engine.training = training  # type: ignore[assignment]
     creating = [asyncio.create_task(concepts.create(concept(text=text))) for _ in range(2)]
@@ -211,7 +252,7 @@ async def test_a_concept_that_cannot_be_trained_is_not_kept(
 
 
 async def test_a_fault_in_training_is_internal_and_keeps_nothing(
-    concepts: Concepts, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+    concepts: OneModel, engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine.training = pausing(RuntimeError("CUDA error"))
     with caplog.at_level(logging.ERROR):
@@ -231,7 +272,7 @@ async def test_the_number_of_created_concepts_is_limited(open_concepts: Open, tm
     await concepts.create(concept("c"))
 
 
-async def test_a_creation_goes_on_when_nobody_waits(concepts: Concepts, engine: FakeEngine) -> None:
+async def test_a_creation_goes_on_when_nobody_waits(concepts: OneModel, engine: FakeEngine) -> None:
     go_on = asyncio.Event()
     engine.training = pausing(go_on)
     creating = asyncio.create_task(concepts.create(concept()))
@@ -244,7 +285,7 @@ async def test_a_creation_goes_on_when_nobody_waits(concepts: Concepts, engine: 
 
 
 async def test_a_concept_that_cannot_be_written_is_not_kept(
-    concepts: Concepts,
+    concepts: OneModel,
     engine: FakeEngine,
     store: ConceptStore,
     monkeypatch: pytest.MonkeyPatch,
@@ -264,7 +305,7 @@ async def test_a_concept_that_cannot_be_written_is_not_kept(
     assert (await concepts.create(concept())).state is ConceptState.READY
 
 
-async def test_a_creation_fails_if_the_engine_is_lost(concepts: Concepts, engine: FakeEngine) -> None:
+async def test_a_creation_fails_if_the_engine_is_lost(concepts: OneModel, engine: FakeEngine) -> None:
     engine.training = pausing(EngineUnavailable())
     assert await code_of(asyncio.create_task(concepts.create(concept()))) is ErrorCode.UNAVAILABLE
     engine.available = False
@@ -273,7 +314,7 @@ async def test_a_creation_fails_if_the_engine_is_lost(concepts: Concepts, engine
 
 
 async def test_a_creation_goes_on_once_a_lost_engine_is_back(
-    concepts: Concepts, engine: FakeEngine, store: ConceptStore
+    concepts: OneModel, engine: FakeEngine, store: ConceptStore
 ) -> None:
     engine.restored = asyncio.Event()
     engine.training = pausing(EngineUnavailable())
@@ -293,7 +334,7 @@ async def test_a_creation_goes_on_once_a_lost_engine_is_back(
 
 
 async def test_a_creation_that_crashes_the_engine_each_time_is_given_up(
-    concepts: Concepts, engine: FakeEngine, store: ConceptStore
+    concepts: OneModel, engine: FakeEngine, store: ConceptStore
 ) -> None:
     engine.restored = asyncio.Event()
     engine.restored.set()
@@ -338,7 +379,7 @@ async def test_a_stored_concept_survives_the_loss_of_the_engine(
     await usable(concepts, "kind")
 
 
-async def test_a_deleted_concept_is_gone(concepts: Concepts, engine: FakeEngine, store: ConceptStore) -> None:
+async def test_a_deleted_concept_is_gone(concepts: OneModel, engine: FakeEngine, store: ConceptStore) -> None:
     await concepts.create(concept())
     await concepts.delete("_worker/kind")
     assert (ids(concepts), stored(store), engine.forgotten) == ([], [], [concept().digest])
@@ -347,7 +388,7 @@ async def test_a_deleted_concept_is_gone(concepts: Concepts, engine: FakeEngine,
 
 
 async def test_the_engine_keeps_a_vector_that_another_concept_shares(
-    concepts: Concepts, engine: FakeEngine
+    concepts: OneModel, engine: FakeEngine
 ) -> None:
     await asyncio.gather(concepts.create(concept("a")), concepts.create(concept("b")))
     assert len(engine.trainings) == 1
@@ -366,7 +407,7 @@ async def test_a_shipped_concept_cannot_be_deleted(open_concepts: Open, tmp_path
 
 
 async def test_a_concept_whose_file_cannot_be_deleted_stays(
-    concepts: Concepts, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    concepts: OneModel, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object) -> None:
         raise OSError(30, "Read-only file system")
@@ -379,7 +420,7 @@ async def test_a_concept_whose_file_cannot_be_deleted_stays(
     assert state_of(concepts) is ConceptState.READY
 
 
-async def test_deleting_ends_a_creation(concepts: Concepts, engine: FakeEngine, store: ConceptStore) -> None:
+async def test_deleting_ends_a_creation(concepts: OneModel, engine: FakeEngine, store: ConceptStore) -> None:
     engine.training = pausing(HANG)
     creating = asyncio.create_task(concepts.create(concept()))
     await until(lambda: engine.in_training)
@@ -416,7 +457,7 @@ async def test_deleting_before_the_engine_has_the_command_sends_it_none(
 
 
 async def test_deleting_while_the_file_is_written_leaves_no_file(
-    concepts: Concepts, store: ConceptStore, monkeypatch: pytest.MonkeyPatch
+    concepts: OneModel, store: ConceptStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writing, go_on = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -439,7 +480,7 @@ async def test_deleting_while_the_file_is_written_leaves_no_file(
 
 
 async def test_a_training_for_two_concepts_goes_on_if_one_is_deleted(
-    concepts: Concepts, engine: FakeEngine, store: ConceptStore
+    concepts: OneModel, engine: FakeEngine, store: ConceptStore
 ) -> None:
     go_on = asyncio.Event()
     engine.training = pausing(go_on)
@@ -540,7 +581,7 @@ async def test_a_concept_that_was_deleted_after_it_was_found_is_not_trained(
 
 
 async def test_a_concept_that_the_engine_has_lost_is_trained_again(
-    concepts: Concepts, engine: FakeEngine
+    concepts: OneModel, engine: FakeEngine
 ) -> None:
     await concepts.create(concept())
     found = concepts.find(["kind"])
@@ -652,14 +693,14 @@ async def test_background_training_stops_if_the_engine_is_lost(
 
 
 async def test_a_training_without_a_final_update_is_unavailable(
-    concepts: Concepts, engine: FakeEngine
+    concepts: OneModel, engine: FakeEngine
 ) -> None:
     engine.training = lambda command: [TrainingUpdate(command.concept, TrainingState.TRAINING, 0.5)]
     assert await code_of(asyncio.create_task(concepts.create(concept()))) is ErrorCode.UNAVAILABLE
 
 
 async def test_the_store_matches_the_registry_after_concurrent_changes(
-    concepts: Concepts, store: ConceptStore
+    concepts: OneModel, store: ConceptStore
 ) -> None:
     """Tasks create and delete concepts with the same few names."""
 
@@ -674,3 +715,72 @@ async def test_the_store_matches_the_registry_after_concurrent_changes(
 
     await asyncio.wait_for(asyncio.gather(*map(churn, range(12))), 20)
     assert sorted(ids(concepts)) == sorted(stored(store))
+
+
+class TwoModels:
+    """The registry of a server with the models a and b."""
+
+    def __init__(self, store: ConceptStore, encode_b: Callable[[Concept], TrainConcept] = encode) -> None:
+        metrics = Metrics()
+        self.engines = {name: FakeEngine(model_info(Path(), 300)) for name in "ab"}
+        self.a = model_of("a", self.engines["a"], metrics)
+        self.b = model_of("b", self.engines["b"], metrics, encode_b)
+        self.concepts = Concepts(store, metrics, LimitSettings())
+        for model in (self.a, self.b):
+            self.concepts.add_model(model)
+
+    @property
+    def trainings(self) -> tuple[int, int]:
+        a, b = self.engines.values()
+        return len(a.trainings), len(b.trainings)
+
+
+def states(described: ConceptDetail) -> dict[str, ConceptState]:
+    assert described.models is not msgspec.UNSET
+    return {name: on_model.state for name, on_model in described.models.items()}
+
+
+async def test_a_concept_is_trained_on_each_of_the_models(store: ConceptStore) -> None:
+    both = TwoModels(store)
+    made = await both.concepts.create(concept(), [both.a, both.b])
+    assert states(made) == {"a": ConceptState.READY, "b": ConceptState.READY}
+    assert both.trainings == (1, 1)
+    [card] = both.concepts.overview([both.a, both.b]).data
+    assert card.models is not msgspec.UNSET
+    assert card.models["b"] == ConceptOnModel(ConceptState.READY, 1.0), "without its report"
+
+
+async def test_a_concept_for_one_model_is_trained_on_the_other_at_its_first_use(store: ConceptStore) -> None:
+    both = TwoModels(store)
+    made = await both.concepts.create(concept(), [both.a])
+    assert (made.state, made.models, both.trainings) == (ConceptState.READY, msgspec.UNSET, (1, 0))
+    assert both.concepts.describe("kind", [both.b]).state is ConceptState.UNTRAINED
+    await both.concepts.make_usable(both.concepts.find(["kind"]), both.b)
+    assert both.trainings == (1, 1)
+
+
+async def test_one_model_that_can_use_a_concept_is_enough(store: ConceptStore) -> None:
+    def refuse(_: Concept) -> TrainConcept:
+        raise InvalidRequest("it belongs to another model")
+
+    both = TwoModels(store, encode_b=refuse)
+    made = await both.concepts.create(concept(), [both.a, both.b])
+    assert states(made) == {"a": ConceptState.READY, "b": ConceptState.FAILED}
+    assert both.concepts.describe("kind", [both.b]).error == "it belongs to another model"
+    with pytest.raises(InvalidRequest, match="it belongs to another model"):
+        await both.concepts.create(concept("other"), [both.b])
+    assert [card.id for card in both.concepts.overview([both.a]).data] == ["_worker/kind"]
+
+
+async def test_a_creation_does_not_wait_for_a_model_that_is_down(store: ConceptStore) -> None:
+    both = TwoModels(store)
+    both.engines["b"].available = False
+    made = await both.concepts.create(concept(), [both.a, both.b])
+    assert states(made) == {"a": ConceptState.READY, "b": ConceptState.UNTRAINED}
+
+
+async def test_a_deleted_concept_is_forgotten_by_all_models(store: ConceptStore) -> None:
+    both = TwoModels(store)
+    await both.concepts.create(concept(), [both.a, both.b])
+    await both.concepts.delete("kind")
+    assert [engine.forgotten for engine in both.engines.values()] == [[concept().digest]] * 2

@@ -38,7 +38,7 @@ def shared(
 ) -> tuple[FakeEngine, FastAPI]:
     """One gateway for most tests, because building a gateway takes longer than most tests."""
     engine = FakeEngine(model_info(model_directory, tiny_tokenizer.get_vocab_size()))
-    return engine, create_app(shared_settings, engine)
+    return engine, create_app(shared_settings, {"tiny": engine})
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def client(shared: tuple[FakeEngine, FastAPI], engine: FakeEngine) -> Asyn
 async def live_gateway(shared: tuple[FakeEngine, FastAPI], shared_settings: Settings) -> AsyncIterator[str]:
     """The shared engine's gateway on a free loopback port. It stops even if a generation is still running."""
     engine, _ = shared
-    async with live(create_app(shared_settings, engine)) as url:
+    async with live(create_app(shared_settings, {"tiny": engine})) as url:
         yield url
 
 
@@ -85,7 +85,7 @@ async def serve_live(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Callab
     async with AsyncExitStack() as stack:
 
         async def start() -> str:
-            return await stack.enter_async_context(live(create_app(settings, engine)))
+            return await stack.enter_async_context(live(create_app(settings, {"tiny": engine})))
 
         yield start
 
@@ -120,7 +120,8 @@ async def serve(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Serve]:
         async def start(engine: FakeEngine = engine, **sections: Any) -> httpx.AsyncClient:
             defaults = {"model": {"name": "tiny"}, "data_directory": str(tmp_path / "data")}
             settings = Settings(**(defaults | sections))
-            return await stack.enter_async_context(client_of(create_app(settings, engine)))
+            engines = {settings.model.name: engine}
+            return await stack.enter_async_context(client_of(create_app(settings, engines)))
 
         yield start
 

@@ -143,7 +143,7 @@ async def test_a_full_queue_is_reported_before_the_prompt_is_rendered(
     engine: FakeEngine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prompts = shared[1].state.gateway.prompts
+    prompts = shared[1].state.gateway.models.loaded[0].prompts
     monkeypatch.setattr(prompts, "render", lambda messages: pytest.fail("rendered"))
     engine.free_capacity = 1
     assert_error(await chat(client, n=2), 503, "QUEUE_FULL")
@@ -299,7 +299,7 @@ async def test_a_client_that_disconnects_releases_everything_it_reserved(
     """The client disconnects like with an ASGI server: a disconnect message after the body."""
     limits = {"max_requests": 1, "tokens_per_minute": 60}
     settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path), limits=limits)
-    app = create_app(settings, engine)
+    app = create_app(settings, {"tiny": engine})
     engine.start = asyncio.get_running_loop().create_future()
     gone = asyncio.Event()
     messages = [{"type": "http.request", "body": httpx.Request("POST", "/", json=body(max_tokens=5)).content}]

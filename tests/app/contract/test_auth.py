@@ -75,7 +75,7 @@ async def guarded(serve) -> httpx.AsyncClient:
 
 @pytest.fixture
 def guarded_app(engine: FakeEngine) -> FastAPI:
-    return create_app(Settings(model={"name": "tiny"}, auth=AUTH), engine)
+    return create_app(Settings(model={"name": "tiny"}, auth=AUTH), {"tiny": engine})
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -201,7 +201,7 @@ async def test_the_examples_of_a_concept_need_the_scope_concepts(serve) -> None:
 
 async def test_a_missing_scope_is_refused_before_the_body_is_read(engine: FakeEngine) -> None:
     entry = {**AUTH["tokens"][0], "scopes": ["metrics"]}
-    app = create_app(Settings(model={"name": "tiny"}, auth={"tokens": [entry]}), engine)
+    app = create_app(Settings(model={"name": "tiny"}, auth={"tokens": [entry]}), {"tiny": engine})
     start, *_ = await response_without_reading_the_body(app, {**JSON, **bearer(TOKEN)})
     assert start["status"] == 401
 

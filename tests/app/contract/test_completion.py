@@ -198,8 +198,10 @@ async def fingerprint(client: httpx.AsyncClient) -> str:
     return (await completion(client))["system_fingerprint"]
 
 
-@pytest.mark.parametrize("fact", [{"weights_digest": "ab" * 32}, {"dtype": "bfloat16"}, {"dtype": "int8"}])
-async def test_the_fingerprint_changes_with_the_weights_and_the_dtype(
+@pytest.mark.parametrize(
+    "fact", [{"weights_digest": "ab" * 32}, {"dtype": "bfloat16"}, {"quantization": "integer"}]
+)
+async def test_the_fingerprint_changes_with_the_weights_the_dtype_and_the_quantization(
     client: httpx.AsyncClient, reworked: Callable[..., FakeEngine], serve, fact: dict[str, str]
 ) -> None:
     assert await fingerprint(await serve(reworked(**fact))) != await fingerprint(client)

@@ -184,4 +184,6 @@ async def test_a_model_that_cannot_chat_is_logged_at_the_start(
     serve, templateless: FakeEngine, shown: Callable[[], str]
 ) -> None:
     await serve(templateless)
-    assert shown().count("WARNING app.main: the model has no chat template, so it cannot chat") == 1
+    assert (
+        shown().count("WARNING app.models.loading: model tiny has no chat template, so it cannot chat") == 1
+    )

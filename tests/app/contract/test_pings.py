@@ -39,7 +39,7 @@ def build(engine: FakeEngine, tmp_path: Path) -> Callable[..., FastAPI]:
         settings = Settings(
             model={"name": "tiny"}, data_directory=str(tmp_path / "data"), server=server_settings
         )
-        return create_app(settings, engine)
+        return create_app(settings, {"tiny": engine})
 
     return build
 

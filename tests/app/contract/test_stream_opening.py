@@ -50,7 +50,7 @@ def build(engine: FakeEngine, tmp_path: Path) -> Callable[..., FastAPI]:
         settings = Settings(
             model={"name": "tiny"}, data_directory=str(tmp_path / "data"), server=server, **sections
         )
-        return create_app(settings, engine)
+        return create_app(settings, {"tiny": engine})
 
     return build
 
@@ -92,7 +92,7 @@ async def answered_late(
     """The response to a request whose first token, or error, comes long after `SOON`."""
     async with asyncio.timeout(10), in_process(app) as client:
         answer = asyncio.create_task(client.post(CHAT, json=body(**fields)))
-        await until(lambda: app.state.gateway.engine.requests)
+        await until(lambda: app.state.gateway.models.engines[0].requests)
         await asyncio.sleep(5 * SOON)
         late_start.set_exception(error) if error else late_start.set_result(None)
         return await answer
@@ -167,7 +167,9 @@ async def test_what_fails_before_the_opening_has_its_own_status(
     app = build(seconds)
     response = await answered_late(app, late_start, EngineUnavailable(), stream=streamed)
     assert_error(response, 503, "UNAVAILABLE")
-    assert b"\ntiller_aborts_total 0.0\n" in app.state.gateway.metrics.render(), "no answer has begun"
+    assert b'\ntiller_aborts_total{model="tiny"} 0.0\n' in app.state.gateway.metrics.render(), (
+        "no answer has begun"
+    )
 
 
 async def test_a_stream_that_waits_too_long_ends_with_queue_full(

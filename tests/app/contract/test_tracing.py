@@ -64,8 +64,8 @@ async def traced(
     engine: FakeEngine, provider: TracerProvider, observations: list[Observation], tmp_path: Any
 ) -> Any:
     settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path))
-    observers: list[Callable[[Observation], None]] = [Tracing(provider, "tiny").observe, observations.append]
-    async with client_of(create_app(settings, engine, observers)) as client:
+    observers: list[Callable[[Observation], None]] = [Tracing(provider).observe, observations.append]
+    async with client_of(create_app(settings, {"tiny": engine}, observers)) as client:
         yield client
 
 
@@ -169,7 +169,7 @@ async def test_the_span_of_a_stream_that_its_client_left_agrees_with_the_log(
     engine: FakeEngine, provider: TracerProvider, spans: InMemorySpanExporter, tmp_path: Any
 ) -> None:
     settings = Settings(model={"name": "tiny"}, data_directory=str(tmp_path))
-    app = create_app(settings, engine, [Tracing(provider, "tiny").observe])
+    app = create_app(settings, {"tiny": engine}, [Tracing(provider).observe])
     reader = Reader()
     async with answering(app, reader) as answer:
         reader.gone.set()
@@ -227,7 +227,7 @@ def test_spans_are_sent_to_a_collector(
     if by_variable:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
-    tracing = start_tracing(TracingSettings(endpoint=endpoint), "tiny")
+    tracing = start_tracing(TracingSettings(endpoint=endpoint))
     assert tracing is not None
     tracing.observe(Observation("some-request"))
     tracing.close()
@@ -238,18 +238,18 @@ def test_spans_are_sent_to_a_collector(
 
 
 def test_tracing_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert start_tracing(TracingSettings(), "tiny") is None
+    assert start_tracing(TracingSettings()) is None
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
-    assert start_tracing(TracingSettings(), "tiny") is None
+    assert start_tracing(TracingSettings()) is None
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    assert start_tracing(TracingSettings(endpoint="http://127.0.0.1:9"), "tiny") is None
+    assert start_tracing(TracingSettings(endpoint="http://127.0.0.1:9")) is None
 
 
 def test_a_server_without_tracing_does_not_import_the_sdk() -> None:
     script = (
         "import sys, app.server; from app.settings import TracingSettings as S;"
-        "assert app.server.start_tracing(S(), 'tiny') is None;"
+        "assert app.server.start_tracing(S()) is None;"
         "heavy = ('opentelemetry.sdk', 'opentelemetry.exporter');"
         "print([name for name in sys.modules if name.startswith(heavy)])"
     )
@@ -266,7 +266,7 @@ def test_missing_packages_are_a_one_line_error_that_says_what_to_install(
     if setting.startswith("OTEL_"):
         monkeypatch.setenv(setting, url)
     with pytest.raises(StartError, match=rf"^{setting} is set, but tracing .*pip install '\.\[otel\]'$"):
-        start_tracing(TracingSettings(endpoint=None if setting.startswith("OTEL_") else url), "tiny")
+        start_tracing(TracingSettings(endpoint=None if setting.startswith("OTEL_") else url))
 
 
 def test_is_installed_detects_packages() -> None:

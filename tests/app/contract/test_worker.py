@@ -101,7 +101,7 @@ async def client(
     async with supervise(config, Timing(longest_delay=0.05)) as engine:
         data = tmp_path / "data"
         store_concepts(data, {"kind": pairs("kind")})
-        app = create_app(Settings(model={"name": "tiny"}, data_directory=str(data)), engine)
+        app = create_app(Settings(model={"name": "tiny"}, data_directory=str(data)), {"tiny": engine})
         async with client_of(app) as client:
             yield client
 

@@ -136,7 +136,7 @@ async def status(client: httpx.AsyncClient, secret: str) -> int:
 async def test_tokens_are_created_and_revoked_while_the_server_runs(config: Path, engine: FakeEngine) -> None:
     first = create_token("ada", "--config", config)
     settings = load_settings(config, model={"name": "tiny"}, server={"host": "0.0.0.0"})
-    async with client_of(create_app(settings, engine)) as client:
+    async with client_of(create_app(settings, {"tiny": engine})) as client:
         assert await status(client, first) == 200
         second = await asyncio.to_thread(create_token, "bob", "--config", config)
         assert [await status(client, secret) for secret in (first, second, "x")] == [200, 200, 401]
@@ -206,7 +206,9 @@ async def test_the_log_shows_any_stored_name_in_one_line(
 ) -> None:
     file.write([token("secret").model_copy(update={"name": name})])
     caplog.set_level(logging.INFO, "tiller.access")
-    async with client_of(create_app(load_settings(config, model={"name": "tiny"}), engine)) as client:
+    async with client_of(
+        create_app(load_settings(config, model={"name": "tiny"}), {"tiny": engine})
+    ) as client:
         assert await status(client, "secret") == 200
     [record] = [record for record in caplog.records if record.name == "tiller.access"]
     text, line = TextFormatter({}).format(record), JsonFormatter({}).format(record)

@@ -10,7 +10,7 @@ from app.limits.admission import AdmissionController, AdmittedRequest, TokenBuck
 from app.settings import AccessToken, LimitSettings
 
 
-@dataclass
+@dataclass(eq=False)
 class Engine:
     free_capacity: int = 10
     available: bool = True
@@ -34,7 +34,7 @@ def engine() -> Engine:
 
 
 def build(engine: Engine, clock: Clock, **limits: Any) -> AdmissionController:
-    return AdmissionController(engine, LimitSettings(**limits), clock)  # type: ignore[arg-type]
+    return AdmissionController(lambda: [engine], LimitSettings(**limits), clock)  # type: ignore[list-item]
 
 
 def admit(admission: AdmissionController, caller: AccessToken | None, nice: bool) -> AdmittedRequest:
@@ -57,14 +57,14 @@ def seconds_until(error: pytest.ExceptionInfo[ApiError]) -> int | None:
 def test_capacity_is_reserved_only_once(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
     first, second = admit(admission, None, False), admit(admission, None, False)
-    first.reserve(7, 1)
+    first.reserve(engine, 7, 1)
     with pytest.raises(QueueFull):
-        second.reserve(4, 1)
-    second.reserve(3, 1)
+        second.reserve(engine, 4, 1)
+    second.reserve(engine, 3, 1)
     with pytest.raises(QueueFull):
         admit(admission, None, False)
     first.end()
-    admit(admission, None, False).reserve(7, 1)
+    admit(admission, None, False).reserve(engine, 7, 1)
 
 
 def test_an_engine_that_is_down_takes_precedence_over_a_full_queue(engine: Engine, clock: Clock) -> None:
@@ -76,15 +76,16 @@ def test_an_engine_that_is_down_takes_precedence_over_a_full_queue(engine: Engin
 def test_choices_handed_over_to_the_engine_are_not_counted_twice(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
     admitted = admit(admission, None, False)
-    admitted.reserve(10, 1)
+    admitted.reserve(engine, 10, 1)
     admitted.hand_over()
-    admission.check_capacity(10)
+    admission.assign(engine, 10)  # type: ignore[arg-type]
+    admission.release(engine, 10)  # type: ignore[arg-type]
     engine.free_capacity = 0
     admitted.end()
     with pytest.raises(QueueFull):
-        admission.check_capacity(1)
+        admission.check_any()
     engine.free_capacity = 10
-    admission.check_capacity(10)
+    admission.assign(engine, 10)  # type: ignore[arg-type]
 
 
 def test_requests_are_counted_per_access_token_and_nice_ones_separately(engine: Engine, clock: Clock) -> None:
@@ -104,18 +105,23 @@ def test_requests_are_counted_per_access_token_and_nice_ones_separately(engine: 
 def test_an_access_tokens_own_limits_override_the_general_ones(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock, max_requests=1, tokens_per_minute=1)
     admitted = admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
-    admitted.reserve(1, 900)
+    admitted.reserve(engine, 1, 900)
     admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
     with pytest.raises(RateLimited):
         admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
 
 
 def enter(
-    admission: AdmissionController, caller: AccessToken, prompt: int, answer: int | None, n: int = 1
+    admission: AdmissionController,
+    engine: Engine,
+    caller: AccessToken,
+    prompt: int,
+    answer: int | None,
+    n: int = 1,
 ) -> AdmittedRequest:
     admitted = admit(admission, caller, False)
     try:
-        admitted.reserve(n, answer)
+        admitted.reserve(engine, n, answer)  # type: ignore[arg-type]
         admitted.reserve_prompt(prompt)
     except BaseException:
         admitted.end()
@@ -125,66 +131,66 @@ def enter(
 
 def test_tokens_are_reserved_corrected_and_refilled(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=600)
-    first = enter(admission, caller, prompt=100, answer=200, n=2)
+    first = enter(admission, engine, caller, prompt=100, answer=200, n=2)
     with pytest.raises(RateLimited) as error:
-        enter(admission, caller, prompt=60, answer=100)
+        enter(admission, engine, caller, prompt=60, answer=100)
     assert seconds_until(error) == 6
     first.end(tokens=140)
-    second = enter(admission, caller, prompt=360, answer=100)
+    second = enter(admission, engine, caller, prompt=360, answer=100)
     second.end(tokens=460)
     with pytest.raises(RateLimited) as error:
-        enter(admission, caller, prompt=5, answer=45)
+        enter(admission, engine, caller, prompt=5, answer=45)
     assert seconds_until(error) == 5
     clock.now += 5
-    enter(admission, caller, prompt=5, answer=45)
+    enter(admission, engine, caller, prompt=5, answer=45)
 
 
 def test_a_refused_request_costs_nothing(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=600)
     for _ in range(5):
-        first = enter(admission, caller, prompt=1, answer=300)
+        first = enter(admission, engine, caller, prompt=1, answer=300)
         with pytest.raises(RateLimited):
-            enter(admission, caller, prompt=299, answer=1)
+            enter(admission, engine, caller, prompt=299, answer=1)
         first.end()
-    enter(admission, caller, prompt=300, answer=300)
+    enter(admission, engine, caller, prompt=300, answer=300)
 
 
 def test_a_refusal_says_when_the_tokens_are_available(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=60)
-    enter(admission, caller, prompt=10, answer=50).end(tokens=60)
+    enter(admission, engine, caller, prompt=10, answer=50).end(tokens=60)
     for wanted in (1, 7, 60):
         with pytest.raises(RateLimited) as error:
-            enter(admission, caller, prompt=0, answer=wanted)
+            enter(admission, engine, caller, prompt=0, answer=wanted)
         assert seconds_until(error) == wanted
 
 
 def test_without_max_tokens_a_typical_answer_is_reserved(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=1000)
-    enter(admission, caller, prompt=0, answer=None, n=3)
+    enter(admission, engine, caller, prompt=0, answer=None, n=3)
     with pytest.raises(RateLimited):
-        enter(admission, caller, prompt=0, answer=None)
-    enter(admission, caller, prompt=100, answer=100)
+        enter(admission, engine, caller, prompt=0, answer=None)
+    enter(admission, engine, caller, prompt=100, answer=100)
 
 
 def test_a_request_above_one_minutes_tokens_leaves_the_bucket_in_debt(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=60)
-    enter(admission, caller, prompt=90, answer=30).end(tokens=120)
+    enter(admission, engine, caller, prompt=90, answer=30).end(tokens=120)
     with pytest.raises(RateLimited) as error:
-        enter(admission, caller, prompt=0, answer=1)
+        enter(admission, engine, caller, prompt=0, answer=1)
     assert seconds_until(error) == 61
     clock.now += 61
-    enter(admission, caller, prompt=0, answer=1)
+    enter(admission, engine, caller, prompt=0, answer=1)
 
 
 def test_a_changed_limit_applies_to_the_next_request(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
-    old = enter(admission, token(tokens_per_minute=10), prompt=5, answer=5)
-    new = enter(admission, token(tokens_per_minute=100), prompt=50, answer=50)
+    old = enter(admission, engine, token(tokens_per_minute=10), prompt=5, answer=5)
+    new = enter(admission, engine, token(tokens_per_minute=100), prompt=50, answer=50)
     old.end(tokens=10)
     new.end(tokens=100)
     with pytest.raises(RateLimited):
-        enter(admission, token(tokens_per_minute=100), prompt=1, answer=1)
-    enter(admission, token(), prompt=1000, answer=1000)
+        enter(admission, engine, token(tokens_per_minute=100), prompt=1, answer=1)
+    enter(admission, engine, token(), prompt=1000, answer=1000)
 
 
 def test_a_bucket_never_holds_more_than_a_minutes_tokens(clock: Clock) -> None:
@@ -195,3 +201,28 @@ def test_a_bucket_never_holds_more_than_a_minutes_tokens(clock: Clock) -> None:
     bucket.put_back(1000)
     assert bucket.take(60) == 0
     assert bucket.take(1) == 1
+
+
+def test_each_engine_has_its_own_room(clock: Clock) -> None:
+    small, large = Engine(1), Engine(10)
+    admission = AdmissionController(lambda: [small, large], LimitSettings(), clock)  # type: ignore[list-item]
+    requests = [admit(admission, None, False) for _ in range(11)]
+    with pytest.raises(QueueFull):
+        admission.reserve()
+    requests[0].reserve(small, 1, 1)  # type: ignore[arg-type]
+    with pytest.raises(QueueFull):
+        requests[1].reserve(small, 1, 1)  # type: ignore[arg-type]
+    for request in requests[2:]:
+        request.reserve(large, 1, 1)  # type: ignore[arg-type]
+    admission.reserve()
+
+
+def test_an_engine_that_is_down_does_not_concern_the_other(clock: Clock) -> None:
+    down, up = Engine(10, available=False), Engine(2)
+    admission = AdmissionController(lambda: [down, up], LimitSettings(), clock)  # type: ignore[list-item]
+    requests = [admit(admission, None, False) for _ in range(2)]
+    with pytest.raises(QueueFull):
+        admission.reserve()
+    with pytest.raises(EngineUnavailable):
+        requests[0].reserve(down, 1, 1)  # type: ignore[arg-type]
+    requests[1].reserve(up, 2, 1)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 from app.errors import ApiError, ErrorCode, InvalidRequest
 from app.schemas.chat import ChatRequest
 from app.settings import Settings
-from app.text.generation_request import check_model, digests_in, generation_request
+from app.text.generation_request import digests_in, generation_request
 from inference.interface.protocol import ModelInfo
 from inference.interface.requests import (
     GenerationRequest,
@@ -196,9 +196,3 @@ def test_readings_keep_the_order_of_the_request() -> None:
 )
 def test_the_engine_needs_what_steers_decides_or_is_read(fields: dict[str, Any], needed: list[str]) -> None:
     assert sorted(digests_in(built(digests=DIGESTS, **fields))) == needed
-
-
-def test_any_other_model_is_unknown() -> None:
-    check_model("org/tiny", "org/tiny")
-    with pytest.raises(ApiError, match="'org/other' is unknown"):
-        check_model("org/other", "org/tiny")

@@ -32,11 +32,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def server(
-    browser: Browser, embedded_config: dict, tmp_path_factory: pytest.TempPathFactory
+    browser: Browser, quantized_config: dict, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """Quantized, as `make serve` runs it, which takes a third of the time. Not without a browser."""
-    config = {**embedded_config, "engine": {"quantization": "integer"}}
-    with serving(config, tmp_path_factory.mktemp("playground")) as running:
+    """Not without a browser."""
+    with serving(quantized_config, tmp_path_factory.mktemp("playground")) as running:
         yield running
 
 

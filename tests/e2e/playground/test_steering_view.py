@@ -72,7 +72,7 @@ def test_a_strength_that_the_server_reduces_is_shown(page: Page) -> None:
 def test_a_strength_beyond_the_limits_of_the_report_is_marked(page: Page) -> None:
     report = {"max_strength": 1.2, "max_down_strength": 0.8}
     concept = {"id": "_worker/sentiment", "state": "ready", "report": report}
-    page.route("**/steering_concepts/_worker/sentiment", lambda route: route.fulfill(json=concept))
+    page.route("**/steering_concepts/_worker/sentiment?*", lambda route: route.fulfill(json=concept))
     page.reload()
     expect(page.locator(".strengths")).to_contain_text("Counts as −0.8.")
     page.get_by_role("slider", name="sentiment").fill("2")
