@@ -47,6 +47,9 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """Number of this worker within the server, from 0. Workers take the CUDA devices in turn."""
     replicas: int = 1
     """Number of workers within the server."""
+    tensor_parallel: int = 1
+    """Number of processes of this worker that share its model. Each has a part of every layer, and a CUDA
+    device of its own or its share of the CPU threads."""
     device: Device = "auto"
     """"auto": cuda if the machine has a CUDA device, else cpu."""
     dtype: DType = "auto"
@@ -58,14 +61,14 @@ class EngineConfig(msgspec.Struct, frozen=True):
     weights are rounded to 8 bits, with 16-bit activations.
     """
     threads: int | None = None
-    """CPU threads of one operation. None: torch chooses."""
+    """CPU threads of one operation, of all processes together. None: torch chooses."""
     context_length: int | None = None
     """Limit for prompt + completion, in tokens. None: the model's own limit."""
     block_size: int = 16
     """Tokens per block of the KV cache."""
     kv_cache_gib: float | None = None
-    """Memory for the KV cache, in GiB. None: kv_cache_share, if it is set. Else 2 on the CPU, and on CUDA
-    what steps leave, at most 0.9 of the free memory."""
+    """Memory for the KV cache of each process, in GiB. None: kv_cache_share, if it is set. Else 2 on the CPU,
+    and on CUDA what steps leave, at most 0.9 of the free memory."""
     kv_cache_share: float | None = None
     """Memory for the KV cache, as a share of the GPU's memory, from 0 to 1. Excludes `kv_cache_gib`."""
     max_batch_tokens: int = 512

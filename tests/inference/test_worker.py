@@ -42,8 +42,9 @@ from inference.interface.requests import (
     SteeringSpec,
     SubmitResult,
 )
+from inference.runner.devices import choose_device
 from inference.steering.direction_files import DirectionFiles
-from inference.worker import build_engine, choose_device
+from inference.worker import build_engine
 from tests.inference.conftest import Driver, build_driver, generate, make_model, request
 from tests.inference.steering.conftest import make_training
 
@@ -319,6 +320,21 @@ def test_workers_take_the_devices_in_turn(
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert choose_device(EngineConfig(**config, kv_cache_share=0.1, replicas=8)) == torch.device(device)
     assert taken == ([] if device == "cpu" else [torch.device(device)])
+
+
+def test_groups_take_as_many_devices_as_they_have_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    config = EngineConfig(tensor_parallel=2, replicas=2)
+    second = msgspec.structs.replace(config, replica=1)
+    devices = [choose_device(one, number).index for one in (config, second) for number in range(2)]
+    assert devices == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match=r"engine.tensor_parallel is 8, but this host has 4 GPUs"):
+        choose_device(EngineConfig(tensor_parallel=8))
+    with pytest.raises(ConfigError, match=r"replicas is 3 and engine.tensor_parallel 2, but this host has 4"):
+        choose_device(EngineConfig(tensor_parallel=2, replicas=3))
+    assert choose_device(EngineConfig(tensor_parallel=8, device="cpu")) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("replica", [0, 1])
