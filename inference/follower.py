@@ -9,6 +9,7 @@ import logging
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,9 @@ from inference.tensor_parallel.group import Group
 from inference.tensor_parallel.messages import Forward, Start, decode
 
 logger = logging.getLogger("tiller.worker")
+
+_SECONDS_FOR_OTHERS = 1.0
+"""If another process is the cause of an error here, the worker ends this process within this time."""
 
 
 def main() -> int:
@@ -46,6 +50,7 @@ def main() -> int:
         try:
             _follow(start, directory, socket)
         except Exception as error:
+            time.sleep(_SECONDS_FOR_OTHERS)
             logger.error("a process of the tensor parallel group ends: %s", one_line(error))
             logger.debug("the error", exc_info=True)
     return 1

@@ -3,7 +3,7 @@
 Knows the layout of tokens and slots. Knows nothing about the model or sampling.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -89,10 +89,9 @@ def assemble(
     device: torch.device,
     table: DeviceTable | None,
     steering: SteeringBatch | None,
-    *,
-    sampling: Iterable[Sequence] = (),
-    probes: Iterable[ProbeSpan] = (),
-    readings: ReadingBatch | None = None,
+    readings: ReadingBatch | None,
+    sampling: list[Sequence],
+    probes: list[ProbeSpan],
 ) -> Batch:
     """Uploads a batch. `table`: the block tables, if attention reads the KV cache in place."""
     tensors = upload(host.arrays, device)
@@ -114,8 +113,8 @@ def assemble(
             for group in host.groups
         ],
         logit_tokens=tensors["logit_tokens"],
-        sampling=list(sampling),
-        probes=list(probes),
+        sampling=sampling,
+        probes=probes,
         steering=steering,
         readings=readings,
         host=host,
@@ -171,9 +170,9 @@ class BatchBuilder:
             self.device,
             table,
             steering,
-            sampling=(sequence for sequence, keep in zip(ordered, samples, strict=True) if keep),
-            probes=probes,
-            readings=readings,
+            readings,
+            [sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
+            probes,
         )
         if self._block_tables is not None:
             self._block_tables.confirm(ordered)

@@ -38,22 +38,18 @@ class DeviceTable:
     """A table with one row per sequence, int32 [rows, columns], on the device. Never shrinks."""
 
     def __init__(self, device: torch.device) -> None:
-        self._table = torch.zeros(8, 64, dtype=torch.int32, device=device)
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._table)
+        self.num_rows, self._num_columns = 8, 64
+        self._table = torch.zeros(self.num_rows, self._num_columns, dtype=torch.int32, device=device)
 
     def reserve(self, rows: int, columns: int) -> None:
         """Makes the table at least this large. Twice as many columns as before, so that this is rare."""
-        num_rows, num_columns = self._table.shape
-        if rows <= num_rows and columns <= num_columns:
+        if rows <= self.num_rows and columns <= self._num_columns:
             return
-        if columns > num_columns:
-            num_columns = max(columns, 2 * num_columns)
-        table = self._table.new_zeros(max(rows, num_rows), num_columns)
-        table[:num_rows, : self._table.shape[1]] = self._table
-        self._table = table
+        rows = max(rows, self.num_rows)
+        columns = self._num_columns if columns <= self._num_columns else max(columns, 2 * self._num_columns)
+        table = self._table.new_zeros(rows, columns)
+        table[: self.num_rows, : self._num_columns] = self._table
+        self._table, self.num_rows, self._num_columns = table, rows, columns
 
     def store(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Stores the new blocks of the uploaded `BlockTables.changes`. To store them twice does no harm."""

@@ -1,6 +1,6 @@
 """The content of a batch on the host, before it is uploaded. Knows no sequences."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,7 @@ from inference.compute.transfer import Arrays
 Integers = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class HostGroup:
+class HostGroup(NamedTuple):
     """The content of an AttentionGroup."""
 
     first: int
@@ -23,8 +22,7 @@ class HostGroup:
     query_positions: Integers  # [B, Q]
 
 
-@dataclass(frozen=True)
-class HostBatch:
+class HostBatch(NamedTuple):
     """The content of a Batch, all but its steering. Other processes can make the same tensors from it."""
 
     arrays: Arrays

@@ -44,7 +44,7 @@ class FollowerRunner:
         if message.steering:
             blocks = frozenset(message.steered_blocks)
             steering = upload_steering(read_arrays(message.steering), blocks, self._model.device)
-        tensors = assemble(batch, self._model.device, self._table, steering)
+        tensors = assemble(batch, self._model.device, self._table, steering, None, [], [])
         self._model.forward(ForwardContext(tensors, self._cache, self._attend))
 
     def _store(self, table: DeviceTable, changes: Arrays) -> None:

@@ -11,12 +11,11 @@ from inference.worker import build_engine
 from tests.inference.conftest import make_model
 from tests.inference.test_exactness import random_prompt
 
-FOUR_HEADS = {"num_key_value_heads": 4}
+DIVISIBLE = {"num_key_value_heads": 4, "vocab_size": 200}
 
 
 def save_model(directory: Path, architecture: str = "llama", **options: object) -> Path:
-    """The model's vocabulary of 199 tokens cannot be divided evenly."""
-    make_model(architecture, **{**FOUR_HEADS, **options}).save_pretrained(directory)
+    make_model(architecture, **{**DIVISIBLE, **options}).save_pretrained(directory)
     (directory / "tokenizer.json").write_text("{}")
     return directory
 

@@ -79,6 +79,19 @@ def test_the_loss_of_a_follower_ends_the_worker(
     assert list(temporary.iterdir()) == []
 
 
+def test_a_follower_that_fails_ends_the_worker(
+    tmp_path: Path, temporary: Path, model_directory: Path
+) -> None:
+    worker = Process(tmp_path, config(model_directory), "tests.inference.tensor_parallel.faulty_worker")
+    assert isinstance(worker.receive(), Started)
+    follower = follower_of(worker)
+    start_endless_answer(worker)
+    assert worker.process.wait(timeout=5) not in (0, None)
+    wait_until_gone(follower, 1)
+    assert list(temporary.iterdir()) == []
+    worker.close()
+
+
 def test_a_follower_ends_with_a_killed_worker_even_if_it_is_stopped(worker: Process) -> None:
     assert isinstance(worker.receive(), Started)
     follower = follower_of(worker)

@@ -36,7 +36,7 @@ def test_a_follower_assembles_the_same_batch(in_place: bool) -> None:
     message = decode(encode_forward(batch.host, {}, (), [], []))
     assert isinstance(message, Forward)
     assert not message.steering
-    theirs = assemble(message.batch, CPU, DeviceTable(CPU) if in_place else None, None)
+    theirs = assemble(message.batch, CPU, DeviceTable(CPU) if in_place else None, None, None, [], [])
     for name in ("token_ids", "positions", "slot_mapping", "logit_tokens"):
         assert getattr(theirs, name).tolist() == getattr(batch, name).tolist()
     if in_place:
