@@ -20,7 +20,7 @@ from inference.interface.config import ConfigError, EngineConfig
 from inference.interface.diagnosis import Diagnosis, Gpu, ModelFiles
 from inference.interface.errors import SourceError
 from inference.models.inspection import inspect
-from inference.worker import choose_device
+from inference.runner.devices import choose_device
 
 _Found = TypeVar("_Found")
 

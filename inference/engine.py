@@ -139,6 +139,10 @@ class Engine:
             starts=self.scheduler.take_starts(),
         )
 
+    def close(self) -> None:
+        """Ends the other processes that have parts of the model. The engine must not step any more."""
+        self.runner.close()
+
     def check_integrity(self) -> None:
         """Raises RuntimeError if the bookkeeping of blocks is inconsistent."""
         self.block_manager.check_integrity(self.scheduler.sequences())

@@ -6,22 +6,16 @@ heartbeat.
 """
 
 import logging
-import os
 import signal
 import sys
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import msgspec
 import torch
-import transformers.utils.logging
 import zmq
-from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-from inference.backends.backend import KernelError
 from inference.engine import Engine
 from inference.heartbeat import Heartbeat
 from inference.interface import protocol
@@ -32,15 +26,16 @@ from inference.interface.concepts import (
     ReadTexts,
     TrainConcept,
 )
-from inference.interface.config import ConfigError, EngineConfig
-from inference.interface.errors import SourceError
+from inference.interface.config import EngineConfig
 from inference.interface.logs import set_up_logging
 from inference.interface.protocol import EngineStats, ModelInfo, StepReport
 from inference.interface.requests import Abort, GenerationRequest, SubmitResult
-from inference.models import causal_lm, sources
+from inference.models import sources
 from inference.models.end_tokens import read_end_token_ids
-from inference.models.errors import UnsupportedModelError
-from inference.runner.adaptation import adapt
+from inference.process import end_with_stdin, hide_progress_bars, one_line, take_stdout
+from inference.runner.devices import choose_device, set_threads
+from inference.runner.leading import leading
+from inference.runner.loading import load
 from inference.runner.model_runner import ModelRunner
 from inference.steering.direction_files import DirectionFiles
 from inference.steering.training import TRAINING_VERSION
@@ -130,20 +125,19 @@ class Worker:
 
 
 def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
-    """Loads the model and builds the engine.
+    """Loads the model and builds the engine. `Engine.close` ends what it has started.
 
-    Raises ConfigError, SourceError, UnsupportedModelError, KernelError, OSError and ValueError.
+    Raises ConfigError, SourceError, UnsupportedModelError, KernelError, BrokenGroupError, OSError and
+    ValueError.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config)
     device = choose_device(config)
     cache = Path(config.cache_directory).expanduser()
     directory = sources.resolve(config.source, cache, config.revision)
     logger.info("loading %s on %s", directory.name, device)
-    loaded = causal_lm.load(directory, _dtype(config, device), device, config.rotary, config.context_length)
-    digest = loaded.digest()
-    backend = adapt(loaded, config)
-    runner = ModelRunner(loaded, config, backend)
+    with leading(config, directory, device) as (group, leader):
+        loaded, digest, backend = load(config, directory, group)
+        runner = ModelRunner(loaded, config, backend, leader)
     engine = Engine(runner, config, _direction_files(cache, digest, loaded.dtype, config))
     info = ModelInfo(
         directory=str(directory),
@@ -178,68 +172,20 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def choose_device(config: EngineConfig) -> torch.device:
-    """The device of this worker: workers take the CUDA devices in turn.
-
-    Raises ConfigError if "cuda" is configured and torch finds no CUDA device, and if workers share a device
-    without a configured size of the KV cache: the first one would take all memory.
-    """
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("engine.device is cuda, but torch finds no CUDA device")
-    count = torch.cuda.device_count()
-    if config.device_workers > count and config.kv_cache_gib is None and config.kv_cache_share is None:
-        raise ConfigError(
-            f"the server has {config.device_workers} workers, but this host has {count} "
-            f"GPU{'s' * (count > 1)}: set engine.kv_cache_gib or engine.kv_cache_share, so that workers can "
-            "share a GPU"
-        )
-    device = torch.device("cuda", (config.device_index + config.replica) % count)
-    torch.cuda.set_device(device)
-    return device
-
-
-def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
-    if config.dtype == "auto":
-        return None if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, config.dtype)
-    assert isinstance(dtype, torch.dtype)  # noqa: S101 - for the type checker
-    return dtype
-
-
-def _end_with_stdin(endpoint: str) -> None:
-    """Ends the process, also during a step, when the gateway's end of stdin is closed."""
-    # Not sys.stdin.read, which holds a lock that the interpreter needs to shut down.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    with suppress(OSError):  # The gateway removes these files, unless it was killed just after it started us.
-        file = Path(endpoint.removeprefix("ipc://"))
-        file.unlink()
-        file.parent.rmdir()
-    os._exit(0)
-
-
-def _hide_progress_bars() -> None:
-    """Those of libraries would break up the log. inference.interface.progress has ours."""
-    disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def _take_stdout() -> int:
-    """Reserves stdout for the heartbeat and returns its file descriptor. Later prints go to stderr."""
-    pipe = os.dup(1)
-    os.dup2(2, 1)
-    return pipe
+def _remove_socket(endpoint: str) -> None:
+    """The gateway removes these files, unless it was killed just after it started us."""
+    file = Path(endpoint.removeprefix("ipc://"))
+    file.unlink()
+    file.parent.rmdir()
 
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The gateway handles Ctrl-C and then stops the worker.
     signal.signal(signal.SIGTERM, _exit_at_once)
-    heartbeat = Heartbeat(_take_stdout())
+    heartbeat = Heartbeat(take_stdout())
     heartbeat.start()
     endpoint = sys.argv[1]
-    threading.Thread(target=_end_with_stdin, args=[endpoint], daemon=True).start()
+    end_with_stdin(lambda: _remove_socket(endpoint))
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.set_hwm(0)
         socket.linger = 1000
@@ -247,7 +193,7 @@ def main() -> int:
         config = msgspec.json.decode(socket.recv(), type=EngineConfig)
         model = {"model": config.log.model} if config.log.model else {}
         set_up_logging(config.log, **model, worker=config.replica)
-        _hide_progress_bars()
+        hide_progress_bars()
         return _serve(config, socket, heartbeat)
 
 
@@ -256,7 +202,7 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes], heartbeat: Heartbeat
         engine, info = build_engine(config)
     except Exception as error:
         logger.debug("the worker could not start", exc_info=True)
-        socket.send(protocol.encode(protocol.StartFailed(_one_line(error))))
+        socket.send(protocol.encode(protocol.StartFailed(one_line(error))))
         return 1
     worker = Worker(engine, socket)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
@@ -267,14 +213,9 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes], heartbeat: Heartbeat
     except Exception:
         logger.critical("the worker exits after an error that it cannot recover from", exc_info=True)
         return 1
+    finally:
+        engine.close()
     return 0
-
-
-def _one_line(error: Exception) -> str:
-    """The message for the operator. Errors of other libraries get their type as a prefix."""
-    if isinstance(error, ConfigError | SourceError | UnsupportedModelError | KernelError):
-        return str(error)
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 def _exit_at_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001

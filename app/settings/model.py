@@ -65,6 +65,7 @@ class EngineSettings(Section):
 
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of workers. Each has its own model, its own KV cache, and all limits below for itself."""
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = _DEFAULTS.tensor_parallel
     device: Device = _DEFAULTS.device
     dtype: DType = _DEFAULTS.dtype
     quantization: Annotated[Quantization, BeforeValidator(_accept_former_name)] = _DEFAULTS.quantization

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     def engine_config(self, model: ServedModelSettings, bars: bool = False) -> EngineConfig:
         """The configuration of the workers of one of `served_models`. `bars`: they draw progress bars."""
         on_devices = [each for each in self.served_models if each.engine.device != "cpu"]
-        workers = [each.engine.replicas for each in on_devices]
+        processes = [each.engine.replicas * each.engine.tensor_parallel for each in on_devices]
         first = on_devices.index(model) if model in on_devices else 0
         fields = model.engine.model_dump() | {
             "source": model.source,
@@ -110,7 +110,7 @@ class Settings(BaseSettings):
             "cache_directory": self.cache_directory,
             "training_questions": self.steering.questions,
         }
-        fields |= {"device_index": sum(workers[:first]), "device_workers": sum(workers)}
+        fields |= {"device_index": sum(processes[:first]), "device_processes": sum(processes)}
         config = msgspec.convert(fields, EngineConfig)
         name = model.name if self.models else ""
         log = msgspec.structs.replace(self.log_config, bars=bars, model=name)

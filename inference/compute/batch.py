@@ -3,14 +3,15 @@
 Knows the layout of tokens and slots. Knows nothing about the model or sampling.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
 import torch
 
-from inference.compute.block_tables import BlockTables
+from inference.compute.block_tables import BlockTables, DeviceTable, table_width
+from inference.compute.host_batch import HostBatch, HostGroup
 from inference.compute.steering import Place, ReadingBatch, SteeringBatch, build_steering, place_nothing
 from inference.compute.transfer import upload
 from inference.scheduling.probe import ProbeSpan, locate
@@ -79,6 +80,45 @@ class Batch:
     """None if no token of the batch is steered."""
     readings: ReadingBatch | None = None
     """None if no token of the batch is read."""
+    host: HostBatch | None = None
+    """What the tensors were made from. None for a captured step, and for a step after `follow`."""
+
+
+def assemble(
+    host: HostBatch,
+    device: torch.device,
+    table: DeviceTable | None,
+    steering: SteeringBatch | None,
+    readings: ReadingBatch | None,
+    sampling: list[Sequence],
+    probes: list[ProbeSpan],
+) -> Batch:
+    """Uploads a batch. `table`: the block tables, if attention reads the KV cache in place."""
+    tensors = upload(host.arrays, device)
+    metadata = None
+    if table is not None:
+        tables = table.apply(tensors, host.table_width)
+        metadata = AttentionMetadata(tables, tensors["cu_seqlens"], host.num_decodes)
+
+    def tensor(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(device, non_blocking=True)
+
+    return Batch(
+        token_ids=tensors["token_ids"],
+        positions=tensors["positions"],
+        slot_mapping=tensors["slot_mapping"],
+        attention_metadata=metadata,
+        groups=[
+            AttentionGroup(slice(group.first, group.end), tensor(group.slots), tensor(group.query_positions))
+            for group in host.groups
+        ],
+        logit_tokens=tensors["logit_tokens"],
+        sampling=sampling,
+        probes=probes,
+        steering=steering,
+        readings=readings,
+        host=host,
+    )
 
 
 class BatchBuilder:
@@ -98,6 +138,8 @@ class BatchBuilder:
         self.device = device
         self._place = place
         self._block_tables = BlockTables(device) if in_place else None
+        self.on_build: Callable[[HostBatch], None] | None = None
+        """Is called with each batch that was built: it may have changed the block tables on the device."""
 
     def build(self, scheduled: list[Sequence]) -> Batch:
         # Decodes come first. Those with similar context lengths are neighbours, and share an SDPA call.
@@ -108,34 +150,35 @@ class BatchBuilder:
         samples = [sequence.samples_next for sequence in ordered]
         probes = _probe_spans(ordered, ends)
         logit_tokens = [ends[samples] - 1, *(np.array(span.scored_tokens, dtype=np.int64) for span in probes)]
-        tensors = upload(
-            {
-                "token_ids": np.concatenate([_scheduled_token_ids(sequence) for sequence in ordered]),
-                "positions": positions,
-                "slot_mapping": np.concatenate([self._slot_mapping(sequence) for sequence in ordered]),
-                "logit_tokens": np.concatenate(logit_tokens),
-                "cu_seqlens": np.concatenate([[0], ends]),
-                **(self._block_tables.changes(ordered) if self._block_tables else {}),
-            },
-            self.device,
-        )
+        arrays = {
+            "token_ids": np.concatenate([_scheduled_token_ids(sequence) for sequence in ordered]),
+            "positions": positions,
+            "slot_mapping": np.concatenate([self._slot_mapping(sequence) for sequence in ordered]),
+            "logit_tokens": np.concatenate(logit_tokens),
+            "cu_seqlens": np.concatenate([[0], ends]),
+        }
+        table = None
+        if self._block_tables is not None:
+            table = self._block_tables.table
+            arrays |= self._block_tables.changes(ordered)
+            host = HostBatch(arrays, counts.count(1), table.num_rows, table_width(ordered))
+        else:
+            host = HostBatch(arrays, counts.count(1), groups=tuple(self._groups(ordered, positions)))
         steering, readings = build_steering(ordered, self._place, self.device)
-        return Batch(
-            token_ids=tensors["token_ids"],
-            positions=tensors["positions"],
-            slot_mapping=tensors["slot_mapping"],
-            attention_metadata=AttentionMetadata(
-                self._block_tables.apply(ordered, tensors), tensors["cu_seqlens"], counts.count(1)
-            )
-            if self._block_tables
-            else None,
-            groups=[] if self._block_tables else self._groups(ordered, positions),
-            logit_tokens=tensors["logit_tokens"],
-            sampling=[sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
-            probes=probes,
-            steering=steering,
-            readings=readings,
+        batch = assemble(
+            host,
+            self.device,
+            table,
+            steering,
+            readings,
+            [sequence for sequence, keep in zip(ordered, samples, strict=True) if keep],
+            probes,
         )
+        if self._block_tables is not None:
+            self._block_tables.confirm(ordered)
+        if self.on_build is not None:
+            self.on_build(host)
+        return batch
 
     def follow(self, batch: Batch, token_ids: torch.Tensor) -> Batch:
         """The decode step after `batch`. `token_ids` [T]: the token that each sequence has sampled.
@@ -156,24 +199,21 @@ class BatchBuilder:
             positions=batch.positions + 1,
             slot_mapping=tensors["slot_mapping"],
             attention_metadata=replace(batch.attention_metadata, block_tables=block_tables),
+            host=None,
         )
 
-    def _groups(self, ordered: list[Sequence], positions: np.ndarray) -> list[AttentionGroup]:
-        groups = []
-        start = 0
+    def _groups(self, ordered: list[Sequence], positions: np.ndarray) -> Iterator[HostGroup]:
+        first = 0
         for indices in _split(ordered):
             members = [ordered[i] for i in indices]
-            queries = sum(member.num_scheduled_tokens for member in members)
-            tokens = slice(start, start + queries)
-            groups.append(
-                AttentionGroup(
-                    tokens=tokens,
-                    slots=self._tensor(self._pad([self._context_slots(member) for member in members])),
-                    query_positions=self._tensor(positions[tokens].reshape(len(members), -1)),
-                )
+            end = first + sum(member.num_scheduled_tokens for member in members)
+            yield HostGroup(
+                first,
+                end,
+                slots=self._pad([self._context_slots(member) for member in members]),
+                query_positions=positions[first:end].reshape(len(members), -1),
             )
-            start = tokens.stop
-        return groups
+            first = end
 
     def _slot_mapping(self, sequence: Sequence) -> np.ndarray:
         """The slots of the scheduled tokens."""
@@ -198,9 +238,6 @@ class BatchBuilder:
         for row, values in zip(padded, rows, strict=True):
             row[: len(values)] = values
         return padded
-
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
 
 
 def _split(ordered: list[Sequence]) -> Iterator[list[int]]:

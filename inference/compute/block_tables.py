@@ -17,6 +17,8 @@ Arrays = dict[str, NDArray[np.generic]]
 _LATELY = 8
 """A row that one of so many last batches used is not given away. A step has up to two batches."""
 _ROWS, _NEW_ROWS, _NEW_COLUMNS, _NEW_BLOCKS = "table_rows", "new_rows", "new_columns", "new_blocks"
+TABLE_CHANGES = (_NEW_ROWS, _NEW_COLUMNS, _NEW_BLOCKS)
+"""The arrays that change the table, by name. They are missing if nothing changes."""
 
 
 @dataclass
@@ -32,16 +34,46 @@ class _Row:
     """The number of the last batch with the sequence."""
 
 
+class DeviceTable:
+    """A table with one row per sequence, int32 [rows, columns], on the device. Never shrinks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.num_rows, self._num_columns = 8, 64
+        self._table = torch.zeros(self.num_rows, self._num_columns, dtype=torch.int32, device=device)
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Makes the table at least this large. Twice as many columns as before, so that this is rare."""
+        if rows <= self.num_rows and columns <= self._num_columns:
+            return
+        rows = max(rows, self.num_rows)
+        columns = self._num_columns if columns <= self._num_columns else max(columns, 2 * self._num_columns)
+        table = self._table.new_zeros(rows, columns)
+        table[: self.num_rows, : self._num_columns] = self._table
+        self._table, self.num_rows, self._num_columns = table, rows, columns
+
+    def store(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Stores the new blocks of the uploaded `BlockTables.changes`. To store them twice does no harm."""
+        if _NEW_ROWS in tensors:
+            places = tensors[_NEW_ROWS], tensors[_NEW_COLUMNS]
+            self._table.index_put_(places, tensors[_NEW_BLOCKS])
+
+    def apply(self, tensors: Mapping[str, torch.Tensor], width: int) -> torch.Tensor:
+        """Stores the new blocks, and returns the rows of a batch: int32 [N, width]."""
+        self.reserve(self.num_rows, width)
+        self.store(tensors)
+        return self._table[tensors[_ROWS], :width]
+
+
 class BlockTables:
-    """A table with one row per sequence, int32 [rows, columns]. It grows when it is too small.
+    """What a DeviceTable contains, and which row belongs to which sequence.
 
     Nothing tells the table when a sequence ends. When no row is free, the sequence that is unused for longest
     loses its row; if it runs again, its blocks are sent again.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._table = torch.zeros(8, 64, dtype=torch.int32, device=device)
-        self._free = list(range(len(self._table)))
+        self.table = DeviceTable(device)
+        self._free = list(range(self.table.num_rows))
         self._rows: dict[int, _Row] = {}  # the least recently used first
         self._batch = 0
 
@@ -69,20 +101,15 @@ class BlockTables:
         }
 
     def apply(self, sequences: list[Sequence], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The sequences' block tables, int32 [N, highest number of blocks]. `tensors`: uploaded `changes`.
+        """The sequences' block tables, int32 [N, highest number of blocks]. `tensors`: uploaded `changes`."""
+        tables = self.table.apply(tensors, table_width(sequences))
+        self.confirm(sequences)
+        return tables
 
-        Blocks count as sent only when this succeeds. If it fails, the next step sends them again.
-        """
-        width = max(len(sequence.block_table) for sequence in sequences)
-        if width > self._table.shape[1]:
-            self._grow(len(self._table), max(width, 2 * self._table.shape[1]))
-        if _NEW_ROWS in tensors:
-            places = tensors[_NEW_ROWS], tensors[_NEW_COLUMNS]
-            self._table.index_put_(places, tensors[_NEW_BLOCKS])
-        tables = self._table[tensors[_ROWS], :width]
+    def confirm(self, sequences: list[Sequence]) -> None:
+        """Marks all blocks as sent. If it is not called after `changes`, the next step sends them again."""
         for sequence in sequences:
             self._rows[sequence.number].num_sent = len(sequence.block_table)
-        return tables
 
     def _row(self, sequence: Sequence, batch: list[Sequence]) -> _Row:
         row = self._rows.pop(sequence.number, None)
@@ -99,11 +126,11 @@ class BlockTables:
         if number is not None and self._rows[number].last_used < self._batch - _LATELY:
             self._free.append(self._rows.pop(number).index)
             return
-        size = len(self._table)
-        self._grow(2 * size, self._table.shape[1])
+        size = self.table.num_rows
+        self.table.reserve(2 * size, 0)
         self._free.extend(range(size, 2 * size))
 
-    def _grow(self, rows: int, columns: int) -> None:
-        table = self._table.new_zeros(rows, columns)
-        table[: len(self._table), : self._table.shape[1]] = self._table
-        self._table = table
+
+def table_width(sequences: list[Sequence]) -> int:
+    """The highest number of blocks of a sequence."""
+    return max(len(sequence.block_table) for sequence in sequences)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,6 +37,22 @@ class SteeringBatch:
     blocks: frozenset[int] | None
     """The decoder blocks whose output changes. None: perhaps all of them."""
     projections: ProjectionBatch | None = None
+    arrays: Arrays = field(default_factory=dict)
+    """What the tensors were made from, on the host. Empty for a captured step."""
+
+
+def upload_steering(arrays: Arrays, blocks: frozenset[int], device: torch.device) -> SteeringBatch:
+    """Makes again, in another process, what SteeringBatch.arrays describes."""
+    return _steering_batch(arrays, blocks, upload(arrays, device))
+
+
+def _steering_batch(
+    arrays: Arrays, blocks: frozenset[int], tensors: dict[str, torch.Tensor]
+) -> SteeringBatch:
+    projections = None
+    if "projected" in tensors:
+        projections = ProjectionBatch(tensors["projected"], tensors["reads"], tensors["writes"])
+    return SteeringBatch(tensors["rows"], blocks, projections, arrays)
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,7 @@ class _Steered:
             start += sequence.num_scheduled_tokens
         self._blocks = frozenset(blocks)
 
-    @property
+    @cached_property
     def arrays(self) -> Arrays:
         if not self._blocks:
             return {}
@@ -140,12 +157,7 @@ class _Steered:
         }
 
     def batch(self, tensors: dict[str, torch.Tensor]) -> SteeringBatch | None:
-        if not self._blocks:
-            return None
-        projections = None
-        if self._tokens:
-            projections = ProjectionBatch(tensors["projected"], tensors["reads"], tensors["writes"])
-        return SteeringBatch(tensors["rows"], self._blocks, projections)
+        return _steering_batch(self.arrays, self._blocks, tensors) if self._blocks else None
 
 
 @dataclass

@@ -50,10 +50,13 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """Number of this worker among those of its model, from 0."""
     replicas: int = 1
     """Number of workers of this model."""
+    tensor_parallel: int = 1
+    """Number of processes of this worker that share its model. Each has a part of every layer, and a CUDA
+    device of its own or its share of the CPU threads."""
     device_index: int = 0
-    """Index of the CUDA device of worker 0. The others take the next ones in turn."""
-    device_workers: int = 1
-    """Number of workers on CUDA devices, of all models of the server."""
+    """Index of the first CUDA device of worker 0. All other processes take the next ones in turn."""
+    device_processes: int = 1
+    """Number of processes on CUDA devices, of all models of the server."""
     device: Device = "auto"
     """"auto": cuda if the machine has a CUDA device, else cpu."""
     dtype: DType = "auto"
@@ -65,14 +68,14 @@ class EngineConfig(msgspec.Struct, frozen=True):
     weights are rounded to 8 bits, with 16-bit activations.
     """
     threads: int | None = None
-    """CPU threads of one operation. None: torch chooses."""
+    """CPU threads of one operation, of all processes together. None: torch chooses."""
     context_length: int | None = None
     """Limit for prompt + completion, in tokens. None: the model's own limit."""
     block_size: int = 16
     """Tokens per block of the KV cache."""
     kv_cache_gib: float | None = None
-    """Memory for the KV cache, in GiB. None: kv_cache_share, if it is set. Else 2 on the CPU, and on CUDA
-    what steps leave, at most 0.9 of the free memory."""
+    """Memory for the KV cache of each process, in GiB. None: kv_cache_share, if it is set. Else 2 on the CPU,
+    and on CUDA what steps leave, at most 0.9 of the free memory."""
     kv_cache_share: float | None = None
     """Memory for the KV cache, as a share of the GPU's memory, from 0 to 1. Excludes `kv_cache_gib`."""
     max_batch_tokens: int = 512

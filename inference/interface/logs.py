@@ -32,9 +32,12 @@ def set_up_logging(config: LogConfig, **fields: object) -> None:
     logging.basicConfig(handlers=[handler], level="INFO" if level == "DEBUG" else level, force=True)
     for name in _OWN_LOGGERS:
         logging.getLogger(name).setLevel(level)
-    for name in logging.root.manager.loggerDict:  # Some libraries install handlers of their own.
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
+    for name in logging.root.manager.loggerDict:  # Some libraries set handlers and levels of their own.
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        if logger.level < logging.INFO and name not in _OWN_LOGGERS:
+            logger.setLevel(logging.NOTSET)
     logging.captureWarnings(True)
     # No line shows these, so logging need not look them up for each record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

@@ -17,12 +17,13 @@ from inference.compute.batch import Batch
 from inference.interface.config import ConfigError, Rotary
 from inference.interface.errors import SourceError
 from inference.interface.quantization import Fp8Quantization, read_quantization
-from inference.models import pharia, rope
+from inference.models import pharia, rope, shards
 from inference.models.digest import digest_of
 from inference.models.errors import UnsupportedModelError
 from inference.models.fp8 import loading as fp8
 from inference.models.layers import decoder_blocks, examine_layers
 from inference.models.loading_progress import following_transformers
+from inference.tensor_parallel.group import ALONE, Group
 
 LayerHook = Callable[[torch.Tensor, Batch], None]
 """Is called with a decoder block's output [T, hidden_size] and the batch."""
@@ -31,15 +32,19 @@ LayerHook = Callable[[torch.Tensor, Batch], None]
 class CausalLM:
     """A causal language model of transformers: its code is unchanged, its attention is `paged_attention`."""
 
-    def __init__(self, model: PreTrainedModel, context_length: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, context_length: int | None = None, group: Group = ALONE
+    ) -> None:
         """`model`: in eval mode, on its device. `context_length`: the configured one, if any.
 
+        `group`: the processes that share the model. Each must do the same with its part at the same time.
         Raises UnsupportedModelError if the engine cannot run the model.
         """
         self.config = model.config.get_text_config()
         _check_config(model.config)
         self.context_length = rope.prepare(model, context_length)
         """The model's own limit in tokens, or None if its configuration has none."""
+        self.group = group
         self._model = model
         self._own_attention = model.config._attn_implementation
         self.layer_shapes, attentions = examine_layers(model)
@@ -90,6 +95,10 @@ class CausalLM:
         """See `digest_of`: a hex digest of the weights' names, shapes and values, whatever the dtype."""
         return digest_of(self._model.state_dict())
 
+    def use_plain_layers(self) -> None:
+        """See `shards.use_plain_layers`. Afterwards, `digest` is that of this process's part."""
+        shards.use_plain_layers(self._model)
+
 
 def load(
     directory: Path,
@@ -97,10 +106,12 @@ def load(
     device: torch.device,
     rotary: Rotary | None = None,
     context_length: int | None = None,
+    group: Group = ALONE,
 ) -> CausalLM:
     """Loads a directory in the transformers layout. `dtype` None keeps the dtype of the weights.
 
-    Layers with FP8 weights keep them: `dtype` is that of the other tensors. Runs no code from the directory
+    Layers with FP8 weights keep them: `dtype` is that of the other tensors. `group`: the processes that load
+    the model together, each its part. Runs no code from the directory
     and unpickles nothing. Raises UnsupportedModelError, ConfigError if `rotary` is set and the model has no
     such choice, and whatever transformers raises for a broken directory.
     """
@@ -120,7 +131,7 @@ def load(
             directory,
             **options,
             dtype="auto" if dtype is None else dtype,
-            device_map={"": device},
+            **({"device_map": {"": device}} if group.size == 1 else shards.loading_options(group)),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -132,7 +143,7 @@ def load(
         fp8.finish(model, quantization)
     if is_pharia:
         pharia.set_rotary(model, rotary or "interleaved")
-    return CausalLM(model.eval(), context_length)
+    return CausalLM(model.eval(), context_length, group)
 
 
 def _read_quantization(

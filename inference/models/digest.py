@@ -16,20 +16,27 @@ def digest_of(weights: Mapping[str, torch.Tensor]) -> str:
 
     It is the same on every device, and for dtypes that hold the same numbers: a checkpoint in bfloat16 has
     the same digest when it is loaded in float32. A checkpoint in float32 usually has another digest when it
-    is loaded in bfloat16, because that rounds its numbers.
+    is loaded in bfloat16, because that rounds its numbers. If several processes each have a part of a tensor,
+    all must call this; each puts the whole tensor together, one after the other.
     """
     summary = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
+    for name, part in sorted(weights.items()):
+        tensor = _whole(part.detach())
         kind = "" if tensor.dtype in _IN_FLOAT32 else f" {tensor.dtype}"
         summary.update(f"{name} {list(tensor.shape)}{kind} {_checksum(tensor)};".encode())
     return summary.hexdigest()
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
 
 
 def _checksum(tensor: torch.Tensor) -> str:
     """Two exact integer sums over the bits of the numbers: one weighted by row, the other by column."""
     if tensor.numel() == 0:
         return "empty"
-    rows = tensor.detach().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
+    rows = tensor.reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
     by_row, by_column = [], torch.zeros(rows.shape[1], dtype=torch.int64, device=tensor.device)
     step = max(1, _PART // rows.shape[1])
     for start in range(0, len(rows), step):

@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 
 from inference.interface.config import Rotary
 from inference.models.errors import UnsupportedModelError
+from inference.models.shards import local_part
 
 MODEL_TYPE = "pharia-v1"
 _ARCHITECTURE = "PhariaForCausalLM"
@@ -127,7 +128,7 @@ def set_rotary(model: PreTrainedModel, rotary: Rotary) -> None:
 
 def _sort_rows(projection: nn.Linear, head_dim: int) -> None:
     """Copies one matrix at a time, so that this needs no memory for a second model."""
-    rows = torch.arange(projection.out_features, device=projection.weight.device)
-    order = rows.view(-1, head_dim // 2, 2).transpose(1, 2).flatten()  # per head: 0, 2, 4, ..., 1, 3, 5, ...
-    for parameter in projection.parameters():
+    for parameter in map(local_part, projection.parameters()):  # a part has whole heads
+        rows = torch.arange(len(parameter), device=parameter.device)
+        order = rows.view(-1, head_dim // 2, 2).transpose(1, 2).flatten()  # per head: 0, 2, ..., 1, 3, ...
         parameter.copy_(parameter[order])

@@ -14,14 +14,16 @@ _log = logging.getLogger(__name__)
 
 
 def adapt(model: CausalLM, config: EngineConfig) -> Backend:
-    """Returns the back end. Raises UnsupportedModelError, or KernelError if quantization is not available."""
+    """Returns the back end. Raises UnsupportedModelError, or KernelError if quantization is not available.
+
+    If several processes share the model, all of them must call this, and all get the same back end.
+    """
     expectation = verification.compute_reference(model)
-    backend = selection.choose_backend(model, config)
+    backend = _choose(model, config)
     if backend.fuse:
         model.transform(backend.fuse)
-    try:
-        verification.check(model, backend, expectation)
-    except Exception as error:
+    error = _find_error(model, backend, expectation)
+    if not model.group.all(error is None):
         # Either the kernels do not support this model, or the model itself is not supported.
         verification.check(model, TORCH, expectation)
         _log.warning("the kernels do not work for this model, so the server will be slower: %s", error)
@@ -32,3 +34,23 @@ def adapt(model: CausalLM, config: EngineConfig) -> Backend:
         with follow("quantizing the weights"):
             model.transform(backend.quantize)
     return backend
+
+
+def _choose(model: CausalLM, config: EngineConfig) -> Backend:
+    backend = selection.choose_backend(model, config)
+    if model.group.size == 1:
+        return backend
+    model.use_plain_layers()
+    if not model.group.all(backend.attend is not None):
+        return TORCH
+    if backend.capture is not None:
+        _log.info("with engine.tensor_parallel, decode steps are not captured")
+    return replace(backend, capture=None)
+
+
+def _find_error(model: CausalLM, backend: Backend, expectation: verification.Expectation) -> Exception | None:
+    try:
+        verification.check(model, backend, expectation)
+    except Exception as error:  # any kind: a kernel's error, or the model's own
+        return error
+    return None

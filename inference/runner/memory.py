@@ -47,11 +47,15 @@ class Reserve:
 
 
 def num_blocks(model: CausalLM, config: EngineConfig, backend: Backend) -> int:
-    """The number of blocks, at least 1. Raises ConfigError if the memory is too small or not free."""
+    """The number of blocks, at least 1. Raises ConfigError if the memory is too small or not free.
+
+    If several processes share the model, all of them must call this. Each has blocks of its own for its own
+    key heads, and all have the same number.
+    """
     on_cuda = model.device.type == "cuda"
     memory = _cuda_memory(model, config, backend) if on_cuda else _cpu_memory(config)
     per_token = sum(shape.num_bytes for shape in model.layer_shapes)
-    count = int(memory) // (per_token * config.block_size)
+    count = model.group.lowest(int(memory) // (per_token * config.block_size))
     if count < 1:
         needed = f"one block of {config.block_size} tokens needs {per_token * config.block_size / _GIB:.3g}"
         raise ConfigError(

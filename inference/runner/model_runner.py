@@ -22,6 +22,7 @@ from inference.scheduling.sequence import Sequence
 from inference.steering.bank import SteeringBank
 from inference.steering.capture import ProbeResults
 from inference.steering.injection import inject
+from inference.tensor_parallel.leader import Leader
 
 _SPARE_ROWS = 64
 """Rows of the steering bank beyond one for each running sequence. A sequence alone needs up to
@@ -78,16 +79,28 @@ class Step:
         return tokens
 
 
+def make_bank(model: CausalLM, config: EngineConfig) -> SteeringBank:
+    return SteeringBank(
+        # Every running sequence may have its own steering vectors.
+        num_rows=config.max_running + _SPARE_ROWS,
+        num_blocks=len(model.layers),
+        hidden_size=model.hidden_size,
+        device=model.device,
+    )
+
+
 class ModelRunner:
-    def __init__(self, model: CausalLM, config: EngineConfig, backend: Backend = TORCH) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        config: EngineConfig,
+        backend: Backend = TORCH,
+        leader: Leader | None = None,
+    ) -> None:
+        """`leader`: if other processes have parts of the model, whoever tells them what to run."""
         self.model = model
-        self.bank = SteeringBank(
-            # Every running sequence may have its own steering vectors.
-            num_rows=config.max_running + _SPARE_ROWS,
-            num_blocks=len(model.layers),
-            hidden_size=model.hidden_size,
-            device=model.device,
-        )
+        self._leader = leader
+        self.bank = make_bank(model, config)
         self.num_blocks = num_blocks(model, config, backend)
         self._cache = KVCache(model.layer_shapes, self.num_blocks, config.block_size, model.device)
         self._builder = BatchBuilder(
@@ -100,8 +113,10 @@ class ModelRunner:
         self._attend = backend.attend
         self._sampler = Sampler(model.vocab_size, model.device, backend.sampling, config.max_running)
         inject(model, self.bank, backend.steer)
+        if leader is not None:
+            self.bank.on_write, self._builder.on_build = leader.note_write, leader.note_batch
         self._graphs: Graphs | None = None
-        if backend.capture:
+        if backend.capture or (leader is not None and model.device.type == "cuda"):
             self._prepare(backend.capture, config)
 
     @torch.inference_mode()
@@ -183,16 +198,27 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def _prepare(self, capture: Capture, config: EngineConfig) -> None:
-        """Captures decode steps and runs the usual kinds of steps once."""
+    def _prepare(self, capture: Capture | None, config: EngineConfig) -> None:
+        """Captures decode steps if possible, and runs the usual kinds of steps once."""
         limits = self.num_blocks * config.block_size, self.model.context_length, config.context_length
         longest = min(limit for limit in limits if limit)
-        parts = self.model, self._forward, self._builder, self._cache, self.bank, config, longest
-        self._graphs = DecodeGraphs(*parts).capture(capture)
+        if capture is not None:
+            parts = self.model, self._forward, self._builder, self._cache, self.bank, config, longest
+            self._graphs = DecodeGraphs(*parts).capture(capture)
         warm_up(lambda sequences: self.launch(sequences).read(), config, longest)
 
     def _forward(self, batch: Batch, out: torch.Tensor | None = None) -> torch.Tensor:
-        return self.model.forward(ForwardContext(batch, self._cache, self._attend), out)
+        context = ForwardContext(batch, self._cache, self._attend)
+        if self._leader is None:
+            return self.model.forward(context, out)
+        with self._leader.following(batch):
+            return self.model.forward(context, out)
+
+    def close(self) -> None:
+        """Ends the other processes that have parts of the model."""
+        if self._leader is not None:
+            self._leader.close()
+            self.model.group.leave()
 
 
 def _fits_graphs(sequence: Sequence) -> bool:

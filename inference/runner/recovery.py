@@ -11,6 +11,7 @@ import torch
 from inference.runner.model_runner import ModelRunner, SampledToken, Step
 from inference.runner.step_watch import StepWatch
 from inference.scheduling.sequence import Sequence
+from inference.tensor_parallel.errors import BrokenGroupError
 
 _log = logging.getLogger("tiller.worker")
 
@@ -42,18 +43,19 @@ class StepRunner:
         self._lost_steps = 0
 
     def launch(self, scheduled: list[Sequence]) -> Step | None:
-        """Returns None if the launch fails; `finish` then tries parts. Raises torch.AcceleratorError."""
+        """Returns None if the launch fails; `finish` then tries parts. Raises like `finish`."""
         return self._try(lambda: self._runner.launch(scheduled), scheduled)
 
     def launch_after(self, step: Step) -> Step | None:
-        """Returns None if the launch fails; this changes no sequence. Raises torch.AcceleratorError."""
+        """Returns None if the launch fails; this changes no sequence. Raises like `finish`."""
         return self._try(lambda: self._runner.launch_after(step), step.sequences)
 
     def finish(self, scheduled: list[Sequence], step: Step | None) -> StepOutcome:
         """Waits for a step. If it failed, runs its sequences again in halves, down to single sequences.
 
         A failed attempt leaves the sequences unchanged, including their random numbers. Raises
-        BrokenEngineError if several steps in a row have computed nothing, and torch.AcceleratorError.
+        BrokenEngineError if several steps in a row have computed nothing, torch.AcceleratorError, and
+        BrokenGroupError.
         """
         outcome = StepOutcome()
         sampled = self._try(step.read, scheduled) if step else None
@@ -83,13 +85,15 @@ class StepRunner:
         return self._runner.launch(part).read()
 
     def _try(self, act: Callable[[], _Result], sequences: list[Sequence]) -> _Result | None:
-        """Returns the result of `act`, or None if it fails. Raises torch.AcceleratorError."""
+        """Returns the result of `act`, or None if it fails. Raises what the engine cannot recover from."""
         tokens = max(sum(sequence.num_scheduled_tokens for sequence in sequences), 1)
         try:
             with self._watch.computing(tokens):
                 return act()
         except torch.AcceleratorError:
             raise  # The device is unusable for the rest of the process's life.
+        except BrokenGroupError:
+            raise  # So are the other processes.
         except Exception as error:  # any kind: out of memory, a kernel's error, a bug
             if len(sequences) == 1:
                 request_id = sequences[0].request_id

@@ -1,7 +1,7 @@
 """The vectors of the running sequences, on the device. Knows no concepts and no strengths."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ class SteeringBank:
         self.num_rows = num_rows
         self.vectors = torch.zeros(num_blocks, num_rows + 1, hidden_size, device=device)
         """[num_blocks, num_rows + 1, hidden_size] float32"""
+        self.on_write: Callable[[int, BlockVectors], None] | None = None
+        """Is called after each write to a row, with the row and its new content."""
         self._free = list(range(num_rows, 0, -1))
         self._rows: OrderedDict[bytes, int] = OrderedDict()  # by content; the least recently used first
         self._blocks: dict[int, tuple[int, ...]] = {}  # by row: the blocks with a vector
@@ -45,13 +47,16 @@ class SteeringBank:
     def _add(self, key: bytes, vectors: BlockVectors) -> None:
         row = self._free.pop() if self._free else self._rows.popitem(last=False)[1]
         try:
-            self._write(row, vectors)
+            self.write(row, vectors)
+            if self.on_write is not None:
+                self.on_write(row, vectors)
         except BaseException:
             self._free.append(row)
             raise
         self._rows[key] = row
 
-    def _write(self, row: int, vectors: BlockVectors) -> None:
+    def write(self, row: int, vectors: BlockVectors) -> None:
+        """Replaces the content of a row. For banks that repeat what another bank's `place` has done."""
         # The upload does not wait for the step in flight. The copy comes after it in the stream.
         stale = tuple(block for block in self._blocks.get(row, ()) if block not in vectors.blocks)
         self._blocks[row] = (*stale, *vectors.blocks)  # should the copy fail

@@ -37,7 +37,7 @@ def test_the_defaults_equal_those_of_the_worker() -> None:
     config = EngineConfig()
     assert Settings().engine_config(Settings().served_models[0]) == config
     not_settings = {"source", "revision", "rotary", "cache_directory", "replica", "log", "training_questions"}
-    not_settings |= {"device_index", "device_workers"}
+    not_settings |= {"device_index", "device_processes"}
     assert set(EngineSettings.model_fields) == {*config.__struct_fields__} - not_settings
 
 
@@ -288,7 +288,7 @@ def test_each_of_several_models_has_the_common_engine_but_for_what_it_sets_itsel
     assert (a.engine.device, a.engine.kv_cache_gib, a.engine.kv_cache_share) == ("cpu", 1, None)
     assert (b.engine.device, b.engine.kv_cache_gib, b.engine.kv_cache_share) == ("cuda", None, 0.3)
     configs = [settings.engine_config(model) for model in (a, b, c)]
-    assert [config.device_workers for config in configs] == [3, 3, 3], "not those on the CPU"
+    assert [config.device_processes for config in configs] == [3, 3, 3], "not those on the CPU"
     assert [config.device_index for config in configs[1:]] == [0, 2]
     assert [config.log.model for config in configs] == ["a", "b", "c"]
 

@@ -177,6 +177,34 @@ def test_a_lost_replica_fails_only_its_own_requests_and_a_killed_gateway_leaves_
     assert files_left(tmp_path) == []
 
 
+def test_a_group_of_processes_is_replaced_as_a_whole_and_a_killed_gateway_leaves_nothing(
+    tiny_config: dict, tmp_path: Path
+) -> None:
+    engine = {"kv_cache_gib": 0.1, "tensor_parallel": 2, "threads": 2}
+    with serving({**tiny_config, "engine": engine}, tmp_path) as server, ThreadPoolExecutor() as pool:
+        before = content_of(server.post("/chat/completions", body(20)))
+        worker = worker_of(server)
+        [follower] = psutil.Process(worker).children()
+        stream = events(server, 90_000)
+        next(stream)
+        whole = pool.submit(server.post, "/chat/completions", body(90_000))
+        time.sleep(0.3)
+        follower.kill()
+        lost = time.monotonic()
+        assert json.loads(list(stream)[-1])["code"] == "UNAVAILABLE"
+        expect_unavailable(whole)
+        assert time.monotonic() - lost < 5
+        wait_for_health(server)
+        assert not is_running(worker)
+        assert content_of(server.post("/chat/completions", body(20))) == before
+        processes = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(processes) == 2
+        server.process.kill()
+        for process in processes:
+            wait_until_gone(process.pid)
+    assert files_left(tmp_path) == []
+
+
 def test_a_gateway_killed_during_its_start_leaves_nothing(tiny_config: dict, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     config = tmp_path / "config.yaml"

@@ -42,8 +42,9 @@ from inference.interface.requests import (
     SteeringSpec,
     SubmitResult,
 )
+from inference.runner.devices import choose_device
 from inference.steering.direction_files import DirectionFiles
-from inference.worker import build_engine, choose_device
+from inference.worker import build_engine
 from tests.inference.conftest import Driver, build_driver, generate, make_model, request
 from tests.inference.steering.conftest import make_training
 
@@ -307,6 +308,7 @@ def test_a_failed_start_is_reported_in_one_line(
         ({}, "cuda:0"),
         ({"device": "cuda", "replica": 3}, "cuda:3"),
         ({"replica": 5}, "cuda:1"),
+        ({"replica": 1, "device_index": 2}, "cuda:3"),
         ({"device": "cpu", "replica": 1}, "cpu"),
     ],
 )
@@ -317,8 +319,25 @@ def test_workers_take_the_devices_in_turn(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    assert choose_device(EngineConfig(**config, kv_cache_share=0.1, replicas=8)) == torch.device(device)
+    assert choose_device(EngineConfig(**config, kv_cache_share=0.1, device_processes=8)) == torch.device(
+        device
+    )
     assert taken == ([] if device == "cpu" else [torch.device(device)])
+
+
+def test_groups_take_as_many_devices_as_they_have_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    config = EngineConfig(tensor_parallel=2, replicas=2, device_processes=4)
+    second = msgspec.structs.replace(config, replica=1)
+    devices = [choose_device(one, number).index for one in (config, second) for number in range(2)]
+    assert devices == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match=r"engine.tensor_parallel is 8, but this host has 4 GPUs"):
+        choose_device(EngineConfig(tensor_parallel=8))
+    with pytest.raises(ConfigError, match=r"6 processes for GPUs, but this host has 4 GPUs"):
+        choose_device(EngineConfig(tensor_parallel=2, replicas=3, device_processes=6))
+    assert choose_device(EngineConfig(tensor_parallel=8, device="cpu")) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("replica", [0, 1])
@@ -329,11 +348,11 @@ def test_workers_share_a_gpu_only_with_a_configured_kv_cache(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     with pytest.raises(
-        ConfigError, match=r"replicas is 2, but this host has 1 GPU: set engine.kv_cache_gib or"
+        ConfigError, match=r"2 processes for GPUs, but this host has 1 GPU: set engine.kv_cache_gib or"
     ):
-        choose_device(EngineConfig(replicas=2, replica=replica))
+        choose_device(EngineConfig(replicas=2, replica=replica, device_processes=2))
     for size in ({"kv_cache_gib": 1.0}, {"kv_cache_share": 0.4}):
-        config = EngineConfig(replicas=2, replica=replica, **size)
+        config = EngineConfig(replicas=2, replica=replica, device_processes=2, **size)
         assert choose_device(config) == torch.device("cuda:0")
 
 

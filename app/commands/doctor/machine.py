@@ -100,6 +100,10 @@ def check_memory(settings: Settings, diagnosis: Diagnosis) -> Finding:
         kv_cache = engine.kv_cache_gib or _CPU_KV_CACHE_GIB
     weights = diagnosis.model.numbers * _BYTES.get(engine.dtype, number_bytes)
     replicas = engine.replicas if diagnosis.device == "cpu" else 1
+    if diagnosis.device == "cuda":
+        weights //= engine.tensor_parallel
+    else:
+        kv_cache *= engine.tensor_parallel
     there = f"{readable_size(available)} are free"
     if weights * replicas > available:
         return problem(

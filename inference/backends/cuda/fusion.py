@@ -14,6 +14,7 @@ from inference.backends.cuda.layers import HeadNorms, add_rms_norm, gate, rms_no
 from inference.backends.cuda.paged_attention import attend, attend_stored
 from inference.backends.trial import Trial
 from inference.compute.attention import ForwardContext, PagedInputs
+from inference.models.shards import RowParallelLinear
 
 _log = logging.getLogger(__name__)
 
@@ -139,7 +140,10 @@ def _looks_like_llama_attention(attention: Any) -> bool:
 def _has_linears(module: nn.Module, names: tuple[str, ...], others: tuple[str, ...] = ()) -> bool:
     """Whether the children that have parameters are `others`, and linear layers with these names."""
     parts = {name: part for name, part in module.named_children() if list(part.parameters())}
-    return set(parts) == {*names, *others} and all(type(parts[name]) is nn.Linear for name in names)
+    kinds = nn.Linear, RowParallelLinear  # the second one only as the last of an attention or MLP
+    return set(parts) == {*names, *others} and all(
+        type(parts[name]) in kinds[: 1 + (name == names[-1])] for name in names
+    )
 
 
 def _is_rms_norm(norm: Any, size: int) -> bool:

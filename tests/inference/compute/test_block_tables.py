@@ -68,7 +68,7 @@ def test_rows_of_ended_sequences_are_given_away() -> None:
     tables = BlockTables(DEVICE)
     for number in range(500):
         send(tables, [make_sequence(number, [number])])
-    assert len(tables._table) <= 16
+    assert tables.table.num_rows <= 16
 
 
 def test_a_failed_step_changes_nothing() -> None:

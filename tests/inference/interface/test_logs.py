@@ -92,6 +92,7 @@ SCRIPT = """
 import logging, warnings
 from inference.interface.config import LogConfig
 from inference.interface.logs import set_up_logging
+logging.getLogger("others").setLevel("DEBUG")  # as torch.distributed does with one of its own
 set_up_logging(LogConfig({format!r}, {level!r}), worker=1)
 warnings.warn("old")
 for name in ("app.x", "inference.x", "tiller.x", "others"):

@@ -301,6 +301,8 @@ def test_memory(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     expect(machine.check_memory(settings, of[9]), Level.PROBLEM, "need 9.0 GiB", "smaller model")
     two = with_settings(settings, "engine", replicas=2)
     expect(machine.check_memory(two, of[7]), Level.PROBLEM, "need 14.0 GiB")
+    together = with_settings(settings, "engine", tensor_parallel=2)
+    expect(machine.check_memory(together, of[4]), Level.OK, "about 8.0 GiB")
     halves = with_settings(settings, "engine", dtype="bfloat16")
     expect(machine.check_memory(halves, of[9]), Level.OK, "about 6.5 GiB")
     unknown = having(model=ModelFiles(todo="download it"))
@@ -310,6 +312,8 @@ def test_memory(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_of_a_gpu(settings: Settings) -> None:
     large = having(ON_GPU, model=ModelFiles(directory="m", numbers=40 * GIB))
     expect(machine.check_memory(settings, large), Level.PROBLEM, "need 80.0 GiB, and 70.0 GiB are free")
+    divided = with_settings(settings, "engine", tensor_parallel=2)
+    expect(machine.check_memory(divided, large), Level.OK, "40.0 GiB")
     small = having(ON_GPU, model=ModelFiles(directory="m", numbers=8 * GIB))
     expect(machine.check_memory(settings, small), Level.OK, "16.0 GiB")
 

@@ -13,6 +13,7 @@ from inference.backends.backend import Backend
 from inference.backends.cuda import fusion, layers, paged_attention, sampling
 from inference.backends.trial import Trial
 from inference.compute.attention import PagedInputs
+from inference.models import shards
 from inference.models.causal_lm import CausalLM, load
 from inference.steering.bank import SteeringBank
 from inference.steering.injection import inject
@@ -221,6 +222,24 @@ def test_a_layer_outputs_the_whole_sum_and_keeps_its_input(bias: bool) -> None:
         assert "forward" in vars(layer)
         torch.testing.assert_close(trial.run(forward, 32), expected)
     assert all(torch.equal(*pair) for pair in kept)
+
+
+def test_a_layer_of_a_group_is_fused_with_its_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum over all processes comes before the residual is added."""
+    monkeypatch.setattr(shards.dist, "all_reduce", lambda part: part.mul_(3))
+    layer = CausalLM(make_model("llama")).layers[0]
+    alone = Trial(2, 8, paged_attention.attend, like=layer.input_layernorm.weight)
+    with torch.inference_mode():
+        without_sums = alone.run(layer.forward, 32)
+        for part, name in ((layer.self_attn, "o_proj"), (layer.mlp, "down_proj")):
+            linear = getattr(part, name)
+            setattr(part, name, shards.RowParallelLinear(*reversed(linear.weight.shape), bias=False))
+            getattr(part, name).weight = linear.weight
+        expected = alone.run(layer.forward, 32)
+        fusion.fuse(torch.nn.ModuleList([layer]))
+        assert isinstance(vars(layer)["forward"], fusion._FusedForward)
+        torch.testing.assert_close(alone.run(layer.forward, 32), expected)
+    assert not torch.allclose(without_sums, expected)
 
 
 def test_attention_biases_are_fused_and_mlp_biases_prevent_fusion() -> None:
