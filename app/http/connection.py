@@ -146,6 +146,8 @@ class Connection(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self._enter(_Part.BODY)  # Not earlier: until here, `cycle` is that of the request before.
+        if self._is_excess:
+            self.cycle.keep_alive = False
         if is_plain:
             self.door.accept(self.scope)
         self._body_is_left = self.parser.should_upgrade() and bool(self._framing())
