@@ -52,7 +52,7 @@ def run(settings: Settings) -> None:
     set_up_logging(settings.log_config)
     load_access_tokens(settings)  # only to report a mistake in the file before the model is loaded
     tls = load_tls(settings.server.tls) if settings.server.tls else None
-    allow_files(settings.server.max_connections)
+    settings = _fit_connections(settings)
     tracing = start_tracing(settings.tracing)
     with (
         closing(tracing) if tracing else nullcontext(),
@@ -177,16 +177,45 @@ def _current_task() -> "asyncio.Task[object]":
     return task
 
 
-def allow_files(connections: int) -> None:
-    """Raises the limit of open files: each connection needs one. Raises StartError if the system refuses."""
-    needed = connections + MAX_EXCESS_CONNECTIONS + _OTHER_FILES
+def _fit_connections(settings: Settings) -> Settings:
+    """The settings with the number of connections that the system allows. Raises StartError."""
+    wanted, allowed = settings.server.max_connections, allow_connections(settings.server)
+    if allowed == wanted:
+        return settings
+    _log.warning(
+        "server.max_connections is %(allowed)s, not %(wanted)s: the system limits open files (ulimit -n)",
+        {"allowed": allowed, "wanted": wanted},
+    )
+    server = settings.server.model_copy(update={"max_connections": allowed})
+    return settings.model_copy(update={"server": server})
+
+
+def allow_connections(server: ServerSettings) -> int:
+    """Raises the limit of open files, since each connection needs one. Returns how many connections fit.
+
+    These are `server.max_connections`. If that is the default, and the system refuses, they may be fewer.
+    Raises StartError if the system refuses a configured number.
+    """
+    wanted, others = server.max_connections, MAX_EXCESS_CONNECTIONS + _OTHER_FILES
+    allowed = _allow_files(wanted + others)
+    if allowed >= wanted + others:
+        return wanted
+    if "max_connections" in server.model_fields_set or allowed <= others:
+        rule = f"server.max_connections {wanted} needs {wanted + others} open files"
+        raise StartError(f"{rule}, and the system allows {allowed} (ulimit -n)")
+    return allowed - others
+
+
+def _allow_files(needed: int) -> int:
+    """Raises the limit of open files to `needed`, or as far as the system permits. Returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-        except (ValueError, OSError):
-            rule = f"server.max_connections {connections} needs {needed} open files"
-            raise StartError(f"{rule}, and the system allows {hard} (ulimit -n)") from None
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return needed
+    for limit in (needed, hard):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            return limit
+    return soft
 
 
 def bind(server: ServerSettings) -> socket.socket:

@@ -27,6 +27,7 @@ SLOW = (
     "tests/app/workers/test_replicas.py",
     "tests/app/workers/test_supervisor.py",
     "tests/inference/backends/cpu/test_instructions.py",
+    "tests/inference/backends/cpu/test_shipped.py",
     "tests/inference/backends/cuda/test_compilation.py",
     "tests/inference/models/test_hub.py",
     "tests/inference/test_heartbeat.py",
@@ -38,6 +39,7 @@ SLOW = (
     "tests/test_compose.py",
     "tests/test_dockerfile.py",
     "tests/test_installation.py",
+    "tests/kubernetes/",
     "tests/test_site.py",
     # Kernels in Triton's interpreter, generated requests, and clients that wait.
     "tests/app/http/test_connection.py",

@@ -15,7 +15,8 @@ from app.settings import AccessScope, AccessToken
 PAGE_FILES = frozenset({"/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"})
 PLAYGROUND_FILES = "/playground/"
 """All paths that begin with this are files of the playground."""
-OPEN_PATHS = frozenset({"/", "/health", "/version", "/docs", "/openapi.json"}) | PAGE_FILES
+PROBES = frozenset({"/live", "/ready", "/health"})
+OPEN_PATHS = frozenset({"/", "/version", "/docs", "/openapi.json"}) | PROBES | PAGE_FILES
 
 
 class Authenticate:

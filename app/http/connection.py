@@ -24,7 +24,10 @@ from app.settings import ServerSettings
 _VERSIONS = ("1.1", "1.0")  # The parser also accepts other versions.
 
 MAX_EXCESS_CONNECTIONS = 256
-"""This many connections above `max_connections` get a 503. Further ones are closed without a response."""
+"""This many connections above `max_connections` get a 503, unless they are for probes. Further ones are
+closed without a response."""
+_EXCESS_SECONDS = 1.0
+"""How long such a connection may wait for the headers of a request before it gets the 503."""
 _LINGER_SECONDS = 2.0
 """How long a refused client may go on sending. If the connection were closed at once, the client's system
 would reset it and could lose the response."""
@@ -36,6 +39,9 @@ Headers = list[tuple[bytes, bytes]]
 
 class Door(Protocol):
     """Decides about each request before the app is called."""
+
+    def is_probe(self, method: bytes, target: bytes) -> bool:
+        """Whether the request is answered even if there are too many connections."""
 
     def refuse(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
         """The whole HTTP response to a request that is refused; None if the app is to answer."""
@@ -68,6 +74,8 @@ class Connection(HttpToolsProtocol):
     door: Door
     max_excess: int
 
+    _is_excess = False
+    """The connection is above `max_connections`."""
     _part: _Part | None = None
     _timer: asyncio.TimerHandle | None = None
     _method: bytes | None = None
@@ -93,9 +101,8 @@ class Connection(HttpToolsProtocol):
             self._refused = True
             self.count("-", "", 503)
             transport.abort()
-        elif excess > 0:
-            self._refuse(QueueFull("too many connections are open; try again later"))
         else:
+            self._is_excess = excess > 0
             self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -128,6 +135,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._method = self.parser.get_method()
         self._check_head()
+        if self._is_excess and not self.door.is_probe(self._method, self.url):
+            raise _too_many_connections()
         is_plain = self._is_plain
         if is_plain and (answer := self.door.refuse(self._method, self.url, self.headers)):
             self.cycle = _Answered()  # type: ignore[assignment]
@@ -137,6 +146,8 @@ class Connection(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self._enter(_Part.BODY)  # Not earlier: until here, `cycle` is that of the request before.
+        if self._is_excess:
+            self.cycle.keep_alive = False
         if is_plain:
             self.door.accept(self.scope)
         self._body_is_left = self.parser.should_upgrade() and bool(self._framing())
@@ -235,6 +246,8 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _seconds(self) -> float:
+        if self._is_excess and self._part is not _Part.BODY:
+            return min(_EXCESS_SECONDS, self.limits.header_seconds)
         if self._part is None and self.cycle is not None:
             return self.limits.keepalive_seconds
         return self.limits.body_seconds if self._part is _Part.BODY else self.limits.header_seconds
@@ -243,6 +256,8 @@ class Connection(HttpToolsProtocol):
         self._timer = None
         if self.flow.read_paused or self._is_busy:
             self._watch()
+        elif self._is_excess and self.cycle is None:
+            self._refuse(_too_many_connections())
         elif self._part is None or self._is_answered:
             self.transport.close()
         else:
@@ -302,6 +317,10 @@ class Connection(HttpToolsProtocol):
         self._discarded += len(data)
         if self._discarded > self.limits.max_body_bytes:
             self.transport.close()
+
+
+def _too_many_connections() -> ApiError:
+    return QueueFull("too many connections are open; try again later")
 
 
 def _reported(error: httptools.HttpParserError) -> ApiError:

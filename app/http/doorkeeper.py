@@ -102,8 +102,12 @@ class Doorkeeper:
         self._has_origins = has_origins
         self._observers = observers
 
+    def is_probe(self, method: bytes, target: bytes) -> bool:
+        """A liveness probe that got a 503 would make the orchestrator restart a server that is only busy."""
+        return method == b"GET" and unversioned(_path(target)) == "/live"
+
     def refuse(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
-        if not _generates(method.decode(), target.partition(b"?")[0].decode("latin-1")):
+        if not _generates(method.decode(), _path(target)):
             return None
         if self._has_origins and any(name == b"origin" for name, _ in headers):
             return None
@@ -132,6 +136,10 @@ class Doorkeeper:
         if _generates(scope["method"], scope["path"]):
             with suppress(ApiError):
                 scope["state"]["reservation"] = self._admission.reserve()
+
+
+def _path(target: bytes) -> str:
+    return target.partition(b"?")[0].decode("latin-1")
 
 
 def _generates(method: str, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""The routes for operators and probes: version, health, metrics, and the OpenAPI document."""
+"""The routes for operators and probes: version, liveness, readiness, metrics, and the OpenAPI document."""
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import __version__
 from app.errors import EngineUnavailable
-from app.gateway import GatewayDep
+from app.gateway import Gateway, GatewayDep
 from app.http.auth import requires
 from app.http.openapi import describe
 from app.schemas.operations import Health
@@ -22,14 +22,41 @@ async def read_version() -> Response:
     return PlainTextResponse(__version__)
 
 
-@router.get("/health", **describe(answer=Health, errors=(500,)))
-async def read_health(gateway: GatewayDep) -> Response:
-    """Returns 200 while the server accepts requests, for probes and load balancers. Needs no access token.
+@router.get("/live", **describe(answer=Health, errors=(500,)))
+async def read_liveness() -> Response:
+    """Returns 200 while the server's process is well, for liveness probes. Needs no access token.
+
+    The process is also well while the server is stopping and while a worker restarts. A restart from outside
+    would end the running requests.
+    """
+    return _ok()
+
+
+@router.get("/ready", **describe(answer=Health, errors=(500,)))
+async def read_readiness(gateway: GatewayDep) -> Response:
+    """Returns 200 while the server accepts requests, for readiness probes. Needs no access token.
 
     Returns 503 `UNAVAILABLE` while the engines of all models are down, or the server is stopping.
     """
+    return _ok_if_available(gateway)
+
+
+@router.get("/health", **describe(answer=Health, errors=(500,)))
+async def read_health(gateway: GatewayDep) -> Response:
+    """Returns 200 while the server accepts requests, for load balancers. Needs no access token.
+
+    Returns 503 `UNAVAILABLE` while the engines of all models are down, or the server is stopping.
+    """
+    return _ok_if_available(gateway)
+
+
+def _ok_if_available(gateway: Gateway) -> Response:
     if not any(engine.available for engine in gateway.models.engines):
         raise EngineUnavailable
+    return _ok()
+
+
+def _ok() -> Response:
     return Response(msgspec.json.encode(Health()), media_type="application/json")
 
 

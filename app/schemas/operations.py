@@ -6,7 +6,7 @@ import msgspec
 
 
 class Health(msgspec.Struct, frozen=True):
-    """The answer of `GET /health` while the server can serve requests."""
+    """The answer of `GET /live`, `GET /ready` and `GET /health` if all is well."""
 
     status: Literal["ok"] = "ok"
     """Always `ok`."""

@@ -13,8 +13,8 @@ from inference.interface.requests import GenerationRequest
 INTERVAL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
-PROBED_ROUTES = frozenset({"/health", "/metrics"})
-"""Health checks and scrapers call these routes every few seconds."""
+PROBED_ROUTES = frozenset({"/live", "/ready", "/health", "/metrics"})
+"""Probes and scrapers call these routes every few seconds."""
 
 
 class Observation:

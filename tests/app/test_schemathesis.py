@@ -53,6 +53,8 @@ SUCCESSES = {
     "GET /models_available": 200,
     "GET /model-settings": 200,
     "GET /version": 200,
+    "GET /live": 200,
+    "GET /ready": 200,
     "GET /health": 200,
     "GET /metrics": 200,
 }

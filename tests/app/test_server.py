@@ -33,16 +33,44 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[Limits]:
 
 
 def test_the_limit_of_open_files_is_raised_for_the_connections(limits: list[Limits]) -> None:
-    server.allow_files(2048)
+    assert server.allow_connections(ServerSettings()) == 2048
     assert limits[-1] == (2048 + 512, 4096)
-    server.allow_files(100)
+    assert server.allow_connections(ServerSettings(max_connections=100)) == 100
     assert limits[-1] == (2048 + 512, 4096), "the limit is never lowered"
 
 
 def test_a_limit_that_the_system_refuses_is_a_one_line_error(limits: list[Limits]) -> None:
-    with pytest.raises(StartError, match=r"max_connections 4000 needs 4512 .* allows 4096 \(ulimit -n\)$"):
-        server.allow_files(4000)
-    assert len(limits) == 1
+    rule = r"max_connections 4000 needs 4512 .* allows 4096 \(ulimit -n\)$"
+    with pytest.raises(StartError, match=rule):
+        server.allow_connections(ServerSettings(max_connections=4000))
+
+
+@pytest.mark.parametrize("soft", [256, 1024])
+def test_the_default_number_of_connections_is_lowered_to_what_the_system_allows(
+    soft: int, limits: list[Limits], caplog: pytest.LogCaptureFixture
+) -> None:
+    limits.append((soft, 1024))
+    fitting = server._fit_connections(Settings(server={"port": 9000}))
+    assert (fitting.server.max_connections, fitting.server.port) == (512, 9000)
+    assert limits[-1] == (1024, 1024)
+    [warning] = caplog.messages
+    assert warning.startswith("server.max_connections is 512, not 2048: ")
+
+
+def test_a_configured_number_of_connections_is_never_lowered(
+    limits: list[Limits], caplog: pytest.LogCaptureFixture
+) -> None:
+    limits.append((1024, 1024))
+    with pytest.raises(StartError, match=r"2048 needs 2560 open files, and the system allows 1024"):
+        server._fit_connections(Settings(server={"max_connections": 2048}))
+    assert server._fit_connections(Settings(server={"max_connections": 512})).server.max_connections == 512
+    assert caplog.messages == []
+
+
+def test_a_limit_that_leaves_no_connection_is_an_error(limits: list[Limits]) -> None:
+    limits.append((512, 512))
+    with pytest.raises(StartError, match=r"allows 512 \(ulimit -n\)"):
+        server.allow_connections(ServerSettings())
 
 
 @pytest.mark.parametrize("seconds", [1, 60, 86_400])

@@ -52,6 +52,11 @@ def content_of(response: httpx.Response) -> str:
     return response.json()["choices"][0]["message"]["content"]
 
 
+def probed(server: Server) -> dict[str, int]:
+    """The status that each probe gets."""
+    return {path: server.get(path).status_code for path in ("/live", "/ready", "/health")}
+
+
 def wait_for_health(server: Server, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while server.get("/health").status_code != 200:
@@ -118,7 +123,7 @@ def test_a_lost_worker_is_replaced(server: Server, directory: Path, fault: int) 
         for future in (whole, creation):
             expect_unavailable(future)
         assert time.monotonic() - lost < 5
-    assert server.get("/health").status_code == 503
+    assert probed(server) == {"/live": 200, "/ready": 503, "/health": 503}
     refused = server.post("/chat/completions", body(5))
     assert (refused.status_code, refused.json()["code"]) == (503, "UNAVAILABLE")
 
@@ -230,7 +235,7 @@ def test_after_a_signal_running_requests_may_finish_and_new_ones_are_refused(
             next(stream)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
-        assert server.get("/health").status_code == 503
+        assert probed(server) == {"/live": 200, "/ready": 503, "/health": 503}
         refused = server.post("/chat/completions", body(5))
         assert (refused.status_code, refused.json()["code"]) == (503, "UNAVAILABLE")
         *chunks, last = short

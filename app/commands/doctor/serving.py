@@ -85,11 +85,12 @@ def check_certificate(settings: Settings) -> Finding:
 
 def check_open_files(settings: Settings) -> Finding:
     """Whether the system allows one open file for each connection."""
-    connections = settings.server.max_connections
+    wanted = settings.server.max_connections
+    mend = "raise the hard limit (LimitNOFILE=, --ulimit nofile), or lower the setting"
     try:
-        server.allow_files(connections)
+        allowed = server.allow_connections(settings.server)
     except StartError as error:
-        return problem(
-            str(error), "raise the hard limit (LimitNOFILE=, --ulimit nofile), or lower the setting"
-        )
-    return ok(f"enough for {connections} connections")
+        return problem(str(error), mend)
+    if allowed < wanted:
+        return warning(f"enough for {allowed} connections, not for server.max_connections, {wanted}", mend)
+    return ok(f"enough for {wanted} connections")

@@ -1,4 +1,11 @@
-"""Compiles the kernels once for this machine's processor, and loads them into torch as `tiller_cpu`."""
+"""Compiles the kernels once for this machine's processor, and loads them into torch as `tiller_cpu`.
+
+Kernels that were compiled in advance, for several kinds of processors, need no compiler on this machine:
+
+    python -m inference.backends.cpu.build
+
+writes them into the folder `compiled` beside this file.
+"""
 
 import hashlib
 import logging
@@ -12,13 +19,13 @@ from pathlib import Path
 import torch
 
 from inference.backends.backend import KernelError
+from inference.backends.cpu.levels import Level, all_levels, features_of_processor, fitting_levels
 from inference.interface.progress import follow
 
 _SOURCES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*.[ch]*")))
 _COMPILE = (
     "-c",
     "-O3",
-    "-march=native",
     "-std=c++20",
     "-fPIC",
     "-fopenmp",
@@ -27,9 +34,11 @@ _COMPILE = (
     "-fno-trapping-math",
     f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
 )
+_NATIVE = ("-march=native",)
 # Without -fopenmp: torch has already loaded an OpenMP library for the whole process. A process must have
 # only one.
 _LINK = ("-shared", "-ltorch_cpu", "-lc10")
+_SHIPPED = Path(__file__).parent / "compiled"
 _TIMEOUT_SECONDS = 600
 _TRIAL = """
 #include <cmath>
@@ -48,7 +57,7 @@ def load(cache_directory: Path) -> None:
         return
     compiled = library(cache_directory)
     if not compiled.exists():
-        _compile(compiled)
+        _compile(compiled, _NATIVE)
     try:
         torch.ops.load_library(compiled)  # type: ignore[no-untyped-call]
     except OSError as error:
@@ -56,8 +65,17 @@ def load(cache_directory: Path) -> None:
 
 
 def library(cache_directory: Path) -> Path:
-    """The file of the compiled kernels for this processor. It may not exist yet."""
-    return cache_directory / "kernels" / f"tiller_cpu-{_digest()}.so"
+    """The file of the compiled kernels for this processor. It may not exist yet.
+
+    Kernels that were compiled in advance come first, so that the same files give the same kernels everywhere.
+    """
+    shipped = map(_shipped, fitting_levels(features_of_processor()))
+    found = next((file for file in shipped if file.exists()), None)
+    return found or cache_directory / "kernels" / f"tiller_cpu-{_digest(*_NATIVE, _processor())}.so"
+
+
+def _shipped(level: Level) -> Path:
+    return _SHIPPED / f"tiller_cpu-{level.name}-{_digest(*level.flags)}.so"
 
 
 def check_compiler() -> str:
@@ -66,7 +84,7 @@ def check_compiler() -> str:
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "trial.cpp"
         source.write_text(_TRIAL)
-        _run([compiler, *_COMPILE, str(source), "-o", f"{source}.o"])
+        _run([compiler, *_COMPILE, *_NATIVE, str(source), "-o", f"{source}.o"])
         _run([compiler, "-shared", f"{source}.o", "-o", f"{source}.so"])
     return compiler
 
@@ -79,42 +97,39 @@ def find_compiler() -> str:
     return compiler
 
 
-def _digest() -> str:
-    """Hash of the sources, the flags, torch's version and the processor. It names the compiled library."""
+def _digest(*target: str) -> str:
+    """Hash of the sources, the flags, torch's version and the target. It names the compiled library."""
     directory = Path(__file__).parent
-    parts = [torch.__version__, platform.machine(), _processor(), *_COMPILE, *_LINK]
+    parts = [torch.__version__, platform.machine(), *target, *_COMPILE, *_LINK]
     parts += [(directory / name).read_text() for name in _SOURCES]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
     """The processor's instruction sets, if the system lists them: machines may share a cache directory."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return " ".join(sorted(features_of_processor())) or platform.processor()
 
 
-def _compile(library: Path) -> None:
-    """Raises KernelError, also if the directory cannot be written."""
+def _compile(library: Path, target: tuple[str, ...]) -> None:
+    """`target`: the flags for the processor. Raises KernelError, also if the directory cannot be written."""
     compiler = find_compiler()
     _log.info("compiling the CPU kernels for this processor (only needed once)")
     try:
         with follow("compiling the CPU kernels"):
-            _compile_with(compiler, library)
+            _compile_with(compiler, library, target)
     except OSError as error:
         reason = f"the CPU kernels cannot be written to {library.parent}: {error.strerror}"
         raise KernelError(reason) from None
 
 
-def _compile_with(compiler: str, library: Path) -> None:
+def _compile_with(compiler: str, library: Path, target: tuple[str, ...]) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
         source, compiled = Path(__file__).parent / "kernels.cpp", Path(directory) / "kernels.o"
         linked = Path(directory) / library.name
         installed = Path(torch.__file__).parent
-        _run([compiler, *_COMPILE, f"-isystem{installed / 'include'}", str(source), "-o", str(compiled)])
+        headers = f"-isystem{installed / 'include'}"
+        _run([compiler, *_COMPILE, *target, headers, str(source), "-o", str(compiled)])
         _run([compiler, str(compiled), "-o", str(linked), f"-L{installed / 'lib'}", *_LINK])
         linked.replace(library)  # atomic: another process may compile at the same time
 
@@ -127,3 +142,15 @@ def _run(command: list[str]) -> None:
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
         raise KernelError(f"{command[0]} cannot compile the CPU kernels: {errors[0][:500]}")
+
+
+def main() -> None:
+    """Compiles the kernels for each kind of processor with this machine's architecture."""
+    for level in all_levels():
+        library = _shipped(level)
+        _compile_with(find_compiler(), library, level.flags)
+        print(library)
+
+
+if __name__ == "__main__":
+    main()

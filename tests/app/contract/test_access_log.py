@@ -119,7 +119,7 @@ async def test_a_refusal_names_its_code(serve: Any, engine: FakeEngine, lines: A
 async def test_probes_are_logged_only_when_they_fail(
     client: httpx.AsyncClient, engine: FakeEngine, lines: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for path in ("/health", "/v1/health", "/metrics"):
+    for path in ("/live", "/ready", "/health", "/v1/health", "/metrics"):
         await client.get(path)
     assert lines() == []
     engine.available = False

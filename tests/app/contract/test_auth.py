@@ -42,13 +42,15 @@ GUARDED = [
     ("GET", "/nowhere"),
     ("GET", "/healthz"),
     ("GET", "/health/x"),
+    ("GET", "/live/x"),
+    ("GET", "/readyz"),
     ("GET", "/docs/../metrics"),
     ("GET", "/docs/nothing.js"),
     ("GET", "/playground"),
     ("GET", "/playgrounds/main.js"),
 ]
 PAGE = ["/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"]
-OPEN = ["/", "/health", "/version", "/openapi.json", *PAGE, "/playground/main.js"]
+OPEN = ["/", "/live", "/ready", "/health", "/version", "/openapi.json", *PAGE, "/playground/main.js"]
 WRONG = [
     None,
     "",

@@ -9,8 +9,16 @@ from tests.app.contract.support import CHAT, assert_error, body
 
 PAGE = "https://page.example"
 READ = [
-    *("/health", "/version", "/models", "/models/tiny", "/models/tiny/tokenizer", "/models_available"),
-    *("/model-settings", "/metrics", "/openapi.json", "/docs", "/steering_concepts", "/steering_concepts/a"),
+    *("/live", "/ready", "/health", "/version", "/models", "/models/tiny", "/models/tiny/tokenizer"),
+    *(
+        "/models_available",
+        "/model-settings",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
+        "/steering_concepts",
+        "/steering_concepts/a",
+    ),
 ]
 AUTH = {"tokens": [{"name": "ada", "sha256": hashlib.sha256(b"secret").hexdigest()}]}
 BEARER = {"authorization": "Bearer secret"}

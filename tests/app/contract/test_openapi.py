@@ -29,10 +29,12 @@ ROUTES = [
     ("get", "/models_available"),
     ("get", "/model-settings"),
     ("get", "/version"),
+    ("get", "/live"),
+    ("get", "/ready"),
     ("get", "/health"),
     ("get", "/metrics"),
 ]
-OPEN = {"/version", "/health"}
+OPEN = {"/version", "/live", "/ready", "/health"}
 RANGES = {
     "frequency_penalty": (-2, 2),
     "presence_penalty": (-2, 2),

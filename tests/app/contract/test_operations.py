@@ -1,4 +1,4 @@
-"""The routes /version, /health, /metrics and /docs."""
+"""The routes /version, /live, /ready, /health, /metrics and /docs."""
 
 import base64
 import hashlib
@@ -24,16 +24,29 @@ async def test_the_version_is_plain_text(client: httpx.AsyncClient, prefix: str)
 
 
 @prefixes
-async def test_health_reports_whether_the_engine_is_available(
-    client: httpx.AsyncClient, engine: FakeEngine, prefix: str
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_health_and_readiness_report_whether_the_engine_is_available(
+    client: httpx.AsyncClient, engine: FakeEngine, prefix: str, path: str
 ) -> None:
-    assert (await client.get(f"{prefix}/health")).status_code == 200
+    answer = await client.get(prefix + path)
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
     engine.available = False
-    response = await client.get(f"{prefix}/health")
+    response = await client.get(prefix + path)
     assert response.status_code == 503
+    assert response.json()["code"] == "UNAVAILABLE"
     assert len(response.content) < 4096
     engine.available = True
-    assert (await client.get(f"{prefix}/health")).status_code == 200
+    assert (await client.get(prefix + path)).status_code == 200
+
+
+@prefixes
+@pytest.mark.parametrize("available", [True, False])
+async def test_the_process_is_live_whether_or_not_the_engine_is_available(
+    client: httpx.AsyncClient, engine: FakeEngine, prefix: str, available: bool
+) -> None:
+    engine.available = available
+    answer = await client.get(f"{prefix}/live")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
 async def test_other_routes_work_while_the_engine_is_down(

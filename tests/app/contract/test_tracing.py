@@ -184,7 +184,7 @@ async def test_the_span_of_a_stream_that_its_client_left_agrees_with_the_log(
 async def test_probes_have_no_spans_and_spans_contain_no_texts(
     traced: httpx.AsyncClient, engine: FakeEngine, spans: InMemorySpanExporter, spell: Any
 ) -> None:
-    for path in ("/health", "/metrics", "/v1/health"):
+    for path in ("/live", "/ready", "/health", "/metrics", "/v1/health"):
         await traced.get(path)
     assert spans.get_finished_spans() == ()
     word = "Quetzalcoatl"

@@ -36,6 +36,9 @@ class App:
         self.go_on = asyncio.Event()
         self.go_on.set()
 
+    def is_probe(self, method: bytes, target: bytes) -> bool:
+        return (method, target) == (b"GET", b"/live")
+
     def refuse(self, method: bytes, target: bytes, headers: Headers) -> bytes | None:
         """Refuses POST /chat while `is_full`."""
         assert all(name == name.lower() for name, _ in headers)
@@ -542,14 +545,49 @@ async def test_connections_above_the_limit_get_a_503_and_later_ones_are_closed(a
         served = [await open_one() for _ in range(2)]
         assert [b" 200 OK" in await ask(client) for client in served] == [True, True]
         excess = await open_one()
+        await excess.send(post("Content-Length: 5", path="/chat", body="hello"))
         answer = await excess.read()
         assert_refused(answer, 503, "QUEUE_FULL", "too many connections")
         assert b"\r\nRetry-After: " in answer
         with suppress(ConnectionError):
             assert await (await open_one()).read() == b""
-        assert app.refusals == [("-", "", 503)] * 2
+        assert app.refusals == [("POST", "/chat", 503), ("-", "", 503)]
         assert b" 200 OK" in await ask(served[0])
         for client in (served[1], excess):
             client.leave()
         await asyncio.sleep(0.05)
         assert b" 200 OK" in await ask(await open_one())
+
+
+@pytest.fixture
+async def excess(app: App) -> AsyncIterator[Client]:
+    """A client whose connection is one more than the server's limit."""
+    async with AsyncExitStack() as stack:
+        limits = ServerSettings(**PATIENT, max_connections=1)
+        port = await stack.enter_async_context(serving(app, limits))
+        clients = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+            clients.append(Client(reader, writer))
+        yield clients[1]
+
+
+async def test_a_liveness_probe_is_answered_however_many_connections_there_are(
+    excess: Client, app: App
+) -> None:
+    await excess.send(b"GET /live HTTP/1.1\r\nHost: tiller\r\nConnection: close\r\n\r\n")
+    answer = await excess.read()
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert app.refusals == []
+
+
+async def test_the_connection_of_a_probe_is_closed_after_its_answer(excess: Client, app: App) -> None:
+    await excess.send(b"GET /live HTTP/1.1\r\nHost: tiller\r\n\r\n")
+    assert (await excess.read()).count(b"HTTP/1.1 ") == 1
+    assert app.refusals == []
+
+
+async def test_an_excess_connection_that_sends_nothing_is_refused_soon(excess: Client, app: App) -> None:
+    assert_refused(await excess.read(), 503, "QUEUE_FULL", "too many connections")
+    assert app.refusals == [("-", "", 503)]

@@ -73,7 +73,7 @@ async def test_any_other_authorization_header_is_refused(header: str) -> None:
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 @pytest.mark.parametrize(
     ("path", "status"),
-    [(path, 200) for path in ("/health", "/version", "/docs", "/openapi.json", "/")]
+    [(path, 200) for path in ("/live", "/ready", "/health", "/version", "/docs", "/openapi.json", "/")]
     + [(path, 401) for path in ("/metrics", "/nothing", "/healthy", "/health/", "/v12/health", "/v2/health")],
 )
 async def test_which_paths_are_open(prefix: str, path: str, status: int) -> None:

@@ -193,6 +193,16 @@ def test_open_files(settings: Settings) -> None:
     expect(serving.check_open_files(greedy), Level.PROBLEM, "(ulimit -n)", "LimitNOFILE")
 
 
+def test_fewer_open_files_than_the_default_needs(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int, limits: tuple[int, int]) -> None:
+        if limits[0] > 1024:
+            raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    expect(serving.check_open_files(settings), Level.WARNING, "512 connections", "LimitNOFILE")
+
+
 def test_traces(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     expect(tracing.check_tracing(settings), Level.OK, "off")
     traced = with_settings(settings, "tracing", endpoint="http://127.0.0.1:4318/v1/traces")

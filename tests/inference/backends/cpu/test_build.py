@@ -17,7 +17,7 @@ def test_a_missing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(KernelError, match=r"no C\+\+ compiler"):
-        build._compile(tmp_path / "kernels" / "library.so")
+        build._compile(tmp_path / "kernels" / "library.so", ("-march=native",))
 
 
 def test_the_error_of_the_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,14 +26,14 @@ def test_the_error_of_the_compiler_is_reported(tmp_path: Path, monkeypatch: pyte
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(KernelError, match="no such thing"):
-        build._compile(tmp_path / "kernels" / "library.so")
+        build._compile(tmp_path / "kernels" / "library.so", ("-march=native",))
     assert not list((tmp_path / "kernels").iterdir())
 
 
 def test_a_cache_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("a file in the place of the directory")
     with pytest.raises(KernelError, match="cannot be written"):
-        build._compile(tmp_path / "kernels" / "library.so")
+        build._compile(tmp_path / "kernels" / "library.so", ("-march=native",))
 
 
 def fail(_: Path) -> None:
