@@ -32,7 +32,6 @@ _SECONDS_FOR_OTHERS = 1.0
 
 
 def main() -> int:
-    end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # The worker decides when the group ends.
     Heartbeat(take_stdout()).start()
@@ -64,6 +63,7 @@ def _follow(start: Start, directory: Path, socket: "zmq.Socket[bytes]") -> None:
     group.join(directory)
     loaded = load(config, Path(start.directory), group)
     runner = FollowerRunner(loaded.model, config, loaded.backend)
+    end_with_parent()  # not before, so that this process can remove the directory
     while True:
         message = decode(socket.recv())
         assert isinstance(message, Forward)  # noqa: S101 - for the type checker

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore
 
 _LOOPBACK = ("lo", "lo0")  # on Linux, on macOS
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -52,9 +51,10 @@ class Group:
         if not on_cuda:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # transformers would prefer CUDA devices
         # A file and no TCP store, which would listen on all interfaces.
+        store = dist.FileStore(str(directory / _STORE), self.size)  # type: ignore[attr-defined]
         dist.init_process_group(
             "nccl" if on_cuda else "gloo",
-            store=FileStore(str(directory / _STORE), self.size),
+            store=store,
             rank=self.number,
             world_size=self.size,
             timeout=_TIMEOUT,

@@ -118,6 +118,7 @@ class Leader:
         """Kills the followers and waits for nothing. May be called in another thread."""
         for follower in self._followers:
             follower.process.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _send(self, batch: Batch) -> None:
         assert batch.host is not None  # noqa: S101 - only a captured step has none

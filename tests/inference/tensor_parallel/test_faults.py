@@ -133,23 +133,40 @@ def wait_for_follower(worker: Process) -> psutil.Process:
     return children[0]
 
 
-def test_a_worker_killed_during_its_start_leaves_nothing(worker: Process, temporary: Path) -> None:
+def wait_until_they_connect(temporary: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not list(temporary.glob("*/store")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_worker_killed_during_its_start_leaves_nothing(
+    worker: Process, temporary: Path, connected: bool
+) -> None:
     follower = wait_for_follower(worker)
+    if connected:
+        wait_until_they_connect(temporary)
     worker.process.kill()
     wait_until_gone(follower, 30)
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("after", [0.0, 4.0], ids=["while it starts", "while it loads"])
-def test_a_follower_killed_during_the_start_is_reported(worker: Process, after: float) -> None:
-    follower = wait_for_follower(worker)
-    time.sleep(after)
-    follower.kill()
-    report = worker.receive()
-    if isinstance(report, Started):
-        pytest.skip("the worker has started too soon for this test")
-    assert report == StartFailed("process 1 of the tensor parallel group has ended with status -9")
+def test_a_follower_that_cannot_start_is_reported_in_one_line(worker: Process, temporary: Path) -> None:
+    wait_for_follower(worker).kill()
+    assert worker.receive() == StartFailed("process 1 of the tensor parallel group has ended with status -9")
     assert worker.process.wait(timeout=10) == 1
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_follower_killed_while_the_processes_connect_ends_the_worker(
+    worker: Process, temporary: Path
+) -> None:
+    follower = wait_for_follower(worker)
+    wait_until_they_connect(temporary)
+    follower.kill()
+    assert worker.process.wait(timeout=10) not in (0, None)
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(
