@@ -1,47 +1,53 @@
 # syntax=docker/dockerfile:1
 #
-#   docker build -t tiller .                              for the CPU
-#   docker build -t tiller --build-arg VARIANT=cuda .     for NVIDIA GPUs
+#   docker build -t tiller .                       for the CPU
+#   docker build -t tiller:cuda --target cuda .    for NVIDIA GPUs
 #
 # PyPI's torch works for both. For a much smaller CPU image, name PyTorch's index of CPU wheels:
 #   docker build -t tiller --build-arg TORCH_INDEX=URL .
-ARG VARIANT=cpu
-ARG PYTHON=3.12
+# A registry of yours may have the base: --build-arg BASE=registry.example/python:3.12-slim
+ARG BASE=python:3.12-slim
 
-FROM python:${PYTHON}-slim AS cpu
-
-FROM python:${PYTHON}-slim AS cuda
-# The host provides the driver, through NVIDIA's container toolkit. torch brings the CUDA libraries.
-ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    TILLER_ENGINE__DEVICE=cuda
-
-FROM ${VARIANT}
+# Installs Tiller, and compiles the CPU kernels for several kinds of processors. So the images need no C++ compiler.
+FROM ${BASE} AS build
 ARG TORCH_INDEX=""
-
-# At the first start, Tiller compiles its CPU kernels for the processor of the machine. Triton needs a compiler too.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
-
-WORKDIR /opt/tiller
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /opt/source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY app ./app
 COPY inference ./inference
 COPY tiller ./tiller
-COPY configs ./configs
 RUN python -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
     --constraint constraints.txt '.[otel]'
+# Afterwards, nothing reads torch's headers, which are for compilers, and the packages' tests.
+RUN cd / && python -m inference.backends.cpu.build \
+    && cd /opt/venv/lib/python3*/site-packages \
+    && rm -rf torch/include torch/share torch/test \
+    && find torch/bin -type f ! -name torch_shm_manager -delete \
+    && find . -type d -name tests -prune -exec rm -rf {} +
 
-RUN useradd --uid 10001 --create-home tiller \
+FROM ${BASE} AS runtime
+COPY --from=build /opt/venv /opt/venv
+WORKDIR /opt/tiller
+COPY configs ./configs
+# Any user of group 0 may run the image, such as the arbitrary users of OpenShift.
+RUN useradd --uid 10001 --gid 0 --no-create-home tiller \
     && mkdir --parents /var/cache/tiller /var/lib/tiller /run/tiller /etc/tiller \
-    && chown tiller /var/cache/tiller /var/lib/tiller /run/tiller
-USER tiller
+    && chown tiller:0 /var/cache/tiller /var/lib/tiller /run/tiller \
+    && chmod g=u /var/cache/tiller /var/lib/tiller /run/tiller
 
 # The cache (models, kernels, steering directions), and the data (concepts that callers created, access tokens).
 # Mount volumes to keep them. compose.yaml mounts a volume at /run/tiller, for Prometheus' access token.
-ENV TILLER_CACHE_DIRECTORY=/var/cache/tiller \
-    TILLER_DATA_DIRECTORY=/var/lib/tiller
+# All else may be read-only: container engines always mount a writable /dev/shm, for small temporary files.
+ENV PATH=/opt/venv/bin:$PATH \
+    TILLER_CACHE_DIRECTORY=/var/cache/tiller \
+    TILLER_DATA_DIRECTORY=/var/lib/tiller \
+    HOME=/var/cache/tiller \
+    TMPDIR=/dev/shm
 VOLUME /var/cache/tiller /var/lib/tiller
 
 EXPOSE 8000
@@ -52,3 +58,21 @@ HEALTHCHECK --interval=15s --timeout=10s --start-period=30m \
 # Mount the configuration here; README.md shows how.
 ENTRYPOINT ["tiller"]
 CMD ["serve", "--config", "/etc/tiller/config.yaml"]
+
+# Kubernetes can check only numbers for `runAsNonRoot`.
+FROM runtime AS cpu
+USER 10001:0
+
+FROM runtime AS cuda
+# At the first start, Triton compiles a part of each kernel with a C compiler.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+# The host provides the driver, through NVIDIA's container toolkit. torch brings the CUDA libraries.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TILLER_ENGINE__DEVICE=cuda
+USER 10001:0
+
+# The image of a build that names no target.
+FROM cpu

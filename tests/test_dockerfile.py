@@ -17,32 +17,69 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def instructions() -> list[tuple[str, str]]:
     parser = DockerfileParser(path=str(ROOT / "Dockerfile"))
-    return [(part["instruction"], part["value"]) for part in parser.structure]
+    parts = [(part["instruction"], part["value"]) for part in parser.structure]
+    return [(name, value) for name, value in parts if name != "COMMENT"]
 
 
 def values(instructions: list[tuple[str, str]], name: str) -> list[str]:
     return [value for instruction, value in instructions if instruction == name]
 
 
-def test_both_variants_are_stages(instructions: list[tuple[str, str]]) -> None:
-    stages = [value.rpartition(" AS ")[2] for value in values(instructions, "FROM")]
-    assert stages == ["cpu", "cuda", "${VARIANT}"]
-    assert "VARIANT=cpu" in values(instructions, "ARG")
+def copied(instructions: list[tuple[str, str]]) -> list[str]:
+    """The files and folders of the checkout that are copied."""
+    lists = [value.split()[:-1] for value in values(instructions, "COPY") if "--from=" not in value]
+    return [name for names in lists for name in names]
 
 
-def test_it_runs_as_an_unprivileged_user_and_reports_its_health(instructions: list[tuple[str, str]]) -> None:
-    assert values(instructions, "USER") == ["tiller"]
-    assert values(instructions, "VOLUME") == ["/var/cache/tiller /var/lib/tiller"]
-    environment = " ".join(values(instructions, "ENV")).split()
+def stages(instructions: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    """The instructions of each stage, by its name. The last stage has none."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, value in instructions:
+        if name == "FROM":
+            current = found.setdefault(value.partition(" AS ")[2], [])
+            current.append((name, value.partition(" AS ")[0]))
+        elif found:
+            current.append((name, value))
+    return found
+
+
+def test_a_build_without_a_target_is_for_the_cpu(instructions: list[tuple[str, str]]) -> None:
+    found = stages(instructions)
+    assert list(found) == ["build", "runtime", "cpu", "cuda", ""]
+    assert found[""] == [("FROM", "cpu")]
+    assert [found[name][0] for name in ("cpu", "cuda")] == [("FROM", "runtime")] * 2
+
+
+def test_it_reports_its_health_and_keeps_its_files_on_volumes(instructions: list[tuple[str, str]]) -> None:
+    runtime = stages(instructions)["runtime"]
+    assert values(runtime, "VOLUME") == ["/var/cache/tiller /var/lib/tiller"]
+    environment = " ".join(values(runtime, "ENV")).split()
     assert "TILLER_CACHE_DIRECTORY=/var/cache/tiller" in environment
     assert "TILLER_DATA_DIRECTORY=/var/lib/tiller" in environment
-    [health] = values(instructions, "HEALTHCHECK")
+    [health] = values(runtime, "HEALTHCHECK")
     command = json.loads(health.partition("CMD")[2])
-    [served] = [json.loads(value) for value in values(instructions, "CMD")]
+    [served] = [json.loads(value) for value in values(runtime, "CMD")]
     assert command[:2] == ["tiller", "health"]
     assert command[2:] == served[1:], "the health check reads the server's configuration"
-    order = [name for name, _ in instructions]
-    assert order.index("USER") > max(i for i, name in enumerate(order) if name == "RUN")
+
+
+@pytest.mark.parametrize("variant", ["cpu", "cuda"])
+def test_it_runs_as_an_unprivileged_user_with_a_number(
+    variant: str, instructions: list[tuple[str, str]]
+) -> None:
+    """Kubernetes does not start an image with `runAsNonRoot` whose user is only a name."""
+    last = stages(instructions)[variant][-1]
+    [added] = re.findall(r"useradd --uid (\d+) --gid 0 ", "".join(values(instructions, "RUN")))
+    assert last == ("USER", f"{added}:0")
+    assert int(added) > 0
+
+
+def test_only_the_build_stage_has_a_cpp_compiler(instructions: list[tuple[str, str]]) -> None:
+    installed = {
+        stage: re.findall(r"\bg(?:cc|\+\+)(?!\S)", " ".join(values(content, "RUN")))
+        for stage, content in stages(instructions).items()
+    }
+    assert installed == {"build": ["g++"], "runtime": [], "cpu": [], "cuda": ["gcc"], "": []}
 
 
 def test_every_step_is_valid_shell(instructions: list[tuple[str, str]]) -> None:
@@ -54,10 +91,7 @@ def test_every_step_is_valid_shell(instructions: list[tuple[str, str]]) -> None:
 
 def test_copied_files_are_not_ignored(instructions: list[tuple[str, str]]) -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = {
-        name.removeprefix("./") for value in values(instructions, "COPY") for name in value.split()[:-1]
-    }
-    assert copied == kept
+    assert set(copied(instructions)) == kept
 
 
 def test_copied_files_can_be_installed_and_started(
@@ -66,10 +100,9 @@ def test_copied_files_can_be_installed_and_started(
     """Runs the install step on the copied files alone. The dependencies must be the pinned versions."""
     context = tmp_path / "context"
     context.mkdir()
-    for value in values(instructions, "COPY"):
-        for name in value.split()[:-1]:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, context / name)
+    for name in copied(instructions):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, context / name)
     [install] = [value for value in values(instructions, "RUN") if "pip install" in value]
     install = re.sub(r"^python -m pip install", "", install)
     target = tmp_path / "installed"
