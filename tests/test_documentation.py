@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import typer
 import yaml
@@ -25,6 +26,7 @@ from tests.documentation.reader import check_measurement
 from tests.documentation.runners import Runner, runner_of
 
 BLOCKS = all_blocks()
+CHART = ROOT / "deploy" / "helm" / "tiller"
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 EXAMPLES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/*.py")]
 
@@ -93,6 +95,8 @@ def test_each_yaml_file_is_accepted(block: Block, tmp_path: Path) -> None:
         PyCompose.from_json(json.dumps(content)).validate()
     elif "examples" in content:
         ConceptRequest.model_validate(content, context=Settings())
+    elif block.page == "docs/kubernetes.md":
+        jsonschema.validate(content, json.loads((CHART / "values.schema.json").read_text()))
     else:
         (tmp_path / "config.yaml").write_text(block.text)
         assert read_settings(tmp_path / "config.yaml") != Settings()

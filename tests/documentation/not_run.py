@@ -7,6 +7,7 @@ _ENGINE = "needs a Docker engine; tests/test_dockerfile.py and tests/test_compos
 _INSTALLS = "installs packages; tests/test_installation.py installs the wheel"
 _MINUTES = "takes minutes"
 _CLIENT = "needs a client's own packages; `make clients` installs and runs them"
+_CLUSTER = "needs a cluster; tests/kubernetes renders the chart"
 _ELSEWHERE = "tests/app/commands/test_documentation.py runs all commands of this page"
 
 NOT_RUN: dict[str, dict[str, str]] = {
@@ -38,6 +39,11 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/compose.md": {
         "docker compose": _ENGINE,
+    },
+    "docs/kubernetes.md": {
+        "docker ": _ENGINE,
+        "helm install": _CLUSTER,
+        "kubectl ": _CLUSTER,
     },
     "docs/operations.md": {
         "2026-11-23T16:14:30.250Z": "a line of a log; tests/app/telemetry checks such lines",

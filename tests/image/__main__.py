@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ steering:
 
 def main() -> None:
     given = _read_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no container is left
     command = given.engine or find_engine()
     if command == "podman":
         leave_hybrid_cgroups()

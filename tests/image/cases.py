@@ -81,7 +81,8 @@ def size(lab: Lab) -> str:
         for image in (lab.image, lab.base)
     )
     if total > MAX_GB:
-        raise ImageError(f"the image has {total:.2f} GB, more than {MAX_GB} GB")
+        mend = "with PyPI's torch it cannot be small: name PyTorch's index of CPU wheels with --torch-index"
+        raise ImageError(f"the image has {total:.2f} GB, more than {MAX_GB} GB; {mend}")
     return f"{total:.2f} GB, of which the base has {base:.2f} GB; the limit is {MAX_GB} GB"
 
 
