@@ -48,7 +48,8 @@ def read_document() -> Schema:
     app = FastAPI(title="Tiller", version=__version__)
     for router in ROUTERS:
         app.include_router(router)
-    return build_openapi(app, Settings(), VOCAB_SIZE)
+    settings = Settings()
+    return build_openapi(app, settings, {settings.model.name: VOCAB_SIZE})
 
 
 def render(document: Schema) -> str:
