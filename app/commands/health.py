@@ -52,7 +52,8 @@ def find_fault(server: ServerSettings, timeout: float) -> str | None:
     except urllib.error.HTTPError as error:
         return f"{url} answers {error.code}"
     except (OSError, http.client.HTTPException) as error:
-        return f"{url} cannot be reached: {getattr(error, 'reason', None) or error!r}"
+        reason = getattr(error, "reason", error)  # a URLError wraps what has happened
+        return f"{url} cannot be reached: {getattr(reason, 'strerror', None) or str(reason) or repr(reason)}"
     return None
 
 

@@ -51,7 +51,7 @@ def chat(
 ) -> None:
     """Chat with the model of a running server.
 
-    Without QUESTION, the question comes from stdin if that is a pipe or a file. Else a conversation begins:
+    Without QUESTION, the question comes from stdin if that is a pipe or a file. Else a conversation begins;
     /help lists its commands. --json prints the server's answer to a single question.
     """
     with reporting_errors(), connect_blocking(url, token) as client:

@@ -160,6 +160,7 @@ class Orders:
 
     def _clear(self, _given: str) -> None:
         self._session.messages.clear()
+        self._screen.note("The conversation is empty.")
 
     def _save(self, given: str) -> None:
         if not given:

@@ -6,6 +6,7 @@ import math
 from app.commands.errors import CommandError
 from app.schemas.chat import ChatRequest
 from app.schemas.concepts import full_id
+from app.schemas.steering import MAX_STRENGTH
 
 PARAMETERS = (
     "temperature",
@@ -73,11 +74,13 @@ def read_concept(text: str) -> tuple[str, float]:
 
 
 def read_strength(text: str) -> float:
-    """Raises CommandError if it is not a finite number. The server checks its range."""
+    """Raises CommandError if it is not a number that a request may have."""
     try:
         strength = float(text)
     except ValueError:
         strength = math.nan
-    if not math.isfinite(strength):
-        raise CommandError(f"a strength is a number from -2 to 2, such as -1, and not {text!r}")
+    if not abs(strength) <= MAX_STRENGTH:  # also if it is no number
+        raise CommandError(
+            f"a strength is a number from -{MAX_STRENGTH} to {MAX_STRENGTH}, such as -1, and not {text!r}"
+        )
     return strength

@@ -20,12 +20,20 @@ class Prompt:
     def read(self, label: str) -> str:
         """One line, or several lines of which all but the last end with a backslash.
 
-        A pasted text may have several lines, too. Raises EOFError and KeyboardInterrupt.
+        A pasted text may have several lines, too. Ctrl-C drops what has been typed: then the text is empty.
+        Raises EOFError, and KeyboardInterrupt if there was nothing to drop.
         """
-        lines = [self._read_line(label)]
-        while lines[-1].endswith(_CONTINUED):
-            lines[-1] = lines[-1].removesuffix(_CONTINUED)
-            lines.append(self._read_line(_LABEL_OF_MORE))
+        lines: list[str] = []
+        try:
+            lines.append(self._read_line(label))
+            while lines[-1].endswith(_CONTINUED):
+                lines[-1] = lines[-1].removesuffix(_CONTINUED)
+                lines.append(self._read_line(_LABEL_OF_MORE))
+        except KeyboardInterrupt:
+            if not lines and not _typed():
+                raise
+            sys.stderr.write("\n")
+            return ""
         return "\n".join(lines)
 
     def _read_line(self, label: str) -> str:
@@ -34,6 +42,15 @@ class Prompt:
         sys.stderr.write(label)  # stdout has the answers only
         sys.stderr.flush()
         return input()
+
+
+def _typed() -> str:
+    """What the interrupted line had so far."""
+    try:
+        import readline
+    except ImportError:
+        return ""
+    return readline.get_line_buffer()
 
 
 def _edit_lines(complete: Complete) -> None:

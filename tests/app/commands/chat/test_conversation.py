@@ -76,7 +76,8 @@ async def test_concepts_steer_until_they_are_off(live_url: str, say: Say, engine
         assert "kind" in listed
         assert "-1.5" in listed
         assert "there is no concept nobody; there are: kind, rude" in ask(terminal, "/concept nobody 1")
-        assert "a strength is a number" in ask(terminal, "/concept kind much")
+        for strength in ("much", "2.1", "-7", "nan"):
+            assert "a strength is a number from -2 to 2" in ask(terminal, f"/concept kind {strength}")
         ask(terminal, "Hello", "Aye.\n")
         ask(terminal, "/concept rude off")
         ask(terminal, "Hello", "Aye.\n")
@@ -160,14 +161,22 @@ async def test_a_question_without_an_answer_is_taken_back_and_can_be_asked_again
     assert second.count("first") == 1
 
 
-async def test_at_the_prompt_ctrl_c_drops_the_line_and_a_second_one_leaves(
+async def test_ctrl_c_drops_what_is_typed_and_leaves_only_after_two_empty_lines(
     live_url: str, engine: FakeEngine
 ) -> None:
-    def play(terminal: Terminal) -> None:
-        terminal.send(f"a question{CTRL_C}")
-        terminal.expect("Ctrl-C again, or Ctrl-D, leaves.")
-        terminal.expect("> ")
+    def drop(terminal: Terminal, text: str) -> None:
+        terminal.send(text)
+        terminal.expect(text.rpartition("\n")[2])
         terminal.send(CTRL_C)
+        terminal.expect("> ")
+
+    def play(terminal: Terminal) -> None:
+        drop(terminal, "a question")
+        drop(terminal, "another one")
+        drop(terminal, "two lines \\\nof a third")
+        for _ in range(2):
+            terminal.send(CTRL_C)
+            terminal.expect("\n")
 
     assert await in_terminal(play, live_url) == 0
     assert engine.requests == []

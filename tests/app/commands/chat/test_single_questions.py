@@ -78,7 +78,7 @@ async def test_unknown_names_are_answered_with_the_known_ones(live_url: str) -> 
     [
         (["Hello", "--concept", "kind=much"], "a strength is a number from -2 to 2"),
         (["Hello", "--concept", "kind=nan"], "a strength is a number from -2 to 2"),
-        (["Hello", "--concept", "kind=3"], "must be a number from -2 to 2, got 3"),
+        (["Hello", "--concept", "kind=3"], "from -2 to 2, such as -1, and not '3'"),
         (["Hello", "--set", "temperature"], "--set needs NAME=VALUE"),
         (["Hello", "--set", "temperature=hot"], "temperature must be a number, got 'hot'"),
         (["Hello\udcff"], "surrogate"),
