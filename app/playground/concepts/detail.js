@@ -33,9 +33,14 @@ export function ConceptDetail({ id }) {
       </header>
       <${ErrorBox} error=${error} />
       <${Training} card=${card} failure=${detail?.error} />
-      ${detail?.report && html`<${Report} report=${detail.report} />`}
+      ${detail?.report && html`<${Report} report=${detail.report} onTry=${(strength) => tryAt(id, strength)} />`}
     </article>
   `;
+}
+
+function tryAt(id, strength) {
+  steerConcepts.only(id, strength);
+  go("steer");
 }
 
 function Training({ card, failure }) {
@@ -46,7 +51,7 @@ function Training({ card, failure }) {
     case "training":
     case "measuring":
       return html`
-        <div class="training" role="group" aria-label="Training">
+        <div class="progress-line" role="group" aria-label="Training">
           <p>${state === "training" ? "The model reads the pairs and makes the vector." : "It can be used already. Its effect is being measured."}</p>
           <progress max="100" value=${Math.round(progress * 100)} aria-label="Progress"></progress>
           <span>${Math.round(progress * 100)} %</span>
@@ -61,10 +66,6 @@ function Training({ card, failure }) {
 function Actions({ card, onError }) {
   const { id, shipped, state } = card;
   const [isDeleting, setDeleting] = useState(false);
-  const tryIt = () => {
-    steerConcepts.add(id);
-    go("steer");
-  };
   const withPairs = (use) => () =>
     readExamples(id).then((examples) => use({ name: nameIn(id), description: card.description, pairs: examples }), onError);
   const saveYaml = withPairs(async (concept) => saveFile(`${nameIn(id)}.yaml`, await toYaml(concept)));
@@ -86,7 +87,7 @@ function Actions({ card, onError }) {
   };
   return html`
     <div class="actions">
-      ${state !== "failed" && html`<button type="button" class="primary" onClick=${tryIt}>Try it</button>`}
+      ${state !== "failed" && html`<button type="button" class="primary" onClick=${() => tryAt(id, 1)}>Try it</button>`}
       ${state === "ready" && html`<button type="button" onClick=${saveVectors}>Download vectors</button>`}
       ${card.num_examples > 0 &&
       html`

@@ -3,6 +3,7 @@
 import { html } from "../html.js";
 import { matches } from "../parts/concept_picker.js";
 import { ErrorBox } from "../parts/errors.js";
+import { countText } from "../parts/numbers.js";
 import { concepts, listError, listing, loadConcepts, nameIn, nameOf } from "../state/concepts.js";
 import { addressOf } from "../state/route.js";
 import { Component } from "../vendor/preact.js";
@@ -78,7 +79,7 @@ function Problems({ problems }) {
   if (problems.length === 0) return null;
   return html`
     <details class="group">
-      <summary>${problems.length} files that cannot be used</summary>
+      <summary>${countText(problems.length, "file")} that cannot be used</summary>
       <ul>${problems.map(({ file, reason }) => html`<li key=${file} class="note"><code>${file}</code>: ${reason}</li>`)}</ul>
     </details>
   `;

@@ -1,21 +1,12 @@
 // Fills the table of pairs from a pasted text or a file.
 import { html } from "../html.js";
-import { announce } from "../state/announcements.js";
 import { useState } from "../vendor/preact-hooks.js";
-import { importText } from "./draft.js";
+import { imported, importText } from "./draft.js";
 
 export function PairImport() {
   const [text, setText] = useState("");
-  const [result, setResult] = useState({});
   const take = async (given) => {
-    try {
-      const count = await importText(given);
-      setText("");
-      setResult({ done: `${count} pairs added.` });
-      announce(`${count} pairs added.`);
-    } catch (error) {
-      setResult({ problem: error.message });
-    }
+    if (await importText(given)) setText("");
   };
   const takeFile = async (file) => file && take(await file.text());
   const onDrop = (event) => {
@@ -37,8 +28,13 @@ export function PairImport() {
           <input type="file" accept=".csv,.tsv,.txt,.json,.jsonl,.ndjson,.yaml,.yml" onChange=${(event) => takeFile(event.target.files[0])} />
         </label>
       </div>
-      ${result.problem && html`<p class="problem" role="alert">${result.problem}</p>`}
-      ${result.done && html`<p class="note">${result.done}</p>`}
     </details>
+    <${ImportResult} />
   `;
+}
+
+function ImportResult() {
+  const { done, problem } = imported.value;
+  if (problem) return html`<p class="problem" role="alert">${problem}</p>`;
+  return done ? html`<p class="note">${done}</p>` : null;
 }

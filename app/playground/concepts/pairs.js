@@ -18,6 +18,7 @@ const PARSERS = [
   [(text) => text.startsWith("["), async (text) => ({ examples: JSON.parse(text) })],
   [(text) => text.startsWith("{") && isJson(text) && "examples" in JSON.parse(text), async (text) => JSON.parse(text)],
   [(text) => text.startsWith("{"), async (text) => ({ examples: parseLines(text) })],
+  [(text) => text.split("\n", 1)[0].includes("\t"), parseTable], // cells of a spreadsheet, whatever they begin with
   [(text) => /^(#|---|examples:|name:|description:|- |-$)/m.test(text.split("\n", 1)[0]), parseYaml],
   [() => true, parseTable],
 ];
@@ -58,7 +59,7 @@ const lineOf = (error) => (error.mark ? ` (line ${error.mark.line + 1})` : "");
 /** CSV, or cells pasted from a spreadsheet. Without a header, the first column is the positive text. */
 async function parseTable(text) {
   const { default: papa } = await import("../vendor/papaparse.js");
-  const { data } = papa.parse(text, { skipEmptyLines: "greedy" });
+  const data = rowsOf(text, papa);
   const header = data[0].map((cell) => cell.trim().toLowerCase());
   const hasHeader = header.includes("positive") && header.includes("negative");
   if (!hasHeader && data[0].length < 2) {
@@ -66,7 +67,22 @@ async function parseTable(text) {
   }
   const names = hasHeader ? header : ["positive", "negative", "prompt"];
   const rows = hasHeader ? data.slice(1) : data;
+  const long = data.findIndex((row) => row.slice(names.length).some((cell) => cell.trim()));
+  if (long >= 0) {
+    throw new Error(`Row ${long + 1} has ${data[long].length} columns. Put quotes around texts that contain the separator.`);
+  }
   return { examples: rows.map((row) => Object.fromEntries(names.map((name, column) => [name, row[column] ?? ""]))) };
+}
+
+function rowsOf(text, papa) {
+  const isSpreadsheet = text.split("\n", 1)[0].includes("\t");
+  const delimiter = isSpreadsheet ? "\t" : ""; // "": Papa Parse finds out
+  const { data, errors } = papa.parse(text, { delimiter, skipEmptyLines: "greedy" });
+  const fault = errors.find(({ type }) => type === "Quotes");
+  if (!fault) return data;
+  // Spreadsheets put cells in quotes only if they have several lines. Here a text itself begins with a quote.
+  if (isSpreadsheet) return papa.parse(text, { delimiter, skipEmptyLines: "greedy", quoteChar: "" }).data;
+  throw new Error(`Row ${fault.row + 1}: a text in quotes has no end, or goes on after it.`);
 }
 
 function toPair(example, index) {

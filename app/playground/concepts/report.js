@@ -1,14 +1,16 @@
 // The report of a concept: the verdict, the measured curves, the figures, and sample answers.
 import { html } from "../html.js";
 import { Chart } from "../parts/chart.js";
-import { percentText, plainText, strengthText } from "../parts/numbers.js";
+import { capital, percentText, plainText, strengthText } from "../parts/numbers.js";
 import { Scale } from "../parts/scale.js";
 import { useMemo } from "../vendor/preact-hooks.js";
 import { Samples } from "./samples.js";
 
-export function Report({ report }) {
+/** `onTry(strength)`: shows what the concept does at this strength. */
+export function Report({ report, onTry }) {
   return html`
     <${Verdict} report=${report} />
+    <${Limits} report=${report} onTry=${onTry} />
     ${report.effects.length > 0 && html`<${Curves} effects=${report.effects} />`}
     <${Figures} report=${report} />
     ${report.answers.length > 0 && html`<${AnswerTable} answers=${report.answers} />`}
@@ -22,7 +24,22 @@ function Verdict({ report }) {
     <div class="verdict ${name}">
       <strong>${sign}</strong>
       <p>${report.summary}</p>
-      ${report.warnings.length > 0 && html`<ul>${report.warnings.map((warning) => html`<li key=${warning}>${warning}</li>`)}</ul>`}
+      ${report.warnings.length > 0 && html`<ul>${report.warnings.map((warning) => html`<li key=${warning}>${capital(warning)}.</li>`)}</ul>`}
+    </div>
+  `;
+}
+
+/** The strongest strengths, in words. */
+function Limits({ report, onTry }) {
+  const { max_strength: up, max_down_strength: down, answers } = report;
+  const ends = [-down, up].filter((strength) => strength !== 0);
+  return html`
+    <div class="limits">
+      <p>
+        ${answers.length > 0 ? "In answers to neutral questions, it stays fluent" : "It can be used"} at strengths from
+        <strong> ${strengthText(-down)}</strong> to <strong>${strengthText(up)}</strong>. Stronger ones count as these.
+      </p>
+      ${ends.map((strength) => html`<button type="button" key=${strength} onClick=${() => onTry(strength)}>Try ${strengthText(strength)}</button>`)}
     </div>
   `;
 }
@@ -33,11 +50,11 @@ function Curves({ effects }) {
   return html`
     <section class="curves" aria-label="Curves">
       <figure>
-        <figcaption>Effect <small>how far the odds of positive over negative texts move, higher is stronger</small></figcaption>
+        <figcaption>Effect <small>by how much positive texts become likelier than negative ones, with one standard error</small></figcaption>
         <${Chart} label=${inWords("Effect", shifts)} points=${shifts} include=${[0]} lines=${[{ y: 0 }]} xText="strength" yText="nats per token" />
       </figure>
       <figure>
-        <figcaption>Fluency <small>perplexity of unrelated texts, relative to no steering; near 1 is fluent</small></figcaption>
+        <figcaption>Fluency <small>perplexity of unrelated texts, relative to no steering; near 1 is best</small></figcaption>
         <${Chart} label=${inWords("Perplexity ratio", ratios)} points=${ratios} include=${[0.9, 1.5]} lines=${[{ y: 1 }]} xText="strength" yText="ratio" />
       </figure>
     </section>
@@ -47,7 +64,7 @@ function Curves({ effects }) {
 const inWords = (name, points) => `${name} by strength: ${points.map(({ x, y }) => `${strengthText(x)}: ${plainText(y)}`).join("; ")}`;
 
 function Figures({ report }) {
-  const { specificity, specificity_error: error, agreement, max_strength: up, max_down_strength: down } = report;
+  const { specificity, specificity_error: error, agreement } = report;
   return html`
     <dl class="figures-list">
       <${Scale}
@@ -65,10 +82,6 @@ function Figures({ report }) {
         good=${[0.15, 0.85]}
         note="Whether the pairs point the same way. Below 0.15 they hardly agree; above 0.85 they may show one sentence."
       />
-      <div>
-        <dt>Strengths that stay fluent</dt>
-        <dd><strong>${strengthText(-down)} to ${strengthText(up)}</strong><p class="note">Stronger ones count as these.</p></dd>
-      </div>
       <div>
         <dt>Pairs</dt>
         <dd>

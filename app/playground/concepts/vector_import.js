@@ -3,7 +3,8 @@ import { importVectors } from "../api/server.js";
 import { html } from "../html.js";
 import { ErrorBox } from "../parts/errors.js";
 import { loadConcepts, nameIn } from "../state/concepts.js";
-import { go } from "../state/route.js";
+import { announce } from "../state/announcements.js";
+import { go, route } from "../state/route.js";
 import { model } from "../state/settings.js";
 import { useState } from "../vendor/preact-hooks.js";
 
@@ -20,7 +21,8 @@ export function VectorImport() {
     try {
       const concept = await importVectors(file, name.trim(), description.trim(), model.value);
       await loadConcepts();
-      go("concepts", nameIn(concept.id));
+      announce(`${nameIn(concept.id)} is imported.`);
+      if (route.value.view === "import-vectors") go("concepts", nameIn(concept.id));
     } catch (failure) {
       setError(failure);
     }
@@ -36,7 +38,7 @@ export function VectorImport() {
       <label class="field file">File <input type="file" accept=".safetensors,.gguf" onChange=${(event) => setFile(event.target.files[0])} /></label>
       <label class="field">
         Name
-        <input value=${name} maxlength="64" pattern="[a-zA-Z0-9_\\-]+" placeholder="the name in the file" onInput=${(event) => setName(event.target.value)} />
+        <input value=${name} maxlength="64" pattern="[a-zA-Z0-9_\\-]+" title="Letters, digits, - and _" placeholder="the name in the file" onInput=${(event) => setName(event.target.value)} />
       </label>
       <label class="field">
         Description

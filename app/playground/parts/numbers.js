@@ -1,4 +1,4 @@
-// How numbers are written: with a real minus sign, and no more digits than they are worth.
+// How numbers are written: with a real minus sign, and no more digits than they are worth. And words beside them.
 
 const MINUS = "−";
 
@@ -15,6 +15,11 @@ export function plainText(number, digits = 2) {
   const rounded = Math.round(number * scale) / scale;
   return rounded < 0 ? MINUS + -rounded : String(rounded);
 }
+
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+/** `1 pair`, `2 pairs`. */
+export const countText = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 /** A probability between 0 and 1 as percent. */
 export function percentText(probability) {

@@ -10,6 +10,11 @@ export class ConceptChoice {
     else this.list.value = [...this.list.value, { id, strength }];
   }
 
+  /** This concept steers, and no other. */
+  only(id, strength = 1) {
+    this.list.value = [{ id, strength }];
+  }
+
   remove(id) {
     this.list.value = this.list.value.filter((concept) => concept.id !== id);
   }

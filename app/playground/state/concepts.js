@@ -23,6 +23,7 @@ let watcher = null; // called after each reading, which goes on until there is n
 /** Reads the list, and reads it again as long as a concept is in training. */
 export async function loadConcepts() {
   clearTimeout(timer);
+  if (!model.value) return; // the page does not know the models yet, and reads the list once it does
   try {
     listing.value = await listConcepts(model.value);
     listError.value = null;
@@ -41,14 +42,14 @@ export function watchConcepts() {
   timer = setTimeout(loadConcepts, POLL_MS);
 }
 
-/** Reads the list again and again, and calls `onListed(byId)` each time, until `stopWatching`. */
+/** Reads the list again and again, and calls `onListed(byId)` each time, until `stopWatching(onListed)`. */
 export function keepWatching(onListed) {
   watcher = onListed;
   watchConcepts();
 }
 
-export function stopWatching() {
-  watcher = null;
+export function stopWatching(onListed) {
+  if (watcher === onListed) watcher = null;
 }
 
 export async function loadDetail(id) {

@@ -134,6 +134,121 @@ def test_pairs_are_written_in_the_table(page: Page) -> None:
     assert sent == [{"name": "pirate", "description": "", "examples": [pair]}]
 
 
+def write_pair(page: Page, number: int, positive: str, negative: str) -> None:
+    page.get_by_label(f"Positive text of pair {number}", exact=True).fill(positive)
+    page.get_by_label(f"Negative text of pair {number}", exact=True).fill(negative)
+
+
+def test_tab_in_the_last_cell_begins_the_next_pair(page: Page) -> None:
+    write_pair(page, 3, "Arr!", "Yes.")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Positive text of pair 4", exact=True)).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Remove pair 4")).to_be_focused()
+    page.get_by_role("button", name="Add a pair").click()
+    expect(page.get_by_label("Positive text of pair 5", exact=True)).to_be_focused()
+
+
+def test_cells_of_a_spreadsheet_can_be_pasted_into_the_table(page: Page) -> None:
+    write_pair(page, 1, "Arr!", "Yes.")
+    page.get_by_label("Positive text of pair 2", exact=True).focus()
+    page.evaluate(
+        """(text) => {
+            const clipboardData = new DataTransfer();
+            clipboardData.setData("text/plain", text);
+            const event = new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true });
+            document.activeElement.dispatchEvent(event);
+        }""",
+        "Ahoy!\tHello!\n",
+    )
+    expect(page.locator(".editor")).to_contain_text("1 pair added.")
+    expect(page.get_by_label("Positive text of pair 2", exact=True)).to_have_value("Ahoy!")
+    expect(page.get_by_label("Negative text of pair 2", exact=True)).to_have_value("Hello!")
+
+
+def test_written_pairs_are_not_lost(page: Page, server: Server) -> None:
+    first = page.get_by_label("Positive text of pair 1", exact=True)
+    write_pair(page, 1, "Arr!", "Yes.")
+    page.reload()
+    expect(first).to_have_value("Arr!")
+    page.get_by_role("button", name="Clear").click()
+    expect(first).to_have_value("")
+    page.get_by_role("button", name="Bring the last draft back").click()
+    expect(first).to_have_value("Arr!")
+    page.goto(f"{server.url}/#concepts/sentiment")
+    page.get_by_role("button", name="Edit a copy").click()
+    expect(first).not_to_have_value("Arr!")
+    page.get_by_role("button", name="Bring the last draft back").click()
+    expect(first).to_have_value("Arr!")
+
+
+def test_a_bad_name_is_marked_and_explained(page: Page) -> None:
+    name = page.get_by_label("Name", exact=True)
+    expect(page.locator(".editor")).to_contain_text("Give it a name.")
+    name.fill("my pirate")
+    expect(page.locator(".editor")).to_contain_text("The name may have letters, digits, - and _ only.")
+    expect(name).to_have_attribute("aria-invalid", "true")
+
+
+def hold_creation(page: Page) -> list[Route]:
+    """Creations that the page asks for from now on. They have no answer until the test gives one."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if route.request.method == "POST":
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/steering_concepts", hold)
+    return held
+
+
+@pytest.mark.parametrize("status", [201, 400])
+def test_a_training_that_ends_takes_nobody_away_from_another_view(page: Page, status: int) -> None:
+    held = hold_creation(page)
+    page.get_by_label("Name", exact=True).fill("pirate")
+    write_pair(page, 1, "Arr!", "Yes.")
+    page.get_by_role("button", name="Create and train").click()
+    expect(page.get_by_role("button", name="Sending…")).to_be_visible()
+    page.get_by_role("link", name="Chat", exact=True).click()
+    error = {"message": "too few examples", "code": "INVALID_REQUEST", "param": None}
+    held[0].fulfill(status=status, json={"id": "_worker/pirate", "report": None, "error": error})
+    said = "pirate is trained" if status == 201 else "pirate could not be created: too few examples"
+    expect(page.get_by_role("status")).to_contain_text(said)
+    assert page.url.endswith("#chat")
+    page.goto(f"{page.url.partition('#')[0]}#new-concept")
+    kept = "" if status == 201 else "Arr!"
+    expect(page.get_by_label("Positive text of pair 1", exact=True)).to_have_value(kept)
+
+
+def test_the_report_leads_to_the_strongest_fluent_strength(page: Page, server: Server) -> None:
+    report = server.get("/steering_concepts/sentiment").json()["report"]
+    page.goto(f"{server.url}/#concepts/sentiment")
+    strongest = f"+{report['max_strength']:g}"
+    expect(page.locator(".limits")).to_contain_text(f"to {strongest}. Stronger ones count as these.")
+    page.get_by_role("button", name=f"Try {strongest}", exact=True).click()
+    expect(page.get_by_role("slider")).to_have_count(1)
+    expect(page.get_by_role("slider", name="sentiment")).to_have_value(f"{report['max_strength']:g}")
+
+
+def test_a_concept_that_is_tried_steers_alone(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/#concepts/formality")
+    page.get_by_role("button", name="Try it").click()
+    expect(page.get_by_role("slider")).to_have_count(1)
+    expect(page.get_by_role("slider", name="formality")).to_have_value("1")
+
+
+def test_a_concept_can_be_opened_by_its_address_without_failing_requests(page: Page, server: Server) -> None:
+    failed: list[str] = []
+    page.on("response", lambda answer: failed.append(answer.url) if answer.status >= 400 else None)
+    page.goto(f"{server.url}/#concepts/sentiment")
+    page.reload()
+    expect(page.locator(".verdict")).to_be_visible()
+    assert failed == []
+
+
 def test_a_shipped_concept_cannot_be_deleted(page: Page, server: Server) -> None:
     page.goto(f"{server.url}/#concepts/sentiment")
     expect(page.get_by_role("heading", name="sentiment")).to_be_visible()

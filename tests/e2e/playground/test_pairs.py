@@ -24,6 +24,7 @@ def parse(modules: Page, text: str) -> Any:
         "negative;positive\r\nYes;Oui, merci\r\n",
         "positive\tnegative\nOui, merci\tYes\n",
         '"Oui, merci",Yes',
+        "Oui, merci\tYes\t\n",
         'Positive,Negative,note\n"Oui, merci",Yes,x\n\n',
         '[{"positive": "Oui, merci", "negative": "Yes"}]',
         '{"examples": [{"positive": "Oui, merci", "negative": "Yes"}]}',
@@ -54,6 +55,13 @@ def test_a_csv_may_have_prompts_quotes_and_line_breaks(modules: Page) -> None:
     ]
 
 
+def test_cells_of_a_spreadsheet_may_begin_like_something_else(modules: Page) -> None:
+    text = '"Arr," said he\tYes, he said\n- Yo ho\tHey\n{"a"}\t[b]\n'
+    texts = [(pair["positive"], pair["negative"]) for pair in parse(modules, text)["pairs"]]
+    assert texts == [('"Arr," said he', "Yes, he said"), ("- Yo ho", "Hey"), ('{"a"}', "[b]")]
+    assert parse(modules, '"two\nlines"\tb')["pairs"][0]["positive"] == "two\nlines"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -61,6 +69,10 @@ def test_a_csv_may_have_prompts_quotes_and_line_breaks(modules: Page) -> None:
         ("just a text", "There are no two columns."),
         ('{"positive": "a", "negative": "b"}\n{"positive": ', "Line 2 is not JSON"),
         ("positive,negative\na,b\nc,", 'Example 2 has no text "negative".'),
+        ("Arr\tHello\nAye\n", 'Example 2 has no text "negative".'),
+        ("positive,negative\nArr, matey,Hello, friend", "Row 2 has 4 columns."),
+        ("Arr, matey,Hello, friend", "Row 1 has 4 columns."),
+        ('positive,negative\n"Arr matey,Hello\nAye,Yes', "Row 2: a text in quotes has no end"),
         ('[{"positive": "a"}]', 'Example 1 has no text "negative".'),
         ("[1]", "Example 1 is not an object"),
         ("examples: [", "This is not YAML"),
