@@ -9,7 +9,7 @@ import { ErrorBox } from "./parts/errors.js";
 import { chooseModel } from "./state/concepts.js";
 import { addressOf, route } from "./state/route.js";
 import { model, models } from "./state/settings.js";
-import { start, startError } from "./state/start.js";
+import { refreshModels, start, startError } from "./state/start.js";
 import { SteerView } from "./steer/view.js";
 import { render } from "./vendor/preact.js";
 import { useEffect } from "./vendor/preact-hooks.js";
@@ -58,7 +58,7 @@ function ModelChoice() {
   return html`
     <label class="model">
       <span class="hidden">Model</span>
-      <select value=${model} onChange=${(event) => chooseModel(event.target.value)}>
+      <select value=${model} onFocus=${refreshModels} onChange=${(event) => chooseModel(event.target.value)}>
         ${models.value.map((name) => html`<option key=${name} value=${name}>${name}</option>`)}
       </select>
     </label>

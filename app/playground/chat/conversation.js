@@ -2,7 +2,7 @@
 import { Answer } from "../answer/answer.js";
 import { Job } from "../answer/job.js";
 import { run } from "../answer/run.js";
-import { currentRequest } from "../request/current.js";
+import { currentRequest, hasSameAnswer } from "../request/current.js";
 import { announce } from "../state/announcements.js";
 import { watchConcepts } from "../state/concepts.js";
 import { chatConcepts } from "../state/concept_choice.js";
@@ -31,15 +31,16 @@ function sendTurn(parent, text) {
 
 /** Asks again for the answer to the same user turn. Both answers are kept as branches. */
 export function regenerate(node) {
-  return answerTo(node.parent);
+  return answerTo(node.parent, node);
 }
 
-/** The parameter `n` makes several answers at once: they are branches, too. */
-function answerTo(userId) {
+/** The parameter `n` makes several answers at once: they are branches, too. `before`: the node to be replaced. */
+function answerTo(userId, before = null) {
   const concepts = chatConcepts.list.value;
   const request = currentRequest(turnsTo(tree.value, userId), concepts);
   const answers = Array.from({ length: request.body.n ?? 1 }, () => new Answer());
-  const contents = answers.map((answer) => ({ role: "assistant", answer, concepts }));
+  const isRepeat = before?.answer.status === "done" && hasSameAnswer(before.request, request);
+  const contents = answers.map((answer) => ({ role: "assistant", answer, concepts, request, isRepeat }));
   tree.value = add(tree.value, userId, contents).tree;
   watchConcepts();
   return job.start(async (abort) => {

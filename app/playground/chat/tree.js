@@ -1,7 +1,8 @@
 // A conversation with branches, as plain values. Each change makes a new tree.
 //
-// A node: `{ id, parent, role, text, answer }`. `answer` is an Answer if the role is "assistant". Nodes with the
-// same parent are branches of each other; `active` has the chosen child of each parent, and of the root, null.
+// A node: `{ id, parent, role, text }` of the user, or `{ id, parent, role, answer, concepts, request, isRepeat }` of
+// the assistant: an Answer, the concepts that steered it, the request, and whether it had this answer before. Nodes
+// with the same parent are branches of each other; `active` has the chosen child of each parent, and of the root, null.
 
 export const EMPTY = { nodes: new Map(), active: new Map(), nextId: 1 };
 

@@ -6,16 +6,17 @@ import { CopyRequest } from "../request/copy.js";
 import { currentRequest } from "../request/current.js";
 import { chatConcepts } from "../state/concept_choice.js";
 import { signal } from "../vendor/signals-core.js";
-import { useEffect, useRef } from "../vendor/preact-hooks.js";
 import { clear, job, say, tree } from "./conversation.js";
+import { useFollowing } from "./follow.js";
 import { path, turnsTo } from "./tree.js";
-import { Turn } from "./turn.js";
+import { COMPOSER, Turn } from "./turn.js";
 
 const draft = signal("");
 
 export function ChatView() {
   const turns = path(tree.value);
   const answers = turns.filter((node) => node.answer).map((node) => node.answer);
+  const { list, end } = useFollowing(turns.at(-1)?.id, () => job.isRunning.value);
   return html`
     <div class="work chat">
       <section class="conversation" aria-label="Conversation">
@@ -25,9 +26,10 @@ export function ChatView() {
                 <${ColourChoice} answers=${answers} />
                 <button type="button" class="quiet" onClick=${clear}>New conversation</button>
               </div>
-              <ol class="turns">
+              <ol class="turns" ref=${list}>
                 ${turns.map((node) => html`<${Turn} key=${node.id} node=${node} />`)}
               </ol>
+              <div class="end" ref=${end}></div>
             `
           : html`<p class="empty">Ask something. The settings apply to each next answer, and you can change them at any time.</p>`}
         <${Composer} last=${turns.at(-1)} />
@@ -38,8 +40,6 @@ export function ChatView() {
 }
 
 function Composer({ last }) {
-  const form = useRef();
-  useEffect(() => followEnd(form.current), [last?.id]);
   const isRunning = job.isRunning.value;
   const send = (event) => {
     event.preventDefault();
@@ -52,8 +52,9 @@ function Composer({ last }) {
     if (event.key === "Escape") job.stop();
   };
   return html`
-    <form class="composer" ref=${form} onSubmit=${send}>
+    <form class="composer" onSubmit=${send}>
       <textarea
+        id=${COMPOSER}
         rows="1"
         aria-label="Your message"
         placeholder="Your message"
@@ -76,9 +77,4 @@ function requestToCopy(last) {
   if (last && !hasDraft) return currentRequest(last.answer ? before.slice(0, -1) : before, chatConcepts.list.value);
   const turn = { role: "user", content: hasDraft ? draft.value : "Hello!" };
   return currentRequest([...before, turn], chatConcepts.list.value);
-}
-
-/** Brings the end of the conversation into view when a turn is added. */
-function followEnd(element) {
-  element?.scrollIntoView({ block: "end" });
 }

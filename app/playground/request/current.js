@@ -16,3 +16,8 @@ export function currentRequest(turns, chosen, { changes = {}, isSteered } = {}) 
   };
   return { body: chatBody(values, turns, { isSteered }), nice: values.parameters.nice ?? false };
 }
+
+/** Whether the second request can only have the answer of the first one. Above temperature 0, it has another one. */
+export function hasSameAnswer(first, second) {
+  return second.body.temperature === 0 && JSON.stringify(first) === JSON.stringify(second);
+}

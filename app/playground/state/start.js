@@ -20,6 +20,12 @@ export async function start() {
   if (steerConcepts.ids.length === 0) chooseFirst();
 }
 
+/** A server lists a model once it is loaded, so others may have come since. */
+export async function refreshModels() {
+  const known = await listModels().catch(() => models.value);
+  if (known.join() !== models.value.join()) models.value = known;
+}
+
 // A shipped concept whose effect shows in one sentence about the prompt with which the page begins.
 const EXAMPLE = { id: "_worker/sentiment", strength: -1 };
 

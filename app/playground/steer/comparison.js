@@ -2,6 +2,7 @@
 import { Answer } from "../answer/answer.js";
 import { Job } from "../answer/job.js";
 import { run } from "../answer/run.js";
+import { hasSameAnswer } from "../request/current.js";
 import { announce } from "../state/announcements.js";
 import { watchConcepts } from "../state/concepts.js";
 import { steerConcepts } from "../state/concept_choice.js";
@@ -20,7 +21,7 @@ export function compare(prompt) {
     watchConcepts();
     const chosen = steerConcepts.list.value;
     const plainRequest = singleRequest(prompt, chosen, { isSteered: false });
-    const isKept = plain.value?.answer.status === "done" && isSame(plain.value.request, plainRequest);
+    const isKept = plain.value?.answer.status === "done" && hasSameAnswer(plain.value.request, plainRequest);
     await Promise.all([
       isKept ? null : ask(plain, plainRequest, [], abort),
       chosen.length ? ask(steered, singleRequest(prompt, chosen), chosen, abort) : (steered.value = null),
@@ -33,9 +34,4 @@ function ask(side, request, concepts, abort) {
   const answer = new Answer();
   side.value = { answer, request, concepts };
   return run(request, [answer], abort);
-}
-
-/** At a temperature above 0, the same request gives another answer. */
-function isSame(one, other) {
-  return other.body.temperature === 0 && JSON.stringify(one) === JSON.stringify(other);
 }

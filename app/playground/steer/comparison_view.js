@@ -3,6 +3,7 @@ import { AnswerBody, Figures } from "../answer/card.js";
 import { html } from "../html.js";
 import { strengthText } from "../parts/numbers.js";
 import { nameOf } from "../state/concepts.js";
+import { models } from "../state/settings.js";
 import { plain, steered } from "./comparison.js";
 
 /** `onRetry`: asks again. */
@@ -19,17 +20,23 @@ export function ComparisonView({ onRetry }) {
 }
 
 function Side({ title, side, onRetry }) {
-  const { answer, concepts } = side;
+  const { answer, concepts, request } = side;
   return html`
     <article class="side" aria-label=${title}>
       <header>
         <h3>${title}</h3>
+        <${ModelName} name=${request.body.model} />
         ${concepts.map(({ id, strength }) => html`<${Chip} key=${id} ...${{ id, strength }} />`)}
       </header>
       <${AnswerBody} answer=${answer} concepts=${concepts.map(({ id }) => id)} onRetry=${onRetry} />
       <${Figures} answer=${answer} />
     </article>
   `;
+}
+
+/** Which model has answered. Nothing if the server has one only. */
+export function ModelName({ name }) {
+  return models.value.length > 1 && html`<span class="chip zero">${name}</span>`;
 }
 
 export function Chip({ id, strength }) {

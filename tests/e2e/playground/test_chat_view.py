@@ -88,6 +88,71 @@ def test_editing_a_turn_branches_the_conversation_from_there(page: Page) -> None
     assert turns(page).nth(2).text_content() == "Another one."
 
 
+def test_an_edited_turn_is_sent_with_enter_and_left_with_escape(page: Page) -> None:
+    say(page, "Name a fruit.")
+    wait_for_answers(page)
+    edit = page.get_by_role("button", name="Edit")
+    edit.click()
+    page.keyboard.press("Escape")
+    expect(edit).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("textbox", name="Edited message")).to_be_focused()
+    page.keyboard.press("End")
+    page.keyboard.type(" Or a city.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("textbox", name="Your message")).to_be_focused()
+    wait_for_answers(page)
+    expect(turns(page).first).to_have_text("Name a fruit. Or a city.")
+
+
+def test_the_same_request_at_temperature_0_is_said_to_have_the_same_answer(page: Page) -> None:
+    note = page.get_by_text("Raise the temperature for another one.")
+    say(page, "Name a fruit.")
+    wait_for_answers(page)
+    page.get_by_role("button", name="Regenerate").click()
+    expect(note).to_be_visible()
+    set_parameter(page, "temperature", 1)
+    page.get_by_role("button", name="Regenerate").click()
+    wait_for_answers(page)
+    expect(note).to_have_count(0)
+
+
+def test_the_end_of_a_long_conversation_stays_in_view_unless_one_scrolls_away(page: Page) -> None:
+    chunk = '{"choices": [{"index": 0, "delta": {"content": "a line\\n"}, "finish_reason": null}]}'
+    events = f"data: {chunk}\n\n" * 60 + "data: [DONE]\n\n"
+    headers = {"content-type": "text/event-stream"}
+    page.route("**/chat/completions", lambda route: route.fulfill(body=events, headers=headers))
+    end = page.locator(".turn").last.locator("footer")
+    for text in ("first", "second"):
+        say(page, text)
+        wait_for_answers(page)
+        expect(end).to_be_in_viewport(ratio=1)
+    composer = page.get_by_role("textbox", name="Your message").bounding_box()
+    last = end.bounding_box()
+    assert composer
+    assert last
+    assert last["y"] + last["height"] <= composer["y"]
+    grow(page)
+    expect(page.get_by_text("It has grown.").last).to_be_in_viewport()
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(100)
+    grow(page)
+    assert page.evaluate("scrollY") == 0
+
+
+def grow(page: Page) -> None:
+    """Makes the conversation longer, as the next tokens of an answer do."""
+    page.locator(".turns").evaluate(
+        """list => {
+            const added = document.createElement("li");
+            added.textContent = "It has grown.";
+            added.style.paddingTop = "10em";
+            list.append(added);
+        }"""
+    )
+    page.wait_for_timeout(200)
+
+
 def test_several_choices_are_branches(page: Page) -> None:
     set_parameter(page, "n", 3)
     set_parameter(page, "temperature", 1)
