@@ -10,6 +10,8 @@ export class Answer {
   tokens = [];
   /** `waiting`, `streaming`, `done`, `stopped` or `failed`. */
   status = "waiting";
+  /** Why it still waits, if that is not the model. */
+  notice = "";
   finishReason = null;
   error = null;
   /** Concept id: the strength used instead of the requested one. */

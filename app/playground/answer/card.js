@@ -10,7 +10,7 @@ import { AnswerText } from "./text.js";
 export function AnswerBody({ answer, concepts = [], onRetry }) {
   answer.version.value;
   return html`
-    ${answer.status === "waiting" && html`<${Waiting} concepts=${concepts} />`}
+    ${answer.status === "waiting" && html`<${Waiting} notice=${answer.notice} concepts=${concepts} />`}
     <${AnswerText} answer=${answer} colour=${colour.value} />
     ${answer.status === "streaming" && html`<span class="caret" aria-hidden="true"></span>`}
     <${ErrorBox} error=${answer.error} onRetry=${onRetry} />
@@ -21,7 +21,8 @@ export function AnswerBody({ answer, concepts = [], onRetry }) {
 // A request waits for concepts in these states.
 const UNUSABLE = new Set(["untrained", "training"]);
 
-function Waiting({ concepts }) {
+function Waiting({ notice, concepts }) {
+  if (notice) return html`<p class="waiting">${notice}</p>`;
   const trained = concepts.map((id) => byId.value.get(id)).find((card) => card && UNUSABLE.has(card.state));
   const progress = trained && Math.round(trained.progress * 100);
   return html`

@@ -47,8 +47,16 @@ function mark(element) {
   marked = element;
 }
 
-function spoken({ token, logprob, readings }) {
-  const likely = logprob === undefined ? "" : `, probability ${Math.round(Math.exp(logprob) * 100)} percent`;
+const percent = (logprob) => `${Math.round(Math.exp(logprob) * 100)} percent`;
+
+const SPOKEN_ALTERNATIVES = 3;
+
+function spoken({ token, logprob, alternatives, readings }) {
+  const likely = logprob === undefined ? "" : `, probability ${percent(logprob)}`;
   const read = Object.entries(readings ?? {}).map(([id, reading]) => `, ${nameOf(id)} ${plainText(reading)}`);
-  return `${visible(token)}${likely}${read.join("")}`;
+  const others = alternatives
+    .filter((each) => each.token !== token)
+    .slice(0, SPOKEN_ALTERNATIVES)
+    .map((each) => `${visible(each.token)} ${percent(each.logprob)}`);
+  return `${visible(token)}${likely}${read.join("")}${others.length ? `. Instead: ${others.join(", ")}` : ""}`;
 }

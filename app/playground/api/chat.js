@@ -10,12 +10,15 @@ export async function* chat(body, { nice = false, signal } = {}) {
   else yield* whole(await response.json());
 }
 
+// An error within a stream has a code and no status: those that are no fault of the server.
+const STATUS_OF = { UNAVAILABLE: 503, REQUEST_TIMEOUT: 408 };
+
 async function* streamed(response) {
   try {
     for await (const data of eventsOf(response)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw errorOf(chunk);
+      if (chunk.error) throw errorOf(chunk, { status: STATUS_OF[chunk.error.code] ?? 500 });
       yield chunk;
     }
   } catch (error) {

@@ -29,7 +29,9 @@ function TokenForm({ message, answer }) {
             onInput=${(event) => setGiven(event.target.value)}
           />
         </label>
-        <p class="note">It is kept in this tab until you close it.</p>
+        <p class="note">
+          <code>tiller token new NAME</code> makes one, where the server runs. This tab keeps it until you close it.
+        </p>
         <footer>
           <button type="submit" class="primary" disabled=${!given.trim()}>Continue</button>
         </footer>

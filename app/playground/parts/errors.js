@@ -1,11 +1,13 @@
 // What went wrong, in words that say what to do.
 import { html } from "../html.js";
+import { capital, countText } from "./numbers.js";
 
 const ADVICE = {
   0: "Is it running, and is the network up?",
-  401: "Give another access token with the button at the top of the page.",
+  401: "Try again to give another access token.",
   408: "Try again.",
   500: "This is a fault of the server. Its log says more.",
+  503: "Try again in a moment.",
 };
 
 const TITLES = {
@@ -24,13 +26,15 @@ const TITLES = {
 export function describe(error) {
   const { status, code, retryAfter } = error;
   const title = TITLES[status] ?? `Error ${status ?? ""}`.trim();
-  const wait = retryAfter ? `Try again in ${retryAfter} ${retryAfter === 1 ? "second" : "seconds"}.` : "";
-  const advice = ADVICE[status] ?? wait;
+  const advice = adviceFor(status, retryAfter, error.message);
   const sentence = /[.!?]$/.test(error.message) ? error.message : `${error.message}.`;
   return { title, text: `${capital(sentence)} ${advice}`.trim(), code };
 }
 
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+function adviceFor(status, retryAfter, message) {
+  if (/try again/i.test(message)) return "";
+  return retryAfter ? `Try again in ${countText(retryAfter, "second")}.` : (ADVICE[status] ?? "");
+}
 
 export function ErrorBox({ error, onRetry }) {
   if (!error) return null;

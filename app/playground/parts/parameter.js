@@ -29,6 +29,7 @@ function NumberControl({ id, parameter, value, set, described }) {
     setText(isValid ? null : input.value);
     if (isValid) set(input.value === "" ? undefined : Number(input.value));
   };
+  const problem = text === null ? "" : `${rangeText(parameter)} Until then, ${value === undefined ? "none" : value} is sent.`;
   return html`
     <input
       type="number"
@@ -40,11 +41,17 @@ function NumberControl({ id, parameter, value, set, described }) {
       placeholder=${unset}
       value=${text ?? value ?? ""}
       aria-invalid=${text !== null}
-      aria-describedby=${described}
+      aria-describedby=${problem ? `${id}-problem ${described}` : described}
       onInput=${change}
       onKeyDown=${(event) => stepWithArrows(event, parameter, value, set)}
     />
+    ${problem && html`<p class="problem" id="${id}-problem" role="alert">${problem}</p>`}
   `;
+}
+
+function rangeText({ kind, min, max }) {
+  const noun = kind === "integer" ? "a whole number" : "a number";
+  return max === undefined ? `Give ${noun} from ${min} on.` : `Give ${noun} from ${min} to ${max}.`;
 }
 
 /** Arrow keys move by the parameter's step; typed numbers need not be multiples of it. */

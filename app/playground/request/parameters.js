@@ -34,7 +34,7 @@ export const SAMPLING = [
     max: 1,
     step: 0.05,
     unset: "1",
-    explain: "Samples from the fewest likely tokens that add up to this probability.",
+    explain: "Samples from the most likely tokens that together reach this probability.",
   },
   {
     name: "top_k",
@@ -50,7 +50,7 @@ export const SAMPLING = [
     max: 2,
     step: 0.1,
     unset: "0",
-    explain: "Lowers a token's logit once for each time it is in the answer.",
+    explain: "Lowers a token's logit by this, for each time that the answer has it already.",
   },
   {
     name: "presence_penalty",
@@ -59,7 +59,7 @@ export const SAMPLING = [
     max: 2,
     step: 0.1,
     unset: "0",
-    explain: "Lowers a token's logit once if it is in the answer.",
+    explain: "Lowers a token's logit by this, once, if the answer has it already.",
   },
   {
     name: "logit_bias",
@@ -81,7 +81,7 @@ export const DETAILS = [
     min: 0,
     max: 20,
     unset: "0",
-    explain: "Also returns this many most likely tokens at each position.",
+    explain: "Also returns this many most likely tokens at each position. Above 0, it turns on logprobs.",
   },
 ];
 
@@ -90,7 +90,11 @@ export const STEERING = [
     name: "steering_scope",
     kind: "choice",
     choices: ["all", "prompt", "answer"],
-    explain: "Which positions are steered.",
+    explain: {
+      all: "Steers the prompt and the answer.",
+      prompt: "Steers the prompt only.",
+      answer: "Steers the answer only, from its second token on.",
+    },
   },
   {
     name: "steering_mode",
@@ -98,7 +102,7 @@ export const STEERING = [
     choices: ["add", "ablate", "clamp"],
     explain: {
       add: "Adds the concept's vector, times the strength.",
-      ablate: "Removes what points along the vector: 0 nothing, 1 all of it.",
+      ablate: "Removes what points along the vector: strength 0 nothing, 1 all of it.",
       clamp: "Sets what points along the vector to what add would add.",
     },
   },

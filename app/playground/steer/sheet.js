@@ -2,13 +2,19 @@
 import { Answer } from "../answer/answer.js";
 import { Job } from "../answer/job.js";
 import { run } from "../answer/run.js";
+import { countText } from "../parts/numbers.js";
 import { announce } from "../state/announcements.js";
 import { nameOf, watchConcepts } from "../state/concepts.js";
 import { steerConcepts } from "../state/concept_choice.js";
 import { signal } from "../vendor/signals-core.js";
 import { singleRequest } from "./single.js";
 
-export const STRENGTHS = [-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2];
+/** The strengths of a sheet, by the name of their range. */
+export const RANGES = {
+  "−2 to +2": [-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2],
+  "0 to +2": [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2],
+  "−2 to 0": [-2, -1.75, -1.5, -1.25, -1, -0.75, -0.5, -0.25, 0],
+};
 
 const TRIES = 8;
 const BUSY = new Set([429, 503]);
@@ -16,6 +22,8 @@ const BUSY = new Set([429, 503]);
 /** `{ concept, cells: [{ strength, answer }] }`, or null. */
 export const sheet = signal(null);
 export const answerLength = signal(48);
+/** A key of RANGES. */
+export const range = signal("−2 to +2");
 
 export const job = new Job();
 
@@ -23,8 +31,9 @@ export const job = new Job();
 export function fillSheet(prompt, concept) {
   return job.start(async (abort) => {
     watchConcepts();
-    sheet.value = { concept, cells: STRENGTHS.map((strength) => ({ strength, answer: new Answer() })) };
-    await Promise.all(STRENGTHS.map((_, index) => fill(prompt, index, abort)));
+    const strengths = RANGES[range.value];
+    sheet.value = { concept, cells: strengths.map((strength) => ({ strength, answer: new Answer() })) };
+    await Promise.all(strengths.map((_, index) => fill(prompt, index, abort)));
     if (!abort.aborted) announce(`The contact sheet of ${nameOf(concept)} is complete.`);
   });
 }
@@ -38,9 +47,14 @@ async function fill(prompt, index, abort) {
     await run(request, [answer], abort);
     const isBusy = BUSY.has(answer.error?.status) && answer.text === "";
     if (!isBusy || tries === TRIES || abort.aborted) return;
-    put(index, new Answer());
-    await wait((answer.error.retryAfter ?? 1) * 1000, abort);
-    if (abort.aborted) return sheet.value.cells[index].answer.end("stopped");
+    const seconds = answer.error.retryAfter ?? 1;
+    const next = new Answer();
+    next.notice = `The server has no room now. Asking again in ${countText(seconds, "second")}…`;
+    put(index, next);
+    await wait(seconds * 1000, abort);
+    if (abort.aborted) return next.end("stopped");
+    next.notice = "";
+    next.changed();
   }
 }
 

@@ -20,7 +20,7 @@ const MODES = [
 ];
 const HINTS = {
   pair: "The same prompt, without and with the concepts. Then move a slider: the steered answer follows.",
-  sheet: "Nine short answers to the prompt, at strengths from −2 to +2.",
+  sheet: "Nine short answers to the prompt, at nine strengths of one concept.",
 };
 const AGAIN_MS = 250;
 
@@ -62,12 +62,18 @@ export function SteerView() {
 }
 
 function SheetOptions() {
-  const { answerLength } = sheet;
+  const { answerLength, range, RANGES } = sheet;
   return html`
     <label>
       Vary
       <select value=${variedId()} onChange=${(event) => (varied.value = event.target.value)}>
         ${steerConcepts.ids.map((id) => html`<option key=${id} value=${id}>${nameOf(id)}</option>`)}
+      </select>
+    </label>
+    <label>
+      Strengths
+      <select value=${range} onChange=${(event) => (range.value = event.target.value)}>
+        ${Object.keys(RANGES).map((name) => html`<option key=${name} value=${name}>${name}</option>`)}
       </select>
     </label>
     <label>

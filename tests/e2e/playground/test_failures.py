@@ -39,6 +39,7 @@ def test_a_token_can_be_forgotten(page: Page) -> None:
     expect(page.get_by_role("dialog", name="Access token")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("alert").first).to_contain_text("Access denied")
+    expect(page.get_by_role("alert").first).to_contain_text("Try again to give another access token.")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,15 @@ def test_an_error_is_readable_and_can_be_tried_again(
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
+def test_the_time_to_wait_is_said_once(page: Page) -> None:
+    answer = error("RATE_LIMITED", "this caller has used up its tokens; try again in 7 seconds")
+    headers = {"Retry-After": "7"}
+    page.route(CHATS, lambda route: route.fulfill(status=429, headers=headers, json=answer))
+    page.get_by_role("button", name="Compare").click()
+    text = page.get_by_role("alert").first.text_content() or ""
+    assert text.lower().count("try again in 7 seconds") == 1
+
+
 def test_a_lost_network_is_readable(page: Page) -> None:
     page.route(CHATS, lambda route: route.abort())
     page.get_by_role("button", name="Compare").click()
@@ -77,22 +87,31 @@ def test_a_lost_network_is_readable(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "expected"),
+    ("end", "title", "expected"),
     [
         (
             'data: {"error": {"message": "the engine stopped", "code": "UNAVAILABLE"}}\n\n',
-            "The engine stopped.",
+            "The server is busy or restarting",
+            "The engine stopped. Try again in a moment.",
         ),
-        ("", "The connection was lost before the answer was complete."),
+        (
+            'data: {"error": {"message": "something broke", "code": "INTERNAL"}}\n\n',
+            "The server failed",
+            "Something broke.",
+        ),
+        ("", "No connection", "The connection was lost before the answer was complete."),
     ],
 )
-def test_an_error_in_a_stream_keeps_the_text_before_it(page: Page, end: str, expected: str) -> None:
+def test_an_error_in_a_stream_keeps_the_text_before_it(
+    page: Page, end: str, title: str, expected: str
+) -> None:
     chunk = '{"choices": [{"index": 0, "delta": {"content": "Half an ans"}, "finish_reason": null}]}'
     headers = {"content-type": "text/event-stream"}
     page.route(CHATS, lambda route: route.fulfill(body=f"data: {chunk}\n\n{end}", headers=headers))
     page.get_by_role("button", name="Compare").click()
     side = page.get_by_role("article", name="Without steering")
     expect(side).to_contain_text("Half an ans")
+    expect(side.get_by_role("alert")).to_contain_text(title)
     expect(side.get_by_role("alert")).to_contain_text(expected)
 
 

@@ -1,6 +1,7 @@
 """The view in which a person sees what steering does: side by side, and as a contact sheet."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -100,6 +101,17 @@ def test_the_contact_sheet_has_an_answer_for_each_strength(page: Page, server: S
     expect(cells.last).to_contain_text("counts as +1")
 
 
+def test_a_sheet_can_have_finer_strengths_of_one_sign(page: Page) -> None:
+    page.route("**/chat/completions", lambda route: route.fulfill(body="data: [DONE]\n\n"))
+    page.get_by_text("Contact sheet").click()
+    page.get_by_role("combobox", name="Strengths").select_option("0 to +2")
+    bodies = bodies_of(page)
+    page.get_by_role("button", name="Make the sheet").click()
+    wait_for_answers(page)
+    strengths = sorted(body["steering_strength"] for body in bodies)
+    assert strengths == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+
+
 def test_a_card_of_the_sheet_opens_side_by_side(page: Page) -> None:
     set_parameter(page, "max_tokens", 3)
     page.get_by_text("Contact sheet").click()
@@ -126,6 +138,7 @@ def test_the_sheet_waits_and_asks_again_if_a_token_allows_fewer_requests(page: P
     page.get_by_text("Contact sheet").click()
     page.get_by_label("Tokens each").fill("2")
     page.get_by_role("button", name="Make the sheet").click()
+    expect(page.locator(".sheet")).to_contain_text("The server has no room now. Asking again in 1 second…")
     wait_for_answers(page)
     assert len(refused) == 3
     assert all(page.locator(".cell .text").all_text_contents())
@@ -167,9 +180,41 @@ def test_tokens_can_be_read_with_the_keyboard(page: Page) -> None:
     page.keyboard.press("ArrowRight")
     expect(page.locator(".t.current")).to_have_attribute("data-token", "1")
     expect(page.get_by_role("status")).to_contain_text("probability")
+    expect(page.get_by_role("status")).to_contain_text("Instead: ")
     expect(page.locator(".inspector")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator(".inspector")).to_have_count(0)
+
+
+def test_a_value_out_of_range_is_explained_and_not_sent(page: Page) -> None:
+    set_parameter(page, "temperature", 5)
+    set_parameter(page, "n", 1.5)
+    field = page.get_by_label("temperature", exact=True)
+    expect(field).to_have_accessible_description(
+        re.compile(r"Give a number from 0 to 2\. Until then, 0 is sent\.")
+    )
+    first = page.get_by_role("alert").first  # of the field n
+    expect(first).to_contain_text("Give a whole number from 1 to 16. Until then, none is sent.")
+    bodies = bodies_of(page)
+    compare(page, max_tokens=1)
+    assert [body["temperature"] for body in bodies] == [0, 0]
+    field.fill("0.5")
+    expect(page.get_by_text("Give a number from 0 to 2.")).to_have_count(0)
+
+
+def test_answers_name_their_model_if_there_are_several(page: Page) -> None:
+    models = [{"id": "one"}]
+    page.route("**/models", lambda route: route.fulfill(json={"object": "list", "data": models}))
+    page.route("**/steering_concepts?*", lambda route: route.fulfill(json={"data": [], "problems": []}))
+    page.route("**/chat/completions", lambda route: route.fulfill(body="data: [DONE]\n\n"))
+    page.reload()
+    choice = page.get_by_label("Model")
+    expect(choice).to_have_value("one")
+    models.append({"id": "two"})  # loaded later
+    choice.focus()
+    choice.select_option("two")
+    page.get_by_role("button", name="Compare").click()
+    expect(side(page, "Without steering").locator(".chip")).to_have_text("two")
 
 
 def test_every_parameter_of_the_contract_reaches_the_server(page: Page) -> None:

@@ -16,6 +16,7 @@ export function alephAlpha({ fields, nice, isStreamed, address, needsToken }) {
     ...(nice ? ["nice=True"] : []),
   ].join(", ");
   return [
+    "# pip install aleph-alpha-client",
     ...(isStreamed ? ["import asyncio"] : []),
     ...(needsToken ? ["import os"] : []),
     ...(isStreamed || needsToken ? [""] : []),

@@ -3,6 +3,7 @@ import { toJavaScript } from "../literals.js";
 export function javaScriptFetch({ fields, nice, isStreamed, address, needsToken }) {
   const body = toJavaScript(isStreamed ? { ...fields, stream: true } : fields, "  ");
   return [
+    "// save this as request.mjs",
     `const response = await fetch("${address}/chat/completions${nice ? "?nice=true" : ""}", {`,
     '  method: "POST",',
     "  headers: {",

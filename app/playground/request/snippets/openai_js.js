@@ -5,6 +5,7 @@ export function javaScriptOpenai({ fields, nice, isStreamed, address, needsToken
   const query = nice ? ", { query: { nice: true } }" : "";
   const key = needsToken ? "process.env.TILLER_TOKEN" : '"none"';
   return [
+    "// npm install openai, and save this as request.mjs",
     'import OpenAI from "openai";',
     "",
     `const client = new OpenAI({ baseURL: "${address}/v1", apiKey: ${key} });`,

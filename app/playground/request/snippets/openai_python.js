@@ -17,6 +17,7 @@ export function pythonOpenai({ fields, nice, isStreamed, address, needsToken }) 
   ];
   const inner = "    ";
   return [
+    "# pip install openai",
     ...(needsToken ? ["import os", ""] : []),
     "from openai import OpenAI",
     "",
