@@ -66,7 +66,7 @@ def test_a_reader_can_follow_the_page(page: str, reader: Reader) -> None:
 
 def test_the_examples_of_the_http_reference_run(reader: Reader) -> None:
     blocks = parse("http-reference", http_reference.render(http_reference.read_document()))
-    assert len(blocks) == 18
+    assert len(blocks) == 20
     for block in blocks:
         reader.follow(block)
 
