@@ -33,6 +33,9 @@ LANGUAGES = {
     ".sh": "sh",
     ".jinja": "jinja",
 }
+CODE = ("app", "benchmarks", "inference", "tests", "tiller")
+"""The search leaves out the files of these folders: they would hide the documentation."""
+_UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n"
 _FENCE = re.compile(r"^( *)```")
 _CODE = re.compile(r"`[^`]*`")
 _LINK = re.compile(r'(\]\(|\b(?:src|srcset|href)=")(?![a-z]+:|#)([^)#\s"]+)(#[^)"\s]*)?(?=[)"])')
@@ -97,7 +100,9 @@ class Site:
 
     def _write_source(self, file: Path, content: str) -> None:
         page = self._target / "source" / _source_name(file)
-        page.write_text(f"# {file.relative_to(ROOT)}\n\n{content}\n", encoding="utf-8")
+        name = file.relative_to(ROOT)
+        header = _UNSEARCHED if name.parts[0] in CODE else ""
+        page.write_text(f"{header}# {name}\n\n{content}\n", encoding="utf-8")
 
 
 def lines_of(text: str) -> Iterator[tuple[str, bool]]:

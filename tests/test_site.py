@@ -92,6 +92,13 @@ def test_the_search_finds_all_pages(site: Path) -> None:
     assert any("prefix cache" in item["text"] for item in items)
 
 
+def test_the_search_finds_names_of_fields_and_no_source_code(site: Path) -> None:
+    index = json.loads((site / "search.json").read_text())
+    assert re.split(index["config"]["separator"], "`steering_when` is a") == ["", "steering_when", "is", "a"]
+    places = [item["location"].split("-")[0] for item in index["items"]]
+    assert [place for place in places if place in {f"source/{folder}" for folder in build_site.CODE}] == []
+
+
 def test_code_in_tables_has_no_backslash(site: Path) -> None:
     assert "<code>&lt;|im_end|&gt;</code>" in (site / "api.html").read_text()
 
