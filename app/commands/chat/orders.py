@@ -94,21 +94,22 @@ class Orders:
 
     def _list_concepts(self) -> None:
         rows = []
-        for card in self._server.concepts():
+        for card in self._server.concepts(self._session.model):
             strength = self._session.concepts.get(card["id"])
             shown = "" if strength is None else f"{strength:g}"
             rows.append((short_name(card["id"]), shown, describe_state(card), card["description"]))
         self._screen.table(("concept", "strength", "state", "description"), rows)
 
     def _steer(self, name: str, strength: float) -> None:
-        cards = {card["id"]: card for card in self._server.concepts()}
+        cards = {card["id"]: card for card in self._server.concepts(self._session.model)}
         card = cards.get(full_id(name))
         if card is None:
             raise CommandError(
                 f"there is no concept {name}; there {list_names(list(map(short_name, cards)))}"
             )
         if card["state"] == "failed":
-            raise CommandError(f"{name} cannot be used: {card['error'] or 'its training has failed'}")
+            reason = self._server.concept(card["id"], self._session.model)["error"]
+            raise CommandError(f"{name} cannot be used: {reason}")
         self._session.concepts[card["id"]] = strength
         if card["state"] != "ready":
             self._screen.note(f"{name} is not trained yet ({card['state']}): the next answer waits for that.")

@@ -9,6 +9,7 @@ import httpx
 
 from app.commands.chat.session import short_name
 from app.commands.client import Json, RefusedError, content_of, reaching_server
+from app.commands.concept_client import path_of
 from app.commands.errors import CommandError
 
 _CONNECT_SECONDS = 30.0
@@ -33,10 +34,14 @@ class ChatServer:
         """Raises CommandError, like all methods."""
         return [model["id"] for model in self._get("/models")["data"]]
 
-    def concepts(self) -> list[Json]:
-        """The entries of the server's list of concepts."""
-        concepts: list[Json] = self._get("/steering_concepts")["data"]
+    def concepts(self, model: str | None = None) -> list[Json]:
+        """The entries of the server's list of concepts, with their state on `model`."""
+        concepts: list[Json] = self._get("/steering_concepts", model=model)["data"]
         return concepts
+
+    def concept(self, name: str, model: str) -> Json:
+        """The concept, with its report and its error on `model`."""
+        return self._get(path_of(name), model=model)
 
     def answer(self, request: Json) -> Json:
         """The whole answer, as the server sends it."""
@@ -62,9 +67,10 @@ class ChatServer:
                     if text := choice["delta"].get("content"):
                         yield text
 
-    def _get(self, path: str) -> Json:
+    def _get(self, path: str, **query: str | None) -> Json:
+        given = {name: value for name, value in query.items() if value is not None}
         with reaching_server():
-            return content_of(self._client.get(path))
+            return content_of(self._client.get(path, params=given))
 
     @contextmanager
     def _naming_what_there_is(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from inference.interface.requests import GenerationRequest
 from tests.app.commands.chat.conftest import Say
 from tests.app.contract.support import until
-from tests.app.fakes import HANG, FakeEngine
+from tests.app.fakes import HANG, FakeEngine, train_badly
 from tests.app.terminal import CTRL_C, CTRL_D, TAB, Terminal
 
 
@@ -89,6 +89,23 @@ async def test_concepts_steer_until_they_are_off(live_url: str, say: Say, engine
     *steered, plain = (request.steering for request in engine.requests)
     assert [sorted(steering.strengths.values()) for steering in steered if steering] == [[-1.5, 1.0], [-1.5]]
     assert plain is None
+
+
+async def test_a_concept_that_cannot_be_used_is_refused_with_the_reason(
+    live_url: str, say: Say, engine: FakeEngine
+) -> None:
+    say("Aye.")
+    engine.training = train_badly
+
+    def play(terminal: Terminal) -> None:
+        ask(terminal, "/concept rude")
+        assert "the examples differ in nothing" in ask(terminal, "Hello")
+        ask(terminal, "/concept off")
+        assert "rude cannot be used: the examples differ in nothing" in ask(terminal, "/concept rude")
+        ask(terminal, "Hello", "Aye.\n")
+        terminal.send("/quit\n")
+
+    assert await in_terminal(play, live_url) == 0
 
 
 async def test_parameters_are_set_listed_and_reset(live_url: str, say: Say, engine: FakeEngine) -> None:
