@@ -20,6 +20,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "playground"
 PIRATE = ROOT / "benchmarks" / "steering" / "concepts" / "pirate.yaml"
+SHEET_HEIGHT = 880
 WAIT_MS = 900_000
 """Concepts are trained on the way."""
 
@@ -71,29 +72,33 @@ def steer(page: Page) -> None:
     page.get_by_label("Colour by").select_option("nothing")
     sheet(page, "contact-sheet")
     page.get_by_label("Colour by").select_option("sentiment")
-    save(page, "contact-sheet-readings")
+    save(page, "contact-sheet-readings", SHEET_HEIGHT)
     page.get_by_label("Colour by").select_option("nothing")
 
 
 def sheet(page: Page, name: str) -> None:
     page.get_by_text("Contact sheet").click()
+    page.get_by_label("Prompt").fill("How was your day?")
     page.get_by_label("Tokens each").fill("32")
     press(page, "Make the sheet")
-    save(page, name)
+    save(page, name, SHEET_HEIGHT)
 
 
 def chat(page: Page) -> None:
-    page.get_by_role("link", name="Chat").click()
-    page.get_by_role("combobox", name="Add a concept").fill("pirate")
+    """Answers above temperature 0 differ each time: look at the picture, and make it again if they ramble."""
+    page.get_by_role("link", name="Chat", exact=True).click()
+    page.get_by_role("combobox", name="Add a concept").fill("formality")
     page.keyboard.press("Enter")
-    page.get_by_role("slider", name="pirate").fill("0.6")
-    for text in ("What is the best time to visit the coast?", "What should I bring?"):
+    page.get_by_role("slider", name="formality").fill("-0.7")
+    page.get_by_text("Length and sampling").click()
+    for name, value in (("max_tokens", "48"), ("temperature", "0.3"), ("frequency_penalty", "0.3")):
+        page.get_by_label(name, exact=True).fill(value)
+    for text in ("How does the internet work?", "And what is gravity?"):
         page.get_by_role("textbox", name="Your message").fill(text)
         press(page, "Send")
-    page.get_by_text("Length and sampling").click()
-    page.get_by_label("temperature", exact=True).fill("0.6")
     page.get_by_role("button", name="Regenerate").last.click()
     finish(page)
+    page.evaluate("scrollTo(0, 0)")
     save(page, "chat")
 
 
@@ -106,6 +111,7 @@ def concepts(page: Page) -> None:
     page.get_by_text("Paste or open pairs").click()
     page.get_by_label("Pairs as text").fill(PIRATE.read_text("utf-8"))
     page.get_by_role("button", name="Add these pairs").click()
+    page.locator(".editor").get_by_text("24 pairs added.").wait_for()
     page.get_by_label("Name", exact=True).fill("my-pirate")
     page.get_by_text("Paste or open pairs").click()
     save(page, "new-concept")

@@ -17,6 +17,7 @@ export function useFollowing(last, isNew) {
   useEffect(() => {
     if (!list.current) return undefined;
     const look = () => {
+      if (!end.current) return; // the view is about to go
       const { top } = end.current.getBoundingClientRect();
       isFollowing.current = top > 0 && top < innerHeight + NEAR;
     };
