@@ -141,6 +141,14 @@ def tiny_server(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> 
         yield running
 
 
+def metric(server: Server, name: str) -> float:
+    """The sum over the samples with this name, whatever their labels."""
+    samples = [line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines()]
+    values = [float(value) for sample, value in samples if sample.partition("{")[0] == name]
+    assert values, f"there is no metric {name}"
+    return sum(values)
+
+
 def worker_of(server: Server) -> int:
     [worker] = psutil.Process(server.process.pid).children()
     return worker.pid

@@ -199,7 +199,7 @@ def test_a_group_of_processes_is_replaced_as_a_whole_and_a_killed_gateway_leaves
         assert json.loads(list(stream)[-1])["code"] == "UNAVAILABLE"
         expect_unavailable(whole)
         assert time.monotonic() - lost < 5
-        wait_for_health(server)
+        wait_for_health(server, 180)
         assert not is_running(worker)
         assert content_of(server.post("/chat/completions", body(20))) == before
         processes = psutil.Process(server.process.pid).children(recursive=True)

@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.conftest import MODEL, Server, serving
+from tests.e2e.conftest import MODEL, Server, metric, serving
 from tests.e2e.test_disconnects import client, is_admitted, read_until, sequences
 
 LONG = {"messages": [{"role": "user", "content": "word " * 30_000}]}
@@ -40,11 +40,6 @@ def opened(server: Server, **fields: object) -> Iterator[dict]:
     stream = events(server, **fields)
     assert next(stream)["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     return stream
-
-
-def metric(server: Server, name: str) -> float:
-    values = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines())
-    return float(values[name])
 
 
 def test_a_long_prompt_opens_its_stream_and_is_then_answered(server: Server) -> None:
