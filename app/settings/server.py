@@ -47,7 +47,8 @@ class ServerSettings(Section):
     """Seconds that a connection may be idle between requests. Clients and proxies should close idle ones
     earlier: a request is lost if the server closes its connection while the request is on its way."""
     max_connections: PositiveInt = 2048
-    """Maximum number of concurrent connections. Each running or waiting request needs one."""
+    """Maximum number of concurrent connections. Each running or waiting request needs one. The default is
+    lowered to what the system's limit of open files allows."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """Seconds that running requests may go on after the server gets a signal to stop."""
     stall_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
