@@ -66,6 +66,12 @@ class Models:
             return permitted
         raise EngineUnavailable("no model is loaded that this access token permits; try again later")
 
+    def check_loaded(self, caller: AccessToken | None) -> None:
+        """Raises UNAVAILABLE if one of the models that the caller may use is not loaded."""
+        for name in self._names:
+            if _permits(caller, name):
+                self.find(name, caller)
+
     def for_concept(self, concept: Concept, name: str | None, caller: AccessToken | None) -> Model:
         """The model with this name. If it is None: the first one that accepts the concept, else the first.
 

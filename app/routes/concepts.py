@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app.concepts.concept import Concept, Example, digest_of
 from app.concepts.steerable import SteerableModel
+from app.errors import ApiError, ErrorCode
 from app.gateway import Gateway, GatewayDep
 from app.http.auth import caller_of, check_scope, requires
 from app.http.body import read_json
@@ -66,12 +67,19 @@ async def create_concept(request: Request, gateway: GatewayDep) -> Response:
       deleted during its creation.
     - 429 `RATE_LIMITED`: the access token's concurrent requests are used up.
     - 503 `QUEUE_FULL`: too many concepts are being created.
-    - 503 `UNAVAILABLE`: the engine is down, or the concept cannot be stored.
+    - 503 `UNAVAILABLE`: the engine is down, a model that may be able to use the concept is not loaded yet, or
+      the concept cannot be stored.
     """
     with gateway.admission.track_request(caller_of(request)):
         wanted = await read_json(request, ConceptRequest, gateway.settings)
         models = [each.steering for each in gateway.models.chosen(wanted.model, caller_of(request))]
-        return _json(await gateway.concepts.create(_concept(wanted), models), status=201)
+        try:
+            created = await gateway.concepts.create(_concept(wanted), models)
+        except ApiError as error:
+            if error.code is ErrorCode.MISSING_CAPABILITY and wanted.model is None:
+                gateway.models.check_loaded(caller_of(request))
+            raise
+        return _json(created, status=201)
 
 
 @router.get(

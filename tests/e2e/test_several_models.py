@@ -31,7 +31,8 @@ def server(
     ]
     config = {"models": models, "engine": tiny_config["engine"]}
     with serving(config, tmp_path_factory.mktemp("several")) as running:
-        wait_for(running, COMPLETES)
+        for model in (CHATS, COMPLETES):
+            wait_for(running, model)
         yield running
 
 

@@ -181,6 +181,20 @@ async def test_a_concept_that_no_model_can_use_is_not_created(client: httpx.Asyn
     assert (await client.get("/steering_concepts")).json()["data"] == []
 
 
+async def test_a_concept_waits_for_a_model_that_is_not_loaded(
+    settings: Settings, engines: dict[str, FakeEngine]
+) -> None:
+    """The only loaded model cannot be steered. Perhaps the others can, so that is no fault of the request."""
+    app = create_app(settings, {COMPLETES: engines[COMPLETES]})
+    async with client_of(app) as client:
+        answer = await create(client)
+        assert (answer.status_code, answer.json()["code"]) == (503, "UNAVAILABLE")
+        assert CHATS in answer.json()["error"]["message"]
+        refused = await create(client, model=COMPLETES)
+        assert (refused.status_code, refused.json()["code"]) == (400, "MISSING_CAPABILITY")
+        assert (await client.get("/steering_concepts")).json()["data"] == []
+
+
 async def test_vectors_are_exported_and_imported_for_the_model_that_they_fit(
     client: httpx.AsyncClient, engines: dict[str, FakeEngine]
 ) -> None:
