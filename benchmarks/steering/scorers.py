@@ -14,6 +14,7 @@ from typing import Any
 _WORDS = Path(__file__).parent / "words"
 _MAX_COUNT = 3
 _LONG = range(9, 25)
+_MAX_WORD = 20
 _ELISION = re.compile(r"\b([cdjlmnst]|qu|jusqu|lorsqu|puisqu)'(?!mon\b|all\b)(?=\w{2})")
 _CONTRACTION = re.compile(r"\w+(?:n't|'(?:m|re|ve|ll|d))")
 _DROPPED_G = re.compile(r"\w{2,}in'(?!\w)|(?<!\w)o'(?= )")
@@ -97,10 +98,12 @@ def pirate(answer: str) -> float:
 def word_repetition(answer: str) -> float:
     """Share of the trigrams of words that repeat an earlier one; 0 for fewer than two trigrams.
 
-    A word of more than 20 characters counts as several. Without words, characters count instead.
+    Each character of a word of more than 20 counts as a word, so that "hahaha..." repeats. Without words,
+    characters count instead.
     """
-    words = re.findall(r"\w{1,20}(?:'\w{1,20})*", _lower(answer)) or list(answer)
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    words = re.findall(r"\w+(?:'\w+)*", _lower(answer)) or list(answer)
+    items = [item for word in words for item in ([word] if len(word) <= _MAX_WORD else word)]
+    trigrams = list(zip(items, items[1:], items[2:], strict=False))
     return 1 - len(set(trigrams)) / len(trigrams) if len(trigrams) >= 2 else 0.0
 
 

@@ -27,8 +27,8 @@ _MAX_REPETITION = 0.17
 """Rise of the mean share of repeated trigrams."""
 _MAX_LOOPS = 0.16
 """Rise of the share of answers that loop: three of twenty may."""
-_MAX_WORD_TOKENS = 6
-"""A longer word counts as several, so that "hahaha..." is a loop."""
+_MAX_WORD_TOKENS = 10
+"""Each token of a longer word counts as a word, so that "hahaha..." is a loop."""
 _MAX_PERPLEXITY_RATIO = 3.3
 """Of answers with and without steering, both under the model without steering."""
 
@@ -183,16 +183,20 @@ def is_fluent(plain: Answers, steered: Answers, own_cost: float) -> bool:
 def words(token_ids: Sequence[int], continues: NDArray[np.uint8]) -> list[tuple[int, ...]]:
     """The tokens of each word. `continues[i]`: 1 if token i goes on with the word of the token before it.
 
-    A token beyond the end of `continues` begins a word.
+    A token beyond the end of `continues` begins a word. Each token of a very long word counts as a word.
     """
     found: list[list[int]] = []
     for token_id in token_ids:
         goes_on = token_id < len(continues) and continues[token_id]
-        if found and goes_on and len(found[-1]) < _MAX_WORD_TOKENS:
+        if found and goes_on:
             found[-1].append(token_id)
         else:
             found.append([token_id])
-    return [tuple(word) for word in found]
+    return [part for word in found for part in _parts(tuple(word))]
+
+
+def _parts(word: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [word] if len(word) <= _MAX_WORD_TOKENS else [(token_id,) for token_id in word]
 
 
 def repetition(items: Sequence[Hashable]) -> float:

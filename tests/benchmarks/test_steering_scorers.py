@@ -239,6 +239,8 @@ def test_plurals_of_food_count() -> None:
         ("one two three four five", 0),
         ("la la la la la", 2 / 3),
         ("1, 2, 1, 2, 1", 1 / 3),
+        ("ye'r'n'" * 10, 1 - 7 / 67),
+        ("ha" * 20, 36 / 38),
     ],
 )
 def test_word_repetition_is_the_share_of_repeated_trigrams(answer: str, share: float) -> None:

@@ -41,9 +41,11 @@ def test_a_long_word_is_no_repetition() -> None:
     assert repetition(words(tokens, continues)) == 0.0
 
 
-def test_a_loop_inside_a_word_is_a_repetition() -> None:
-    """ "hahaha...": all tokens but the first go on with its word."""
-    assert repetition(words([5] * 40, np.ones(6, np.uint8))) > 0.5
+@pytest.mark.parametrize("period", range(1, 10))
+def test_a_loop_inside_a_word_is_a_repetition(period: int) -> None:
+    """ "hahaha..." or "ye'r'n'ye'r'n'...": all tokens but the first go on with its word."""
+    tokens = [number % period for number in range(40)]
+    assert repetition(words(tokens, np.ones(10, np.uint8))) >= 1 - period / 38
 
 
 def make_answers(
