@@ -106,8 +106,8 @@ class _RunningModel:
                 model = await to_thread.run_sync(self._gateway.load, self._settings, engine)
                 self._gateway.add(model)
                 self.engine = engine
-                if self._gateway.settings.steering.train_at_start:
-                    self._gateway.concepts.train_all(model.steering)
+                train = self._gateway.settings.steering.train_at_start
+                self._gateway.concepts.prepare(model.steering, train)
                 if self.attempted.done():
                     _log.info("%(model)s is loaded", {"model": self.name})
                 else:

@@ -157,9 +157,28 @@ class Concepts:
             await self._on_disk(lambda: self._store.remove(entry.concept), "deleted")
             self._drop(entry, deleted(entry.concept))
 
-    def train_all(self, model: SteerableModel) -> None:
-        """Starts training all concepts in the background, one after the other, while the engine is idle."""
-        self._start_task(self._train_all(model))
+    def prepare(self, model: SteerableModel, train: bool) -> None:
+        """Begins to find what earlier servers have trained on this model.
+
+        `train`: then trains the other concepts in the background, one after the other, while the engine is
+        idle.
+        """
+        self._start_task(self._prepare(model, train))
+
+    async def _prepare(self, model: SteerableModel, train: bool) -> None:
+        try:
+            await self._restore_all(model)
+        except EngineUnavailable:
+            await model.trainings.wait_available()
+        if train:
+            await self._train_all(model)
+
+    async def _restore_all(self, model: SteerableModel) -> None:
+        for entry in list(self._entries.values()):
+            if model.trainings.get(entry.concept) is None:
+                report = await model.trainings.find_report(entry.concept)
+                if report is not None and self._is_current(entry.concept):
+                    model.trainings.restore(entry.concept, report)
 
     async def _train_all(self, model: SteerableModel) -> None:
         for entry in list(self._entries.values()):

@@ -135,6 +135,21 @@ class Trainings:
             training.fail(error)
         return training
 
+    async def find_report(self, concept: Concept) -> ConceptReport | None:
+        """The report of an earlier server's training, if the engine has kept it. Raises EngineUnavailable."""
+        try:
+            return (await self._engine.export(concept.digest)).report
+        except ApiError as error:
+            if error.code is not ErrorCode.UNKNOWN_STEERING_CONCEPT:
+                raise
+            return None
+
+    def restore(self, concept: Concept, report: ConceptReport) -> None:
+        """Makes a concept READY that an earlier server has trained, unless its training has begun again."""
+        if self.get(concept) is None:
+            training = self._trainings[concept.digest] = Training(background=True)
+            training.update(TrainingUpdate(concept.digest, TrainingState.READY, 1.0, report))
+
     def start(self, concept: Concept, background: bool = False) -> Training:
         """Returns the latest training, even a failed one. Starts one if there is none or it has stopped.
 

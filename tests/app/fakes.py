@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from app.errors import EngineUnavailable
+from app.errors import ApiError, EngineUnavailable, ErrorCode
 from app.telemetry.observation import WorkerState
 from inference.interface.concepts import (
     AnswerEffect,
@@ -303,7 +303,9 @@ class FakeEngine:
     trainings: list[TrainConcept] = field(default_factory=list)
     vectors: GivenVectors = VECTORS
     norms: list[float] = field(default_factory=lambda: [8.0, 16.0])
-    """What `export` returns for each concept, together with REPORT."""
+    """What `export` returns for each trained concept, together with REPORT."""
+    trained: set[str] = field(default_factory=set)
+    """By the concept's digest."""
     question_refusal: Exception | None = None
     """`export` and `read` raise it."""
     exports: list[str] = field(default_factory=list)
@@ -344,6 +346,8 @@ class FakeEngine:
                 if isinstance(step, Exception):
                     raise step
                 if isinstance(step, TrainingUpdate):
+                    if step.state is TrainingState.READY:
+                        self.trained.add(command.concept)
                     yield step
         finally:
             if self.in_training.get(command.concept) is forgotten:
@@ -365,6 +369,8 @@ class FakeEngine:
         self.exports.append(concept)
         if self.question_refusal is not None:
             raise self.question_refusal
+        if concept not in self.trained:
+            raise ApiError(ErrorCode.UNKNOWN_STEERING_CONCEPT, "no such steering concept")
         return VectorsResult("export", self.vectors, self.norms, REPORT)
 
     async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
@@ -379,5 +385,6 @@ class FakeEngine:
 
     def forget(self, concept: str) -> None:
         self.forgotten.append(concept)
+        self.trained.discard(concept)
         if forgotten := self.in_training.pop(concept, None):
             forgotten.set()

@@ -85,8 +85,8 @@ class OneModel:
     def refusal_error(self, used: Sequence[UsedConcept]) -> ApiError:
         return self._concepts.refusal_error(used, self._model)
 
-    def train_all(self) -> None:
-        self._concepts.train_all(self._model)
+    def prepare(self, train: bool = True) -> None:
+        self._concepts.prepare(self._model, train)
 
 
 Open = Callable[..., OneModel]
@@ -355,7 +355,7 @@ async def test_background_training_goes_on_once_a_lost_engine_is_back(
     concepts = open_concepts()
     engine.restored = asyncio.Event()
     engine.training = pausing(EngineUnavailable())
-    concepts.train_all()
+    concepts.prepare()
     await until(lambda: engine.trainings and not engine.in_training)
     engine.training = train_well
     await asyncio.sleep(0.01)
@@ -608,13 +608,61 @@ async def test_all_concepts_are_trained_in_the_background_one_after_the_other(
         return train_well(command)
 
     engine.training = train
-    concepts.train_all()
+    concepts.prepare()
     await until(lambda: state_of(concepts, "b") is ConceptState.READY)
     assert most_concurrent == 1
     assert [command.concept for command in engine.trainings] == [
         digest_of((Example(text, "Awful."),)) for text in ("Shipped.", "A.", "B.")
     ]
     assert all(command.background for command in engine.trainings)
+
+
+@pytest.mark.parametrize("train", [True, False])
+async def test_what_an_earlier_server_has_trained_is_ready_at_once(
+    open_concepts: Open, engine: FakeEngine, store: ConceptStore, train: bool
+) -> None:
+    """The concepts before it do not have to be trained first."""
+    store.write(concept("a", "A."))
+    store.write(concept())
+    engine.trained.add(concept().digest)
+    engine.training = pausing(HANG)
+    concepts = open_concepts()
+    concepts.prepare(train)
+    await until(lambda: state_of(concepts) is ConceptState.READY)
+    assert concepts.describe("kind").report is not None
+    await usable(concepts, "kind")
+    await until(
+        lambda: state_of(concepts, "a") is (ConceptState.TRAINING if train else ConceptState.UNTRAINED)
+    )
+    assert concept().digest not in [command.concept for command in engine.trainings]
+
+
+async def test_a_concept_that_was_deleted_while_it_was_looked_for_is_not_restored(
+    open_concepts: Open, engine: FakeEngine, store: ConceptStore
+) -> None:
+    store.write(concept())
+    engine.trained.add(concept().digest)
+    concepts = open_concepts()
+    concepts.prepare(train=False)
+    await concepts.delete("kind")
+    await until(lambda: engine.exports)
+    await concepts.create(concept())
+    assert len(engine.trainings) == 1
+
+
+async def test_background_training_begins_once_a_lost_engine_is_back(
+    open_concepts: Open, engine: FakeEngine, store: ConceptStore
+) -> None:
+    store.write(concept())
+    concepts = open_concepts()
+    engine.restored = asyncio.Event()
+    engine.question_refusal = EngineUnavailable()
+    concepts.prepare()
+    await until(lambda: engine.exports)
+    await asyncio.sleep(0.01)
+    assert engine.trainings == []
+    engine.restored.set()
+    await until(lambda: state_of(concepts) is ConceptState.READY)
 
 
 async def test_a_concept_that_cannot_be_trained_does_not_stop_the_others(
@@ -627,7 +675,7 @@ async def test_a_concept_that_cannot_be_trained_does_not_stop_the_others(
         train_badly(command) if command.concept == concept().digest else train_well(command)
     )
     concepts = open_concepts()
-    concepts.train_all()
+    concepts.prepare()
     await until(lambda: state_of(concepts, "c") is ConceptState.READY)
     assert [state_of(concepts, name) for name in "ab"] == [ConceptState.FAILED] * 2
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
@@ -641,7 +689,7 @@ async def test_a_background_training_is_prioritized_once_when_requests_wait(
     concepts = open_concepts()
     go_on = asyncio.Event()
     engine.training = pausing(go_on)
-    concepts.train_all()
+    concepts.prepare()
     await until(lambda: engine.in_training)
     waiting = [asyncio.create_task(usable(concepts, "kind")) for _ in range(3)]
     await asyncio.sleep(0.01)
@@ -656,7 +704,7 @@ async def test_a_ready_concept_is_not_prioritized(
 ) -> None:
     store.write(concept())
     concepts = open_concepts()
-    concepts.train_all()
+    concepts.prepare()
     await until(lambda: state_of(concepts) is ConceptState.READY)
     await usable(concepts, "kind")
     await concepts.create(concept())
@@ -672,7 +720,7 @@ async def test_a_request_does_not_wait_for_background_trainings(
     engine.training = lambda command: (
         train_well(command) if command.concept == concept().digest else pausing(HANG)(command)
     )
-    concepts.train_all()
+    concepts.prepare()
     await until(lambda: engine.in_training)
     await asyncio.wait_for(usable(concepts, "b"), 5)
     assert [command.background for command in engine.trainings] == [True, False]
@@ -685,7 +733,7 @@ async def test_background_training_stops_if_the_engine_is_lost(
     store.write(concept("b"))
     concepts = open_concepts()
     engine.training = pausing(EngineUnavailable())
-    concepts.train_all()
+    concepts.prepare()
     await until(lambda: engine.trainings and not engine.in_training)
     await asyncio.sleep(0.01)
     assert len(engine.trainings) == 1

@@ -43,9 +43,12 @@ def shared(
 
 @pytest.fixture
 def engine(shared: tuple[FakeEngine, FastAPI]) -> FakeEngine:
-    """The shared gateway's engine, reset for each test. `app` and `live_url` use it in other gateways."""
+    """The shared gateway's engine. Each test gets it without traces of others, except for what they have trained.
+
+    `app` and `live_url` use it in other gateways.
+    """
     engine, _ = shared
-    engine.__init__(engine.model)
+    engine.__init__(engine.model, trained=engine.trained)
     return engine
 
 
