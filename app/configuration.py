@@ -1,4 +1,4 @@
-"""Loads the settings from a YAML file and TILLER_* variables. Reports an error in one line."""
+"""Loads the settings from a YAML file and TILLER_* variables. Reports each error in one line."""
 
 import ipaddress
 import itertools
@@ -40,7 +40,7 @@ _DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
 
 class SettingsError(Exception):
-    """The settings are not valid. The message is one line for the operator."""
+    """The settings are not valid. The message has a line for the operator about each fault."""
 
 
 def default_config(given: Path | None) -> Path | None:
@@ -71,8 +71,8 @@ def read_settings(path: Path | None, **overrides: Mapping[str, object]) -> Setti
     try:
         settings = _settings_over(given)(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(f"{_origin_of(first, path, overrides)}: {explain(first)}") from None
+        lines = [f"{_origin_of(fault, path, overrides)}: {explain(fault)}" for fault in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
     except VariableError as error:
         names = ", ".join(filter(_is_broken_json, os.environ)) or str(error)
         raise SettingsError(f"environment: {names} is not valid JSON") from None

@@ -57,16 +57,18 @@ def _headers(token: str | None) -> dict[bytes, bytes]:
     return {} if token is None else {b"Authorization": b"Bearer " + token.encode()}
 
 
-async def ask(client: httpx.AsyncClient, method: str, path: str) -> Json:
+async def ask(
+    client: httpx.AsyncClient, method: str, path: str, params: dict[str, str] | None = None
+) -> Json:
     async with client:
-        return content_of(await client.request(method, path))
+        return content_of(await client.request(method, path, params=params))
 
 
 def content_of(response: httpx.Response) -> Json:
     """The content of an answer. Raises RefusedError, with the server's error message if there is one."""
     try:
         content: Json = response.json() if response.content else {}
-        message = None if response.is_success else str(content["error"]["message"])
+        message = None if response.is_success else _for_commands(str(content["error"]["message"]))
     except (ValueError, KeyError, TypeError):
         raise RefusedError(
             f"the answer with status {response.status_code} is not from a Tiller server"
@@ -74,6 +76,11 @@ def content_of(response: httpx.Response) -> Json:
     if message is not None:
         raise RefusedError(message + _advice(response), str(content.get("code", "")))
     return content
+
+
+def _for_commands(message: str) -> str:
+    """The server's message, with a command in place of a route that does the same."""
+    return message.replace("GET /steering_concepts lists", "`tiller concept list` lists")
 
 
 def _advice(response: httpx.Response) -> str:

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from app.commands.client import LOCAL, Json, Token, Url, ask, connect, reporting_errors
-from app.commands.concept_client import ROUTE, ConceptId, create, path_of, read_concept
+from app.commands.concept_client import ROUTE, ConceptId, ModelName, create, path_of, present, read_concept
 from app.commands.concept_new import new
 from app.commands.concept_report import print_concept, print_overview
 from app.commands.concept_vectors import export_vectors, import_vectors
@@ -38,10 +38,16 @@ def concept_commands() -> typer.Typer:
     return commands
 
 
-def train(file: ConceptFile, url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
+def train(
+    file: ConceptFile,
+    model: ModelName = None,
+    url: Url = LOCAL,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
     """Create a concept from a file with examples, and print its report."""
     with reporting_errors():
-        concept = read_concept(file)
+        concept = read_concept(file) | present(model=model)
         made = create(
             connect(url, token),
             lambda client: client.post(ROUTE, json=concept, timeout=None),
@@ -50,16 +56,26 @@ def train(file: ConceptFile, url: Url = LOCAL, token: Token = None, as_json: AsJ
         print_concept(asyncio.run(made), as_json)
 
 
-def list_concepts(url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
+def list_concepts(
+    model: ModelName = None, url: Url = LOCAL, token: Token = None, as_json: AsJson = False
+) -> None:
     """List all concepts, and the concept files that cannot be used."""
     with reporting_errors():
-        print_overview(asyncio.run(ask(connect(url, token), "GET", ROUTE)), as_json)
+        asked = ask(connect(url, token), "GET", ROUTE, present(model=model))
+        print_overview(asyncio.run(asked), as_json)
 
 
-def show(concept: ConceptId, url: Url = LOCAL, token: Token = None, as_json: AsJson = False) -> None:
+def show(
+    concept: ConceptId,
+    model: ModelName = None,
+    url: Url = LOCAL,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
     """Print the state and the report of a concept."""
     with reporting_errors():
-        print_concept(asyncio.run(ask(connect(url, token), "GET", path_of(concept))), as_json)
+        asked = ask(connect(url, token), "GET", path_of(concept), present(model=model))
+        print_concept(asyncio.run(asked), as_json)
 
 
 def delete(concept: ConceptId, url: Url = LOCAL, token: Token = None) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from app.commands.client import Json, content_of
-from app.commands.completion import complete_concept
+from app.commands.completion import complete_concept, complete_model
 from app.commands.errors import CommandError
 
 ROUTE = "/steering_concepts"
@@ -32,6 +32,20 @@ ConceptId = Annotated[
         autocompletion=complete_concept,
     ),
 ]
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="One of the server's models. Default: all of them, or the first one that fits.",
+        autocompletion=complete_model,
+    ),
+]
+
+
+def present(**values: str | None) -> dict[str, str]:
+    """Those that are not None, as a query or a part of a body."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def path_of(concept: str) -> str:

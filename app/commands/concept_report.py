@@ -22,7 +22,7 @@ def print_overview(overview: Json, as_json: bool) -> None:
     table = Table("id", "state", "examples", "description")
     for card in overview["data"]:
         examples = f"{card['num_examples']}, imported" if card["imported"] else str(card["num_examples"])
-        table.add_row(*map(Text, (card["id"], describe_state(card), examples, card["description"])))
+        table.add_row(*map(Text, (card["id"], _states(card), examples, card["description"])))
     Console().print(table)
     for problem in overview["problems"]:
         typer.echo(f"tiller: concept file {problem['file']} is left out: {problem['reason']}", err=True)
@@ -33,10 +33,26 @@ def print_concept(concept: Json, as_json: bool) -> None:
         print_json(concept)
         return
     imported = ", imported vectors" if concept["imported"] else ""
-    typer.echo(f"{concept['id']}: {concept['state']}, examples: {concept['num_examples']}{imported}")
-    if concept["error"]:
-        typer.echo(f"Failed: {concept['error']}")
-    if report := concept["report"]:
+    typer.echo(f"{concept['id']}: {_states(concept)}, examples: {concept['num_examples']}{imported}")
+    if "models" not in concept:
+        _print_result(concept)
+    for name, on_model in concept.get("models", {}).items():
+        typer.echo(f"\n{name}: {describe_state(on_model)}")
+        _print_result(on_model)
+
+
+def _states(card: Json) -> str:
+    """The concept's state, on each of several models if it differs."""
+    states = {name: describe_state(on_model) for name, on_model in card.get("models", {}).items()}
+    if len(set(states.values())) < 2:
+        return describe_state(card)
+    return ", ".join(f"{state} on {name}" for name, state in states.items())
+
+
+def _print_result(on_model: Json) -> None:
+    if error := on_model.get("error"):
+        typer.echo(f"Failed: {error}")
+    if report := on_model.get("report"):
         _print_report(report)
 
 
@@ -60,7 +76,7 @@ def _effects(report: Json) -> Table:
     for strength in sorted(effects.keys() | answers.keys()):
         effect, answer = effects.get(strength, {}), answers.get(strength, {})
         table.add_row(
-            f"{strength:+g}",
+            _strength(strength),
             _with_error(effect.get("shift"), effect.get("shift_error"), "+.3f"),
             _number(effect.get("perplexity_ratio"), ".2f"),
             _number(answer.get("moved"), ".0%"),
@@ -88,12 +104,16 @@ def _print_samples(samples: list[Json]) -> None:
         typer.echo(f"\n{question}")
         for sample in samples:
             if sample["question"] == question:
-                typer.echo(f"{sample['strength']:+g}: {' '.join(sample['text'].split())}")
+                typer.echo(f"{_strength(sample['strength'])}: {' '.join(sample['text'].split())}")
+
+
+def _strength(strength: float) -> str:
+    return f"{strength:+g}" if strength else "0"
 
 
 def _with_error(value: float | None, error: float | None, form: str) -> str:
     shown = _number(value, form)
-    return shown if error is None else f"{shown} +- {_number(error, form.lstrip('+'))}"
+    return shown if error is None else f"{shown} ± {_number(error, form.lstrip('+'))}"
 
 
 def _number(value: Any, form: str) -> str:

@@ -12,8 +12,10 @@ from app.commands.client import LOCAL, Token, Url, connect, content_of, reportin
 from app.commands.concept_client import (
     ROUTE,
     ConceptId,
+    ModelName,
     create,
     path_of,
+    present,
     read_bytes,
     read_concept,
     write_bytes,
@@ -36,12 +38,13 @@ Examples = Annotated[
 def export_vectors(
     concept: ConceptId,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The safetensors file to write.")],
+    model: ModelName = None,
     url: Url = LOCAL,
     token: Token = None,
 ) -> None:
     """Write a concept's steering vectors to a file."""
     with reporting_errors():
-        write_bytes(file, asyncio.run(_download(connect(url, token), concept)))
+        write_bytes(file, asyncio.run(_download(connect(url, token), concept, present(model=model))))
 
 
 def import_vectors(
@@ -51,6 +54,7 @@ def import_vectors(
     name: Name = None,
     description: Description = None,
     examples: Examples = None,
+    model: ModelName = None,
     url: Url = LOCAL,
     token: Token = None,
     as_json: AsJson = False,
@@ -60,14 +64,13 @@ def import_vectors(
         content = read_bytes(file)
         if examples is not None:
             content = _with_examples(file, content, examples)
-        given = {"name": name, "description": description}
-        params = {key: value for key, value in given.items() if value is not None}
+        params = present(name=name, description=description, model=model)
         print_concept(asyncio.run(_upload(connect(url, token), content, params)), as_json)
 
 
-async def _download(client: httpx.AsyncClient, concept: str) -> bytes:
+async def _download(client: httpx.AsyncClient, concept: str, params: dict[str, str]) -> bytes:
     async with client:  # The server may have to train the concept first, so httpx must not time out.
-        response = await client.get(f"{path_of(concept)}/vectors", timeout=None)
+        response = await client.get(f"{path_of(concept)}/vectors", params=params, timeout=None)
     if not response.is_success:
         content_of(response)
     return response.content

@@ -234,5 +234,5 @@ def _shown_share(findings: Findings, sign: float) -> str:
 
 
 def _shown(value: float, error: float | None, digits: int = 2) -> str:
-    uncertain = "" if error is None else f" +- {error:.{digits}f}"
+    uncertain = "" if error is None else f" ± {error:.{digits}f}"
     return f"{value:+.{digits}f}{uncertain}" if digits > 1 else f"{value:.{digits}f}{uncertain}"

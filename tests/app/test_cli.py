@@ -118,9 +118,9 @@ async def test_a_concept_is_created_from_a_file(live_url: str, file: Path, prefi
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.startswith("_worker/kind: ready, examples: 1\n")
     for shown in (
-        *("-1 ", "-0.500 +- 0.125", "1.12", "+1 ", "+0.500", "50%", "6%", "8.0"),
+        *("-1 ", "-0.500 ± 0.125", "1.12", "+1 ", "+0.500", "50%", "6%", "8.0"),
         *("2 of 2 distinct", "in 2 groups", "2 measured", "agreement 0.12"),
-        *("Specificity: 4.0 +- 0.5", "rank correlation 1.00"),
+        *("Specificity: 4.0 ± 0.5", "rank correlation 1.00"),
         *("Steered blocks: 16, 17; read at block 16", "0.150 at 1, 0.100 at -1", "from -1.25 to 1.75"),
         *("Works: the held-out", "Warning: The pairs'"),
         f"\n{NEUTRAL_QUESTIONS[1]}\n-1: ",
@@ -209,7 +209,10 @@ async def test_files_that_cannot_be_imported_are_one_line(live_url: str, file: P
 
 async def test_an_export_that_fails_leaves_no_file(live_url: str, file: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.safetensors"
-    assert_one_line(await concept("export", "nobody", target, url=live_url), "_worker/nobody is unknown")
+    assert_one_line(
+        await concept("export", "nobody", target, url=live_url),
+        "_worker/nobody is unknown; `tiller concept list` lists all",
+    )
     await concept("train", file, url=live_url)
     missing = tmp_path / "none" / "x.safetensors"
     assert_one_line(await concept("export", "kind", missing, url=live_url), "No such file")
@@ -249,7 +252,10 @@ async def test_a_concept_in_creation_is_listed_and_can_be_deleted(
     await until(lambda: engine.in_training)
     await asyncio.sleep(0.05)
     assert "measuring 50%" in (await concept("list", url=live_url)).stdout
-    assert_one_line(await concept("delete", "nobody", url=live_url), "_worker/nobody is unknown")
+    assert_one_line(
+        await concept("delete", "nobody", url=live_url),
+        "_worker/nobody is unknown; `tiller concept list` lists all",
+    )
     assert (await concept("delete", "kind", url=live_url)).exit_code == 0
     assert_one_line(await making, "deleted while it was being created")
 

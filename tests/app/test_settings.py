@@ -1,4 +1,4 @@
-"""Settings come from the file, the environment and the command line. An error in them is one line."""
+"""Settings come from the file, the environment and the command line. Each error in them is one line."""
 
 import json
 import os
@@ -121,6 +121,18 @@ def test_an_error_in_the_file_names_the_file_the_key_and_the_rule(
     assert str(error.value).startswith(f"{file}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_each_mistake_has_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILLER_SERVER__PORT", "many")
+    file = write(tmp_path, "engine: {threads: 0}\nmodl: {}")
+    with pytest.raises(SettingsError) as error:
+        load_settings(file)
+    lines = sorted(str(error.value).splitlines())
+    assert lines[0].startswith(f"{file}: engine.threads must be")
+    assert lines[1].startswith(f"{file}: modl is not a setting")
+    assert lines[2].startswith("environment: TILLER_SERVER__PORT: server.port must be")
+    assert len(lines) == 3
 
 
 def test_a_file_may_use_anchors_and_merge_keys(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class ChatServer:
                     names = self.models()
                 case _:
                     raise
-            what = str(error).partition("; GET ")[0]  # the server names the route that lists them
+            what = str(error).rpartition("; ")[0]  # the end of the message says what lists them
             raise CommandError(f"{what}; there {list_names(names)}") from None
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from app.commands.doctor import content, directories, machine, serving, tracing
 from app.commands.doctor.finding import Finding, Level, ok, problem
+from app.commands.doctor.machine import Memory, judge_memory
 from app.commands.doctor.packages import check_packages
 from app.commands.doctor.worker import WorkerError, ask_worker
 from app.commands.errors import FAILED
@@ -78,17 +79,26 @@ def _examine(config: Path | None) -> Iterator[Found]:
     try:
         settings = read_settings(config)
     except SettingsError as error:
-        yield "configuration", problem(str(error), "correct it there; README.md has a table of all settings")
+        for line in str(error).splitlines():
+            yield "configuration", problem(line, "correct it there; README.md has a table of all settings")
         return
     yield "configuration", ok(str(config) if config else "no file: the defaults and the environment")
     for name, check in _CHECKS.items():
         yield name, _run(check, settings)
+    memories: list[Memory] = []
     for model in settings.served_models:
-        yield from _examine_model(settings, model)
+        yield from _examine_model(settings, model, memories)
+    if len(memories) > 1:  # each may use another GPU, but all that run on the CPU share the machine's memory
+        weights, kv_cache = sum(each.weights for each in memories), sum(each.kv_cache for each in memories)
+        finding = judge_memory(Memory(weights, kv_cache, memories[0].available))
+        yield "memory", replace(finding, what=f"models on the CPU together: {finding.what}")
 
 
-def _examine_model(settings: Settings, model: ServedModelSettings) -> Iterator[Found]:
-    """The findings about one model, as if the server served only this one."""
+def _examine_model(settings: Settings, model: ServedModelSettings, memories: list[Memory]) -> Iterator[Found]:
+    """The findings about one model, as if the server served only this one.
+
+    Appends what it needs to `memories` if it runs on the CPU.
+    """
     which = f"{model.name}: " if settings.models else ""
     try:
         with Console(stderr=True).status("importing torch"):
@@ -100,6 +110,9 @@ def _examine_model(settings: Settings, model: ServedModelSettings) -> Iterator[F
     for name, examine in _WORKER_CHECKS.items():
         found = _run(examine, settings.alone(model), diagnosis)
         yield name, replace(found, what=which + found.what)
+    memory = machine.memory_of(settings.alone(model), diagnosis)
+    if memory and diagnosis.device == "cpu":
+        memories.append(memory)
 
 
 def _run(check: Callable[..., Finding], *facts: object) -> Finding:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.commands.doctor.finding import Finding, ok, problem, readable_size, warning
@@ -87,31 +88,50 @@ def _check_compiler_for_triton() -> Finding:
     return ok(compiler)
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a model needs, in bytes, of one GPU or of the machine."""
+
+    weights: float
+    kv_cache: float
+    available: float
+
+
+def memory_of(settings: Settings, diagnosis: Diagnosis) -> Memory | None:
+    """Of settings with one model. Knows only sizes, so it cannot be exact. None: nothing is known."""
+    numbers, engine = diagnosis.model.numbers, settings.engine
+    if not numbers:
+        return None
+    if diagnosis.device == "cuda":
+        return Memory(
+            weights=numbers * _BYTES.get(engine.dtype, 2) // engine.tensor_parallel,
+            kv_cache=(engine.kv_cache_gib or 0.0) * _GIB,
+            available=min((gpu.free_bytes for gpu in diagnosis.gpus), default=0),
+        )
+    kv_cache = (engine.kv_cache_gib or _CPU_KV_CACHE_GIB) * _GIB
+    return Memory(
+        weights=numbers * _BYTES.get(engine.dtype, 4) * engine.replicas,
+        kv_cache=kv_cache * engine.tensor_parallel * engine.replicas,
+        available=available_memory(),
+    )
+
+
 def check_memory(settings: Settings, diagnosis: Diagnosis) -> Finding:
-    """Whether the weights and the KV cache fit. Knows only their sizes, so it cannot be exact."""
-    if not diagnosis.model.numbers:
-        return ok("unknown before the model is here")
-    engine = settings.engine
-    if diagnosis.device == "cuda":
-        available, number_bytes = min((gpu.free_bytes for gpu in diagnosis.gpus), default=0), 2
-        kv_cache = engine.kv_cache_gib or 0.0
-    else:
-        available, number_bytes = available_memory(), _BYTES.get(engine.dtype, 4)
-        kv_cache = engine.kv_cache_gib or _CPU_KV_CACHE_GIB
-    weights = diagnosis.model.numbers * _BYTES.get(engine.dtype, number_bytes)
-    replicas = engine.replicas if diagnosis.device == "cpu" else 1
-    if diagnosis.device == "cuda":
-        weights //= engine.tensor_parallel
-    else:
-        kv_cache *= engine.tensor_parallel
-    there = f"{readable_size(available)} are free"
-    if weights * replicas > available:
+    """Whether the weights and the KV cache fit."""
+    memory = memory_of(settings, diagnosis)
+    return judge_memory(memory) if memory else ok("unknown before the model is here")
+
+
+def judge_memory(memory: Memory) -> Finding:
+    """Whether this memory is there."""
+    there = f"{readable_size(memory.available)} are free"
+    total = memory.weights + memory.kv_cache
+    if memory.weights > memory.available:
         return problem(
-            f"the weights need {readable_size(weights * replicas)}, and {there}",
+            f"the weights need {readable_size(memory.weights)}, and {there}",
             "stop what else uses the memory, or choose a smaller model, a smaller dtype or fewer replicas",
         )
-    total = (weights + kv_cache * _GIB) * replicas
-    if total > available:
+    if total > memory.available:
         return warning(
             f"weights and KV cache need {readable_size(total)}, and {there}",
             "lower engine.kv_cache_gib, or stop what else uses the memory",

@@ -43,7 +43,7 @@ def shared(
 
 @pytest.fixture
 def engine(shared: tuple[FakeEngine, FastAPI]) -> FakeEngine:
-    """The shared gateway's engine. Each test gets it without traces of others, except for what they have trained.
+    """The shared gateway's engine. For each test it is new, but has trained what it had trained before.
 
     `app` and `live_url` use it in other gateways.
     """

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 from fastapi import FastAPI
 from msgspec.structs import replace
 from tokenizers import Tokenizer
+from typer.testing import CliRunner, Result
 
+from app.cli import build_commands
 from app.main import create_app
 from app.settings import AccessToken, Settings
-from tests.app.contract.conftest import client_of
+from tests.app.contract.conftest import client_of, live
 from tests.app.contract.support import CHAT, body, chat, post
 from tests.app.fakes import FakeEngine, model_info, reply, write_model_directory
 
@@ -209,6 +212,35 @@ async def test_vectors_are_exported_and_imported_for_the_model_that_they_fit(
     assert refused.status_code == 400
     used = await chat(client, model=CHATS, steering_concepts=["given"])
     assert used.status_code == 200
+
+
+async def tiller_concept(url: str, *words: str) -> Result:
+    """Runs `tiller concept ...` on another thread, because the server runs in this one."""
+    runner = CliRunner(env={"TILLER_URL": url, "COLUMNS": "200"})
+    return await asyncio.to_thread(runner.invoke, build_commands(), ["concept", *words])
+
+
+async def test_the_command_line_shows_all_models_or_one(app: FastAPI, tmp_path: Path) -> None:
+    file, vectors = tmp_path / "pirate.yaml", tmp_path / "pirate.safetensors"
+    file.write_text(json.dumps({"name": "pirate", "examples": EXAMPLES}))
+    async with live(app) as url:
+        refused = await tiller_concept(url, "train", str(file), "--model", COMPLETES)
+        assert (refused.exit_code, "chat template" in refused.stderr) == (1, True)
+        made = await tiller_concept(url, "train", str(file))
+        assert made.stdout.startswith(f"_worker/pirate: ready on {CHATS}, failed on {COMPLETES}, examples: 1")
+        assert f"\n{COMPLETES}: failed\nFailed: " in made.stdout
+        assert made.stdout.count("Specificity") == 1
+        assert f"ready on {CHATS}" in (await tiller_concept(url, "list")).stdout
+        one = await tiller_concept(url, "show", "pirate", "--model", CHATS)
+        assert one.stdout.startswith("_worker/pirate: ready, examples: 1\n")
+        listed = (await tiller_concept(url, "list", "--model", COMPLETES)).stdout
+        assert ("failed" in listed, " on " in listed) == (True, False)
+        assert (await tiller_concept(url, "export", "pirate", str(vectors), "--model", CHATS)).exit_code == 0
+        other = await tiller_concept(url, "import", str(vectors), "--name", "x", "--model", COMPLETES)
+        assert (other.exit_code, other.stderr.count("\n")) == (1, 1)
+        assert (
+            await tiller_concept(url, "import", str(vectors), "--name", "x", "--model", CHATS)
+        ).exit_code == 0
 
 
 async def test_texts_are_read_with_the_model_that_the_request_names(

@@ -134,7 +134,7 @@ def test_a_good_concept_works() -> None:
 
 def test_the_summary_has_the_measured_figures() -> None:
     summary = make_report((-0.61,), errors=(0.11, 0.09)).summary
-    for figure in ("+0.80 +- 0.09", "-0.61 +- 0.11", "50%", "decoder blocks: 0, 2"):
+    for figure in ("+0.80 ± 0.09", "-0.61 ± 0.11", "50%", "decoder blocks: 0, 2"):
         assert figure in summary
 
 

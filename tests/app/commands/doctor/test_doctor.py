@@ -9,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from app.cli import build_commands
-from app.commands.doctor import command
+from app.commands.doctor import command, machine
 from app.commands.doctor.worker import WorkerError
 from inference.interface.config import EngineConfig
 from inference.interface.diagnosis import Diagnosis, ModelFiles
@@ -91,6 +91,26 @@ def test_a_mistake_in_the_configuration_ends_the_checks(tmp_path: Path) -> None:
     assert f"{file}: server.prt is not a setting" in done.stdout
     assert "port " not in done.stdout
     assert "No such file" in doctor("--config", str(tmp_path / "none.yaml")).stdout
+
+
+def test_each_mistake_in_the_configuration_is_a_problem(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("server: {prt: 1}\nengine: {threads: 0}")
+    done = doctor("--config", str(file))
+    assert done.stdout.count("problem configuration") == 2
+    assert done.stdout.splitlines()[-1] == "2 problems, 0 warnings"
+
+
+def test_models_that_share_the_memory_are_added_up(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_memory", lambda: 5 * 2**30)
+    models = [{"name": name, "source": "embedded"} for name in ("a", "b")]
+    done = doctor("--config", config, TILLER_MODELS=json.dumps(models))
+    assert done.exit_code == 0
+    assert "memory          b: weights and KV cache need about 2.0 GiB" in done.stdout
+    assert "memory          models on the CPU together: weights and KV cache need about 4.0" in done.stdout
+    monkeypatch.setattr(machine, "available_memory", lambda: 3 * 2**30)
+    done = doctor("--config", config, TILLER_MODELS=json.dumps(models))
+    assert "warning memory          models on the CPU together" in done.stdout
 
 
 def test_a_worker_that_does_not_run_is_a_problem(config: str) -> None:
