@@ -1,7 +1,8 @@
 """Compares the decoder blocks at which a concept can be steered, by its held-out pairs.
 
 At each candidate the concept is steered until it costs a certain fluency. The group of several blocks goes
-on, and a single block that is clearly better: their effect on generated answers decides between them.
+on, the latest single block, and another one that is clearly better: their effect on generated answers decides
+between them.
 """
 
 import math
@@ -71,9 +72,10 @@ def first_dose(blocks: tuple[int, ...]) -> float:
 def search(examples: Examples, sets: list[tuple[int, ...]]) -> Generator[Work, None, list[Finalist]]:
     """The sets that may be chosen, the most likely one last.
 
-    Several blocks have a larger effect on answers, at equal fluency, than held-out pairs show. So the best
-    single block is a rival only if it is clearly better on the pairs. Of the single blocks, the first one is
-    the default; another one is better only if it is so clearly.
+    Several blocks have a larger effect on answers, at equal fluency, than held-out pairs show. So has the
+    latest block, for some concepts. So the best other single block is a rival only if it is clearly better on
+    the pairs. Of the single blocks, the first one is the default; another one is better only if it is so
+    clearly.
     """
     pairs = examples.sample(_MAX_PAIRS)
     trials = [_Trial(examples, blocks, pairs) for blocks in sets]
@@ -82,14 +84,18 @@ def search(examples: Examples, sets: list[tuple[int, ...]]) -> Generator[Work, N
     groups = [trial for trial in trials if len(trial.blocks) > 1]
     # At the second dose, which is about right. The default and the best others are enough.
     by_effect = sorted(singles[1:], key=lambda trial: -trial.effects.mean())
+    late = singles[-1:]
     singles = singles[:1] + by_effect[:_NUM_RIVALS]
-    yield from _measure([*singles, *groups])
+    yield from _measure(list(dict.fromkeys([*singles, *late, *groups])))
+    finalists = [*late, *groups] if groups else []
     if singles:
         best = max(singles, key=lambda trial: trial.effects.mean())
         single = best if _is_clearly_better(examples, best, singles[0], pairs) else singles[0]
         if all(_is_clearly_better(examples, single, group, pairs) for group in groups):
-            groups.insert(0, single)
-    return [Finalist(trial.directions, trial.dose, trial.shift_per_dose) for trial in groups]
+            finalists.insert(0, single)
+    return [
+        Finalist(trial.directions, trial.dose, trial.shift_per_dose) for trial in dict.fromkeys(finalists)
+    ]
 
 
 class _Trial:

@@ -40,6 +40,8 @@ _SAME_DOSE = 0.02
 _ROUNDS_OF_ALL = 2
 _ROUNDS_OF_BEST = 2
 """Only the best finalist goes on to these rounds."""
+_CLEARLY = 0.1
+"""Another finalist must be better than the most likely one by this difference of usefulness."""
 _MAX_FACTOR = 4.0
 
 
@@ -153,10 +155,16 @@ def tune(
     ]
     for _ in range(_ROUNDS_OF_ALL):
         yield from _try_doses(candidates, sheet)
-    best = max(reversed(candidates), key=lambda candidate: candidate.usefulness)
+    best = candidates[choose([candidate.usefulness for candidate in candidates])]
     for _ in range(_ROUNDS_OF_BEST):
         yield from _try_doses([best], sheet)
     return best.directions, [tuner.tuned() for tuner in best.tuners], best.plain
+
+
+def choose(usefulness: Sequence[float]) -> int:
+    """The index of the best finalist: the last one, unless another one is clearly better."""
+    best = int(np.argmax(usefulness))
+    return best if usefulness[best] > usefulness[-1] + _CLEARLY else len(usefulness) - 1
 
 
 @dataclass(frozen=True)

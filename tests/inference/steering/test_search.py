@@ -71,12 +71,15 @@ def test_the_dose_is_bounded_if_steering_costs_nothing() -> None:
     assert finalist.dose == pytest.approx(0.5)
 
 
-def test_a_single_block_that_is_not_clearly_better_than_a_group_is_left_out() -> None:
-    finalists = find(LinearModel(cost=4.0, best_block=5), [(6,), (5,), (6, 7), (5, 6, 7)])
-    assert [one.directions.full.blocks for one in finalists] == [(6, 7), (5, 6, 7)]
+def test_the_latest_single_block_goes_on_beside_a_group_however_small_its_effect_on_the_pairs() -> None:
+    finalists = find(LinearModel(cost=4.0, best_block=5), [(6,), (5,), (8,), (6, 7), (5, 6, 7)])
+    assert [one.directions.full.blocks for one in finalists] == [(8,), (6, 7), (5, 6, 7)]
+    assert finalists[0].dose == pytest.approx((0.3 / 4.0) ** 0.5, rel=0.05)
 
 
-def test_a_clearly_better_single_block_goes_on_beside_the_group() -> None:
+def test_a_clearly_better_single_block_goes_on_as_well() -> None:
+    finalists = find(LinearModel(cost=4.0, best_block=5), [(6,), (5,), (4,), (7, 8)])
+    assert [one.directions.full.blocks for one in finalists] == [(5,), (4,), (7, 8)]
     finalists = find(LinearModel(cost=4.0, best_block=5), [(6,), (5,), (7, 8)])
     assert [one.directions.full.blocks for one in finalists] == [(5,), (7, 8)]
 

@@ -5,7 +5,7 @@ import pytest
 
 from inference.steering.answers import Answers
 from inference.steering.search import Finalist
-from inference.steering.tuning import Tuner
+from inference.steering.tuning import Tuner, choose
 
 COUNT = 12
 
@@ -117,3 +117,20 @@ def test_no_dose_is_tried_twice_in_a_round() -> None:
         assert len(set(doses)) == len(doses)
         for dose in doses:
             tuner.add(dose, Curve(100.0, np.inf).answers(dose))
+
+
+@pytest.mark.parametrize(
+    ("usefulness", "chosen"),
+    [
+        ([0.4], 0),
+        ([0.4, 0.2], 0),
+        ([0.4, 0.35], 1),
+        ([0.3, 0.5, 0.2], 1),
+        ([0.2, 0.2, 0.2], 2),
+        ([-1.0, -1.0], 1),
+    ],
+)
+def test_the_last_finalist_is_chosen_unless_another_one_is_clearly_better(
+    usefulness: list[float], chosen: int
+) -> None:
+    assert choose(usefulness) == chosen
