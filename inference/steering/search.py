@@ -1,8 +1,7 @@
 """Compares the decoder blocks at which a concept can be steered, by its held-out pairs.
 
-At each candidate the concept is steered until it costs a certain fluency. The group of several blocks goes
-on, the latest single block, and another one that is clearly better: their effect on generated answers decides
-between them.
+At each candidate the concept is steered until it costs a certain fluency. The groups of several blocks go on,
+and a single block that is clearly better: their effect on generated answers decides between them.
 """
 
 import math
@@ -20,6 +19,7 @@ from inference.steering.measurements import Examples, HeldOutDirections, Measure
 
 _DEFAULT_DEPTH = 0.6
 _DEPTHS = (0.5, 0.7, 0.8)
+_LATE_DEPTHS = tuple(step / 30 for step in range(19, 28, 2))
 _GROUP_DEPTHS = tuple(step / 30 for step in range(13, 28, 2))
 """As shares of the decoder blocks. docs/steering.md gives the reasons."""
 _FIRST_DOSE = 0.15
@@ -50,11 +50,9 @@ def candidates(num_layers: int, configured: tuple[int, ...] | None) -> list[tupl
     Raises ConfigError if the model does not have a configured block.
     """
     if configured is None:
-        depths = [(_DEFAULT_DEPTH,), *((depth,) for depth in _DEPTHS), _GROUP_DEPTHS]
-        sets = [tuple(sorted({_block(depth, num_layers) for depth in group})) for group in depths]
-        last = num_layers - 1  # its output goes into the head, which is too late
-        sets[-1] = tuple(block for block in sets[-1] if block < last) or sets[-1]
-        return list(dict.fromkeys(sets))
+        singles = [(_block(depth, num_layers),) for depth in (_DEFAULT_DEPTH, *_DEPTHS)]
+        groups = [_group(depths, num_layers) for depths in (_LATE_DEPTHS, _GROUP_DEPTHS)]
+        return list(dict.fromkeys([*singles, *groups]))
     for block in configured:
         if not 0 <= block < num_layers:
             raise ConfigError(
@@ -72,10 +70,9 @@ def first_dose(blocks: tuple[int, ...]) -> float:
 def search(examples: Examples, sets: list[tuple[int, ...]]) -> Generator[Work, None, list[Finalist]]:
     """The sets that may be chosen, the most likely one last.
 
-    Several blocks have a larger effect on answers, at equal fluency, than held-out pairs show. So has the
-    latest block, for some concepts. So the best other single block is a rival only if it is clearly better on
-    the pairs. Of the single blocks, the first one is the default; another one is better only if it is so
-    clearly.
+    Several blocks have a larger effect on answers, at equal fluency, than held-out pairs show. So the best
+    single block is a rival only if it is clearly better on the pairs. Of the single blocks, the first one is
+    the default; another one is better only if it is so clearly.
     """
     pairs = examples.sample(_MAX_PAIRS)
     trials = [_Trial(examples, blocks, pairs) for blocks in sets]
@@ -84,18 +81,14 @@ def search(examples: Examples, sets: list[tuple[int, ...]]) -> Generator[Work, N
     groups = [trial for trial in trials if len(trial.blocks) > 1]
     # At the second dose, which is about right. The default and the best others are enough.
     by_effect = sorted(singles[1:], key=lambda trial: -trial.effects.mean())
-    late = singles[-1:]
     singles = singles[:1] + by_effect[:_NUM_RIVALS]
-    yield from _measure(list(dict.fromkeys([*singles, *late, *groups])))
-    finalists = [*late, *groups] if groups else []
+    yield from _measure([*singles, *groups])
     if singles:
         best = max(singles, key=lambda trial: trial.effects.mean())
         single = best if _is_clearly_better(examples, best, singles[0], pairs) else singles[0]
         if all(_is_clearly_better(examples, single, group, pairs) for group in groups):
-            finalists.insert(0, single)
-    return [
-        Finalist(trial.directions, trial.dose, trial.shift_per_dose) for trial in dict.fromkeys(finalists)
-    ]
+            groups.insert(0, single)
+    return [Finalist(trial.directions, trial.dose, trial.shift_per_dose) for trial in groups]
 
 
 class _Trial:
@@ -153,6 +146,12 @@ def _is_clearly_better(examples: Examples, trial: _Trial, other: _Trial, pairs: 
     difference = examples.estimate(trial.effects - other.effects, pairs)
     enough = trial.effects.mean() >= _CLEARLY_BETTER * other.effects.mean()
     return bool(enough) and difference.mean > (difference.error or math.inf)
+
+
+def _group(depths: tuple[float, ...], num_layers: int) -> tuple[int, ...]:
+    """The blocks at these depths, without the last one: its output goes into the head, which is too late."""
+    blocks = sorted({_block(depth, num_layers) for depth in depths})
+    return tuple(block for block in blocks if block < num_layers - 1) or tuple(blocks)
 
 
 def _block(depth: float, num_layers: int) -> int:
