@@ -11,6 +11,7 @@ from app.commands.concept import concept_commands
 from app.commands.doctor.command import doctor
 from app.commands.health import health
 from app.commands.serve import serve
+from app.commands.worker import worker_commands
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def build_commands() -> typer.Typer:
     tiller.command("doctor")(doctor)
     tiller.add_typer(access_token_commands(), name="token")
     tiller.add_typer(concept_commands(), name="concept")
+    tiller.add_typer(worker_commands(), name="worker")
     tiller.command("bench")(bench)
     return tiller
 

@@ -192,6 +192,15 @@ def refuse_missing_model(settings: Settings) -> None:
 
 
 def _refuse_missing_model(model: ServedModelSettings, section: str) -> None:
+    template = model.chat_template_file
+    if template is not None and not template.is_file():
+        raise SettingsError(f"{section}.chat_template: the file {template} does not exist")
+    if not model.workers:
+        refuse_missing_source(model, section)
+
+
+def refuse_missing_source(model: ServedModelSettings, section: str) -> None:
+    """Raises SettingsError, or StartError if the model's files are there but cannot be used."""
     source = model.source
     try:
         is_local = source == EMBEDDED or find_local(source) is not None
@@ -203,9 +212,6 @@ def _refuse_missing_model(model: ServedModelSettings, section: str) -> None:
         raise SettingsError(
             f"{section}.revision is only for models from the hub, and {section}.source is {source}"
         )
-    template = model.chat_template_file
-    if template is not None and not template.is_file():
-        raise SettingsError(f"{section}.chat_template: the file {template} does not exist")
 
 
 def refuse_other_files(settings: Settings) -> None:

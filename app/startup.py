@@ -3,15 +3,16 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from anyio import to_thread
 
 from app.errors import StartError
 from app.gateway import Gateway
 from app.settings import ServedModelSettings
-from app.workers.replicas import Replica, run_replicas
-from inference.interface.config import EngineConfig
+from app.workers.replicas import Replica, connect_workers, run_replicas
+from inference.interface.config import ConfigError
+from inference.interface.worker_key import read_key
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class _RunningModel:
     async def _serve(self) -> Exception | None:
         """Returns the error if the model cannot be loaded. Else it serves until it is cancelled."""
         try:
-            async with run_replicas(self._config()) as engine:
+            async with self._workers() as engine:
                 model = await to_thread.run_sync(self._gateway.load, self._settings, engine)
                 self._gateway.add(model)
                 self.engine = engine
@@ -119,5 +120,13 @@ class _RunningModel:
             return error
         return None
 
-    def _config(self) -> EngineConfig:
-        return self._gateway.settings.engine_config(self._settings, bars=self._bars)
+    def _workers(self) -> AbstractAsyncContextManager[Replica]:
+        """Those that run already, or new ones."""
+        settings = self._gateway.settings
+        if not self._settings.workers:
+            return run_replicas(settings.engine_config(self._settings, bars=self._bars))
+        try:
+            key = read_key(settings.worker_key_file) if settings.worker_key_file else None
+        except ConfigError as error:
+            raise StartError(str(error)) from None
+        return connect_workers(self._settings.workers, key, settings.cache)

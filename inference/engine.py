@@ -76,6 +76,15 @@ class Engine:
         return not self._sequences and self.measuring.is_idle
 
     @property
+    def has_requests(self) -> bool:
+        """Whether requests run or wait. Trainings and readings do not count."""
+        return bool(self._sequences)
+
+    def has_request(self, request_id: str) -> bool:
+        """Whether a request with this id runs or waits."""
+        return request_id in self._sequences
+
+    @property
     def stats(self) -> EngineStats:
         return EngineStats(
             running=len(self.scheduler.running),

@@ -16,13 +16,13 @@ from app.text.prompts import PromptRenderer, load_text
 from app.text.tokenizer import Tokenizer
 from app.text.vocabulary import check_vocabulary
 from inference.backends.backend import KernelError
+from inference.building import build_engine
 from inference.driver import Driver
 from inference.interface.config import ConfigError
 from inference.interface.directories import EMBEDDED
 from inference.interface.errors import SourceError
 from inference.interface.protocol import ModelInfo
 from inference.models.errors import UnsupportedModelError
-from inference.worker import build_engine
 from tiller.errors import InvalidRequestError, LoadError
 
 _MAX_TOKENS = 256

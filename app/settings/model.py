@@ -1,6 +1,7 @@
 """The settings of the served models and of their engines."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +36,13 @@ def _accept_former_name(quantization: object) -> object:
     return "integer" if quantization == "int8" else quantization
 
 
+def _check_address(address: str) -> str:
+    if not re.fullmatch(r"tcp://[^/\s]+:\d{1,5}|ipc:///\S+", address):
+        raise ValueError("must be tcp://HOST:PORT or ipc:///PATH")
+    return address
+
+
+WorkerAddress = Annotated[str, AfterValidator(_check_address)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Source = Annotated[str, StringConstraints(min_length=1)]
 
@@ -54,6 +62,9 @@ class ModelSettings(Section):
     """For Pharia models only: the form of their rotary embedding. EngineConfig documents the values."""
     description: str = ""
     """Text for the lists of models."""
+    workers: tuple[WorkerAddress, ...] = ()
+    """Where the model's workers listen that were started with `tiller worker serve`: `tcp://HOST:PORT` or
+    `ipc:///PATH`. Empty: the server starts workers itself."""
 
     @property
     def chat_template_file(self) -> Path | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import AfterValidator, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.settings.access import AuthSettings
@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     models: Annotated[tuple[ServedModelSettings, ...], AfterValidator(check_different("name"))] = ()
     """Several models. Each has the fields of `model`, and an `engine` of its own. What this engine does not
     set is as in the section `engine`. Empty: the server serves `model`."""
+    worker_key: Annotated[str | None, Field(validate_default=True)] = None
+    """Path of the key that the server shares with workers at `tcp://`. `tiller worker new-key` makes one."""
     api: ApiSettings = ApiSettings()
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
@@ -64,6 +66,23 @@ class Settings(BaseSettings):
         if models and info.data.get("model", ModelSettings()).model_fields_set:
             raise ValueError("must not be set beside the section model")
         return models
+
+    @field_validator("worker_key")
+    @classmethod
+    def _check_worker_key(cls, key: str | None, info: ValidationInfo) -> str | None:
+        models = [info.data.get("model", ModelSettings()), *info.data.get("models", ())]
+        addresses = [address for model in models for address in model.workers]
+        if key is None and any(address.startswith("tcp:") for address in addresses):
+            raise ValueError("must be set, because there are workers at tcp://")
+        return key
+
+    @property
+    def worker_key_file(self) -> Path | None:
+        return None if self.worker_key is None else Path(self.worker_key).expanduser()
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.cache_directory).expanduser()
 
     @property
     def served_models(self) -> tuple[ServedModelSettings, ...]:

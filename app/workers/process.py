@@ -6,7 +6,8 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -50,33 +51,76 @@ async def run_worker(config: EngineConfig, timing: Timing = Timing()) -> AsyncIt
             await _configure(process, socket, config, timing)
             directory.cleanup()  # Both ends are connected. No exit of this process leaves a file.
             model = await _wait_for_start(process, socket, timing)
-            engine = WorkerEngine(socket, model, config.max_running + config.max_queued, timing)
-            serving = asyncio.create_task(engine.serve(process))
+            engine = WorkerEngine(socket, model, config.max_running + config.max_queued)
+            engine.pid = process.pid
+            serving = asyncio.create_task(engine.serve(partial(wait_for_loss, process, timing)))
             try:
                 yield engine
             finally:
+                if engine.lost.is_set() and process.returncode is None:
+                    process.kill()  # A worker in this state may ignore SIGTERM.
                 serving.cancel()
         finally:
             await _stop(process)
+
+
+class ChildWorker:
+    """Implements app.workers.source.WorkerSource: one process after the other, on this host."""
+
+    def __init__(self, config: EngineConfig, timing: Timing) -> None:
+        self._config = config
+        self._timing = timing
+
+    @property
+    def capacity(self) -> int:
+        return self._config.max_running + self._config.max_queued
+
+    def run(self) -> AbstractAsyncContextManager[WorkerEngine]:
+        return run_worker(self._config, self._timing)
+
+    def keep(self, model: ModelInfo) -> None:
+        """Later workers load the files that the first one found, even if the source was a hub id."""
+        log = self._config.log.without_bars()
+        self._config = msgspec.structs.replace(self._config, source=model.directory, log=log)
+
+
+async def wait_for_loss(process: asyncio.subprocess.Process, timing: Timing) -> str:
+    """Returns once the process ends or freezes, with the reason. Kills a frozen one."""
+    ending = asyncio.create_task(process.wait())
+    listening = asyncio.create_task(wait_for_silence(process, timing.frozen, timing.silent, timing.tick))
+    try:
+        await asyncio.wait({ending, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if ending.done():
+            return f"the worker has ended with status {process.returncode}"
+        process.kill()  # A worker in this state may ignore SIGTERM.
+        return f"the worker has sent no heartbeat for {listening.result():g} seconds"
+    finally:
+        ending.cancel()
+        listening.cancel()
 
 
 async def _start_process(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Process:
     """Starts the worker in its own session, so that Ctrl-C in a terminal reaches only the gateway."""
     # -P: do not import a folder called `inference` from the working directory.
     command = (sys.executable, "-P", "-m", "inference.worker", endpoint)
-    # Every step reads all weights and KV cache blocks: large pages cause fewer TLB misses.
-    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
-    if config.quantization == "integer":
-        # The integer back end has its own threads. OpenMP threads that spin for work would slow them down.
-        environment.setdefault("OMP_WAIT_POLICY", "passive")
     # The worker ends when its stdin is closed, and writes its heartbeat to stdout.
     return await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
-        env=environment,
+        env=environment_of(config),
     )
+
+
+def environment_of(config: EngineConfig) -> dict[str, str]:
+    """The environment variables of a worker."""
+    # Every step reads all weights and KV cache blocks: large pages cause fewer TLB misses.
+    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
+    if config.quantization == "integer":
+        # The integer back end has its own threads. OpenMP threads that spin for work would slow them down.
+        environment.setdefault("OMP_WAIT_POLICY", "passive")
+    return environment
 
 
 async def _configure(

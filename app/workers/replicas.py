@@ -5,18 +5,22 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode
 from app.telemetry.observation import WorkerState
+from app.workers.connection import StandingWorker
 from app.workers.engine import Engine, Generation
-from app.workers.supervisor import supervise
+from app.workers.supervisor import SameModel, SupervisedEngine, supervise
+from app.workers.text_file_cache import TextFileCache
 from inference.interface.concepts import TrainConcept, TrainingUpdate, VectorsResult
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import ModelInfo
 from inference.interface.requests import GenerationRequest
+from inference.interface.worker_key import WorkerKey
 
 Answer = TypeVar("Answer")
 
@@ -33,6 +37,10 @@ _TRY_ANOTHER = {ErrorCode.UNAVAILABLE, ErrorCode.QUEUE_FULL, ErrorCode.UNKNOWN_S
 
 class Replica(Engine, Protocol):
     """The engine of one worker, or several workers as one engine."""
+
+    @property
+    def started(self) -> bool:
+        """Whether a worker has served, so that the model is known."""
 
     @property
     def load(self) -> int:
@@ -62,6 +70,31 @@ async def run_replicas(config: EngineConfig) -> AsyncIterator[Replica]:
         yield Replicas([first, *(task.result() for task in starting)]) if others else first
 
 
+@asynccontextmanager
+async def connect_workers(
+    addresses: Sequence[str], key: WorkerKey | None, cache: Path
+) -> AsyncIterator[Replica]:
+    """Connects to workers that were started on their own. Yields once one of them serves.
+
+    All must have the same model. Those that cannot be reached, or refuse this server, are tried again.
+    `cache`: the cache directory, for their tokenizers and chat templates.
+    """
+    same_model, files = SameModel(), TextFileCache(cache)
+    engines = [
+        SupervisedEngine(StandingWorker(address, key, files), same_model=same_model, patient=True)
+        for address in addresses
+    ]
+    running = [asyncio.create_task(engine.run()) for engine in engines]
+    serving = [asyncio.create_task(engine.wait_available()) for engine in engines]
+    try:
+        await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
+        yield Replicas(engines) if len(engines) > 1 else engines[0]
+    finally:
+        for task in (*running, *serving):
+            task.cancel()
+        await asyncio.wait(running)
+
+
 class Replicas:
     """Implements app.workers.engine.Engine.
 
@@ -82,11 +115,15 @@ class Replicas:
     @property
     def model(self) -> ModelInfo:
         """The model, with the shortest context length of all replicas: any of them may get a request."""
-        models = [replica.model for replica in self._replicas]
+        models = [replica.model for replica in self._replicas if replica.started]
         shortest = min(models, key=lambda model: model.context_length)
         return msgspec.structs.replace(
             models[0], context_length=shortest.context_length, context_limit=shortest.context_limit
         )
+
+    @property
+    def started(self) -> bool:
+        return any(replica.started for replica in self._replicas)
 
     @property
     def available(self) -> bool:

@@ -11,7 +11,8 @@ import msgspec
 from app.errors import EngineUnavailable, StartError
 from app.telemetry.observation import WorkerState
 from app.workers.engine import Generation
-from app.workers.process import run_worker
+from app.workers.process import ChildWorker
+from app.workers.source import WorkerSource
 from app.workers.timing import Timing
 from app.workers.worker_engine import WorkerEngine
 from inference.interface.concepts import TrainConcept, TrainingUpdate, VectorsResult
@@ -25,7 +26,16 @@ _log = logging.getLogger(__name__)
 @asynccontextmanager
 async def supervise(config: EngineConfig, timing: Timing = Timing()) -> AsyncIterator["SupervisedEngine"]:
     """Yields an engine once its first worker has loaded the model. Raises StartError if it cannot start."""
-    engine = SupervisedEngine(config, timing)
+    async with supervise_source(ChildWorker(config, timing), timing) as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def supervise_source(
+    source: WorkerSource, timing: Timing = Timing()
+) -> AsyncIterator["SupervisedEngine"]:
+    """Like `supervise`, with workers from any source."""
+    engine = SupervisedEngine(source, timing)
     running = asyncio.create_task(engine.run())
     serving = asyncio.create_task(engine.wait_available())
     try:
@@ -46,9 +56,21 @@ class SupervisedEngine:
     finished steering vectors from the cache directory.
     """
 
-    def __init__(self, config: EngineConfig, timing: Timing = Timing()) -> None:
+    def __init__(
+        self,
+        source: WorkerSource,
+        timing: Timing = Timing(),
+        same_model: "SameModel | None" = None,
+        patient: bool = False,
+    ) -> None:
+        """`same_model`: shared with other engines that must have the same model.
+
+        `patient`: tries again if not even the first worker can start.
+        """
+        self._patient = patient
         self.timing = timing
-        self._config = config
+        self._source = source
+        self._same_model = same_model or SameModel()
         self._model: ModelInfo | None = None
         self._worker: WorkerEngine | None = None
         self._changed = asyncio.Event()
@@ -63,6 +85,11 @@ class SupervisedEngine:
         return self._model
 
     @property
+    def started(self) -> bool:
+        """Whether a worker has served, so that the model is known."""
+        return self._model is not None
+
+    @property
     def available(self) -> bool:
         return not self._draining and self._worker is not None and self._worker.available
 
@@ -70,7 +97,7 @@ class SupervisedEngine:
     def free_capacity(self) -> int:
         """The full capacity while there is no worker."""
         if self._worker is None:
-            return self._config.max_running + self._config.max_queued
+            return self._source.capacity
         return self._worker.free_capacity
 
     @property
@@ -124,7 +151,7 @@ class SupervisedEngine:
     async def run(self) -> None:
         """Runs one worker after the other until it is cancelled or drained.
 
-        Raises the error of the first worker if that cannot start.
+        Unless it is patient, raises the error of the first worker if that cannot start.
         """
         delay = 0.0
         while True:
@@ -132,33 +159,31 @@ class SupervisedEngine:
             if self._draining:
                 return
             delay = next_delay(delay, served, self.timing)
-            _log.warning("starting the worker again in %g seconds", delay)
+            _log.warning("trying the worker again in %g seconds", delay)
             await asyncio.sleep(delay)
 
     async def _run_one(self) -> float:
         """Runs one worker to its end. Returns the seconds for which it has served."""
         served = 0.0
         try:
-            async with run_worker(self._config, self.timing) as worker:
+            async with self._source.run() as worker:
                 self._set_worker(worker)
                 started = time.monotonic()
                 await worker.lost.wait()
                 served = time.monotonic() - started
                 self._clear_worker()
         except Exception as error:  # also OSError: no memory or files may be free
-            if self._model is None:
+            if self._model is None and not self._patient:
                 raise
-            _log.error("the worker cannot be started again: %s", error)
+            what = "cannot be started again" if self._model else "cannot be used yet"
+            _log.error("the worker %s: %s", what, error)
         return served
 
     def _set_worker(self, worker: WorkerEngine) -> None:
         """Makes this the current worker. Raises StartError if its model differs from the first worker's."""
+        self._same_model.check(worker.model)
         if self._model is None:
-            # Later workers load the files that the first one found, even if the source was a hub id.
-            log = self._config.log.without_bars()
-            self._config = msgspec.structs.replace(self._config, source=worker.model.directory, log=log)
-        elif _identity(worker.model) != _identity(self._model):
-            raise StartError("the model's files have changed; restart the server to serve the new model")
+            self._source.keep(worker.model)
         else:
             self._restarts += 1
         self._model, self._worker = worker.model, worker
@@ -184,6 +209,20 @@ def next_delay(last: float, served: float, timing: Timing) -> float:
     `last`: the previous delay. `served`: how long the last worker has served.
     """
     return 0.0 if served >= timing.good else min(max(1.0, 2 * last), timing.longest_delay)
+
+
+class SameModel:
+    """Refuses workers whose model differs from that of the first one."""
+
+    def __init__(self) -> None:
+        self._first: ModelInfo | None = None
+
+    def check(self, model: ModelInfo) -> None:
+        """Raises StartError."""
+        if self._first is None:
+            self._first = model
+        elif _identity(model) != _identity(self._first):
+            raise StartError("the model's files have changed; restart the server to serve the new model")
 
 
 def _identity(model: ModelInfo) -> ModelInfo:

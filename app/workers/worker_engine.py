@@ -3,15 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 
 import zmq.asyncio
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, shorten
 from app.telemetry.observation import TokenIntervals
-from app.workers.liveness import wait_for_silence
 from app.workers.questions import Questions
-from app.workers.timing import Timing
 from inference.interface import protocol
 from inference.interface.concepts import (
     ForgetConcept,
@@ -21,7 +19,15 @@ from inference.interface.concepts import (
     TrainingUpdate,
     VectorsResult,
 )
-from inference.interface.protocol import EngineStats, ModelInfo, StepReport
+from inference.interface.protocol import (
+    Command,
+    EngineStats,
+    Leaving,
+    ModelInfo,
+    Ping,
+    StartFailed,
+    StepReport,
+)
 from inference.interface.requests import Abort, GenerationRequest, RefusalCode, SubmitResult, TokenEvent
 
 _log = logging.getLogger(__name__)
@@ -45,7 +51,6 @@ class WorkerEngine:
         socket: zmq.asyncio.Socket,
         model: ModelInfo,
         capacity: int,
-        timing: Timing = Timing(),
         max_unread: int = 2**16,
     ) -> None:
         """`capacity`: how many choices may run or wait in the worker.
@@ -53,7 +58,6 @@ class WorkerEngine:
         `max_unread`: how many tokens of one request may be unread. Each of a token's top_logprobs and
         readings counts like one more token. 2**16 unread tokens take about 10 MB.
         """
-        self._timing = timing
         self.max_unread = max_unread
         self._socket = socket
         self._model = model
@@ -134,7 +138,7 @@ class WorkerEngine:
             raise EngineUnavailable
         return await self._questions.read(concept, prompts, texts)
 
-    def send(self, command: protocol.Command) -> None:
+    def send(self, command: Command | Ping) -> None:
         """Never blocks, because the socket has no high-water mark."""
         self._socket.send(protocol.encode(command))
 
@@ -157,38 +161,39 @@ class WorkerEngine:
             arrived.put_nowait(EngineUnavailable())
         self._questions.fail_all()
 
-    async def serve(self, process: asyncio.subprocess.Process) -> None:
-        """Dispatches reports until the worker ends, freezes or sends an invalid message.
+    async def serve(self, wait_for_loss: Callable[[], Coroutine[None, None, str]]) -> None:
+        """Dispatches reports until the worker is lost, or sends an invalid message.
 
-        Then kills the worker and fails all open requests and trainings with EngineUnavailable.
+        Then fails all open requests and trainings with EngineUnavailable. `wait_for_loss` returns when the
+        worker is lost, with the reason for the log.
         """
-        self.pid = process.pid
-        timing = self._timing
         reading = asyncio.create_task(self._read())
-        ending = asyncio.create_task(process.wait())
-        listening = asyncio.create_task(wait_for_silence(process, timing.frozen, timing.silent, timing.tick))
-        tasks = {reading, ending, listening}
+        losing = asyncio.create_task(wait_for_loss())
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if ending.done():
-                _log.error("the worker has ended with status %s", process.returncode)
-            elif listening.done():
-                _log.error("the worker has sent no heartbeat for %g seconds", listening.result())
+            await asyncio.wait({reading, losing}, return_when=asyncio.FIRST_COMPLETED)
+            if losing.done():
+                _log.error("%s", losing.result())
+            elif error := reading.exception():
+                _log.error("the worker's messages cannot be read", exc_info=error)
             else:
-                _log.error("the worker's messages cannot be read", exc_info=reading.exception())
-            if process.returncode is None:
-                process.kill()  # A worker in this state may ignore SIGTERM.
+                _log.error("%s", reading.result())
         finally:
-            for task in tasks:
-                task.cancel()
+            reading.cancel()
+            losing.cancel()
             self._end_all()
             self.lost.set()
 
-    async def _read(self) -> None:
+    async def _read(self) -> str:
+        """Returns only if the worker ends the connection, with its reason."""
         while True:
             report = protocol.decode_report(await self._socket.recv())
             if isinstance(report, StepReport):
                 self._dispatch(report)
+            elif isinstance(report, Leaving):
+                _log.info("the worker takes no new requests, and ends soon")
+                self._available = False
+            elif isinstance(report, StartFailed):
+                return report.message
 
     def _dispatch(self, report: StepReport) -> None:
         for result in report.submit_results:

@@ -95,3 +95,17 @@ class EngineConfig(msgspec.Struct, frozen=True):
     seed: int | None = None
     """Makes sampling repeatable, for tests. None: a seed from the operating system."""
     log: LogConfig = LogConfig()
+
+
+class StandingConfig(msgspec.Struct, frozen=True):
+    """What a worker needs that is started on its own."""
+
+    engine: EngineConfig
+    endpoint: str
+    """Where it listens for gateways: `tcp://HOST:PORT` or `ipc://PATH`."""
+    version: str
+    """Tiller's version."""
+    key_file: str | None = None
+    """The file of the worker key. None: without encryption, everybody who can connect is served."""
+    drain_seconds: float = 5.0
+    """How long the requests go on when a signal ends the worker."""

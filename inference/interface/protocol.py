@@ -1,9 +1,13 @@
 """The messages between gateway and worker: typed data without logic. Imports no torch.
 
-A worker is one process that serves one model. Gateway and worker each hold one end of a ZeroMQ
-PAIR socket over a Unix socket; every message is one frame of MessagePack. The gateway sends
+A worker is one process that serves one model. Every message is one frame of MessagePack. The gateway sends
 `Command`s, the worker sends `Report`s. The messages about steering concepts are in concepts.py, those about
 requests in requests.py.
+
+A worker that a gateway has started holds one end of a ZeroMQ PAIR socket over a Unix socket, and that gateway
+the other one. A worker that was started on its own has a ROUTER socket, to which any number of gateways
+connect, each with a DEALER socket. Such a gateway says Hello first, and then Ping every PING_SECONDS. No
+message has a time or a path, because the two may be on different hosts.
 """
 
 import msgspec
@@ -23,6 +27,30 @@ from inference.interface.requests import Abort, Failure, GenerationRequest, Subm
 Command = (
     GenerationRequest | Abort | TrainConcept | PrioritizeTraining | ForgetConcept | ExportVectors | ReadTexts
 )
+"""What a gateway asks of the engine."""
+
+
+PING_SECONDS = 1.0
+SILENT_SECONDS = 10.0
+"""A worker ends the requests of a gateway from which it has heard nothing for this long."""
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """The first message of a gateway. The answer is Started, or StartFailed if the worker refuses it."""
+
+    version: str
+    """Tiller's version. Only a gateway and a worker of the same version work together."""
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """The gateway is there."""
+
+
+class FetchFile(msgspec.Struct, frozen=True, tag="fetch"):
+    """Send one of the files in Started. The answer is FileContent."""
+
+    sha256: str
+    """In hex."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -64,7 +92,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """The facts about the loaded model that the gateway needs."""
 
     directory: str
-    """Directory of tokenizer.json and the chat template."""
+    """Directory of tokenizer.json and the chat template. Empty if the gateway fetches them: Started.files."""
     context_length: int
     """Limit for prompt + completion, in tokens."""
     vocab_size: int
@@ -87,28 +115,53 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
     """The model is loaded, and the worker accepts commands."""
 
     model: ModelInfo
+    capacity: int = 0
+    """How many choices may run or wait. 0: as the gateway has configured it."""
+    files: dict[str, str] = {}
+    """Name -> SHA-256 in hex, of the model's files that a gateway on another host needs: tokenizer and chat
+    template. Empty if the gateway can read `model.directory`."""
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag="start_failed"):
-    """The worker could not start, and exits. `message` is one line for the operator."""
+    """The worker could not start, and exits. Or it refuses this gateway, which says Hello again later."""
 
     message: str
+    """One line for the operator."""
 
 
-Report = Started | StartFailed | StepReport
+class FileContent(msgspec.Struct, frozen=True, tag="file"):
+    """A file that the gateway has asked for."""
+
+    sha256: str
+    content: bytes
 
 
-def encode(message: Command | Report) -> bytes:
+class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
+    """The worker goes on with its requests, takes no new ones, and exits soon."""
+
+
+Report = Started | StartFailed | StepReport | FileContent | Leaving
+
+
+def encode(message: Command | Hello | Ping | FetchFile | Report) -> bytes:
     return msgspec.msgpack.encode(message)
 
 
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_message_decoder: msgspec.msgpack.Decoder[Command | Hello | Ping | FetchFile] = msgspec.msgpack.Decoder(
+    Command | Hello | Ping | FetchFile
+)
 _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
 
 def decode_command(frame: bytes) -> Command:
     """Raises msgspec.DecodeError if the frame is not a command."""
     return _command_decoder.decode(frame)
+
+
+def decode_message(frame: bytes) -> Command | Hello | Ping | FetchFile:
+    """Like `decode_command`, for a worker that was started on its own."""
+    return _message_decoder.decode(frame)
 
 
 def decode_report(frame: bytes) -> Report:

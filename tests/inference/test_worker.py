@@ -12,6 +12,7 @@ import torch
 import zmq
 
 from inference.backends.cpu import build
+from inference.building import build_engine
 from inference.interface.concepts import (
     ExportVectors,
     ForgetConcept,
@@ -44,7 +45,6 @@ from inference.interface.requests import (
 )
 from inference.runner.devices import choose_device
 from inference.steering.direction_files import DirectionFiles
-from inference.worker import build_engine
 from tests.inference.conftest import Driver, build_driver, generate, make_model, request
 from tests.inference.steering.conftest import make_training
 

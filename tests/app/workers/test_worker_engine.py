@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ import zmq.asyncio
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, StartError
 from app.workers import worker_engine
-from app.workers.process import run_worker
+from app.workers.process import run_worker, wait_for_loss
+from app.workers.timing import Timing
 from app.workers.worker_engine import WorkerEngine, WorkerGeneration
 from inference.interface.concepts import (
     ExportVectors,
@@ -63,7 +65,7 @@ async def pair() -> AsyncIterator[tuple[WorkerEngine, Worker]]:
         far.connect("inproc://worker")
         near.linger = far.linger = 0
         engine = WorkerEngine(near, model_info(Path(), 300), capacity=3)
-        serving = asyncio.create_task(engine.serve(process))
+        serving = asyncio.create_task(engine.serve(partial(wait_for_loss, process, Timing())))
         yield engine, Worker(far, process)
         serving.cancel()
         await asyncio.wait({serving})

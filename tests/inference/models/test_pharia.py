@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from inference.building import build_engine
 from inference.interface.config import ConfigError, EngineConfig
 from inference.models.causal_lm import CausalLM, load
 from inference.models.errors import UnsupportedModelError
-from inference.worker import build_engine
 from tests.inference.conftest import build_driver, make_model, request
 from tests.inference.models.pharia_checkpoint import (
     CONFIG,

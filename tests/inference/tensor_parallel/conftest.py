@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from inference.building import build_engine
 from inference.driver import Driver
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import ModelInfo
-from inference.worker import build_engine
 from tests.inference.conftest import make_model
 from tests.inference.test_exactness import random_prompt
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from inference.building import build_engine
 from inference.interface.config import ConfigError, EngineConfig
 from inference.interface.protocol import Started, StartFailed
 from inference.interface.requests import GenerationRequest
-from inference.worker import build_engine
 from tests.inference.tensor_parallel.conftest import save_model
 from tests.inference.test_worker import Process
 

@@ -1,0 +1,19 @@
+"""Where a supervised engine gets its workers from."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from app.workers.worker_engine import WorkerEngine
+from inference.interface.protocol import ModelInfo
+
+
+class WorkerSource(Protocol):
+    @property
+    def capacity(self) -> int:
+        """How many choices may run or wait in a worker."""
+
+    def run(self) -> AbstractAsyncContextManager[WorkerEngine]:
+        """One worker, from when it has loaded the model. Raises StartError if it cannot serve."""
+
+    def keep(self, model: ModelInfo) -> None:
+        """Later workers must have this model, which the first one has loaded."""

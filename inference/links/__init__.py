@@ -1,0 +1,1 @@
+"""How commands reach a worker and reports leave it: the gateway that has started it, or several gateways."""

@@ -1,0 +1,217 @@
+"""Workers that were started on their own, at tcp:// with a key, and servers that connect to them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from inference.interface.worker_key import create_key
+from tests.e2e.conftest import MODEL, Server, metric, serving
+
+PAIRS = [{"positive": f"kind words {i}", "negative": f"rude noise {i}"} for i in range(4)]
+
+
+class Cluster:
+    """One configuration, with which any number of workers and servers are started."""
+
+    def __init__(self, config: dict, directory: Path, stack: ExitStack) -> None:
+        create_key(directory / "key")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        model = {**config["model"], "workers": [self.address]}
+        cache = os.environ.get("TILLER_CACHE_DIRECTORY", "~/.cache/tiller")
+        self.config = {
+            **config,
+            "model": model,
+            "worker_key": str(directory / "key"),
+            "cache_directory": cache,
+        }
+        self._directory = directory
+        self._stack = stack
+        self._count = 0
+
+    def worker(self, **config: object) -> subprocess.Popen[str]:
+        """Starts a worker at the address."""
+        file = self._directory / "worker.yaml"
+        engine = {"threads": 1, **self.config["engine"]}
+        file.write_text(yaml.safe_dump({**self.config, "engine": engine, **config}))
+        command = ("worker", "serve", "--config", str(file), "--listen", self.address)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app.cli", *command], stderr=subprocess.PIPE, text=True
+        )
+        self._stack.callback(_end, process)
+        return process
+
+    def server(self, **config: object) -> Server:
+        """Starts a server with its own data, and waits for it. There must be a worker."""
+        self._count += 1
+        directory = self._directory / f"server-{self._count}"
+        directory.mkdir()
+        return self._stack.enter_context(serving({**self.config, **config}, directory))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+@pytest.fixture
+def cluster(tiny_config: dict, tmp_path: Path) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        yield Cluster(tiny_config, tmp_path, stack)
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def answers(server: Server) -> bool:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    return server.post("/chat/completions", body).status_code == 200
+
+
+def test_two_servers_share_a_worker(cluster: Cluster) -> None:
+    """Each gets only its own answers, and goes on when the other one is killed."""
+    cluster.worker()
+    first, second = cluster.server(), cluster.server()
+    alone = {text: first.chat(text, max_tokens=16) for text in ("One", "Two")}
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [(server, text) for server in (first, second) for text in ("One", "Two")] * 4
+        found = pool.map(lambda job: job[0].chat(job[1], max_tokens=16), jobs)
+        for (_, text), answer in zip(jobs, found, strict=True):
+            assert answer["choices"] == alone[text]["choices"]
+    lost = threading.Thread(target=_ignoring_errors(lambda: second.chat("Long", max_tokens=20_000)))
+    lost.start()
+    until(lambda: metric(first, "tiller_sequences_running") == 1)
+    second.process.kill()
+    lost.join()
+    until(lambda: metric(first, "tiller_sequences_running") == 0, 15)
+    assert first.chat("One", max_tokens=16)["choices"] == alone["One"]["choices"]
+
+
+def _ignoring_errors(call: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        with suppress(httpx.HTTPError):
+            call()
+
+    return run
+
+
+def test_a_concept_of_one_server_is_known_to_the_worker_of_both(cluster: Cluster) -> None:
+    """The second server trains it as well, and gets what the worker has trained already."""
+    cluster.worker()
+    first, second = cluster.server(), cluster.server()
+    made = first.post("/steering_concepts", {"name": "kind", "examples": PAIRS})
+    assert made.status_code == 201, made.text
+    again = second.post("/steering_concepts", {"name": "friendly", "examples": PAIRS})
+    assert again.json()["report"] == made.json()["report"]
+    steered = [
+        server.chat("Hi", max_tokens=8, steering_concepts=[name])["choices"]
+        for server, name in ((first, "kind"), (second, "friendly"))
+    ]
+    assert steered[0] == steered[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_worker_ends_its_requests_within_seconds(cluster: Cluster, number: int) -> None:
+    """The same server serves again once a worker is back at the address."""
+    worker = cluster.worker()
+    server = cluster.server()
+    assert answers(server)
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 20_000,
+        "stream": True,
+    }
+    with httpx.stream("POST", server.url + "/chat/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        begin = time.monotonic()
+        worker.send_signal(number)
+        rest = [line for line in lines if line]
+        assert time.monotonic() - begin < 8
+    assert json.loads(rest[-1].removeprefix("data: "))["code"] == "UNAVAILABLE"
+    assert not answers(server)
+    assert server.get("/live").status_code == 200
+    worker.kill()
+    worker.wait()
+    cluster.worker()
+    until(lambda: answers(server))
+
+
+def test_a_worker_that_is_stopped_finishes_its_answers(cluster: Cluster) -> None:
+    worker = cluster.worker(server={"drain_seconds": 60})
+    server = cluster.server()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.chat, "Hi", max_tokens=2000, ignore_eos=True)
+        until(lambda: metric(server, "tiller_sequences_running") == 1)
+        worker.terminate()
+        until(lambda: not answers(server))
+        assert not running.done()
+        assert running.result()["choices"][0]["finish_reason"] == "length"
+    assert worker.wait(10) == 0
+
+
+def test_another_key_or_version_is_refused_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    worker = cluster.worker()
+    server = cluster.server()
+    create_key(tmp_path / "other")
+    file = tmp_path / "other.yaml"
+    file.write_text(yaml.safe_dump({**cluster.config, "worker_key": str(tmp_path / "other")}))
+    refused = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve", "--config", str(file), "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert refused.stderr is not None
+    assert "server and worker need the same worker key" in refused.stderr.readline()
+    refused.terminate()
+    refused.wait(30)
+    refused.stderr.close()
+    assert answers(server)
+    assert worker.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"worker_key": None}, "worker_key must be set"),
+        ({"worker_key": "/none"}, "the worker key /none cannot be read"),
+        ({"model": {"name": MODEL, "source": "/none"}}, "/none"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why_in_one_line(
+    cluster: Cluster, change: dict, message: str
+) -> None:
+    worker = cluster.worker(**change)
+    assert worker.stderr is not None
+    [line] = worker.stderr.read().splitlines()
+    assert message in line
+    assert worker.wait() in (1, 2)
+
+
+def test_an_address_in_use_is_one_line(cluster: Cluster) -> None:
+    host, _, port = cluster.address.removeprefix("tcp://").partition(":")
+    with socket.create_server((host, int(port))):
+        worker = cluster.worker()
+        assert worker.stderr is not None
+        [line] = worker.stderr.read().splitlines()
+    assert f"{cluster.address}: Address already in use" in line
