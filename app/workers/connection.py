@@ -15,6 +15,7 @@ from app import __version__
 from app.errors import StartError
 from app.workers.connection_watch import ConnectionWatch
 from app.workers.text_file_cache import TextFileCache
+from app.workers.timing import Timing
 from app.workers.worker_engine import WorkerEngine
 from inference.interface import protocol
 from inference.interface.protocol import (
@@ -51,7 +52,7 @@ class StandingWorker:
     capacity: int = 0
 
     @asynccontextmanager
-    async def run(self) -> AsyncIterator[WorkerEngine]:
+    async def run(self, timing: Timing) -> AsyncIterator[WorkerEngine]:  # noqa: ARG002 - ZeroMQ has its own
         """Waits for the worker without a time limit. Raises StartError if it refuses this gateway."""
         with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as socket:
             self._prepare(socket)

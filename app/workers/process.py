@@ -67,16 +67,15 @@ async def run_worker(config: EngineConfig, timing: Timing = Timing()) -> AsyncIt
 class ChildWorker:
     """Implements app.workers.source.WorkerSource: one process after the other, on this host."""
 
-    def __init__(self, config: EngineConfig, timing: Timing) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._timing = timing
 
     @property
     def capacity(self) -> int:
         return self._config.max_running + self._config.max_queued
 
-    def run(self) -> AbstractAsyncContextManager[WorkerEngine]:
-        return run_worker(self._config, self._timing)
+    def run(self, timing: Timing) -> AbstractAsyncContextManager[WorkerEngine]:
+        return run_worker(self._config, timing)
 
     def keep(self, model: ModelInfo) -> None:
         """Later workers load the files that the first one found, even if the source was a hub id."""

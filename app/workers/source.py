@@ -3,6 +3,7 @@
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from app.workers.timing import Timing
 from app.workers.worker_engine import WorkerEngine
 from inference.interface.protocol import ModelInfo
 
@@ -12,7 +13,7 @@ class WorkerSource(Protocol):
     def capacity(self) -> int:
         """How many choices may run or wait in a worker."""
 
-    def run(self) -> AbstractAsyncContextManager[WorkerEngine]:
+    def run(self, timing: Timing) -> AbstractAsyncContextManager[WorkerEngine]:
         """One worker, from when it has loaded the model. Raises StartError if it cannot serve."""
 
     def keep(self, model: ModelInfo) -> None:

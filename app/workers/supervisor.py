@@ -26,16 +26,7 @@ _log = logging.getLogger(__name__)
 @asynccontextmanager
 async def supervise(config: EngineConfig, timing: Timing = Timing()) -> AsyncIterator["SupervisedEngine"]:
     """Yields an engine once its first worker has loaded the model. Raises StartError if it cannot start."""
-    async with supervise_source(ChildWorker(config, timing), timing) as engine:
-        yield engine
-
-
-@asynccontextmanager
-async def supervise_source(
-    source: WorkerSource, timing: Timing = Timing()
-) -> AsyncIterator["SupervisedEngine"]:
-    """Like `supervise`, with workers from any source."""
-    engine = SupervisedEngine(source, timing)
+    engine = SupervisedEngine(ChildWorker(config), timing)
     running = asyncio.create_task(engine.run())
     serving = asyncio.create_task(engine.wait_available())
     try:
@@ -166,7 +157,7 @@ class SupervisedEngine:
         """Runs one worker to its end. Returns the seconds for which it has served."""
         served = 0.0
         try:
-            async with self._source.run() as worker:
+            async with self._source.run(self.timing) as worker:
                 self._set_worker(worker)
                 started = time.monotonic()
                 await worker.lost.wait()

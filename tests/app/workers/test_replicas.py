@@ -30,6 +30,7 @@ class FakeReplica:
     free_capacity: int = 100
     restarts: int = 0
     available: bool = True
+    started: bool = True
     refusal: ApiError | None = None
     knows: set[str] = field(default_factory=set)
     model: ModelInfo = field(default_factory=lambda: model_info(Path(), 300))
@@ -337,3 +338,12 @@ async def test_the_room_is_the_sum_over_available_replicas() -> None:
     assert replicas.free_capacity == 4
     other.available = False
     assert replicas.free_capacity == 7, "new requests get UNAVAILABLE, not QUEUE_FULL"
+
+
+async def test_workers_that_have_not_started_yet_are_left_out() -> None:
+    """They were started on their own, and cannot be reached yet."""
+    fakes = [FakeReplica(), FakeReplica(available=False, started=False)]
+    fakes[0].model = msgspec.structs.replace(model_info(Path(), 300), context_length=64)
+    replicas = Replicas(fakes)
+    assert replicas.model.context_length == 64
+    assert await replicas.submit(request()) is fakes[0]
