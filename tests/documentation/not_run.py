@@ -52,6 +52,10 @@ NOT_RUN: dict[str, dict[str, str]] = {
         ".venv/bin/tiller bench": f"{_MINUTES}; tests/app/bench runs the command",
         "python -m pip install --target wheels": "downloads packages; tests/benchmarks/test_gpu.py uses them",
     },
+    "docs/scaling.md": {
+        "clients ": "a diagram",
+        ".venv/bin/tiller worker serve": "runs until it is stopped; tests/e2e/test_standing_workers.py does so",
+    },
 }
 
 

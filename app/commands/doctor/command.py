@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.doctor import content, directories, machine, serving, tracing
+from app.commands.doctor import content, directories, machine, remote, serving, tracing
 from app.commands.doctor.finding import Finding, Level, ok, problem
 from app.commands.doctor.machine import Memory, judge_memory
 from app.commands.doctor.packages import check_packages
@@ -32,6 +32,7 @@ _CHECKS: dict[str, Callable[[Settings], Finding]] = {
     "certificate": serving.check_certificate,
     "open files": serving.check_open_files,
     "traces": tracing.check_tracing,
+    "worker key": remote.check_key,
     "data directory": directories.check_data,
     "concepts": content.check_concepts,
 }
@@ -87,7 +88,10 @@ def _examine(config: Path | None) -> Iterator[Found]:
         yield name, _run(check, settings)
     memories: list[Memory] = []
     for model in settings.served_models:
-        yield from _examine_model(settings, model, memories)
+        if model.workers:
+            yield "workers", remote.check_workers(model)
+        else:
+            yield from _examine_model(settings, model, memories)
     if len(memories) > 1:  # each may use another GPU, but all that run on the CPU share the machine's memory
         weights, kv_cache = sum(each.weights for each in memories), sum(each.kv_cache for each in memories)
         finding = judge_memory(Memory(weights, kv_cache, memories[0].available))

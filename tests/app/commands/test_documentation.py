@@ -69,7 +69,7 @@ def test_the_page_has_commands_of_each_kind() -> None:
 def test_the_page_names_all_commands_checks_and_parameters() -> None:
     for name in typer.main.get_command(build_commands()).commands:
         assert f"`tiller {name}`" in PAGE
-    checks = {"packages", "configuration", *doctor._CHECKS, *doctor._WORKER_CHECKS}
+    checks = {"packages", "configuration", "workers", *doctor._CHECKS, *doctor._WORKER_CHECKS}
     named = re.findall(r"^\| ([\w ,]+) \|", PAGE.partition("| check |")[2].partition("##")[0], re.MULTILINE)
     assert {name for entry in named for name in entry.split(", ")} == checks
     for parameter in (*PARAMETERS, *ONLY_AS_JSON):

@@ -45,7 +45,14 @@ def test_every_command_has_it_or_prints_no_data() -> None:
         for name, command in commands.items()
         if not any("--json" in parameter.opts for parameter in command.params)
     }
-    assert without == {"serve", "token revoke", "concept delete", "concept export"}
+    assert without == {
+        "serve",
+        "token revoke",
+        "concept delete",
+        "concept export",
+        "worker serve",
+        "worker new-key",
+    }
 
 
 async def test_access_tokens(tmp_path: Path) -> None:

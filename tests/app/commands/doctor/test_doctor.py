@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from app.commands.doctor import command, machine
 from app.commands.doctor.worker import WorkerError
 from inference.interface.config import EngineConfig
 from inference.interface.diagnosis import Diagnosis, ModelFiles
+from inference.interface.worker_key import create_key
 from tests.app.commands.doctor.test_checks import WELL, having
 from tests.app.fakes import write_model_directory
 
@@ -111,6 +113,26 @@ def test_models_that_share_the_memory_are_added_up(config: str, monkeypatch: pyt
     monkeypatch.setattr(machine, "available_memory", lambda: 3 * 2**30)
     done = doctor("--config", config, TILLER_MODELS=json.dumps(models))
     assert "warning memory          models on the CPU together" in done.stdout
+
+
+def test_workers_that_run_on_their_own(config: str, tmp_path: Path) -> None:
+    """The model's files and this machine's memory do not matter here."""
+    key = tmp_path / "key"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        addresses = [f"tcp://127.0.0.1:{listener.getsockname()[1]}", f"ipc://{tmp_path}/none.sock"]
+        workers = {"TILLER_MODEL__WORKERS": json.dumps(addresses[:1]), "TILLER_MODEL__SOURCE": "/none"}
+        done = doctor("--config", config, TILLER_WORKER_KEY=str(key), **workers)
+        assert "problem worker key" in done.stdout
+        create_key(key)
+        done = doctor("--config", config, TILLER_WORKER_KEY=str(key), **workers)
+        assert (done.exit_code, "1 of 1 workers answer" in done.stdout) == (0, True)
+        assert "memory" not in done.stdout
+        key.chmod(0o644)
+        workers["TILLER_MODEL__WORKERS"] = json.dumps(addresses)
+        done = doctor("--config", config, TILLER_WORKER_KEY=str(key), **workers)
+    assert f"nothing answers at {addresses[1]}" in done.stdout
+    assert f"mend: chmod 600 {key}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0 problems, 2 warnings"
 
 
 def test_a_worker_that_does_not_run_is_a_problem(config: str) -> None:
