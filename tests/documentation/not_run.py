@@ -54,7 +54,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/scaling.md": {
         "clients ": "a diagram",
-        ".venv/bin/tiller worker serve": "runs until it is stopped; tests/e2e/test_standing_workers.py does so",
+        ".venv/bin/tiller worker serve": "runs until it is stopped, as in tests/e2e/test_standing_workers.py",
     },
 }
 
