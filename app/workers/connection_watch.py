@@ -53,3 +53,4 @@ class ConnectionWatch:
 
     def close(self) -> None:
         self._socket.disable_monitor()
+        self._monitor.close(linger=0)

@@ -35,6 +35,10 @@ class Script:
         self._running[request.request_id] = streams
         return SubmitResult(request.request_id)
 
+    def has(self, request_id: str) -> bool:
+        """Whether a choice of the request still runs."""
+        return request_id in self._running
+
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends choice `index` of a request, or all of them (None)."""
         streams = self._running.pop(request_id, [])

@@ -13,12 +13,15 @@ from unittest import mock
 
 from app import cli, startup
 from app.workers import process
+from app.workers.replicas import Replica
 from benchmarks.gateway.inside import InsideEngine, run_inside
 from benchmarks.gateway.model import load_script, model_info
+from benchmarks.gateway.standing import run_standing
 from inference.interface.config import EngineConfig
 
 ENGINES = {
     "worker": "another process, behind the socket as in production",
+    "standing": "another process that runs on its own, over TCP and with encryption, as on another host",
     "inside": "an object in the gateway, without process, socket and frames",
 }
 
@@ -26,8 +29,8 @@ ENGINES = {
 def main() -> None:
     engine, directory, pipe, *command = sys.argv[1:]
     sys.argv = ["tiller", *command]
-    replace = use_worker if engine == "worker" else use_inside
-    with replace(Path(directory), Path(pipe)):
+    uses = {"worker": use_worker, "standing": use_standing, "inside": use_inside}
+    with uses[engine](Path(directory), Path(pipe)):
         cli.main()
 
 
@@ -40,6 +43,15 @@ def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
         return await asyncio.create_subprocess_exec(sys.executable, *command, stdin=end, stdout=end)
 
     return mock.patch.object(process, "_start_process", start)
+
+
+def use_standing(directory: Path, pipe: Path) -> AbstractContextManager[object]:
+    """Within the context, the gateway connects to the stand-in as to a worker that runs on its own."""
+
+    def run(config: EngineConfig) -> AbstractAsyncContextManager[Replica]:  # noqa: ARG001
+        return run_standing(directory, pipe)
+
+    return mock.patch.object(startup, "run_replicas", run)
 
 
 def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:

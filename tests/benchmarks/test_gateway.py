@@ -5,7 +5,6 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
@@ -31,7 +30,7 @@ from benchmarks.gateway.figures import (
 )
 from benchmarks.gateway.model import CONTEXT_LENGTH
 from benchmarks.gateway.script import TEXT, Script
-from benchmarks.gateway.server import use_inside, use_worker
+from benchmarks.gateway.server import use_inside, use_standing, use_worker
 from benchmarks.gateway.steps import StepClock, open_pipe, take
 from benchmarks.resources import MIB, find_server, processor_seconds, usage
 from inference.interface.config import EngineConfig
@@ -117,15 +116,11 @@ def model_directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=["worker", "inside"])
+@pytest.fixture(params=["worker", "standing", "inside"])
 async def engine(request: pytest.FixtureRequest, model_directory: Path, pipe: Path) -> AsyncIterator[Engine]:
     """A stand-in engine, started as the server starts its engine."""
-    use: AbstractContextManager[object]
-    if request.param == "worker":
-        use = use_worker(model_directory, pipe)
-    else:
-        use = use_inside(model_directory, pipe)
-    with use:
+    uses = {"worker": use_worker, "standing": use_standing, "inside": use_inside}
+    with uses[request.param](model_directory, pipe):
         async with startup.run_replicas(EngineConfig()) as engine:
             yield engine
 
