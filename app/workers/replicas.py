@@ -1,7 +1,6 @@
 """Combines several workers into one engine and routes requests. Knows no sockets and no processes."""
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,6 +17,7 @@ from app.workers.supervisor import SameModel, SupervisedEngine, supervise
 from app.workers.text_file_cache import TextFileCache
 from inference.interface.concepts import TrainConcept, TrainingUpdate, VectorsResult
 from inference.interface.config import EngineConfig
+from inference.interface.processors import allowed_processors
 from inference.interface.protocol import ModelInfo
 from inference.interface.requests import GenerationRequest
 from inference.interface.worker_key import WorkerKey
@@ -55,7 +55,7 @@ async def run_replicas(config: EngineConfig) -> AsyncIterator[Replica]:
     """Starts `config.replicas` workers with the same model. Raises StartError if one cannot start."""
     count = config.replicas
     if count > 1 and config.threads is None:
-        threads = max(1, (os.cpu_count() or 1) // count)
+        threads = max(1, allowed_processors() // count)
         config = msgspec.structs.replace(config, threads=threads)
     async with AsyncExitStack() as stack:
         # The first worker starts alone, because it may have to download the model.

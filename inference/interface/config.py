@@ -68,7 +68,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     weights are rounded to 8 bits, with 16-bit activations.
     """
     threads: int | None = None
-    """CPU threads of one operation, of all processes together. None: torch chooses."""
+    """CPU threads of one operation, of all processes together. None: those that torch chooses, or what the
+    process may use if that is less."""
     context_length: int | None = None
     """Limit for prompt + completion, in tokens. None: the model's own limit."""
     block_size: int = 16

@@ -1,8 +1,13 @@
 """The device, dtype and threads of a process."""
 
+import logging
+
 import torch
 
 from inference.interface.config import ConfigError, EngineConfig
+from inference.interface.processors import allowed_processors
+
+_log = logging.getLogger(__name__)
 
 
 def choose_device(config: EngineConfig, number: int = 0) -> torch.device:
@@ -41,7 +46,9 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype | No
 
 
 def set_threads(config: EngineConfig) -> None:
-    """The processes of a group divide the threads among them."""
-    size = config.tensor_parallel
-    if config.threads is not None or size > 1:
-        torch.set_num_threads(max(1, (config.threads or torch.get_num_threads()) // size))
+    """The processes of a group divide the threads among them. Without a setting: those that are allowed."""
+    usual, allowed = torch.get_num_threads(), allowed_processors()
+    if config.threads is None and allowed < usual:
+        _log.info("computing in %d threads instead of %d: a CPU limit allows no more", allowed, usual)
+    threads = config.threads or min(usual, allowed)
+    torch.set_num_threads(max(1, threads // config.tensor_parallel))
