@@ -11,7 +11,6 @@ import pytest
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest, StartError
 from app.telemetry.observation import WorkerState
-from app.workers import replicas
 from app.workers import replicas as replicas_module
 from app.workers.replicas import Replicas, run_replicas
 from inference.interface.concepts import TrainConcept, TrainingState, TrainingUpdate, VectorsResult
@@ -319,7 +318,7 @@ async def test_workers_share_the_processors_unless_threads_is_set(
         return Started()
 
     monkeypatch.setattr(replicas_module, "supervise", supervise)
-    monkeypatch.setattr(replicas, "allowed_processors", lambda: 8)
+    monkeypatch.setattr(replicas_module, "allowed_processors", lambda: 8)
     async with run_replicas(EngineConfig(source="somewhere", threads=threads, replicas=count)):
         assert [config.threads for config in configs] == [expected] * count
         assert [config.replica for config in configs] == list(range(count))
