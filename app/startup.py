@@ -10,7 +10,7 @@ from anyio import to_thread
 from app.errors import StartError
 from app.gateway import Gateway
 from app.settings import ServedModelSettings
-from app.workers.replicas import Replica, connect_workers, run_replicas
+from app.workers.replicas import RunningEngine, connect_workers, run_replicas
 from inference.interface.config import ConfigError
 from inference.interface.worker_key import read_key
 
@@ -77,7 +77,7 @@ class _RunningModel:
         self._gateway = gateway
         self._settings = settings
         self._bars = bars
-        self.engine: Replica | None = None
+        self.engine: RunningEngine | None = None
         """None: the model is not loaded."""
         self.attempted: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         """Done after the first attempt to load the model, with its error if it has failed."""
@@ -120,7 +120,7 @@ class _RunningModel:
             return error
         return None
 
-    def _workers(self) -> AbstractAsyncContextManager[Replica]:
+    def _workers(self) -> AbstractAsyncContextManager[RunningEngine]:
         """Those that run already, or new ones."""
         settings = self._gateway.settings
         if not self._settings.workers:

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 
 import msgspec
@@ -11,7 +10,13 @@ from inference.compute.sampler import NOT_A_TOKEN
 from inference.events import TokenEvents
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import EngineStats, StepReport
-from inference.interface.requests import Failure, GenerationRequest, RefusalCode, SubmitResult, TokenEvent
+from inference.interface.requests import (
+    Failure,
+    GenerationRequest,
+    RefusalCode,
+    SubmitResult,
+    TokenEvent,
+)
 from inference.measuring import Measuring
 from inference.runner.context import context_limit
 from inference.runner.model_runner import ModelRunner, SampledToken, Step
@@ -144,6 +149,7 @@ class Engine:
             report,
             training=self.trainer.take_updates(),
             vectors=self.trainer.take_exports(),
+            directions=self.trainer.take_directions(),
             readings=self.measuring.text_reading.take_results(),
             starts=self.scheduler.take_starts(),
         )
@@ -159,7 +165,7 @@ class Engine:
     def _refusal(self, request: GenerationRequest) -> SubmitResult | None:
         if fault := self._fault(request):
             return SubmitResult(request.request_id, RefusalCode.INTERNAL, fault)
-        for concept in _concepts(request):
+        for concept in request.concepts:
             if not self.trainer.knows(concept):
                 return SubmitResult(request.request_id, RefusalCode.UNKNOWN_STEERING_CONCEPT, concept)
         if len(request.prompt_token_ids) + request.max_tokens > self.context_length:
@@ -274,15 +280,6 @@ class Engine:
         del choices[sequence.index]
         if not choices:
             del self._sequences[sequence.request_id]
-
-
-def _concepts(request: GenerationRequest) -> Iterator[str]:
-    """All concepts that the request needs."""
-    yield from request.readings
-    if request.steering:
-        yield from request.steering.strengths
-        if request.steering.condition:
-            yield request.steering.condition.concept
 
 
 def _decide(sequence: Sequence) -> None:

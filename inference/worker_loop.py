@@ -11,6 +11,8 @@ from inference.interface.concepts import (
     ForgetConcept,
     PrioritizeTraining,
     ReadTexts,
+    SendDirection,
+    TakeDirection,
     TrainConcept,
 )
 from inference.interface.protocol import EngineStats, StepReport
@@ -107,6 +109,10 @@ class WorkerLoop:
                     self._engine.trainer.forget(command.concept)
                 case ExportVectors():
                     self._engine.trainer.export(command)
+                case SendDirection():
+                    self._engine.trainer.send(command)
+                case TakeDirection():
+                    self._engine.trainer.take(command)
                 case ReadTexts():
                     self._engine.measuring.read_texts(command)
             timeout = 0

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -15,7 +15,13 @@ from app.workers.connection import StandingWorker
 from app.workers.engine import Engine, Generation
 from app.workers.supervisor import SameModel, SupervisedEngine, supervise
 from app.workers.text_file_cache import TextFileCache
-from inference.interface.concepts import TrainConcept, TrainingUpdate, VectorsResult
+from inference.interface.concepts import (
+    DirectionResult,
+    TakeDirection,
+    TrainConcept,
+    TrainingUpdate,
+    VectorsResult,
+)
 from inference.interface.config import EngineConfig
 from inference.interface.processors import allowed_processors
 from inference.interface.protocol import ModelInfo
@@ -35,8 +41,15 @@ _MAX_AHEAD = 4
 _TRY_ANOTHER = {ErrorCode.UNAVAILABLE, ErrorCode.QUEUE_FULL, ErrorCode.UNKNOWN_STEERING_CONCEPT}
 
 
-class Replica(Engine, Protocol):
-    """The engine of one worker, or several workers as one engine."""
+class RunningEngine(Engine, Protocol):
+    """One or several workers."""
+
+    def drain(self, seconds: float) -> None:
+        """Refuses new requests and trainings from now on. Ends the current ones after `seconds`."""
+
+
+class Replica(RunningEngine, Protocol):
+    """The engine of one worker."""
 
     @property
     def started(self) -> bool:
@@ -46,12 +59,18 @@ class Replica(Engine, Protocol):
     def load(self) -> int:
         """How many requests and readings of texts are in progress."""
 
-    def drain(self, seconds: float) -> None:
-        """Refuses new requests and trainings from now on. Ends the current ones after `seconds`."""
+    async def direction(self, concept: str) -> DirectionResult:
+        """The direction of a concept, for another worker. It has none if this worker does not know it.
+
+        Raises EngineUnavailable.
+        """
+
+    def take_direction(self, command: TakeDirection) -> None:
+        """Gives the worker a direction that another one has trained. Has no effect if it is down."""
 
 
 @asynccontextmanager
-async def run_replicas(config: EngineConfig) -> AsyncIterator[Replica]:
+async def run_replicas(config: EngineConfig) -> AsyncIterator[RunningEngine]:
     """Starts `config.replicas` workers with the same model. Raises StartError if one cannot start."""
     count = config.replicas
     if count > 1 and config.threads is None:
@@ -73,7 +92,7 @@ async def run_replicas(config: EngineConfig) -> AsyncIterator[Replica]:
 @asynccontextmanager
 async def connect_workers(
     addresses: Sequence[str], key: WorkerKey | None, cache: Path
-) -> AsyncIterator[Replica]:
+) -> AsyncIterator[RunningEngine]:
     """Connects to workers that were started on their own. Yields once one of them serves.
 
     All must have the same model. Those that cannot be reached, or refuse this server, are tried again.
@@ -101,8 +120,8 @@ class Replicas:
     A request goes to the worker that has computed the longest prefix of its prompt, unless this worker has
     many more requests than the least loaded worker. In that case, or if no worker has computed a prefix, the
     request goes to the least loaded worker. Workers that are down get no requests. One worker trains a
-    concept. The others load its steering vector from the cache directory when a request names the concept. A
-    worker that cannot load the vector refuses the request. The request then goes to the next worker.
+    concept. The others load its direction from the cache directory when a request names the concept. A worker
+    that finds none there refuses the request. Then it gets the direction from a worker that has it.
     """
 
     def __init__(self, replicas: Sequence[Replica], max_remembered: int = 100_000) -> None:
@@ -122,10 +141,6 @@ class Replicas:
         )
 
     @property
-    def started(self) -> bool:
-        return any(replica.started for replica in self._replicas)
-
-    @property
     def available(self) -> bool:
         return any(replica.available for replica in self._replicas)
 
@@ -138,10 +153,6 @@ class Replicas:
     @property
     def workers(self) -> Sequence[WorkerState]:
         return [worker for replica in self._replicas for worker in replica.workers]
-
-    @property
-    def load(self) -> int:
-        return sum(replica.load for replica in self._replicas)
 
     async def wait_available(self) -> None:
         waiting = [asyncio.ensure_future(replica.wait_available()) for replica in self._replicas]
@@ -160,7 +171,7 @@ class Replicas:
         refusal: ApiError = EngineUnavailable()
         for number in self._in_order(prefixes):
             try:
-                generation = await self._replicas[number].submit(request)
+                generation = await self._submit_to(number, request)
             except ApiError as error:
                 if error.code not in _TRY_ANOTHER:
                     raise
@@ -169,6 +180,31 @@ class Replicas:
                 self._remember(prefixes, number)
                 return generation
         raise refusal
+
+    async def _submit_to(self, number: int, request: GenerationRequest) -> Generation:
+        replica = self._replicas[number]
+        try:
+            return await replica.submit(request)
+        except ApiError as error:
+            if error.code is not ErrorCode.UNKNOWN_STEERING_CONCEPT:
+                raise
+            if not await self._bring(replica, request.concepts):
+                raise
+        return await replica.submit(request)
+
+    async def _bring(self, replica: Replica, concepts: Iterable[str]) -> bool:
+        """Gives a worker the directions of these concepts that others have. Returns whether there was one."""
+        others = [other for other in self._replicas if other is not replica and other.available]
+        found = False
+        for concept in concepts:
+            for other in others:
+                with suppress(EngineUnavailable):
+                    result = await other.direction(concept)
+                    if result.content is not None:
+                        replica.take_direction(TakeDirection(concept, result.content, result.calibration))
+                        found = True
+                        break
+        return found
 
     def train(self, command: TrainConcept) -> AsyncIterator[TrainingUpdate]:
         replica = next((replica for replica in self._replicas if replica.available), None)

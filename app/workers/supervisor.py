@@ -15,7 +15,13 @@ from app.workers.process import ChildWorker
 from app.workers.source import WorkerSource
 from app.workers.timing import Timing
 from app.workers.worker_engine import WorkerEngine
-from inference.interface.concepts import TrainConcept, TrainingUpdate, VectorsResult
+from inference.interface.concepts import (
+    DirectionResult,
+    TakeDirection,
+    TrainConcept,
+    TrainingUpdate,
+    VectorsResult,
+)
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import ModelInfo
 from inference.interface.requests import GenerationRequest
@@ -128,6 +134,13 @@ class SupervisedEngine:
 
     async def export(self, concept: str) -> VectorsResult:
         return await self._current().export(concept)
+
+    async def direction(self, concept: str) -> DirectionResult:
+        return await self._current().direction(concept)
+
+    def take_direction(self, command: TakeDirection) -> None:
+        if self._worker is not None:
+            self._worker.take_direction(command)
 
     async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
         return await self._current().read(concept, prompts, texts)

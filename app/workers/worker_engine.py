@@ -12,8 +12,10 @@ from app.telemetry.observation import TokenIntervals
 from app.workers.questions import Questions
 from inference.interface import protocol
 from inference.interface.concepts import (
+    DirectionResult,
     ForgetConcept,
     PrioritizeTraining,
+    TakeDirection,
     TrainConcept,
     TrainingState,
     TrainingUpdate,
@@ -132,6 +134,16 @@ class WorkerEngine:
         if not self._available:
             raise EngineUnavailable
         return await self._questions.export(concept)
+
+    async def direction(self, concept: str) -> DirectionResult:
+        """The direction of a concept, for another worker. It has none if this worker does not know it."""
+        if not self._available:
+            raise EngineUnavailable
+        return await self._questions.direction(concept)
+
+    def take_direction(self, command: TakeDirection) -> None:
+        """Gives the worker a direction that another one has trained."""
+        self.send(command)
 
     async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
         if not self._available:

@@ -13,7 +13,7 @@ from unittest import mock
 
 from app import cli, startup
 from app.workers import process
-from app.workers.replicas import Replica
+from app.workers.replicas import RunningEngine
 from benchmarks.gateway.inside import InsideEngine, run_inside
 from benchmarks.gateway.model import load_script, model_info
 from benchmarks.gateway.standing import run_standing
@@ -48,7 +48,7 @@ def use_worker(directory: Path, pipe: Path) -> AbstractContextManager[object]:
 def use_standing(directory: Path, pipe: Path) -> AbstractContextManager[object]:
     """Within the context, the gateway connects to the stand-in as to a worker that runs on its own."""
 
-    def run(config: EngineConfig) -> AbstractAsyncContextManager[Replica]:  # noqa: ARG001
+    def run(config: EngineConfig) -> AbstractAsyncContextManager[RunningEngine]:  # noqa: ARG001
         return run_standing(directory, pipe)
 
     return mock.patch.object(startup, "run_replicas", run)

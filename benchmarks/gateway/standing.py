@@ -14,7 +14,7 @@ from pathlib import Path
 import zmq
 
 from app import __version__
-from app.workers.replicas import Replica, connect_workers
+from app.workers.replicas import RunningEngine, connect_workers
 from benchmarks.gateway.model import load_script, model_info
 from benchmarks.gateway.script import Script
 from benchmarks.gateway.steps import open_pipe, take
@@ -29,7 +29,7 @@ _CAPACITY = 100_000
 
 
 @asynccontextmanager
-async def run_standing(directory: Path, pipe: Path) -> AsyncIterator[Replica]:
+async def run_standing(directory: Path, pipe: Path) -> AsyncIterator[RunningEngine]:
     """Starts such a worker, and connects to it. Takes the place of app.workers.replicas.run_replicas."""
     with tempfile.TemporaryDirectory(prefix="tiller-bench-") as scratch:
         key = Path(scratch) / "key"

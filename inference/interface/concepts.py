@@ -84,6 +84,24 @@ class ExportVectors(msgspec.Struct, frozen=True, tag="export"):
     concept: str
 
 
+class SendDirection(msgspec.Struct, frozen=True, tag="send"):
+    """Send a trained concept's direction, for another worker with the same model.
+
+    The answer is a DirectionResult with the same `request_id`.
+    """
+
+    request_id: str
+    concept: str
+
+
+class TakeDirection(msgspec.Struct, frozen=True, tag="take"):
+    """Use a direction that another worker with the same model has sent, unless the concept is known."""
+
+    concept: str
+    content: bytes
+    calibration: bytes
+
+
 class ReadTexts(msgspec.Struct, frozen=True, tag="read"):
     """Read how strongly a concept is present at each token of some texts, at low priority.
 
@@ -217,6 +235,15 @@ class VectorsResult(msgspec.Struct, frozen=True):
     norms: list[float] = []
     """Mean norm of the output of each of the vectors' blocks."""
     report: ConceptReport | None = None
+
+
+class DirectionResult(msgspec.Struct, frozen=True):
+    """A concept's direction as a file, and the model's calibration."""
+
+    request_id: str
+    content: bytes | None = None
+    """None: the worker does not know the concept."""
+    calibration: bytes = b""
 
 
 class ReadingsResult(msgspec.Struct, frozen=True):

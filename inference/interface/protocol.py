@@ -13,11 +13,14 @@ message has a time or a path, because the two may be on different hosts.
 import msgspec
 
 from inference.interface.concepts import (
+    DirectionResult,
     ExportVectors,
     ForgetConcept,
     PrioritizeTraining,
     ReadingsResult,
     ReadTexts,
+    SendDirection,
+    TakeDirection,
     TrainConcept,
     TrainingUpdate,
     VectorsResult,
@@ -25,7 +28,15 @@ from inference.interface.concepts import (
 from inference.interface.requests import Abort, Failure, GenerationRequest, SubmitResult, TokenEvent
 
 Command = (
-    GenerationRequest | Abort | TrainConcept | PrioritizeTraining | ForgetConcept | ExportVectors | ReadTexts
+    GenerationRequest
+    | Abort
+    | TrainConcept
+    | PrioritizeTraining
+    | ForgetConcept
+    | ExportVectors
+    | SendDirection
+    | TakeDirection
+    | ReadTexts
 )
 """What a gateway asks of the engine."""
 
@@ -81,6 +92,7 @@ class StepReport(msgspec.Struct, frozen=True, tag="step"):
     failures: list[Failure] = []
     training: list[TrainingUpdate] = []
     vectors: list[VectorsResult] = []
+    directions: list[DirectionResult] = []
     readings: list[ReadingsResult] = []
     starts: dict[str, float] = {}
     """Request id -> seconds in the queue, once one of its choices has left the queue for the first time."""

@@ -1,4 +1,4 @@
-"""The messages about requests: what to generate, and the results. Typed data without logic."""
+"""The messages about requests: what to generate, and the results. Typed data."""
 
 from enum import StrEnum
 
@@ -80,6 +80,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, tag="submit"):
     steering: SteeringSpec | None = None
     readings: tuple[str, ...] = ()
     """Digests of the concepts to read at each token of the answer."""
+
+    @property
+    def concepts(self) -> set[str]:
+        """The digests of all concepts that the request needs."""
+        steering = self.steering
+        condition = {steering.condition.concept} if steering and steering.condition else set()
+        return {*self.readings, *(steering.strengths if steering else ()), *condition}
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

@@ -2,7 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from inference.interface.concepts import ExportVectors, ForgetConcept, ReadTexts, TrainConcept, TrainingState
+from inference.interface.concepts import (
+    ExportVectors,
+    ForgetConcept,
+    ReadTexts,
+    SendDirection,
+    TrainConcept,
+    TrainingState,
+)
 from inference.interface.protocol import Command, StepReport
 from inference.interface.requests import Abort, GenerationRequest
 
@@ -34,7 +41,7 @@ class Routes:
         match command:
             case GenerationRequest():
                 self._owners[command.request_id] = gateway
-            case ExportVectors() | ReadTexts():
+            case ExportVectors() | SendDirection() | ReadTexts():
                 self._owners[command.request_id] = gateway
                 self._questions.add(command.request_id)
             case TrainConcept():
@@ -66,7 +73,7 @@ class Routes:
 
         for gateway in everyone if report.stats else ():
             parts[gateway] = StepReport(stats=report.stats)
-        for field in ("submit_results", "events", "failures", "vectors", "readings"):
+        for field in ("submit_results", "events", "failures", "vectors", "directions", "readings"):
             for item in getattr(report, field):
                 if owner := self._owners.get(item.request_id):
                     getattr(part(owner), field).append(item)
@@ -84,6 +91,7 @@ class Routes:
             if update.state in _ENDED:
                 self._waiting.pop(update.concept, None)
         self._perhaps_ended.update(each.request_id for each in report.vectors)
+        self._perhaps_ended.update(each.request_id for each in report.directions)
         self._perhaps_ended.update(each.request_id for each in report.readings)
         refused = [result for result in report.submit_results if result.refusal]
         self._perhaps_ended.update(result.request_id for result in refused)

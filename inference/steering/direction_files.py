@@ -8,8 +8,8 @@ import logging
 from pathlib import Path
 
 import msgspec
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from inference.interface.concepts import ConceptReport
 from inference.interface.files import write_atomically
@@ -30,6 +30,29 @@ class _Metadata(msgspec.Struct, frozen=True):
     reading_range: tuple[float, float]
 
 
+def encode_direction(direction: Direction, report: ConceptReport) -> bytes:
+    """The content of a direction's file, in the format safetensors."""
+    numbers = {name: getattr(direction, name) for name in _Metadata.__struct_fields__}
+    metadata = {
+        "report": msgspec.json.encode(report).decode(),
+        "direction": msgspec.json.encode(_Metadata(**numbers)).decode(),
+    }
+    return save({"units": direction.units}, metadata)
+
+
+def decode_direction(content: bytes) -> tuple[Direction, ConceptReport]:
+    """Raises ValueError."""
+    try:
+        units = load(content)["units"]
+        length = int.from_bytes(content[:8], "little")
+        stored = msgspec.json.decode(content[8 : 8 + length])["__metadata__"]
+        report = msgspec.json.decode(stored["report"], type=ConceptReport)
+        metadata = msgspec.json.decode(stored["direction"], type=_Metadata)
+    except (SafetensorError, msgspec.DecodeError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from None
+    return Direction(units=units, **msgspec.structs.asdict(metadata)), report
+
+
 class DirectionFiles:
     """The files of directions and calibration. Writes are atomic. An unusable file counts as missing."""
 
@@ -41,23 +64,13 @@ class DirectionFiles:
         if (path := self._path(f"{concept}.safetensors")) is None or not path.is_file():
             return None
         try:
-            with safe_open(path, framework="numpy") as file:
-                stored = file.metadata() or {}
-                report = msgspec.json.decode(stored["report"], type=ConceptReport)
-                metadata = msgspec.json.decode(stored["direction"], type=_Metadata)
-                units = file.get_tensor("units")
-            return Direction(units=units, **msgspec.structs.asdict(metadata)), report
-        except (OSError, SafetensorError, msgspec.DecodeError, KeyError, ValueError) as error:
+            return decode_direction(path.read_bytes())
+        except (OSError, ValueError) as error:
             _log.warning("the direction in %s cannot be used: %s", path.name, error)
             return None
 
     def save(self, concept: str, direction: Direction, report: ConceptReport) -> None:
-        numbers = {name: getattr(direction, name) for name in _Metadata.__struct_fields__}
-        metadata = {
-            "report": msgspec.json.encode(report).decode(),
-            "direction": msgspec.json.encode(_Metadata(**numbers)).decode(),
-        }
-        self._write(f"{concept}.safetensors", save({"units": direction.units}, metadata))
+        self._write(f"{concept}.safetensors", encode_direction(direction, report))
 
     def remove(self, concept: str) -> None:
         if path := self._path(f"{concept}.safetensors"):

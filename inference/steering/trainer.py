@@ -8,9 +8,14 @@ import logging
 import math
 from collections.abc import Callable, Generator
 
+import msgspec
+
 from inference.interface.concepts import (
     ConceptReport,
+    DirectionResult,
     ExportVectors,
+    SendDirection,
+    TakeDirection,
     TrainConcept,
     TrainingState,
     TrainingUpdate,
@@ -19,8 +24,8 @@ from inference.interface.concepts import (
 from inference.scheduling.probe import TrainingWork, Work
 from inference.steering.calibration import calibrate
 from inference.steering.checks import find_fault
-from inference.steering.direction_files import DirectionFiles
-from inference.steering.directions import Direction, to_given_vectors
+from inference.steering.direction_files import DirectionFiles, decode_direction, encode_direction
+from inference.steering.directions import Calibration, Direction, to_given_vectors
 from inference.steering.measurements import ProbeFactory
 from inference.steering.search import candidates
 from inference.steering.steerer import Steerer
@@ -57,12 +62,14 @@ class Trainer:
         self._jobs: dict[str, TrainingJob] = {}
         self._owners: dict[TrainingWork, TrainingJob] = {}
         self._exports: list[VectorsResult] = []
+        self._directions: list[DirectionResult] = []
         self._updates: dict[str, TrainingUpdate] = {}
         """The newest update of each concept, until `take_updates` returns it."""
 
     @property
     def is_idle(self) -> bool:
-        return not self._jobs and not self._owners and not self._updates and not self._exports
+        results = (self._updates, self._exports, self._directions)
+        return not self._jobs and not self._owners and not any(results)
 
     def add(self, command: TrainConcept) -> None:
         """Starts a training, unless the concept is trained or in training already."""
@@ -144,6 +151,38 @@ class Trainer:
             return
         norms = [calibration.norms[block] for block in direction.blocks]
         self._exports.append(VectorsResult(command.request_id, to_given_vectors(direction), norms, report))
+
+    def send(self, command: SendDirection) -> None:
+        """Puts the concept's direction into the next `take_directions`."""
+        report = self._find_trained(command.concept)
+        direction = self._steerer.get(command.concept)
+        calibration = self._steerer.calibration
+        if report is None or direction is None or calibration is None:
+            self._directions.append(DirectionResult(command.request_id))
+            return
+        content = encode_direction(direction, report)
+        encoded = msgspec.json.encode(calibration)
+        self._directions.append(DirectionResult(command.request_id, content, encoded))
+
+    def take(self, command: TakeDirection) -> None:
+        """Uses a direction that another worker with the same model has trained, if it fits."""
+        if command.concept in self._jobs or self.knows(command.concept):
+            return
+        try:
+            direction, report = decode_direction(command.content)
+            calibration = msgspec.json.decode(command.calibration, type=Calibration)
+        except (ValueError, msgspec.DecodeError) as error:
+            _log.error("a direction from another worker cannot be used: %s", error)
+            return
+        if direction.fits(*self._shape) and self._accept_calibration(calibration):
+            self._steerer.add(command.concept, direction)
+            self._reports[command.concept] = report
+            self._files.save(command.concept, direction, report)
+
+    def take_directions(self) -> list[DirectionResult]:
+        """The results of `send` since the last call."""
+        directions, self._directions = self._directions, []
+        return directions
 
     def take_exports(self) -> list[VectorsResult]:
         """The results of `export` since the last call."""
@@ -231,5 +270,16 @@ class Trainer:
     def _load_calibration(self) -> None:
         """Loads the calibration that another process has saved, if it fits this model."""
         kept = self._files.load_calibration()
-        if kept and len(kept.norms) == self._shape[0] and math.isfinite(sum(kept.norms) + kept.cap):
+        if kept and self._fits(kept):
             self._steerer.calibration = kept
+
+    def _accept_calibration(self, calibration: Calibration) -> bool:
+        """Takes another worker's calibration if there is none yet. Returns whether it fits this model."""
+        if self._fits(calibration) and self._steerer.calibration is None:
+            self._steerer.calibration = calibration
+            self._files.save_calibration(calibration)
+        return self._fits(calibration)
+
+    def _fits(self, calibration: Calibration) -> bool:
+        has_all = len(calibration.norms) == self._shape[0]
+        return has_all and math.isfinite(sum(calibration.norms) + calibration.cap)

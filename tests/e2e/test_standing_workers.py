@@ -129,6 +129,27 @@ def test_a_concept_of_one_server_is_known_to_the_worker_of_both(cluster: Cluster
     assert steered[0] == steered[1]
 
 
+def test_a_direction_travels_to_a_worker_with_another_cache(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.worker()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        second = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    model = {**cluster.config["model"], "workers": [cluster.address, second]}
+    server = cluster.server(model=model)
+    made = server.post("/steering_concepts", {"name": "kind", "examples": PAIRS})
+    assert made.status_code == 201, made.text
+    steered = server.chat("Hi", max_tokens=8, steering_concepts=["kind"])["choices"]
+    cluster.address = second
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "kernels").symlink_to(Path(cluster.config["cache_directory"]).expanduser() / "kernels")
+    cluster.worker(cache_directory=str(cache), engine={"kv_cache_gib": 0.1, "threads": 1})
+    until(lambda: metric(server, "tiller_worker_up") == 2)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.chat, "Hi", max_tokens=8, steering_concepts=["kind"]) for _ in range(16)]
+    assert all(answer.result()["choices"] == steered for answer in asked)
+    assert list((cache / "steering").rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_worker_ends_its_requests_within_seconds(cluster: Cluster, number: int) -> None:
     """The same server serves again once a worker is back at the address."""

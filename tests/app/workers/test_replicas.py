@@ -13,7 +13,14 @@ from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest, S
 from app.telemetry.observation import WorkerState
 from app.workers import replicas as replicas_module
 from app.workers.replicas import Replicas, run_replicas
-from inference.interface.concepts import TrainConcept, TrainingState, TrainingUpdate, VectorsResult
+from inference.interface.concepts import (
+    DirectionResult,
+    TakeDirection,
+    TrainConcept,
+    TrainingState,
+    TrainingUpdate,
+    VectorsResult,
+)
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import ModelInfo
 from inference.interface.requests import GenerationRequest, SteeringSpec
@@ -30,6 +37,8 @@ class FakeReplica:
     restarts: int = 0
     available: bool = True
     started: bool = True
+    lost: bool = False
+    """It is lost when it is asked for a direction."""
     refusal: ApiError | None = None
     knows: set[str] = field(default_factory=set)
     model: ModelInfo = field(default_factory=lambda: model_info(Path(), 300))
@@ -67,6 +76,17 @@ class FakeReplica:
     async def read(self, concept: str, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
         self._check(concept, "read")
         return [[float(self.load)] for _ in texts]
+
+    async def direction(self, concept: str) -> DirectionResult:
+        self.commands.append(("direction", concept))
+        if self.lost:
+            raise EngineUnavailable
+        return DirectionResult("r", b"units" if concept in self.knows else None, b"norms")
+
+    def take_direction(self, command: TakeDirection) -> None:
+        self.commands.append(("take", command.concept))
+        assert (command.content, command.calibration) == (b"units", b"norms")
+        self.knows.add(command.concept)
 
     def _check(self, concept: str, command: str) -> None:
         self.commands.append((command, concept))
@@ -167,14 +187,34 @@ async def test_a_request_that_every_replica_would_refuse_is_submitted_once() -> 
     assert fakes[1].submitted == []
 
 
-async def test_a_steered_request_goes_to_a_replica_that_knows_the_concept() -> None:
+async def test_a_steered_request_goes_to_the_least_loaded_replica_after_a_training() -> None:
+    """Though another one has trained the concept."""
     fakes = [FakeReplica(load=1), FakeReplica(load=0)]
     replicas = Replicas(fakes)
     command = TrainConcept("kind", [1], [[1]], [[2]], [[3]], [[4]])
     assert [update.state async for update in replicas.train(command)] == [TrainingState.READY]
-    assert await replicas.submit(request([1], "kind")) is fakes[0]
+    assert fakes[0].knows == {"kind"}
+    assert await replicas.submit(request([1], "kind")) is fakes[1]
     with pytest.raises(ApiError) as refused:
         await replicas.submit(request([1], "rude"))
+    assert refused.value.code is ErrorCode.UNKNOWN_STEERING_CONCEPT
+
+
+async def test_a_worker_gets_the_directions_that_it_does_not_know_from_the_others() -> None:
+    fakes = [
+        FakeReplica(load=1, knows={"kind", "rude"}),
+        FakeReplica(lost=True),
+        FakeReplica(load=2, available=False, knows={"odd"}),
+        FakeReplica(load=0, knows={"rude"}),
+    ]
+    replicas = Replicas(fakes)
+    assert await replicas.submit(request([1], "kind", "rude")) is fakes[1]
+    assert fakes[1].knows == {"kind", "rude"}
+    assert ("direction", "rude") not in fakes[2].commands, "it is down"
+    fakes[1].load = 9
+    assert await replicas.submit(request([1], "kind")) is fakes[3]
+    with pytest.raises(ApiError) as refused:
+        await replicas.submit(request([1], "odd"))
     assert refused.value.code is ErrorCode.UNKNOWN_STEERING_CONCEPT
 
 
@@ -231,7 +271,6 @@ async def test_commands_for_all_reach_all_replicas() -> None:
     replicas.drain(3.0)
     assert all(one.commands == [("prioritize", "kind"), ("forget", "kind")] for one in fakes)
     assert [one.drained for one in fakes] == [3.0, 3.0]
-    assert Replicas([FakeReplica(load=2), FakeReplica(load=3)]).load == 5
 
 
 async def test_training_fails_if_all_replicas_are_down() -> None:
