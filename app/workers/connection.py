@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import zmq
@@ -60,7 +61,7 @@ class StandingWorker:
             socket.connect(self.address)
             try:
                 started = await self._wait_for_start(socket, watch)
-                model = await self._with_files(socket, started)
+                model = await self._with_files(socket, watch, started)
                 self.capacity = started.capacity
                 engine = WorkerEngine(socket, model, started.capacity)
                 tasks = [
@@ -91,26 +92,30 @@ class StandingWorker:
             socket.curve_serverkey = self.key.public
 
     async def _wait_for_start(self, socket: zmq.asyncio.Socket, watch: ConnectionWatch) -> Started:
-        """Says Hello on each new connection, until the worker answers. Raises StartError if it refuses."""
+        """Waits until the worker answers. Raises StartError if it refuses this gateway."""
         answer = asyncio.ensure_future(socket.recv())
+        greeting = asyncio.create_task(self._greet(socket, watch))
         complaining = asyncio.create_task(self._complain(watch))
-        greeted = 0
         try:
-            while not answer.done():
-                happening = asyncio.ensure_future(watch.next())
-                await asyncio.wait({answer, happening}, return_when=asyncio.FIRST_COMPLETED)
-                if not happening.done():
-                    happening.cancel()
-                elif watch.count > greeted:
-                    greeted = watch.count
-                    await socket.send(protocol.encode(Hello(__version__)))
+            await asyncio.wait({answer, greeting}, return_when=asyncio.FIRST_COMPLETED)
+            greeting.cancel()
+            await asyncio.wait({greeting})  # only one task at a time may watch
             await watch.catch_up()
             return self._accepted(protocol.decode_report(answer.result()))
         except msgspec.DecodeError as error:
             raise StartError(f"the worker at {self.address} speaks another protocol: {error}") from None
         finally:
-            answer.cancel()
-            complaining.cancel()
+            for waiting in (answer, greeting, complaining):
+                waiting.cancel()
+
+    async def _greet(self, socket: zmq.asyncio.Socket, watch: ConnectionWatch) -> None:
+        """Says Hello on each new connection, without an end."""
+        greeted = 0
+        while True:
+            await watch.next()
+            if watch.count > greeted:
+                greeted = watch.count
+                await socket.send(protocol.encode(Hello(__version__)))
 
     def _accepted(self, report: Report) -> Started:
         if isinstance(report, Started):
@@ -128,20 +133,31 @@ class StandingWorker:
             _log.warning("waiting for the worker at %(address)s: %(reason)s", facts)
             seconds = _LINE_SECONDS
 
-    async def _with_files(self, socket: zmq.asyncio.Socket, started: Started) -> ModelInfo:
+    async def _with_files(
+        self, socket: zmq.asyncio.Socket, watch: ConnectionWatch, started: Started
+    ) -> ModelInfo:
         """The model, with the directory of its tokenizer and chat template here. Raises StartError."""
+        getting = asyncio.create_task(self.files.get(started.files, partial(self._fetch, socket)))
+        losing = asyncio.create_task(watch.wait_for_loss())
+        try:
+            await asyncio.wait({getting, losing}, return_when=asyncio.FIRST_COMPLETED)
+            if not getting.done():
+                raise StartError(f"the worker at {self.address} was lost while it sent the tokenizer")
+            return msgspec.structs.replace(started.model, directory=str(getting.result()))
+        finally:
+            getting.cancel()
+            losing.cancel()
+            await asyncio.wait({getting, losing})
 
-        async def fetch(sha256: str) -> bytes:
-            await socket.send(protocol.encode(FetchFile(sha256)))
-            while True:
-                report = protocol.decode_report(await socket.recv())
-                if isinstance(report, FileContent) and report.sha256 == sha256:
-                    return report.content
-                if isinstance(report, StartFailed):
-                    raise StartError(f"the worker at {self.address} refuses this server: {report.message}")
-
-        directory = await self.files.get(started.files, fetch)
-        return msgspec.structs.replace(started.model, directory=str(directory))
+    async def _fetch(self, socket: zmq.asyncio.Socket, sha256: str) -> bytes:
+        """One of the worker's files. Raises StartError."""
+        await socket.send(protocol.encode(FetchFile(sha256)))
+        while True:
+            report = protocol.decode_report(await socket.recv())
+            if isinstance(report, FileContent) and report.sha256 == sha256:
+                return report.content
+            if isinstance(report, StartFailed):
+                self._accepted(report)
 
 
 async def _ping(engine: WorkerEngine) -> None:

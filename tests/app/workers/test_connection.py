@@ -50,6 +50,7 @@ class Worker:
         self.gateway = b""
         self.hellos = 0
         self.pings = 0
+        self.sends_files = True
         self.commands: asyncio.Queue[object] = asyncio.Queue()
 
     async def send(self, report: Report) -> None:
@@ -64,7 +65,8 @@ class Worker:
                     self.hellos += 1
                     await self.send(self.answer)
                 case FetchFile(sha256=sha256):
-                    await self.send(FileContent(sha256, self._contents[sha256]))
+                    if self.sends_files:
+                        await self.send(FileContent(sha256, self._contents[sha256]))
                 case Ping():
                     self.pings += 1
                 case command:
@@ -156,6 +158,22 @@ async def test_requests_end_with_the_connection_and_the_next_worker_is_found(
             async with working(model, address) as worker:
                 await until(lambda: engine.available)
                 assert await answer(engine, worker) == [7]
+
+
+async def test_a_worker_that_is_lost_before_it_has_sent_the_tokenizer_is_tried_again(
+    model: Path, address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    connecting = connect_workers([address], None, tmp_path / "cache")
+    async with asyncio.timeout(20):
+        async with working(model, address) as worker:
+            worker.sends_files = False
+            entering = asyncio.create_task(connecting.__aenter__())
+            await until(lambda: worker.hellos > 0)
+            await asyncio.sleep(0.1)
+        await until(lambda: "was lost while it sent the tokenizer" in caplog.text)
+        async with working(model, address) as worker:
+            assert await answer(await entering, worker) == [7]
+            await connecting.__aexit__(None, None, None)
 
 
 async def test_a_worker_that_leaves_gets_no_new_requests(model: Path, address: str, tmp_path: Path) -> None:
