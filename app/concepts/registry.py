@@ -6,6 +6,7 @@ Knows the store and the trainings; knows no HTTP and no tokens.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 
 from anyio import to_thread
 
@@ -169,7 +170,8 @@ class Concepts:
         try:
             await self._restore_all(model)
         except EngineUnavailable:
-            await model.trainings.wait_available()
+            with suppress(EngineUnavailable):  # it will never be back, because the server ends
+                await model.trainings.wait_available()
         if train:
             await self._train_all(model)
 

@@ -665,6 +665,19 @@ async def test_background_training_begins_once_a_lost_engine_is_back(
     await until(lambda: state_of(concepts) is ConceptState.READY)
 
 
+async def test_nothing_is_trained_if_the_engine_is_lost_for_good(
+    open_concepts: Open, engine: FakeEngine, store: ConceptStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.write(concept())
+    concepts = open_concepts()
+    engine.available = False
+    engine.question_refusal = EngineUnavailable()
+    concepts.prepare()
+    await until(lambda: engine.exports)
+    await asyncio.sleep(0.01)
+    assert (engine.trainings, caplog.messages) == ([], [])
+
+
 async def test_a_concept_that_cannot_be_trained_does_not_stop_the_others(
     open_concepts: Open, engine: FakeEngine, store: ConceptStore, caplog: pytest.LogCaptureFixture
 ) -> None:
