@@ -82,11 +82,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, tag="submit"):
     """Digests of the concepts to read at each token of the answer."""
 
     @property
-    def concepts(self) -> set[str]:
+    def concepts(self) -> list[str]:
         """The digests of all concepts that the request needs."""
-        steering = self.steering
-        condition = {steering.condition.concept} if steering and steering.condition else set()
-        return {*self.readings, *(steering.strengths if steering else ()), *condition}
+        found = list(self.readings)
+        if self.steering:
+            found += self.steering.strengths
+            found += [self.steering.condition.concept] if self.steering.condition else []
+        return list(dict.fromkeys(found))
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

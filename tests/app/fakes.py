@@ -305,7 +305,7 @@ class FakeEngine:
     norms: list[float] = field(default_factory=lambda: [8.0, 16.0])
     """What `export` returns for each trained concept, together with REPORT."""
     trained: set[str] = field(default_factory=set)
-    """By the concept's digest."""
+    """By the concept's digest. Also those that were forgotten: several gateways share an engine."""
     question_refusal: Exception | None = None
     """`export` and `read` raise it."""
     exports: list[str] = field(default_factory=list)
@@ -385,6 +385,5 @@ class FakeEngine:
 
     def forget(self, concept: str) -> None:
         self.forgotten.append(concept)
-        self.trained.discard(concept)
         if forgotten := self.in_training.pop(concept, None):
             forgotten.set()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from inference.interface.concepts import TrainConcept, TrainingUpdate, VectorsResult
+from inference.interface.concepts import DirectionResult, TrainConcept, TrainingUpdate, VectorsResult
 from inference.interface.protocol import StepReport
 from inference.interface.requests import GenerationRequest, SteeringSpec
 from inference.runner.recovery import StepOutcome
@@ -203,6 +203,9 @@ class Feeder:
         return []
 
     def take_exports(self) -> list[VectorsResult]:
+        return []
+
+    def take_directions(self) -> list[DirectionResult]:
         return []
 
 
