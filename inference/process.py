@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 
 import transformers.utils.logging
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
@@ -45,6 +46,11 @@ def end_with_parent() -> None:
     """Lets the system kill this process when its parent ends, even while it is stopped. Only on Linux."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def exit_at_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """Handles a signal while nothing has to be finished."""
+    raise SystemExit(0)
 
 
 def hide_progress_bars() -> None:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 import zmq
@@ -25,8 +24,8 @@ from inference.interface.protocol import SILENT_SECONDS, ModelInfo, Started
 from inference.interface.worker_key import read_key
 from inference.links.curve import accepting_only
 from inference.links.gateways import GatewayLinks
-from inference.process import hide_progress_bars, one_line
-from inference.worker_loop import WorkerLoop
+from inference.process import exit_at_once, hide_progress_bars, one_line
+from inference.worker_loop import WorkerLoop, serve
 
 _log = logging.getLogger("tiller.worker")
 
@@ -39,10 +38,10 @@ def main() -> int:
     set_up_logging(config.engine.log, **model)
     hide_progress_bars()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _exit_at_once)
+        signal.signal(number, exit_at_once)
     try:
         with _listening(config) as socket:
-            return _serve(config, socket)
+            return _start(config, socket)
     except Exception as error:
         _log.debug("the worker could not start", exc_info=True)
         _log.error("the worker cannot start: %s", one_line(error))
@@ -78,29 +77,17 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
         raise ConfigError(f"{endpoint}: {error.strerror}") from None
 
 
-def _serve(config: StandingConfig, socket: zmq.Socket[bytes]) -> int:
+def _start(config: StandingConfig, socket: zmq.Socket[bytes]) -> int:
     """Serves until a signal ends it. Raises the errors of `build_engine`. Returns the exit status."""
     engine, info = build_engine(config.engine)
-    try:
-        link = _link(config, socket, engine, info)
-        loop = WorkerLoop(engine, link)
-
-        def leave(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-            loop.stop(config.drain_seconds)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, leave)
-        heartbeat = Heartbeat(os.open(os.devnull, os.O_WRONLY))
-        heartbeat.start()
-        heartbeat.watch(engine.watch)
-        _log.info("the worker serves at %s", config.endpoint)
-        loop.run()
-    except Exception:
-        _log.critical("the worker exits after an error that it cannot recover from", exc_info=True)
-        return 1
-    finally:
-        engine.close()
-    return 0
+    loop = WorkerLoop(engine, _link(config, socket, engine, info))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: loop.stop(config.drain_seconds))
+    heartbeat = Heartbeat(os.open(os.devnull, os.O_WRONLY))  # only to end a step that hangs
+    heartbeat.start()
+    heartbeat.watch(engine.watch)
+    _log.info("the worker serves at %s", config.endpoint)
+    return serve(engine, loop)
 
 
 def _link(config: StandingConfig, socket: zmq.Socket[bytes], engine: Engine, info: ModelInfo) -> GatewayLinks:
@@ -113,10 +100,6 @@ def _link(config: StandingConfig, socket: zmq.Socket[bytes], engine: Engine, inf
     )
     files = {sha256: directory / name for name, sha256 in names.items()}
     return GatewayLinks(socket, config.version, started, files, engine.has_request)
-
-
-def _exit_at_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise SystemExit(0)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 import zmq
@@ -20,8 +19,8 @@ from inference.interface import protocol
 from inference.interface.config import EngineConfig
 from inference.interface.logs import set_up_logging
 from inference.links.parent import ParentLink
-from inference.process import end_with_stdin, hide_progress_bars, one_line, take_stdout
-from inference.worker_loop import WorkerLoop
+from inference.process import end_with_stdin, exit_at_once, hide_progress_bars, one_line, take_stdout
+from inference.worker_loop import WorkerLoop, serve
 
 _log = logging.getLogger("tiller.worker")
 
@@ -35,7 +34,7 @@ def _remove_socket(endpoint: str) -> None:
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The gateway handles Ctrl-C and then stops the worker.
-    signal.signal(signal.SIGTERM, _exit_at_once)
+    signal.signal(signal.SIGTERM, exit_at_once)
     heartbeat = Heartbeat(take_stdout())
     heartbeat.start()
     endpoint = sys.argv[1]
@@ -48,10 +47,10 @@ def main() -> int:
         model = {"model": config.log.model} if config.log.model else {}
         set_up_logging(config.log, **model, worker=config.replica)
         hide_progress_bars()
-        return _serve(config, socket, heartbeat)
+        return _start(config, socket, heartbeat)
 
 
-def _serve(config: EngineConfig, socket: zmq.Socket[bytes], heartbeat: Heartbeat) -> int:
+def _start(config: EngineConfig, socket: zmq.Socket[bytes], heartbeat: Heartbeat) -> int:
     try:
         engine, info = build_engine(config)
     except Exception as error:
@@ -62,18 +61,7 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes], heartbeat: Heartbeat
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     socket.send(protocol.encode(protocol.Started(info)))
     heartbeat.watch(engine.watch)
-    try:
-        loop.run()
-    except Exception:
-        _log.critical("the worker exits after an error that it cannot recover from", exc_info=True)
-        return 1
-    finally:
-        engine.close()
-    return 0
-
-
-def _exit_at_once(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise SystemExit(0)
+    return serve(engine, loop)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The loop of a worker process: takes commands, steps the engine, sends its reports. Knows no sockets."""
 
+import logging
 import math
 import time
 
@@ -19,8 +20,22 @@ from inference.interface.protocol import EngineStats, StepReport
 from inference.interface.requests import Abort, GenerationRequest, SubmitResult
 from inference.links.link import Link
 
+_log = logging.getLogger("tiller.worker")
+
 _IDLE_POLL_MILLISECONDS = 1000
 _STATS_SECONDS = 0.5
+
+
+def serve(engine: Engine, loop: "WorkerLoop") -> int:
+    """Runs the loop to its end, and closes the engine. Returns the exit status of the process."""
+    try:
+        loop.run()
+    except Exception:
+        _log.critical("the worker exits after an error that it cannot recover from", exc_info=True)
+        return 1
+    finally:
+        engine.close()
+    return 0
 
 
 class WorkerLoop:

@@ -96,13 +96,13 @@ async def connect_workers(
     """Connects to workers that were started on their own. Yields once one of them serves.
 
     All must have the same model. Those that cannot be reached, or refuse this server, are tried again.
-    `cache`: the cache directory, for their tokenizers and chat templates.
+    `key`: for those at tcp://. `cache`: the cache directory, for their tokenizers and chat templates.
     """
     same_model, files = SameModel(), TextFileCache(cache)
-    engines = [
-        SupervisedEngine(StandingWorker(address, key, files), same_model=same_model, patient=True)
-        for address in addresses
+    sources = [
+        StandingWorker(address, key if address.startswith("tcp:") else None, files) for address in addresses
     ]
+    engines = [SupervisedEngine(source, same_model=same_model, patient=True) for source in sources]
     running = [asyncio.create_task(engine.run()) for engine in engines]
     serving = [asyncio.create_task(engine.wait_available()) for engine in engines]
     try:

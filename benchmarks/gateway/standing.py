@@ -16,11 +16,10 @@ import zmq
 from app import __version__
 from app.workers.replicas import RunningEngine, connect_workers
 from benchmarks.gateway.model import load_script, model_info
-from benchmarks.gateway.script import Script
-from benchmarks.gateway.steps import open_pipe, take
+from benchmarks.gateway.steps import open_pipe
+from benchmarks.gateway.worker import serve
 from inference.interface import text_files
-from inference.interface.protocol import Started, StepReport
-from inference.interface.requests import Abort, GenerationRequest, SubmitResult
+from inference.interface.protocol import Started
 from inference.interface.worker_key import create_key, read_key
 from inference.links.curve import accepting_only
 from inference.links.gateways import GatewayLinks
@@ -61,30 +60,7 @@ def main() -> None:
             router.bind(address)
             started = Started(model, _CAPACITY, names)
             links = GatewayLinks(router, __version__, started, files, script.has)
-            _serve(router, links, script, open_pipe(Path(pipe)))
-
-
-def _serve(router: zmq.Socket[bytes], links: GatewayLinks, script: Script, steps: int) -> None:
-    poller = zmq.Poller()
-    for end in (router, steps, sys.stdin.fileno()):
-        poller.register(end, zmq.POLLIN)
-    while sys.stdin.fileno() not in dict(poller.poll()):
-        if submit_results := _take_commands(links, script):
-            links.send(StepReport(submit_results=submit_results))
-        for _ in range(take(steps)):
-            if events := script.step():
-                links.send(StepReport(events=events))
-
-
-def _take_commands(links: GatewayLinks, script: Script) -> list[SubmitResult]:
-    submit_results = []
-    while links.poll(0):
-        match links.receive():
-            case GenerationRequest() as request:
-                submit_results.append(script.add(request))
-            case Abort(request_id=request_id, index=index):
-                script.abort(request_id, index)
-    return submit_results
+            serve(router, links, script, open_pipe(Path(pipe)))
 
 
 if __name__ == "__main__":

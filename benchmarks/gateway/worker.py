@@ -18,6 +18,8 @@ from inference.heartbeat import Heartbeat
 from inference.interface import protocol
 from inference.interface.protocol import StepReport
 from inference.interface.requests import Abort, GenerationRequest, SubmitResult
+from inference.links.link import Link
+from inference.links.parent import ParentLink
 
 
 def main() -> None:
@@ -30,25 +32,29 @@ def main() -> None:
         Heartbeat(sys.stdout.fileno()).start()
         model = model_info(Path(directory))
         socket.send(protocol.encode(protocol.Started(model)))
-        _serve(socket, load_script(model), open_pipe(Path(pipe)))
+        serve(socket, ParentLink(socket), load_script(model), open_pipe(Path(pipe)))
 
 
-def _serve(socket: zmq.Socket[bytes], script: Script, steps: int) -> None:
+def serve(socket: zmq.Socket[bytes], link: Link, script: Script, steps: int) -> None:
+    """Answers at once, and steps when the load client says so, until stdin is closed.
+
+    `socket`: the link's own, to wait for it.
+    """
     poller = zmq.Poller()
     for end in (socket, steps, sys.stdin.fileno()):
         poller.register(end, zmq.POLLIN)
     while sys.stdin.fileno() not in dict(poller.poll()):
-        if submit_results := _take_commands(socket, script):
-            socket.send(protocol.encode(StepReport(submit_results=submit_results)))
+        if submit_results := _take_commands(link, script):
+            link.send(StepReport(submit_results=submit_results))
         for _ in range(take(steps)):
             if events := script.step():
-                socket.send(protocol.encode(StepReport(events=events)))
+                link.send(StepReport(events=events))
 
 
-def _take_commands(socket: zmq.Socket[bytes], script: Script) -> list[SubmitResult]:
+def _take_commands(link: Link, script: Script) -> list[SubmitResult]:
     submit_results = []
-    while socket.poll(0):
-        match protocol.decode_command(socket.recv()):
+    while link.poll(0):
+        match link.receive():
             case GenerationRequest() as request:
                 submit_results.append(script.add(request))
             case Abort(request_id=request_id, index=index):

@@ -142,15 +142,18 @@ class GatewayLinks:
                 self._drop(gateway, f"it has sent nothing for {now - heard:.0f} seconds")
 
     def _drop(self, gateway: Gateway, reason: str) -> None:
-        """Forgets a gateway, and ends its requests."""
-        if self._heard.pop(gateway, None) is not None:
-            _log.warning("a gateway is gone, so its requests end: %s", reason)
-            self._arrived.extend(self._routes.leave(gateway))
+        """Forgets a gateway, and tells it if it is still there."""
+        self._forget(gateway, reason)
         self._reply(gateway, StartFailed(f"the worker has dropped this gateway: {reason}"))
 
     def _send(self, gateway: Gateway, report: Report) -> None:
-        if not self._reply(gateway, report) and self._heard.pop(gateway, None) is not None:
-            _log.warning("a gateway is gone, so its requests end: it has closed the connection")
+        if not self._reply(gateway, report):
+            self._forget(gateway, "it has closed the connection")
+
+    def _forget(self, gateway: Gateway, reason: str) -> None:
+        """Ends the gateway's requests."""
+        if self._heard.pop(gateway, None) is not None:
+            _log.warning("a gateway is gone, so its requests end: %s", reason)
             self._arrived.extend(self._routes.leave(gateway))
 
     def _reply(self, gateway: Gateway, report: Report) -> bool:

@@ -34,6 +34,7 @@ from inference.interface.requests import (
     SubmitResult,
     TokenEvent,
 )
+from inference.interface.worker_key import WorkerKey
 from tests.app.contract.support import until
 from tests.app.fakes import model_info, write_model_directory
 
@@ -120,7 +121,8 @@ async def test_a_request_is_answered_and_the_worker_hears_pings(
     async with (
         asyncio.timeout(20),
         working(model, address) as worker,
-        connect_workers([address], None, tmp_path / "cache") as engine,
+        # The key is only for workers at tcp://.
+        connect_workers([address], WorkerKey(*zmq.curve_keypair()), tmp_path / "cache") as engine,
     ):
         assert engine.free_capacity == 5
         assert text_files.hash_files(Path(engine.model.directory)) == text_files.hash_files(model)
