@@ -52,6 +52,10 @@ class StandingWorker:
     files: TextFileCache
     capacity: int = 0
 
+    @property
+    def name(self) -> str:
+        return f"the worker at {self.address}"
+
     @asynccontextmanager
     async def run(self, timing: Timing) -> AsyncIterator[WorkerEngine]:  # noqa: ARG002 - ZeroMQ has its own
         """Waits for the worker without a time limit. Raises StartError if it refuses this gateway."""
@@ -65,7 +69,7 @@ class StandingWorker:
                 self.capacity = started.capacity
                 engine = WorkerEngine(socket, model, started.capacity)
                 tasks = [
-                    asyncio.create_task(engine.serve(watch.wait_for_loss)),
+                    asyncio.create_task(engine.serve(partial(self._wait_for_loss, watch))),
                     asyncio.create_task(_ping(engine)),
                 ]
                 try:
@@ -103,7 +107,7 @@ class StandingWorker:
             await watch.catch_up()
             return self._accepted(protocol.decode_report(answer.result()))
         except msgspec.DecodeError as error:
-            raise StartError(f"the worker at {self.address} speaks another protocol: {error}") from None
+            raise StartError(f"{self.name} speaks another protocol: {error}") from None
         finally:
             for waiting in (answer, greeting, complaining):
                 waiting.cancel()
@@ -121,7 +125,7 @@ class StandingWorker:
         if isinstance(report, Started):
             return report
         reason = report.message if isinstance(report, StartFailed) else "it sends reports without a start"
-        raise StartError(f"the worker at {self.address} refuses this server: {reason}")
+        raise StartError(f"{self.name} refuses this server: {reason}")
 
     async def _complain(self, watch: ConnectionWatch) -> None:
         """Logs now and then what the gateway waits for."""
@@ -129,9 +133,13 @@ class StandingWorker:
         while True:
             await asyncio.sleep(seconds)
             reason = watch.problem or ("it loads its model" if watch.count else "there is no connection yet")
-            facts = {"address": self.address, "reason": reason}
-            _log.warning("waiting for the worker at %(address)s: %(reason)s", facts)
+            _log.warning("waiting for %(worker)s: %(reason)s", {"worker": self.name, "reason": reason})
             seconds = _LINE_SECONDS
+
+    async def _wait_for_loss(self, watch: ConnectionWatch) -> str:
+        """Returns once the connection is lost, with a line for the log."""
+        await watch.wait_for_loss()
+        return f"the connection to {self.name} is lost"
 
     async def _with_files(
         self, socket: zmq.asyncio.Socket, watch: ConnectionWatch, started: Started
@@ -142,7 +150,7 @@ class StandingWorker:
         try:
             await asyncio.wait({getting, losing}, return_when=asyncio.FIRST_COMPLETED)
             if not getting.done():
-                raise StartError(f"the worker at {self.address} was lost while it sent the tokenizer")
+                raise StartError(f"{self.name} was lost while it sent the tokenizer")
             return msgspec.structs.replace(started.model, directory=str(getting.result()))
         finally:
             getting.cancel()

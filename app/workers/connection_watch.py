@@ -6,11 +6,10 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-_LOST = "the connection is lost"
 _REFUSED = "the worker refuses it: server and worker need the same worker key"
 _PROBLEMS = {
     zmq.Event.CONNECT_RETRIED: "nothing answers at this address",
-    zmq.Event.DISCONNECTED: _LOST,
+    zmq.Event.DISCONNECTED: "the connection is lost",
     zmq.Event.HANDSHAKE_FAILED_AUTH: _REFUSED,
     zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: _REFUSED,
     zmq.Event.HANDSHAKE_FAILED_PROTOCOL: _REFUSED,
@@ -44,12 +43,11 @@ class ConnectionWatch:
         while await self._monitor.poll(0):
             await self.next()
 
-    async def wait_for_loss(self) -> str:
-        """Returns once the current connection does not stand any more, with a line for the operator."""
+    async def wait_for_loss(self) -> None:
+        """Returns once the current connection does not stand any more."""
         count = self.count
         while not self.problem and self.count == count:
             await self.next()
-        return _LOST
 
     def close(self) -> None:
         self._socket.disable_monitor()

@@ -70,6 +70,8 @@ class ChildWorker:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
 
+    name = "the worker"
+
     @property
     def capacity(self) -> int:
         return self._config.max_running + self._config.max_queued

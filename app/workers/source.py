@@ -10,6 +10,10 @@ from inference.interface.protocol import ModelInfo
 
 class WorkerSource(Protocol):
     @property
+    def name(self) -> str:
+        """What the log calls its workers."""
+
+    @property
     def capacity(self) -> int:
         """How many choices may run or wait in a worker."""
 

@@ -163,7 +163,7 @@ class SupervisedEngine:
             if self._draining:
                 return
             delay = next_delay(delay, served, self.timing)
-            _log.warning("trying the worker again in %g seconds", delay)
+            _log.warning("trying %s again in %g seconds", self._source.name, delay)
             await asyncio.sleep(delay)
 
     async def _run_one(self) -> float:
@@ -180,7 +180,7 @@ class SupervisedEngine:
             if self._model is None and not self._patient:
                 raise
             what = "cannot be started again" if self._model else "cannot be used yet"
-            _log.error("the worker %s: %s", what, error)
+            _log.error("%s %s: %s", self._source.name, what, error)
         return served
 
     def _set_worker(self, worker: WorkerEngine) -> None:
@@ -226,7 +226,9 @@ class SameModel:
         if self._first is None:
             self._first = model
         elif _identity(model) != _identity(self._first):
-            raise StartError("the model's files have changed; restart the server to serve the new model")
+            raise StartError(
+                "its model differs from the one that is served; if the files have changed, restart the server"
+            )
 
 
 def _identity(model: ModelInfo) -> ModelInfo:

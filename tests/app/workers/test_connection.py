@@ -234,7 +234,8 @@ async def test_another_model_at_another_address_is_left_out(
         strange = msgspec.structs.replace(stranger.answer.model, weights_digest="0b" * 32)
         stranger.answer = msgspec.structs.replace(stranger.answer, model=strange)
         await until(lambda: stranger.hellos > 0)
-        await until(lambda: "model" in caplog.text)
+        refusal = f"the worker at {other} cannot be used yet: its model differs from the one that is served"
+        await until(lambda: refusal in caplog.text)
         assert [state.up for state in engine.workers] == [True, False]
         assert await answer(engine, worker) == [7]
 

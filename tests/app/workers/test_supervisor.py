@@ -247,7 +247,7 @@ async def test_a_worker_with_other_weights_is_refused(
     await kill_worker(engine, directory)
     await until(lambda: len(pids(directory)) >= 3)
     assert not engine.available
-    assert "the model's files have changed" in caplog.text
+    assert "the worker cannot be started again: its model differs from the one that is served" in caplog.text
     (directory / "other").unlink()
     await engine.wait_available()
 
