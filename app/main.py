@@ -20,6 +20,7 @@ from app.http.errors import ErrorResponse, for_caller
 from app.http.middleware import AnswerHead, LimitBody, Observe
 from app.http.openapi import build_openapi
 from app.limits.access_tokens import load_access_tokens
+from app.limits.accounts import LocalAccounts
 from app.limits.admission import AdmissionController
 from app.models.model import Model
 from app.models.models import Models
@@ -105,7 +106,7 @@ def _build_gateway(settings: Settings) -> Gateway:
     return Gateway(
         settings=settings,
         models=models,
-        admission=AdmissionController(lambda: models.engines, settings.limits),
+        admission=AdmissionController(lambda: models.engines, LocalAccounts(settings.limits)),
         concepts=Concepts(store, metrics, settings.limits),
         metrics=metrics,
     )
