@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app import __version__
-from app.concepts.registry import Concepts
+from app.concepts.concepts import Concepts
 from app.limits.admission import AdmissionController
 from app.models.loading import load_model
 from app.models.model import Model

@@ -10,7 +10,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.concepts.registry import Concepts
+from app.concepts.concepts import Concepts
+from app.concepts.storage import LocalStorage
 from app.concepts.store import ConceptStore
 from app.errors import ApiError, ErrorCode, shorten
 from app.gateway import Gateway
@@ -107,7 +108,7 @@ def _build_gateway(settings: Settings) -> Gateway:
         settings=settings,
         models=models,
         admission=AdmissionController(lambda: models.engines, LocalAccounts(settings.limits)),
-        concepts=Concepts(store, metrics, settings.limits),
+        concepts=Concepts(store, LocalStorage(store), metrics, settings.limits),
         metrics=metrics,
     )
 

@@ -53,7 +53,8 @@ class ConceptStore:
 
     def write(self, concept: Concept) -> None:
         """Writes a concept's file, which then survives a loss of power. On OSError no new file is left."""
-        target, content = self._file(concept), _encode(concept)
+        name, content = self.encode(concept)
+        target = self._created / name
         try:
             write_atomically(target, content)
         except BaseException:
@@ -62,6 +63,25 @@ class ConceptStore:
                     target.unlink()
             raise
         self.problems = [problem for problem in self.problems if problem.file != target.name]
+
+    def encode(self, concept: Concept) -> tuple[str, bytes]:
+        """The name and the content of a created concept's file."""
+        return self._file(concept).name, _encode(concept)
+
+    def add(self, name: str, content: bytes) -> Concept:
+        """Writes a file that another store has encoded, and reads it. Raises ValueError if it is none.
+
+        Raises OSError if it cannot be written.
+        """
+        if Path(name).name != name or name.startswith("."):
+            raise ValueError("its name is no file name")
+        path = self._created / name
+        write_atomically(path, content)
+        try:
+            return _read_imported(path) if path.suffix == stored_file.SUFFIX else _read_created(path)
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+            path.unlink()
+            raise ValueError(_explain(error)) from None
 
     def remove(self, concept: Concept) -> None:
         """Deletes a created concept's file, even if power is lost right after this. Raises OSError."""

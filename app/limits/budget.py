@@ -1,4 +1,4 @@
-"""One caller's limits: concurrent requests, and tokens per minute. Knows no engine, no HTTP and no sockets."""
+"""One caller's limits: concurrent requests, and tokens per minute. Knows no HTTP and no sockets."""
 
 import math
 import time

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.concepts.registry import Concepts
+from app.concepts.concepts import Concepts
 from app.concepts.uses import UsedConcept
 from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
 from app.gateway import Gateway, GatewayDep
