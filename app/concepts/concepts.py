@@ -12,7 +12,6 @@ from app.concepts.concept import Concept, names_other_content
 from app.concepts.descriptions import card_of, detail_of
 from app.concepts.steerable import SteerableModel
 from app.concepts.storage import Storage
-from app.concepts.store import ConceptStore
 from app.concepts.trainings import SharedFuture, Training
 from app.concepts.uses import UsedConcept, deleted, taken, unknown, unusable
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest, QueueFull
@@ -49,13 +48,11 @@ class Concepts:
 
     def __init__(
         self,
-        store: ConceptStore,
         storage: Storage,
         metrics: Metrics,
         limits: LimitSettings,
     ) -> None:
-        """Loads all concepts from the store. `storage`: for those that callers create from now on."""
-        self._store = store
+        """Loads all concepts from the storage."""
         self._storage = storage
         self._metrics = metrics
         self._limits = limits
@@ -63,7 +60,7 @@ class Concepts:
         self._models: list[SteerableModel] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._storing = asyncio.Lock()
-        for concept in store.load():
+        for concept in storage.load():
             self._enter(concept).stored.settle()
 
     def add_model(self, model: SteerableModel) -> None:
@@ -73,7 +70,7 @@ class Concepts:
     def overview(self, models: Sequence[SteerableModel]) -> ConceptList:
         """All concepts, with their states on these models, and the concept files that cannot be used."""
         cards = [card_of(entry.concept, models) for entry in self._entries.values()]
-        return ConceptList(data=cards, problems=self._store.problems)
+        return ConceptList(data=cards, problems=self._storage.problems)
 
     def describe(
         self, given_id: str, models: Sequence[SteerableModel], has_examples: bool = False

@@ -10,11 +10,19 @@ from anyio import to_thread
 from app.concepts.concept import Concept
 from app.concepts.store import ConceptStore
 from app.errors import ApiError, ErrorCode
+from app.schemas.concepts import ConceptProblem
 
 _log = logging.getLogger(__name__)
 
 
 class Storage(Protocol):
+    @property
+    def problems(self) -> list[ConceptProblem]:
+        """The concept files that cannot be used."""
+
+    def load(self) -> list[Concept]:
+        """All concepts that are known at the start of the server, shipped ones first."""
+
     async def write(self, concept: Concept) -> None:
         """Keeps a concept for good. Raises UNAVAILABLE, or CONFLICT if another one has its id."""
 
@@ -28,6 +36,13 @@ class LocalStorage:
     def __init__(self, store: ConceptStore) -> None:
         self._store = store
         self._lock = asyncio.Lock()
+
+    @property
+    def problems(self) -> list[ConceptProblem]:
+        return self._store.problems
+
+    def load(self) -> list[Concept]:
+        return self._store.load()
 
     async def write(self, concept: Concept) -> None:
         await self._run(lambda: self._store.write(concept), "stored")
