@@ -47,8 +47,7 @@ def status(
         found = asyncio.run(ask_status(settings.registry, key))
     if as_json:
         document = msgspec.to_builtins(found)
-        del document["request_id"]
-        print_json(document)
+        print_json({key: value for key, value in document.items() if key not in ("type", "request_id")})
         return
     typer.echo(f"servers: {', '.join(found.gateways) or 'none'}")
     typer.echo(f"created concepts: {found.concepts}")
