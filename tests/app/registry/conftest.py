@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,8 @@ class RunningRegistry:
         self._key = key
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
+        self._may_run = threading.Event()
+        self._may_run.set()
 
     def start(self) -> None:
         bound = threading.Event()
@@ -49,11 +51,21 @@ class RunningRegistry:
         if self._thread is not None:
             self._thread.join()
 
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Answers nothing for the time of the context, but its connections stand."""
+        self._may_run.clear()
+        try:
+            yield
+        finally:
+            self._may_run.set()
+
     def _run(self, bound: threading.Event) -> None:
         with listening(self.address, self._key) as socket:
             self.registry = Registry(socket, self._directory, __version__, self.clock)
             bound.set()
             while not self._stopping.is_set():
+                self._may_run.wait()
                 self.registry.turn(20)
 
 

@@ -13,6 +13,7 @@ from app import __version__
 from app.concepts.store import ConceptStore, decode
 from app.errors import ApiError, ErrorCode, RateLimited, StartError
 from app.registry import client as client_module
+from app.registry import shared_accounts
 from app.registry.client import RegistryClient, connecting, status
 from app.registry.server import listening
 from app.registry.shared_accounts import SharedAccounts
@@ -175,6 +176,18 @@ async def test_a_request_that_is_cancelled_is_not_counted(clients: Clients) -> N
     assert [await second.begin(TOKEN, False) for _ in range(2)]
 
 
+async def test_a_registry_that_hangs_holds_up_no_request(
+    registry: RunningRegistry, clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_accounts, "_PATIENCE_SECONDS", 0.1)
+    first, second = map(accounts, clients)
+    with registry.hanging():
+        own = await first.begin(TOKEN, False)
+    own.end(used=0)
+    await asyncio.sleep(0.3)
+    assert [await second.begin(TOKEN, False) for _ in range(2)], "what was counted late was ended"
+
+
 async def test_directions_outlive_the_registry(registry: RunningRegistry, tmp_path: Path) -> None:
     model = model_info(tmp_path, 300)
     async with joining(registry) as client:
@@ -182,6 +195,7 @@ async def test_directions_outlive_the_registry(registry: RunningRegistry, tmp_pa
         assert await directions.get(model, DIGEST) is None
         await directions.put(model, DIGEST, DirectionResult("r", b"units", b"norms"))
         await directions.put(model, "../../x", DirectionResult("r", b"units", b"norms"))
+        assert await directions.get(model, DIGEST) is not None
         registry.stop()
         await until(lambda: not client.joined)
         assert await directions.get(model, DIGEST) is None
