@@ -12,7 +12,7 @@ def test_the_candidates_are_single_blocks_and_groups_in_the_second_half() -> Non
     singles, late, group = (
         [(18,), (15,), (21,), (24,)],
         (19, 21, 23, 25, 27),
-        (13, 15, 17, 19, 21, 23, 25, 27),
+        (11, 13, 15, 17, 19, 21, 23),
     )
     assert candidates(30, None) == [*singles, late, group]
     singles, late, group = (
