@@ -104,8 +104,7 @@ def _start(config: StandingConfig, socket: zmq.Socket[bytes]) -> int:
 def _announcer(config: StandingConfig) -> Announcer | None:
     if config.registry is None:
         return None
-    is_open = config.key_file is None or config.registry.startswith("ipc:")
-    key = None if is_open else read_key(Path(config.key_file or ""))
+    key = read_key(Path(config.registry_key_file)) if config.registry_key_file else None
     announce = Announce(config.version, config.model, config.advertised)
     return Announcer(Announcement(config.registry, key, announce))
 

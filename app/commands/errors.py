@@ -6,6 +6,8 @@ from typing import NoReturn
 
 import typer
 
+from app.settings.model import check_address
+
 FAILED = 1
 """Exit status: the command is correct, but it failed."""
 MISUSED = 2
@@ -31,3 +33,11 @@ def exit_on_errors(*kinds: type[Exception], status: int = FAILED) -> Iterator[No
         yield
     except reported as error:
         fail(str(error), status)
+
+
+def check_listening(address: str) -> None:
+    """Raises CommandError if it is no address for a worker or a registry."""
+    try:
+        check_address(address)
+    except ValueError as error:
+        raise CommandError(f"{address}: {error}") from None

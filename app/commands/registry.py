@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from app import __version__
-from app.commands.errors import MISUSED, CommandError, exit_on_errors
+from app.commands.errors import MISUSED, CommandError, check_listening, exit_on_errors
 from app.commands.output import AsJson, print_json
 from app.configuration import SettingsError, default_config, read_settings
 from app.errors import StartError
@@ -76,6 +76,7 @@ def serve(
     with exit_on_errors(StartError):
         with exit_on_errors(SettingsError, status=MISUSED):
             settings = read_settings(default_config(config))
+        check_listening(listen)
         if settings.worker_key_file is None and not listen.startswith("ipc:"):
             raise CommandError(
                 "worker_key must be set for a registry at tcp://; `tiller worker new-key` makes one"

@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from app import __version__
-from app.commands.errors import MISUSED, CommandError, exit_on_errors
+from app.commands.errors import MISUSED, CommandError, check_listening, exit_on_errors
 from app.configuration import SettingsError, default_config, read_settings, refuse_missing_source
 from app.errors import StartError
 from app.settings import ServedModelSettings, Settings
@@ -59,6 +59,8 @@ def serve(
             served = _chosen(settings, model)
             refuse_missing_source(served, served.name)
         advertised = advertise or listen
+        for address in (listen, advertised):
+            check_listening(address)
         if settings.registry and _is_for_all_interfaces(advertised):
             raise CommandError(
                 f"--advertise must say at which address servers reach the worker: {advertised} is none"
@@ -73,9 +75,18 @@ def serve(
         # `alone`: the devices of other models are not this host's.
         engine = settings.alone(served).engine_config(served)
         drain_seconds = settings.server.drain_seconds
-        key = str(key_file) if key_file and not listen.startswith("ipc:") else None
-        registry = (settings.registry, served.name, advertised)
-        _become(StandingConfig(engine, listen, __version__, key, drain_seconds, *registry))
+        config_of_worker = StandingConfig(
+            engine,
+            endpoint=listen,
+            version=__version__,
+            key_file=_for_tcp(listen, key_file),
+            drain_seconds=drain_seconds,
+            registry=settings.registry,
+            registry_key_file=_for_tcp(settings.registry or "", key_file),
+            model=served.name,
+            advertised=advertised,
+        )
+        _become(config_of_worker)
 
 
 def new_key(file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")]) -> None:
@@ -100,8 +111,12 @@ def _chosen(settings: Settings, name: str | None) -> ServedModelSettings:
     return models[name]
 
 
+def _for_tcp(address: str, key_file: Path | None) -> str | None:
+    return str(key_file) if key_file and address.startswith("tcp:") else None
+
+
 def _is_for_all_interfaces(address: str) -> bool:
-    return address.startswith(("tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:"))
+    return address.startswith(("tcp://0.0.0.0:", "tcp://0:", "tcp://*:", "tcp://[::]:"))
 
 
 def _become(config: StandingConfig) -> None:

@@ -26,7 +26,7 @@ _MAX_ATTEMPTS = 3
 
 
 class _Entry:
-    """A concept in the registry, stored or in creation."""
+    """A known concept, stored or in creation."""
 
     def __init__(self, concept: Concept) -> None:
         self.concept = concept
@@ -246,6 +246,7 @@ class Concepts:
         return model.trainings.retry(concept)
 
     def _begin(self, concept: Concept, models: Sequence[SteerableModel]) -> _Entry:
+        self._storage.check()
         created = [entry for entry in self._entries.values() if not entry.concept.shipped]
         if len(created) >= self._limits.max_concepts:
             rule = f"there are {len(created)} created concepts, which is the limit; delete one first"
@@ -269,7 +270,8 @@ class Concepts:
                 self._drop(entry, error)
         except Exception:
             _log.exception("concept %s cannot be stored", entry.concept.id)
-            self._drop(entry, InternalError())
+            if self._is_current(entry.concept):
+                self._drop(entry, InternalError())
         finally:
             entry.stored.settle(EngineUnavailable())  # has an effect only if the event loop ends first
 
@@ -291,7 +293,7 @@ class Concepts:
         return entry
 
     def _drop(self, entry: _Entry, error: ApiError) -> None:
-        """Removes a concept from the registry. Callers that wait for its creation get `error`."""
+        """Forgets a concept. Callers that wait for its creation get `error`."""
         del self._entries[entry.concept.id]
         self._metrics.concepts.set(len(self._entries))
         entry.stored.settle(error)

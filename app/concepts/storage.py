@@ -23,6 +23,9 @@ class Storage(Protocol):
     def load(self) -> list[Concept]:
         """All concepts that are known at the start of the server, shipped ones first."""
 
+    def check(self) -> None:
+        """Raises UNAVAILABLE if it is known that nothing can be written now."""
+
     async def write(self, concept: Concept) -> None:
         """Keeps a concept for good. Raises UNAVAILABLE, or CONFLICT if another one has its id."""
 
@@ -43,6 +46,9 @@ class LocalStorage:
 
     def load(self) -> list[Concept]:
         return self._store.load()
+
+    def check(self) -> None:
+        """Only an attempt shows whether the disk can be written."""
 
     async def write(self, concept: Concept) -> None:
         await self._run(lambda: self._store.write(concept), "stored")

@@ -91,6 +91,10 @@ class Budget:
             self.bucket.put_back(unused)
 
     def set_tokens_per_minute(self, limit: int | None) -> None:
-        """Starts a new bucket if the limit has changed."""
-        if (self.bucket.capacity if self.bucket else None) != limit:
-            self.bucket = TokenBucket(limit, self._clock) if limit else None
+        """Takes over a changed limit. What was used up of the former one stays used up."""
+        before = self.bucket
+        if (before.capacity if before else None) == limit:
+            return
+        self.bucket = TokenBucket(limit, self._clock) if limit else None
+        if self.bucket and before:
+            self.bucket.put_back(before.level - before.capacity)

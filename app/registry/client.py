@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import logging
+import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
@@ -22,6 +22,7 @@ from inference.interface.registry import (
     Answer,
     AskStatus,
     Begin,
+    Charge,
     Direction,
     Done,
     GetDirection,
@@ -52,13 +53,13 @@ Question = Store | Remove | Begin | Take | GetDirection
 
 
 class Listener(Protocol):
-    """Hears of what other servers do."""
+    """Hears of all changes, in the order in which the registry has made them, also of this server's own."""
 
     async def stored(self, name: str, content: bytes) -> None:
-        """There is a concept, in a file of this name."""
+        """A concept is stored, in a file of this name."""
 
     async def removed(self, concept: str) -> None:
-        """The concept with this id was deleted."""
+        """The concept with this id is deleted."""
 
     async def joined(self, concepts: list[str]) -> None:
         """These are the ids of all concepts."""
@@ -82,13 +83,19 @@ class RegistryClient:
         """Whether the registry answers, and all its concepts are known."""
         self.gateways = 1
         """Number of servers that share this registry, as far as is known."""
-        self.requests: Counter[str] = Counter()
-        """Account -> number of requests in progress that the registry has counted."""
+        self.charges: dict[int, Charge] = {}
+        """Of the requests in progress that the registry has counted, by the request id of their Begin."""
+        self.has_joined = asyncio.Event()
+        """Set once the registry has answered for the first time."""
         self._key = key
         self._loads = loads
         self._identity = uuid.uuid4().bytes
         self._numbers = itertools.count(1)
         self._socket: zmq.asyncio.Socket | None = None
+        self._join_at = 0.0
+        """By time.monotonic(): when to join, unless the server has joined by then."""
+        self._refusal = ""
+        """The last one."""
         self._waiting: dict[int, asyncio.Future[Done | Direction]] = {}
         self._workers: dict[str, list[str]] = {}
         self._followers: dict[str, list[Callable[[list[str]], None]]] = {}
@@ -105,31 +112,39 @@ class RegistryClient:
         finally:
             followers.remove(follower)
 
-    async def ask(self, make: Callable[[int], Question]) -> Done | Direction:
-        """Sends what `make` returns for a new request id. Returns the answer.
+    def new_id(self) -> int:
+        """For a question."""
+        return next(self._numbers)
 
-        Raises the answer's error, or UNAVAILABLE if the registry does not answer.
-        """
-        number = next(self._numbers)
-        question = make(number)
+    def check(self) -> None:
+        """Raises UNAVAILABLE if the registry does not answer now."""
         if not self.joined:
             raise _unavailable()
-        waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
+
+    async def ask(self, question: Question) -> Done | Direction:
+        """Returns the answer.
+
+        Raises the answer's error, or UNAVAILABLE if the registry does not answer. It may then still do later
+        what was asked. So the server joins again, which makes both agree.
+        """
+        self.check()
+        waiting = self._waiting[question.request_id] = asyncio.get_running_loop().create_future()
         try:
             self.tell(question)
             async with asyncio.timeout(_ANSWER_SECONDS):
                 answer: Done | Direction = await waiting
         except TimeoutError:
+            self._leave("it does not answer")
             raise _unavailable() from None
         finally:
-            del self._waiting[number]
+            del self._waiting[question.request_id]
         if isinstance(answer, Done) and answer.code:
             raise _error(answer)
         return answer
 
     def tell(self, message: Message) -> None:
-        """Sends a message. Has no effect without a connection."""
-        if self._socket is not None:
+        """Sends a message. Has no effect without a connection, or before the server has joined."""
+        if self._socket is not None and (self.joined or isinstance(message, Join)):
             # It is sent now, or never if the connection is lost.
             sending = asyncio.ensure_future(self._socket.send(registry.encode(message), zmq.NOBLOCK))
             sending.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -137,16 +152,24 @@ class RegistryClient:
     async def run(self) -> None:
         """Keeps the connection up until it is cancelled."""
         while True:
-            async with connecting(self.address, self._key, self._identity) as (socket, watch):
-                self._socket = socket
-                try:
-                    await self._serve(socket, watch)
-                    self._complain_of_loss()
-                finally:
-                    self._lose()
+            try:
+                await self._run_once()
+            except Exception:  # whatever it is, the server needs the registry
+                _log.exception("the connection to the registry at %s has failed", self.address)
+                await asyncio.sleep(PULSE_SECONDS)
+
+    async def _run_once(self) -> None:
+        """Runs one connection to its end."""
+        async with connecting(self.address, self._key, self._identity) as (socket, watch):
+            self._socket = socket
+            try:
+                await self._serve(socket, watch)
+                self._leave("the connection is lost")
+            finally:
+                self._socket = None
+                self._leave()
 
     async def _serve(self, socket: zmq.asyncio.Socket, watch: ConnectionWatch) -> None:
-        """Serves one connection to its end."""
         complaining = asyncio.create_task(self._complain(watch))
         try:
             while not watch.count:
@@ -159,7 +182,6 @@ class RegistryClient:
             asyncio.create_task(watch.wait_for_loss()),
         ]
         try:
-            self._join()
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -168,12 +190,12 @@ class RegistryClient:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    def _complain_of_loss(self) -> None:
-        if self.joined:
-            _log.warning("the registry at %s is lost; concepts cannot be created or deleted", self.address)
-
-    def _lose(self) -> None:
-        self.joined, self._socket = False, None
+    def _leave(self, reason: str = "") -> None:
+        """Asks nothing more until the server has joined again. `reason`: for the log, if that is news."""
+        if self.joined and reason:
+            line = "the registry at %s is lost, so concepts cannot be created or deleted: %s"
+            _log.warning(line, self.address, reason)
+        self.joined, self._join_at = False, 0.0
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(_unavailable())
@@ -186,13 +208,14 @@ class RegistryClient:
             _log.warning("waiting for the registry at %(address)s: %(reason)s", facts)
 
     async def _pulse(self) -> None:
+        """Joins, and then says that the server is there. Joins again if it was refused or not answered."""
         while True:
-            self.tell(Loads(self._loads()))
+            if self.joined:
+                self.tell(Loads(self._loads()))
+            elif time.monotonic() >= self._join_at:
+                self._join_at = time.monotonic() + _ANSWER_SECONDS
+                self.tell(Join(__version__, self.url, self.charges))
             await asyncio.sleep(PULSE_SECONDS)
-
-    def _join(self) -> None:
-        requests = {account: count for account, count in self.requests.items() if count > 0}
-        self.tell(Join(__version__, self.url, requests))
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         """Handles the answers one after the other."""
@@ -220,11 +243,12 @@ class RegistryClient:
                 if self.listener:
                     await self.listener.joined(answer.concepts)
                 self.joined, self.gateways = True, answer.gateways
+                self.has_joined.set()
                 _log.info("joined the registry at %s", self.address)
             case Workers():
                 self._set_workers(answer)
             case Refused():
-                await self._bear_refusal(answer)
+                self._bear_refusal(answer)
 
     def _settle(self, answer: Done | Direction) -> None:
         waiting = self._waiting.get(answer.request_id)
@@ -241,15 +265,12 @@ class RegistryClient:
             for follower in followers:
                 follower(answer.models.get(model, []))
 
-    async def _bear_refusal(self, refused: Refused) -> None:
-        """Joins again: the registry may have been restarted."""
-        if self.joined:
-            _log.warning("joining the registry at %s again: %s", self.address, refused.message)
-        else:
+    def _bear_refusal(self, refused: Refused) -> None:
+        """The registry may have been restarted, or has not heard this server for too long."""
+        if not self.joined and refused.message != self._refusal:
             _log.error("the registry at %s refuses this server: %s", self.address, refused.message)
-            await asyncio.sleep(PULSE_SECONDS)
-        self.joined = False
-        self._join()
+        self._refusal = refused.message
+        self._leave(refused.message)
 
 
 @asynccontextmanager

@@ -25,14 +25,19 @@ class DirectionArchive:
         self._directory = directory
 
     def put(self, model: str, concept: str, content: bytes, calibration: bytes) -> None:
-        """Keeps a direction, unless there is one. `model`: any text. `concept`: a digest."""
+        """Keeps a direction. `model`: any text. `concept`: a digest."""
         file = self._file(model, concept)
-        if file is None or file.exists():
+        if file is None:
             return
         try:
             write_atomically(file, msgspec.msgpack.encode(Archived(content, calibration)))
         except OSError as error:
             _log.error("a direction cannot be kept: %s", error)
+
+    def remove(self, concept: str) -> None:
+        """Deletes a concept's directions of all models."""
+        for file in self._directory.glob(f"*/{concept}"):
+            file.unlink(missing_ok=True)
 
     def get(self, model: str, concept: str) -> Archived | None:
         file = self._file(model, concept)

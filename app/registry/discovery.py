@@ -15,11 +15,12 @@ from inference.interface.worker_key import WorkerKey
 async def registered_workers(
     client: RegistryClient, model: str, always: Collection[str], key: WorkerKey | None, cache: Path
 ) -> AsyncIterator[RunningEngine]:
-    """Yields once a worker of the model serves. `model`: its name. `always`: addresses of other workers.
+    """Yields once the registry has answered, and a worker of the model serves.
 
-    `key` and `cache`: see connect_workers.
+    `model`: its name. `always`: addresses of other workers. `key` and `cache`: see connect_workers.
     """
     async with StandingWorkers(key, cache, SharedDirections(client)).running() as workers:
+        await client.has_joined.wait()
         workers.follow(always)
         with client.following(model, lambda addresses: workers.follow({*always, *addresses})):
             await workers.engine.wait_available()

@@ -32,8 +32,11 @@ class Members:
         self.gateways: dict[Member, Gateway] = {}
 
     def announce(self, member: Member, model: str, address: str) -> bool:
-        """Notes a worker. Returns whether it is new."""
+        """Notes a worker. Returns whether it is new. Another worker at this address is gone."""
         known = self.workers.get(member)
+        for other, worker in list(self.workers.items()):
+            if worker.address == address and other != member:
+                del self.workers[other]
         self.workers[member] = Worker(model, address, self._clock())
         return known is None or (known.model, known.address) != (model, address)
 
@@ -52,12 +55,10 @@ class Members:
         return workers + [member for member, gateway in self.gateways.items() if gateway.heard < oldest]
 
     def addresses(self) -> dict[str, list[str]]:
-        """Model -> addresses of its workers, each once."""
+        """Model -> addresses of its workers."""
         found: dict[str, list[str]] = {}
         for worker in self.workers.values():
-            addresses = found.setdefault(worker.model, [])
-            if worker.address not in addresses:
-                addresses.append(worker.address)
+            found.setdefault(worker.model, []).append(worker.address)
         return found
 
     def loads(self) -> dict[str, ModelLoad]:

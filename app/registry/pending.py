@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from app.registry.members import Member
 
 WAIT_SECONDS = 2.0
-"""A change counts as known after this time. A gateway that is slower knows it before anything later."""
+"""A change counts as known after this time. A slower gateway still learns it before any later change."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from app.concepts.concept import Concept
 from app.concepts.store import ConceptStore, decode, encode, file_name
 from app.concepts.uses import taken
 from app.errors import ApiError, ErrorCode, RateLimited, StartError
@@ -23,6 +24,7 @@ from inference.interface import registry
 from inference.interface.curve import accepting_only
 from inference.interface.registry import (
     PULSE_SECONDS,
+    SILENT_SECONDS,
     Announce,
     Answer,
     AskStatus,
@@ -53,6 +55,8 @@ from inference.interface.worker_key import WorkerKey
 _log = logging.getLogger(__name__)
 
 _POLL_MILLISECONDS = 100
+_MAX_MESSAGES = 1000
+"""In one turn, so that there is time for the rest."""
 
 
 @contextmanager
@@ -62,6 +66,9 @@ def listening(address: str, key: WorkerKey | None) -> Iterator[zmq.Socket[bytes]
         socket.set_hwm(0)
         socket.linger = 0
         socket.ipv6 = True
+        # A member's host may be gone without closing its connections.
+        socket.heartbeat_ivl = round(PULSE_SECONDS * 1000)
+        socket.heartbeat_timeout = round(SILENT_SECONDS * 1000)
         socket.router_mandatory = True  # so that an answer to a member that is gone raises an error
         socket.router_handover = True  # a gateway that connects again keeps its identity
         if key is None:
@@ -97,7 +104,7 @@ class Registry:
         self._members = Members(clock)
         self._changes = PendingChanges(clock)
         self._store = ConceptStore(created=directory / "concepts")
-        self._concepts = {concept.id: concept for concept in self._store.load()}
+        self._concepts = {concept.id: concept for concept in self._store.load() if _is_whole(concept)}
         self._budgets = SharedBudgets(directory / "budgets.json", clock)
         self._directions = DirectionArchive(directory / "directions")
         self._looked = clock()
@@ -112,10 +119,16 @@ class Registry:
         self._budgets.save()
 
     def turn(self, milliseconds: int) -> None:
-        """Answers the messages that are here. Waits for one, up to this time."""
-        while self._socket.poll(milliseconds):
-            self._take()
+        """Answers messages that are here. Waits for one, up to this time."""
+        for _ in range(_MAX_MESSAGES):
+            if not self._socket.poll(milliseconds):
+                break
             milliseconds = 0
+            member, *frames = self._socket.recv_multipart()
+            try:
+                self._take(member, frames)
+            except Exception:  # a message must not end the registry, whatever is wrong with it
+                _log.exception("a message cannot be handled")
         if self._clock() - self._looked >= PULSE_SECONDS:
             self._looked = self._clock()
             for member in self._members.silent():
@@ -126,10 +139,9 @@ class Registry:
     def _stop(self, *_: object) -> None:
         self._stopped = True
 
-    def _take(self) -> None:
-        member, frame = self._socket.recv_multipart()
+    def _take(self, member: Member, frames: list[bytes]) -> None:
         try:
-            message = registry.decode_message(frame)
+            message = registry.decode_message(b"".join(frames))
         except msgspec.DecodeError as error:
             _log.error("a member has sent a message that cannot be read: %s", error)
             self._send(member, Refused("it speaks another protocol"))
@@ -163,9 +175,10 @@ class Registry:
     def _welcome(self, gateway: Member, join: Join) -> None:
         _log.info("the gateway %s has joined", join.url)
         self._members.join(gateway, join.url)
-        self._budgets.join(gateway, join.requests)
+        self._budgets.join(gateway, join.charges)
         for concept in self._concepts.values():
-            self._send(gateway, Stored(0, file_name(concept), encode(concept)))
+            if _is_whole(concept):
+                self._send(gateway, Stored(0, file_name(concept), encode(concept)))
         self._send(gateway, Joined(list(self._concepts), len(self._members.gateways)))
         self._publish_workers()
 
@@ -181,13 +194,13 @@ class Registry:
                 self._try(gateway, message.request_id, partial(self._remove, gateway, message))
             case Begin():
                 limits = CallerLimits(message.max_requests, message.tokens_per_minute)
-                begin = partial(self._budgets.begin, gateway, message.account, limits)
+                begin = partial(self._budgets.begin, gateway, message.request_id, message.account, limits)
                 self._try(gateway, message.request_id, begin, done=True)
             case Take():
-                take = partial(self._budgets.take, message.account, message.tokens, message.held)
+                take = partial(self._budgets.take, gateway, message.charge, message.tokens)
                 self._try(gateway, message.request_id, take, done=True)
             case End():
-                self._budgets.end(gateway, message.account, message.unused)
+                self._budgets.end(gateway, message.charge, message.used)
             case PutDirection():
                 self._directions.put(message.model, message.concept, message.content, message.calibration)
             case GetDirection():
@@ -216,13 +229,18 @@ class Registry:
         except ValueError as error:
             reason = f"the registry refuses the concept: {error}"
             raise ApiError(ErrorCode.INVALID_REQUEST, reason) from None
-        known = self._concepts.get(concept.id)
-        if known is None:
-            self._store.write(concept)
-            self._concepts[concept.id] = concept
+        if not _is_whole(concept):
+            raise ApiError(ErrorCode.INVALID_REQUEST, "the registry refuses the concept: its vectors")
+        known = self._concepts.setdefault(concept.id, concept)
+        if known is concept:
+            try:
+                self._store.write(concept)
+            except OSError:
+                del self._concepts[concept.id]
+                raise
         elif known.digest != concept.digest:
             raise taken(known)
-        news = partial(Stored, name=message.name, content=message.content)
+        news = partial(Stored, name=file_name(known), content=encode(known))
         self._publish(gateway, message.request_id, news)
 
     def _remove(self, gateway: Member, message: Remove) -> None:
@@ -230,14 +248,15 @@ class Registry:
         if concept := self._concepts.get(message.concept):
             self._store.remove(concept)
             del self._concepts[message.concept]
+            if concept.digest not in {other.digest for other in self._concepts.values()}:
+                self._directions.remove(concept.digest)
         self._publish(gateway, message.request_id, partial(Removed, concept=message.concept))
 
     def _publish(self, by: Member, request_id: int, news: Callable[[int], Answer]) -> None:
-        """Tells all other gateways. The one that has asked is answered once they know."""
-        others = self._members.gateways.keys() - {by}
-        change = self._changes.add(by, request_id, others)
-        for other in others:
-            self._send(other, news(change))
+        """Tells all gateways, in the same order. The one that has asked is answered once the others know."""
+        change = self._changes.add(by, request_id, self._members.gateways.keys() - {by})
+        for gateway in list(self._members.gateways):
+            self._send(gateway, news(change))
 
     def _answer_known_changes(self) -> None:
         for change in self._changes.take_known():
@@ -279,3 +298,14 @@ class Registry:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self._drop(member, "it has closed the connection")
+
+
+def _is_whole(concept: Concept) -> bool:
+    """Whether its vectors can be read and fit, if it has some."""
+    try:
+        if concept.vectors is not None:
+            concept.vectors.load()
+    except ApiError as error:
+        _log.error("%s is left out: %s", concept.id, error.message)
+        return False
+    return True

@@ -2,15 +2,14 @@
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from app.limits.budget import Budget, CallerLimits
 from app.registry.members import Member
-from inference.interface.files import write_atomically
+from inference.interface.registry import Charge
 
 _log = logging.getLogger(__name__)
 
@@ -38,39 +37,42 @@ class SharedBudgets:
         self._clock = clock
         self._calendar = calendar
         self._budgets: dict[str, Budget] = {}
-        self._requests: dict[Member, Counter[str]] = {}
-        """Gateway -> account -> number of requests in progress."""
+        self._charges: dict[Member, dict[int, Charge]] = {}
+        """Of each gateway's requests in progress, by their number."""
         self._changed = False
         self._load()
 
-    def join(self, gateway: Member, requests: dict[str, int]) -> None:
+    def join(self, gateway: Member, charges: Mapping[int, Charge]) -> None:
         """Counts a gateway's requests in progress anew."""
         self.leave(gateway)
-        counts = self._requests[gateway] = Counter(requests)
-        for account, count in counts.items():
-            self._budget(account).requests += count
+        self._charges[gateway] = dict(charges)
+        for charge in charges.values():
+            self._budget(charge.account).requests += 1
 
     def leave(self, gateway: Member) -> None:
         """Ends the requests of a gateway that is gone. What they have taken counts as used."""
-        for account, count in self._requests.pop(gateway, Counter()).items():
-            self._budget(account).requests -= count
+        for charge in self._charges.pop(gateway, {}).values():
+            self._budget(charge.account).requests -= 1
 
-    def begin(self, gateway: Member, account: str, limits: CallerLimits) -> None:
-        """Counts a request. Raises RATE_LIMITED."""
+    def begin(self, gateway: Member, number: int, account: str, limits: CallerLimits) -> None:
+        """Counts a request. `number`: the gateway's name for it. Raises RATE_LIMITED."""
         self._budget(account).begin(limits)
-        self._requests[gateway][account] += 1
+        self._charges[gateway][number] = Charge(account)
         self._changed = True
 
-    def take(self, account: str, tokens: int, held: int) -> None:
+    def take(self, gateway: Member, number: int, tokens: int) -> None:
         """Takes tokens for a request. Raises RATE_LIMITED."""
-        self._budget(account).take(tokens, held)
-        self._changed = True
+        charge = self._charges[gateway].get(number)
+        if charge is not None:
+            self._budget(charge.account).take(tokens, charge.taken)
+            charge.taken += tokens
+            self._changed = True
 
-    def end(self, gateway: Member, account: str, unused: int) -> None:
-        """Ends a request."""
-        if self._requests[gateway][account] > 0:
-            self._requests[gateway][account] -= 1
-            self._budget(account).end(unused)
+    def end(self, gateway: Member, number: int, used: int) -> None:
+        """Ends a request. Has no effect if it is not known."""
+        charge = self._charges[gateway].pop(number, None)
+        if charge is not None:
+            self._budget(charge.account).end(charge.taken - used)
             self._changed = True
 
     def save(self) -> None:
@@ -85,9 +87,16 @@ class SharedBudgets:
             if budget.bucket
         }
         try:
-            write_atomically(self._file, msgspec.json.encode(levels))
+            self._write(msgspec.json.encode(levels))
         except OSError as error:
             _log.error("%s cannot be written: %s", self._file, error.strerror)
+
+    def _write(self, content: bytes) -> None:
+        """Replaces the file. Does not wait for the disk: a loss of power may fill the budgets."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self._file.with_suffix(".new")
+        scratch.write_bytes(content)
+        scratch.replace(self._file)
 
     def _budget(self, account: str) -> Budget:
         return self._budgets.setdefault(account, Budget(self._clock))

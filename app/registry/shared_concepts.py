@@ -7,6 +7,7 @@ from anyio import to_thread
 from app.concepts.concept import Concept
 from app.concepts.concepts import Concepts
 from app.concepts.store import ConceptStore, decode, encode, file_name
+from app.errors import ApiError
 from app.registry.client import RegistryClient
 from app.schemas.concepts import ConceptProblem
 from inference.interface.registry import Remove, Store
@@ -30,12 +31,15 @@ class SharedStorage:
         """The created concepts follow, once the server has joined the registry."""
         return self._shipped.load()
 
+    def check(self) -> None:
+        self._client.check()
+
     async def write(self, concept: Concept) -> None:
         content = await to_thread.run_sync(encode, concept)
-        await self._client.ask(lambda number: Store(number, file_name(concept), content))
+        await self._client.ask(Store(self._client.new_id(), file_name(concept), content))
 
     async def remove(self, concept: Concept) -> None:
-        await self._client.ask(lambda number: Remove(number, concept.id))
+        await self._client.ask(Remove(self._client.new_id(), concept.id))
 
 
 class ConceptListener:
@@ -47,7 +51,7 @@ class ConceptListener:
     async def stored(self, name: str, content: bytes) -> None:
         try:
             concept = await to_thread.run_sync(decode, name, content)
-        except ValueError as error:
+        except (ValueError, ApiError) as error:
             _log.error("the registry's concept file %s cannot be used: %s", name, error)
         else:
             self._concepts.adopt(concept)

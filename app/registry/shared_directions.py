@@ -17,7 +17,7 @@ class SharedDirections:
     async def get(self, model: ModelInfo, concept: str) -> TakeDirection | None:
         key = _key(model)
         try:
-            answer = await self._client.ask(lambda number: GetDirection(number, key, concept))
+            answer = await self._client.ask(GetDirection(self._client.new_id(), key, concept))
         except ApiError:
             return None
         if not isinstance(answer, Direction) or answer.content is None:

@@ -36,13 +36,14 @@ def _accept_former_name(quantization: object) -> object:
     return "integer" if quantization == "int8" else quantization
 
 
-def _check_address(address: str) -> str:
+def check_address(address: str) -> str:
+    """Raises ValueError if it is no address of a worker or a registry."""
     if not re.fullmatch(r"tcp://[^/\s]+:\d{1,5}|ipc:///\S+", address):
         raise ValueError("must be tcp://HOST:PORT or ipc:///PATH")
     return address
 
 
-WorkerAddress = Annotated[str, AfterValidator(_check_address)]
+WorkerAddress = Annotated[str, AfterValidator(check_address)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Source = Annotated[str, StringConstraints(min_length=1)]
 

@@ -6,7 +6,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-_REFUSED = "the worker refuses it: server and worker need the same worker key"
+_REFUSED = "it is refused there: both sides need the same worker key"
 _PROBLEMS = {
     zmq.Event.CONNECT_RETRIED: "nothing answers at this address",
     zmq.Event.DISCONNECTED: "the connection is lost",

@@ -144,7 +144,7 @@ class Replicas:
 
     @property
     def available(self) -> bool:
-        return any(replica.available for replica in self._replicas)
+        return not self._draining and any(replica.available for replica in self._replicas)
 
     @property
     def free_capacity(self) -> int:
@@ -186,9 +186,9 @@ class Replicas:
         """Tries the replicas in order. A refused request has had no effect, so the next one may take it."""
         prefixes = list(_prefix_hashes(request.prompt_token_ids))
         refusal: ApiError = EngineUnavailable()
-        for number in self._in_order(prefixes):
+        for number, replica in self._in_order(prefixes):
             try:
-                generation = await self._submit_to(number, request)
+                generation = await self._submit_to(replica, request)
             except ApiError as error:
                 if error.code not in _TRY_ANOTHER:
                     raise
@@ -198,8 +198,7 @@ class Replicas:
                 return generation
         raise refusal
 
-    async def _submit_to(self, number: int, request: GenerationRequest) -> Generation:
-        replica = self._by_number[number]
+    async def _submit_to(self, replica: Replica, request: GenerationRequest) -> Generation:
         try:
             return await replica.submit(request)
         except ApiError as error:
@@ -260,9 +259,9 @@ class Replicas:
     async def _ask_any(self, ask: Callable[[Replica], Awaitable[Answer]]) -> Answer:
         """The answer of the least loaded replica that can give one."""
         refusal: ApiError = EngineUnavailable()
-        for number in self._in_order([]):
+        for _, replica in self._in_order([]):
             try:
-                return await ask(self._by_number[number])
+                return await ask(replica)
             except ApiError as error:
                 if error.code not in _TRY_ANOTHER:
                     raise
@@ -275,8 +274,8 @@ class Replicas:
         for replica in self._replicas:
             replica.drain(seconds)
 
-    def _in_order(self, prefixes: list[int]) -> list[int]:
-        """Numbers of the available replicas, in the order in which to try them."""
+    def _in_order(self, prefixes: list[int]) -> list[tuple[int, Replica]]:
+        """The available replicas with their numbers, in the order in which to try them."""
         loads = {n: replica.load for n, replica in self._by_number.items() if replica.available}
         ordered = sorted(loads, key=loads.__getitem__)
         known = (self._readers[prefix] for prefix in reversed(prefixes) if prefix in self._readers)
@@ -284,7 +283,7 @@ class Replicas:
         if reader in loads and loads[reader] <= loads[ordered[0]] + _MAX_AHEAD:
             ordered.remove(reader)
             ordered.insert(0, reader)
-        return ordered
+        return [(number, self._by_number[number]) for number in ordered]
 
     def _remember(self, prefixes: list[int], number: int) -> None:
         for prefix in prefixes:

@@ -112,6 +112,8 @@ class StandingConfig(msgspec.Struct, frozen=True):
     """How long the requests go on when a signal ends the worker."""
     registry: str | None = None
     """Where the worker announces itself. None: nowhere."""
+    registry_key_file: str | None = None
+    """The file of the worker key, for a registry at `tcp://`."""
     model: str = ""
     """The name of the model, for the registry."""
     advertised: str = ""

@@ -34,8 +34,16 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     version: str
     url: str
     """Where clients reach the gateway, for the status."""
-    requests: dict[str, int]
-    """Account -> number of requests in progress, counted by the registry before it was restarted."""
+    charges: "dict[int, Charge]"
+    """Of the requests in progress that the registry has counted before, by the request id of their Begin."""
+
+
+class Charge(msgspec.Struct):
+    """What a request in progress holds of its caller's budget."""
+
+    account: str
+    taken: int = 0
+    """Tokens."""
 
 
 class ModelLoad(msgspec.Struct, frozen=True):
@@ -56,7 +64,7 @@ class Loads(msgspec.Struct, frozen=True, tag="loads"):
 
 
 class Store(msgspec.Struct, frozen=True, tag="store"):
-    """Keep a concept. Answered by Done, once all other gateways know it."""
+    """Keep a concept. Answered by Done, once all gateways know it, or after a few seconds."""
 
     request_id: int
     name: str
@@ -65,7 +73,7 @@ class Store(msgspec.Struct, frozen=True, tag="store"):
 
 
 class Remove(msgspec.Struct, frozen=True, tag="remove"):
-    """Delete a concept. Answered by Done, once all other gateways know it."""
+    """Delete a concept. Answered by Done, once all gateways know it, or after a few seconds."""
 
     request_id: int
     concept: str
@@ -91,18 +99,18 @@ class Take(msgspec.Struct, frozen=True, tag="take"):
     """Take tokens for a request that has begun. Answered by Done."""
 
     request_id: int
-    account: str
+    charge: int
+    """The request id of its Begin."""
     tokens: int
-    held: int
-    """Tokens that the request has taken before."""
 
 
 class End(msgspec.Struct, frozen=True, tag="end"):
     """A request has ended. Not answered."""
 
-    account: str
-    unused: int
-    """Tokens that it has taken, less those that it has used."""
+    charge: int
+    """The request id of its Begin."""
+    used: int
+    """Tokens."""
 
 
 class PutDirection(msgspec.Struct, frozen=True, tag="put_direction"):

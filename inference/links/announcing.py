@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -32,7 +33,8 @@ class Announcer:
 
     def __init__(self, announcement: Announcement) -> None:
         self._announcement = announcement
-        self._leaving = threading.Event()
+        self._leaving = False
+        self._identity = uuid.uuid4().bytes
         self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
         self._unheard = 0
 
@@ -41,12 +43,12 @@ class Announcer:
 
     def leave(self) -> None:
         """The worker takes no new requests. Returns at once, and may be called in a signal handler."""
-        self._leaving.set()
+        self._leaving = True
 
     def _run(self) -> None:
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             self._connect(socket)
-            while not self._leaving.is_set():
+            while not self._leaving:
                 self._pulse(socket)
                 self._hear(socket)
             self._send(socket, Withdraw())
@@ -54,6 +56,7 @@ class Announcer:
     def _connect(self, socket: zmq.Socket[bytes]) -> None:
         socket.linger = 1000
         socket.ipv6 = True
+        socket.identity = self._identity
         socket.immediate = True  # nothing waits for a later connection
         socket.heartbeat_ivl = round(PULSE_SECONDS * 1000)
         socket.heartbeat_timeout = round(SILENT_SECONDS * 1000)
@@ -77,7 +80,7 @@ class Announcer:
         for _ in range(round(PULSE_SECONDS * 10)):
             while socket.poll(100):
                 self._take(socket.recv())
-            if self._leaving.is_set():
+            if self._leaving:
                 return
 
     def _take(self, frame: bytes) -> None:

@@ -144,7 +144,7 @@ def test_another_key_or_version_is_refused_in_one_line(cluster: Cluster, tmp_pat
         text=True,
     )
     assert refused.stderr is not None
-    assert "server and worker need the same worker key" in refused.stderr.readline()
+    assert "both sides need the same worker key" in refused.stderr.readline()
     refused.terminate()
     refused.wait(30)
     refused.stderr.close()

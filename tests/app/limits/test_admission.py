@@ -193,9 +193,9 @@ async def test_a_request_above_one_minutes_tokens_leaves_the_bucket_in_debt(
 async def test_a_changed_limit_applies_to_the_next_request(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
     old = await enter(admission, engine, token(tokens_per_minute=10), prompt=5, answer=5)
-    new = await enter(admission, engine, token(tokens_per_minute=100), prompt=50, answer=50)
+    new = await enter(admission, engine, token(tokens_per_minute=100), prompt=40, answer=50)
     old.end(tokens=10)
-    new.end(tokens=100)
+    new.end(tokens=90)
     with pytest.raises(RateLimited):
         await enter(admission, engine, token(tokens_per_minute=100), prompt=1, answer=1)
     await enter(admission, engine, token(), prompt=1000, answer=1000)

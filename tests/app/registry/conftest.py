@@ -6,13 +6,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zmq
 
 from app import __version__
 from app.concepts.concept import Concept, Example
+from app.concepts.vectors.imported import ServedModel, bind
 from app.registry.client import RegistryClient
 from app.registry.server import Registry, listening
+from inference.interface.concepts import GivenVectors
 from inference.interface.registry import ModelLoad
 from inference.interface.worker_key import WorkerKey
 
@@ -140,3 +143,9 @@ def concept(name: str = "kind", text: str = "kind words") -> Concept:
 
 def new_key() -> WorkerKey:
     return WorkerKey(*zmq.curve_keypair())
+
+
+def imported_concept() -> Concept:
+    given = GivenVectors((1, 2), np.ones((2, 8), "<f4").tobytes())
+    vectors = bind(given, ServedModel("m", "5f" * 32, hidden_size=8, num_layers=4), "")
+    return Concept("_worker/vectors", "", (), 7, vectors=vectors)

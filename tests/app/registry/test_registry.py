@@ -10,11 +10,12 @@ import zmq
 import zmq.asyncio
 
 from app import __version__
-from app.concepts.store import ConceptStore, decode
+from app.concepts.store import ConceptStore, decode, encode, file_name
 from app.errors import ApiError, ErrorCode, RateLimited, StartError
 from app.registry import client as client_module
 from app.registry import shared_accounts
 from app.registry.client import RegistryClient, connecting, status
+from app.registry.pending import WAIT_SECONDS
 from app.registry.server import listening
 from app.registry.shared_accounts import SharedAccounts
 from app.registry.shared_concepts import SharedStorage
@@ -24,7 +25,15 @@ from inference.interface import registry as protocol
 from inference.interface.concepts import DirectionResult
 from inference.interface.registry import Announce, Heard, Loads, ModelLoad, Refused, Withdraw
 from tests.app.fakes import model_info
-from tests.app.registry.conftest import RunningRegistry, concept, joining, new_key, until, until_async
+from tests.app.registry.conftest import (
+    RunningRegistry,
+    concept,
+    imported_concept,
+    joining,
+    new_key,
+    until,
+    until_async,
+)
 
 Clients = tuple[RegistryClient, RegistryClient]
 DIGEST = "ab" * 32
@@ -38,9 +47,10 @@ async def test_once_a_concept_is_stored_the_other_server_knows_it(clients: Clien
     first, second = clients
     await storage(first).write(concept())
     assert decode("kind.json", second.listener.files["kind.json"]) == concept()  # type: ignore[union-attr]
-    assert first.listener.files == {}, "it is not told what it has stored itself"  # type: ignore[union-attr]
+    assert first.listener.files == second.listener.files, "in the same order"  # type: ignore[union-attr]
     await storage(second).remove(concept())
-    assert first.listener.removed_ids == ["_worker/kind"]  # type: ignore[union-attr]
+    for client in clients:
+        assert client.listener.removed_ids == ["_worker/kind"]  # type: ignore[union-attr]
 
 
 async def test_a_name_belongs_to_the_first_content(clients: Clients) -> None:
@@ -56,7 +66,7 @@ async def test_a_name_belongs_to_the_first_content(clients: Clients) -> None:
 async def test_a_file_that_is_no_concept_is_refused(clients: Clients) -> None:
     for name, content in (("kind.json", b"{}"), ("../x.json", b""), ("kind.safetensors", b"\0" * 9)):
         with pytest.raises(ApiError) as refused:
-            await clients[0].ask(lambda number, n=name, c=content: protocol.Store(number, n, c))
+            await clients[0].ask(protocol.Store(clients[0].new_id(), name, content))
         assert refused.value.code is ErrorCode.INVALID_REQUEST
 
 
@@ -313,3 +323,106 @@ def test_an_address_in_use_is_one_line(registry: RunningRegistry) -> None:
             listening(f"tcp://127.0.0.1:{port}", None),
         ):
             pass
+
+
+async def test_a_late_answer_locks_nobody_out(
+    registry: RunningRegistry, clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry counts requests for which nobody waits any more. When the server joins again, they end."""
+    monkeypatch.setattr(shared_accounts, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(client_module, "_ANSWER_SECONDS", 0.3)
+    first, second = map(accounts, clients)
+    with registry.hanging():
+        charges = [await first.begin(TOKEN, False) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        assert not clients[0].joined
+    for charge in charges:
+        charge.end(used=0)
+    await until(lambda: clients[0].joined)
+    held = [await second.begin(TOKEN, False) for _ in range(2)]
+    await held[0].take(600)
+
+
+async def test_tokens_that_were_taken_too_late_are_counted_once(
+    registry: RunningRegistry, clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_accounts, "_PATIENCE_SECONDS", 0.1)
+    charge = await accounts(clients[0]).begin(TOKEN, False)
+    with registry.hanging():
+        await charge.take(400)
+    charge.end(used=100)
+    await status(registry.address, None)
+    await (await accounts(clients[1]).begin(TOKEN, False)).take(500)
+
+
+async def test_all_servers_hear_of_changes_in_the_same_order(clients: Clients) -> None:
+    """Also the one that has asked for them: else its own change could undo a later one."""
+    first, second = clients
+    for client in (first, second, first):
+        await storage(client).write(concept())
+        await storage(second).remove(concept())
+    assert first.listener.removed_ids == second.listener.removed_ids == ["_worker/kind"] * 3  # type: ignore[union-attr]
+
+
+async def test_what_is_broken_on_the_disk_does_not_end_the_registry(
+    registry: RunningRegistry, tmp_path: Path
+) -> None:
+    async with joining(registry) as first:
+        await storage(first).write(concept())
+        registry.stop()
+        await until(lambda: not first.joined)
+        concepts = tmp_path / "registry" / "concepts"
+        whole = imported_concept()
+        (concepts / file_name(whole)).write_bytes(encode(whole)[:-4])
+        (tmp_path / "registry" / "budgets.json").write_text("{")
+        registry.start()
+        await until(lambda: first.joined)
+        assert first.listener.ids == ["_worker/kind"]  # type: ignore[union-attr]
+
+
+async def test_imported_vectors_travel(clients: Clients) -> None:
+    whole = imported_concept()
+    await storage(clients[0]).write(whole)
+    name = file_name(whole)
+    found = decode(name, clients[1].listener.files[name])  # type: ignore[union-attr]
+    assert found.vectors is not None
+    assert whole.vectors is not None
+    assert found.vectors.read_values() == whole.vectors.read_values()
+    assert found.digest == whole.digest
+
+
+async def test_an_odd_message_does_not_end_the_registry(registry: RunningRegistry) -> None:
+    async with connecting(registry.address, None, b"member") as (socket, _):
+        await socket.poll(1000, zmq.POLLOUT)
+        await socket.send_multipart([b"", b"two frames"])
+        assert isinstance(protocol.decode_answer(await asyncio.wait_for(socket.recv(), 5)), Refused)
+    async with joining(registry):
+        pass
+
+
+async def test_an_address_belongs_to_the_worker_that_has_announced_it_last(registry: RunningRegistry) -> None:
+    async with (
+        connecting(registry.address, None, b"old") as (old, _),
+        connecting(registry.address, None, b"new") as (new, _),
+    ):
+        for socket, model in ((old, "a"), (new, "b")):
+            await socket.poll(1000, zmq.POLLOUT)
+            assert await send(socket, Announce(__version__, model, "tcp://host:1")) == Heard()
+        assert (await status(registry.address, None)).workers == {"b": ["tcp://host:1"]}
+
+
+async def test_the_connection_goes_on_after_a_listener_has_failed(
+    registry: RunningRegistry, clients: Clients, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = clients
+
+    async def fail(name: str, content: bytes) -> None:
+        raise RuntimeError("out of memory")
+
+    second.listener.stored = fail  # type: ignore[union-attr,method-assign]
+    writing = asyncio.create_task(storage(first).write(concept()))
+    await until(lambda: "has failed" in caplog.text)
+    registry.clock.now += WAIT_SECONDS
+    await writing
+    del second.listener.stored  # type: ignore[union-attr]
+    await until(lambda: second.joined and "kind.json" in second.listener.files)  # type: ignore[union-attr]
