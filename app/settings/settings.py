@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.settings.access import AuthSettings
+from app.settings.cluster import ClusterSettings
 from app.settings.limits import ApiSettings, LimitSettings
 from app.settings.model import EngineSettings, ModelSettings, ServedModelSettings, with_defaults
 from app.settings.section import check_different
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     set is as in the section `engine`. Empty: the server serves `model`."""
     worker_key: Annotated[str | None, Field(validate_default=True)] = None
     """Path of the key that the server shares with workers at `tcp://`. `tiller worker new-key` makes one."""
+    cluster: ClusterSettings = ClusterSettings()
     api: ApiSettings = ApiSettings()
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
