@@ -55,9 +55,9 @@ def next_changes(members: Sequence[Member], count: int, digest: str) -> Changes:
     stop = _surplus(current, count)
     stop += [each for each in outdated if each.failed]
     working = [each for each in outdated if not each.failed]
-    if working and not stopping and all(each.serving for each in current):
+    missing = max(0, count - len(members)) if len(current) < count else 0
+    if working and not stopping and not missing and all(each.serving for each in current):
         stop.append(max(working, key=lambda each: each.name.number))
-    missing = count - len(members) if len(current) < count else 0
     return Changes(_free_numbers(members, missing), [each.name for each in stop])
 
 

@@ -9,7 +9,7 @@ import msgspec
 from app import __version__
 from app.cluster.errors import ClusterError
 from app.cluster.files import Luggage
-from app.cluster.structures import ModelPlan, Plan, Resources, Task
+from app.cluster.structures import ModelPlan, Plan, Resources, Task, pack, unpack
 from app.settings import ServedModelSettings, Settings
 from inference.interface.config import ConfigError
 from inference.interface.worker_key import read_key
@@ -66,7 +66,8 @@ def refuse_other_settings(settings: Settings) -> None:
 def digest_of(task: Task) -> str:
     """Equal for tasks whose processes need not be replaced by each other."""
     # JSON in a fixed order: dictionaries with the same entries may have different orders.
-    content = msgspec.json.encode(msgspec.to_builtins(task), order="deterministic")
+    # Decoded, so that 1 and 1.0 are the same: Ray and the disk have carried some tasks, and others not.
+    content = msgspec.json.encode(unpack(pack(task), Task), order="deterministic")
     return hashlib.sha256(content).hexdigest()[:12]
 
 

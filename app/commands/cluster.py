@@ -64,7 +64,7 @@ def node(
 ) -> None:
     """Make this host a node of a Ray cluster, with token authentication, until a signal ends it.
 
-    The head node makes the token if there is none: copy ~/.ray/auth_token to the other hosts before they join.
+    The head node makes the token if there is none: copy ~/.ray/auth_token to the other hosts.
     Further options go to `ray start`, such as --num-gpus or --node-ip-address.
     """
     with exit_on_errors(ClusterError):
@@ -88,11 +88,11 @@ def up(
     the configuration is wrong.
     """
     with _connected(config, address, for_servers=True) as settings:
-        nodes = living_nodes()
-        head = next((each.host for each in nodes if each.is_head), None)
+        present = living_nodes()
+        head = next((each.host for each in present if each.is_head), None)
         if head is None:
             raise CommandError("the Ray cluster has no head node")
-        plan = make_plan(settings, head, any(each.gpus for each in nodes))
+        plan = make_plan(settings, head, any(each.gpus for each in present))
         controller = ControllerHandle()
         controller.create(_controller_directory(settings), __version__)
         controller.call("apply", pack(plan), seconds=60)
@@ -203,7 +203,7 @@ def _faults(found: ClusterStatus) -> Iterator[str]:
 
 
 def _drain(controller: ControllerHandle, actors: RayActors, seconds: float) -> None:
-    """Waits until all processes have ended, for not too long. A controller that fails is no reason to go on."""
+    """Lets the controller end all processes. Returns early if it cannot."""
     deadline = time.monotonic() + 2 * seconds + _STOP_SECONDS  # gateways first, then workers
     try:
         controller.call("shut_down")
