@@ -11,6 +11,7 @@ from app.commands.cluster import cluster_commands
 from app.commands.concept import concept_commands
 from app.commands.doctor.command import doctor
 from app.commands.health import health
+from app.commands.registry import registry_commands
 from app.commands.serve import serve
 from app.commands.worker import worker_commands
 
@@ -31,6 +32,7 @@ def build_commands() -> typer.Typer:
     tiller.add_typer(access_token_commands(), name="token")
     tiller.add_typer(concept_commands(), name="concept")
     tiller.add_typer(worker_commands(), name="worker")
+    tiller.add_typer(registry_commands(), name="registry")
     tiller.add_typer(cluster_commands(), name="cluster")
     tiller.command("bench")(bench)
     return tiller

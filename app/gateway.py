@@ -6,11 +6,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app import __version__
-from app.concepts.registry import Concepts
+from app.concepts.concepts import Concepts
 from app.limits.admission import AdmissionController
 from app.models.loading import load_model
 from app.models.model import Model
 from app.models.models import Models
+from app.registry.client import RegistryClient
 from app.settings import ServedModelSettings, Settings
 from app.telemetry.metrics import Metrics
 from app.workers.engine import Engine
@@ -23,6 +24,8 @@ class Gateway:
     admission: AdmissionController
     concepts: Concepts
     metrics: Metrics
+    registry: RegistryClient | None = None
+    """What this server shares with others. None: it is alone."""
 
     def load(self, settings: ServedModelSettings, engine: Engine) -> Model:
         """Builds a model for an engine that has started. Changes nothing. Can take seconds. Thread-safe.

@@ -10,7 +10,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.concepts.registry import Concepts
+from app.concepts.concepts import Concepts
+from app.concepts.storage import LocalStorage
 from app.concepts.store import ConceptStore
 from app.errors import ApiError, ErrorCode, shorten
 from app.gateway import Gateway
@@ -20,9 +21,13 @@ from app.http.errors import ErrorResponse, for_caller
 from app.http.middleware import AnswerHead, LimitBody, Observe
 from app.http.openapi import build_openapi
 from app.limits.access_tokens import load_access_tokens
+from app.limits.accounts import LocalAccounts
 from app.limits.admission import AdmissionController
 from app.models.model import Model
 from app.models.models import Models
+from app.registry.building import build_client
+from app.registry.shared_accounts import SharedAccounts
+from app.registry.shared_concepts import ConceptListener, SharedStorage
 from app.routes.concept_vectors import IMPORT_PATH
 from app.routes.table import ROUTERS, methods_of, route_of
 from app.schemas.faults import invalid_request
@@ -101,13 +106,32 @@ def _build_gateway(settings: Settings) -> Gateway:
     metrics = Metrics()
     models = Models([model.name for model in settings.served_models])
     metrics.watch(lambda: models.workers)
+    if settings.registry is not None:
+        return _build_sharing(settings, models, metrics)
     store = ConceptStore(settings.shipped_concepts, settings.created_concepts)
     return Gateway(
         settings=settings,
         models=models,
-        admission=AdmissionController(lambda: models.engines, settings.limits),
-        concepts=Concepts(store, metrics, settings.limits),
+        admission=AdmissionController(lambda: models.engines, LocalAccounts(settings.limits)),
+        concepts=Concepts(LocalStorage(store), metrics, settings.limits),
         metrics=metrics,
+    )
+
+
+def _build_sharing(settings: Settings, models: Models, metrics: Metrics) -> Gateway:
+    """A gateway that shares limits and concepts with others. Raises StartError."""
+    client = build_client(settings, lambda: models.workers)
+    storage = SharedStorage(client, ConceptStore(settings.shipped_concepts))
+    accounts = SharedAccounts(client, settings.limits)
+    concepts = Concepts(storage, metrics, settings.limits)
+    client.listener = ConceptListener(concepts)
+    return Gateway(
+        settings=settings,
+        models=models,
+        admission=AdmissionController(lambda: models.engines, accounts),
+        concepts=concepts,
+        metrics=metrics,
+        registry=client,
     )
 
 

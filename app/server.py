@@ -69,6 +69,8 @@ async def _serve(
     _at_signals(_current_task().cancel)
     app = create_app(settings, {}, observers)
     gateway: Gateway = app.state.gateway
+    if gateway.registry:
+        gateway.registry.url = _url(settings, listener)
     async with run_models(gateway, _has_terminal(settings)) as models:
         app.openapi()  # builds the document and caches it, so that no request has to wait for it
         config = configure(app, settings.server, tls, [*observers, log_request])
@@ -252,12 +254,16 @@ def _notice_lost_clients(listener: socket.socket, seconds: float) -> None:
             listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+def _url(settings: Settings, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if settings.server.tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
 def _welcome(gateway: Gateway, listener: socket.socket, loading: list[str]) -> None:
     """Prints the URL and, if a model can chat, a command to try. With JSON logs, it writes a log line."""
     settings = gateway.settings
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if settings.server.tls else "http"
-    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    url = _url(settings, listener)
     names = ", ".join(model.name for model in gateway.models.loaded)
     if settings.log.format == "json":
         _log.info("serving %(model)s at %(url)s", {"model": names, "url": url})

@@ -9,10 +9,11 @@ from anyio import to_thread
 
 from app.errors import StartError
 from app.gateway import Gateway
+from app.registry.building import read_worker_key
+from app.registry.discovery import registered_workers
 from app.settings import ServedModelSettings
-from app.workers.replicas import RunningEngine, connect_workers, run_replicas
-from inference.interface.config import ConfigError
-from inference.interface.worker_key import read_key
+from app.workers.replicas import RunningEngine
+from app.workers.starting import connect_workers, run_replicas
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +28,15 @@ async def run_models(gateway: Gateway, bars: bool) -> AsyncIterator["RunningMode
     `bars`: a single model draws progress bars. Raises StartError if no model can be loaded.
     """
     models = RunningModels(gateway, bars)
+    registry = asyncio.create_task(gateway.registry.run()) if gateway.registry else None
     try:
         await models.start()
         yield models
     finally:
         await models.stop()
+        if registry is not None:
+            registry.cancel()
+            await asyncio.gather(registry, return_exceptions=True)
 
 
 class RunningModels:
@@ -122,11 +127,11 @@ class _RunningModel:
 
     def _workers(self) -> AbstractAsyncContextManager[RunningEngine]:
         """Those that run already, or new ones."""
-        settings = self._gateway.settings
-        if not self._settings.workers:
+        settings, addresses = self._gateway.settings, self._settings.workers
+        registry = self._gateway.registry
+        if registry is None and not addresses:
             return run_replicas(settings.engine_config(self._settings, bars=self._bars))
-        try:
-            key = read_key(settings.worker_key_file) if settings.worker_key_file else None
-        except ConfigError as error:
-            raise StartError(str(error)) from None
-        return connect_workers(self._settings.workers, key, settings.cache)
+        key = read_worker_key(settings)
+        if registry is None:
+            return connect_workers(addresses, key, settings.cache)
+        return registered_workers(registry, self.name, addresses, key, settings.cache)

@@ -19,10 +19,12 @@ from inference.engine import Engine
 from inference.heartbeat import Heartbeat
 from inference.interface import text_files
 from inference.interface.config import ConfigError, StandingConfig
+from inference.interface.curve import accepting_only
 from inference.interface.logs import set_up_logging
 from inference.interface.protocol import SILENT_SECONDS, ModelInfo, Started
+from inference.interface.registry import Announce
 from inference.interface.worker_key import read_key
-from inference.links.curve import accepting_only
+from inference.links.announcing import Announcement, Announcer
 from inference.links.gateways import GatewayLinks
 from inference.process import exit_at_once, hide_progress_bars, one_line
 from inference.worker_loop import WorkerLoop, serve
@@ -81,13 +83,31 @@ def _start(config: StandingConfig, socket: zmq.Socket[bytes]) -> int:
     """Serves until a signal ends it. Raises the errors of `build_engine`. Returns the exit status."""
     engine, info = build_engine(config.engine)
     loop = WorkerLoop(engine, _link(config, socket, engine, info))
+    announcer = _announcer(config)
+
+    def stop(*_: object) -> None:
+        loop.stop(config.drain_seconds)
+        if announcer is not None:
+            announcer.leave()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: loop.stop(config.drain_seconds))
+        signal.signal(number, stop)
     heartbeat = Heartbeat(os.open(os.devnull, os.O_WRONLY))  # only to end a step that hangs
     heartbeat.start()
     heartbeat.watch(engine.watch)
     _log.info("the worker serves at %s", config.endpoint)
+    if announcer is not None:
+        announcer.start()
     return serve(engine, loop)
+
+
+def _announcer(config: StandingConfig) -> Announcer | None:
+    if config.registry is None:
+        return None
+    is_open = config.key_file is None or config.registry.startswith("ipc:")
+    key = None if is_open else read_key(Path(config.key_file or ""))
+    announce = Announce(config.version, config.model, config.advertised)
+    return Announcer(Announcement(config.registry, key, announce))
 
 
 def _link(config: StandingConfig, socket: zmq.Socket[bytes], engine: Engine, info: ModelInfo) -> GatewayLinks:

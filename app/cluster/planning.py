@@ -56,6 +56,8 @@ def refuse_other_settings(settings: Settings) -> None:
         raise ClusterError(str(error)) from None
     if settings.server.port == 0:
         raise ClusterError("server.port must be set for a cluster, because gateways use the ports from it on")
+    if settings.registry is not None:
+        raise ClusterError("registry must not be set; the cluster starts one itself")
     for model in settings.served_models:
         if model.workers:
             raise ClusterError(f"{model.name}: workers must not be set; the cluster starts them itself")

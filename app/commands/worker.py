@@ -37,20 +37,32 @@ def serve(
     model: Annotated[
         str | None, typer.Option(help="Name of the model. Default: the only one in the configuration.")
     ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="The address to announce at the registry, if servers reach the worker at another one.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Configuration file (YAML), the same as for `tiller serve`.")
     ] = None,
 ) -> None:
     """Run a worker that serves one model to any number of servers.
 
-    A server uses it if the model's setting `workers` names its address. At tcp://, both need the same
-    `worker_key`.
+    A server uses it if the model's setting `workers` names its address, or if both have the same setting
+    `registry`. At tcp://, all need the same `worker_key`.
     """
     with exit_on_errors(StartError, ConfigError):
         with exit_on_errors(SettingsError, status=MISUSED):
             settings = read_settings(default_config(config))
             served = _chosen(settings, model)
             refuse_missing_source(served, served.name)
+        advertised = advertise or listen
+        if settings.registry and _is_for_all_interfaces(advertised):
+            raise CommandError(
+                f"--advertise must say at which address servers reach the worker: {advertised} is none"
+            )
         key_file = settings.worker_key_file
         if key_file is not None:
             read_key(key_file)
@@ -62,7 +74,8 @@ def serve(
         engine = settings.alone(served).engine_config(served)
         drain_seconds = settings.server.drain_seconds
         key = str(key_file) if key_file and not listen.startswith("ipc:") else None
-        _become(StandingConfig(engine, listen, __version__, key, drain_seconds))
+        registry = (settings.registry, served.name, advertised)
+        _become(StandingConfig(engine, listen, __version__, key, drain_seconds, *registry))
 
 
 def new_key(file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")]) -> None:
@@ -85,6 +98,10 @@ def _chosen(settings: Settings, name: str | None) -> ServedModelSettings:
         what = "--model must name one of several models" if name is None else f"there is no model {name}"
         raise CommandError(f"{what}; there are: {', '.join(models)}")
     return models[name]
+
+
+def _is_for_all_interfaces(address: str) -> bool:
+    return address.startswith(("tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:"))
 
 
 def _become(config: StandingConfig) -> None:

@@ -1,4 +1,4 @@
-"""A served model, as the registry of concepts sees it."""
+"""A served model, as far as its steering concepts are concerned."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -28,8 +28,8 @@ class ConceptStore:
     only reads and writes files. The caller keeps the list of concepts.
     """
 
-    def __init__(self, shipped: Path, created: Path) -> None:
-        """Either directory may be missing."""
+    def __init__(self, shipped: Path | None = None, created: Path | None = None) -> None:
+        """Either directory may be missing. None: there are no such concepts."""
         self._shipped = shipped
         self._created = created
         self.problems: list[ConceptProblem] = []
@@ -53,7 +53,7 @@ class ConceptStore:
 
     def write(self, concept: Concept) -> None:
         """Writes a concept's file, which then survives a loss of power. On OSError no new file is left."""
-        target, content = self._file(concept), _encode(concept)
+        target, content = self._file(concept), encode(concept)
         try:
             write_atomically(target, content)
         except BaseException:
@@ -68,20 +68,22 @@ class ConceptStore:
         with suppress(FileNotFoundError):
             self._file(concept).unlink()
         with suppress(FileNotFoundError):
-            sync_directory(self._created)
+            sync_directory(self._file(concept).parent)
 
     def _file(self, concept: Concept) -> Path:
-        suffix = stored_file.SUFFIX if concept.vectors else ".json"
-        return self._created / (concept.id.removeprefix(ID_PREFIX) + suffix)
+        assert self._created is not None  # noqa: S101 - for the type checker: somebody creates concepts
+        return self._created / file_name(concept)
 
     def _clean_up(self) -> None:
         """Deletes temporary files that a killed process has left."""
         with suppress(OSError):
-            for file in self._created.glob(TEMPORARY):
+            for file in self._created.glob(TEMPORARY) if self._created else ():
                 file.unlink()
 
-    def _read(self, directory: Path, suffix: str, read: Callable[[Path], Concept]) -> Iterator[Concept]:
-        for file in self._files(directory, suffix):
+    def _read(
+        self, directory: Path | None, suffix: str, read: Callable[[Path], Concept]
+    ) -> Iterator[Concept]:
+        for file in self._files(directory, suffix) if directory else ():
             try:
                 yield read(file)
             except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.MsgspecError) as error:
@@ -101,6 +103,34 @@ class ConceptStore:
         name = os.fsencode(file).decode(errors="replace")
         _log.warning("concept file %s is left out: %s", name, reason)
         self.problems.append(ConceptProblem(name, reason))
+
+
+def file_name(concept: Concept) -> str:
+    """Of a created concept."""
+    suffix = stored_file.SUFFIX if concept.vectors else ".json"
+    return concept.id.removeprefix(ID_PREFIX) + suffix
+
+
+def encode(concept: Concept) -> bytes:
+    """The content of a created concept's file."""
+    facts = (concept.id.removeprefix(ID_PREFIX), concept.description, concept.created, concept.examples)
+    if concept.vectors is None:
+        return msgspec.json.encode(_CreatedFile(*facts))
+    record = concept.vectors.record
+    content = msgspec.json.encode(_ImportedRecord(*facts, record))
+    return stored_file.encode(content, concept.vectors.read_values(), len(record.given.blocks))
+
+
+def decode(name: str, content: bytes) -> Concept:
+    """A created concept from the name and the content of its file. Raises ValueError."""
+    try:
+        if name.endswith(stored_file.SUFFIX):
+            return _imported(
+                Path(name), stored_file.record_of(content), lambda: stored_file.values_of(content)
+            )
+        return _created(Path(name), content)
+    except (RecursionError, msgspec.MsgspecError) as error:
+        raise ValueError(_explain(error)) from None
 
 
 class _ShippedFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -129,15 +159,23 @@ def _read_shipped(path: Path) -> Concept:
 
 
 def _read_created(path: Path) -> Concept:
-    file = msgspec.json.decode(_read_bytes(path), type=_CreatedFile)
+    return _created(path, _read_bytes(path))
+
+
+def _created(path: Path, content: bytes) -> Concept:
+    file = msgspec.json.decode(content, type=_CreatedFile)
     return _checked(path, Concept(ID_PREFIX + file.name, file.description, file.examples, file.created))
 
 
 def _read_imported(path: Path) -> Concept:
     _check_regular(path)
-    file = msgspec.json.decode(stored_file.read_record(path), type=_ImportedRecord)
+    return _imported(path, stored_file.read_record(path), lambda: stored_file.values_of(path.read_bytes()))
+
+
+def _imported(path: Path, record: str, read_values: Callable[[], bytes]) -> Concept:
+    file = msgspec.json.decode(record, type=_ImportedRecord)
     examples_digest = digest_of(file.examples) if file.examples else ""
-    vectors = ImportedVectors(file.vectors, lambda: stored_file.read_values(path), examples_digest)
+    vectors = ImportedVectors(file.vectors, read_values, examples_digest)
     concept = Concept(ID_PREFIX + file.name, file.description, file.examples, file.created, vectors=vectors)
     return _checked(path, concept)
 
@@ -150,16 +188,6 @@ def _read_bytes(path: Path) -> bytes:
 def _check_regular(path: Path) -> None:
     if path.exists() and not path.is_file():  # opening a pipe would block forever
         raise ValueError("is not a regular file")
-
-
-def _encode(concept: Concept) -> bytes:
-    name = concept.id.removeprefix(ID_PREFIX)
-    facts = (name, concept.description, concept.created, concept.examples)
-    if concept.vectors is None:
-        return msgspec.json.encode(_CreatedFile(*facts))
-    record = concept.vectors.record
-    content = msgspec.json.encode(_ImportedRecord(*facts, record))
-    return stored_file.encode(content, concept.vectors.read_values(), len(record.given.blocks))
 
 
 def _checked(path: Path, concept: Concept) -> Concept:

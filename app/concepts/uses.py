@@ -25,6 +25,11 @@ def deleted(concept: Concept) -> ApiError:
     return ApiError(ErrorCode.CONFLICT, f"{concept.id} was deleted while it was being created")
 
 
+def taken(concept: Concept) -> ApiError:
+    message = f"{concept.id} already exists with other examples or vectors"
+    return ApiError(ErrorCode.CONFLICT, message, "name")
+
+
 def unusable(use: UsedConcept, error: ApiError) -> ApiError:
     if error.code is ErrorCode.UNKNOWN_STEERING_CONCEPT:
         return unknown(use.concept.id, use.param)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.concepts.registry import Concepts
+from app.concepts.concepts import Concepts
 from app.concepts.uses import UsedConcept
 from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
 from app.gateway import Gateway, GatewayDep
@@ -60,7 +60,7 @@ async def create_chat_completion(request: Request, gateway: GatewayDep, nice: Ni
     that, the last event is the error, and no `[DONE]` follows.
     """
     observation: Observation = request.state.observation
-    admitted = gateway.admission.admit(caller_of(request), nice, request.state.reservation)
+    admitted = await gateway.admission.admit(caller_of(request), nice, request.state.reservation)
     try:
         chat = await read_json(request, ChatRequest, gateway.settings)
         model = gateway.models.find(chat.model, caller_of(request))
@@ -107,7 +107,7 @@ async def _prepare(
         raise ApiError(ErrorCode.MISSING_CAPABILITY, message, "model")
     named = _NamedConcepts.find(gateway.concepts, chat)
     default_max_tokens = gateway.settings.limits.default_max_tokens
-    admitted.reserve(model.engine, chat.n, chat.token_limit or default_max_tokens)
+    await admitted.reserve(model.engine, chat.n, chat.token_limit or default_max_tokens)
     prompt = await _render(model.prompts, chat.messages)
     wanted = generation_request(
         chat,
@@ -119,7 +119,7 @@ async def _prepare(
         nice,
         default_max_tokens,
     )
-    admitted.reserve_prompt(len(prompt))
+    await admitted.reserve_prompt(len(prompt))
     return wanted, named
 
 

@@ -43,7 +43,7 @@ async def read_texts(request: Request, gateway: GatewayDep, given_id: GivenId) -
     - 503 `QUEUE_FULL`: too many readings are in progress.
     - 503 `UNAVAILABLE`: the engine is down or the server is stopping.
     """
-    with gateway.admission.track_request(caller_of(request)):
+    async with gateway.admission.track_request(caller_of(request)):
         wanted = await read_json(request, ReadRequest, gateway.settings)
         [used] = gateway.concepts.find([given_id], None)
         model = gateway.models.for_concept(used.concept, wanted.model, caller_of(request))

@@ -70,7 +70,7 @@ async def export_vectors(
     """
     if given_id == ID_PREFIX[:-1]:  # the path is that of a concept called "vectors"
         return await read_concept(request, gateway, f"{given_id}/vectors", model=model)
-    with gateway.admission.track_request(caller_of(request)):
+    async with gateway.admission.track_request(caller_of(request)):
         [used] = gateway.concepts.find([given_id], None)
         chosen = gateway.models.for_concept(used.concept, model, caller_of(request))
         result = await _export(gateway, chosen, used)
@@ -133,7 +133,7 @@ async def import_vectors(
     - 503 `QUEUE_FULL`: too many concepts are being created.
     - 503 `UNAVAILABLE`: the engine is down, or the concept cannot be stored.
     """
-    with gateway.admission.track_request(caller_of(request)):
+    async with gateway.admission.track_request(caller_of(request)):
         content = await read_file(request)
         models = gateway.models.chosen(model, caller_of(request))
         served = [each.steering.identity for each in models]

@@ -70,7 +70,7 @@ async def create_concept(request: Request, gateway: GatewayDep) -> Response:
     - 503 `UNAVAILABLE`: the engine is down, a model that may be able to use the concept is not loaded yet, or
       the concept cannot be stored.
     """
-    with gateway.admission.track_request(caller_of(request)):
+    async with gateway.admission.track_request(caller_of(request)):
         wanted = await read_json(request, ConceptRequest, gateway.settings)
         models = [each.steering for each in gateway.models.chosen(wanted.model, caller_of(request))]
         try:

@@ -11,7 +11,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.settings.access import AuthSettings
 from app.settings.cluster import ClusterSettings
 from app.settings.limits import ApiSettings, LimitSettings
-from app.settings.model import EngineSettings, ModelSettings, ServedModelSettings, with_defaults
+from app.settings.model import (
+    EngineSettings,
+    ModelSettings,
+    ServedModelSettings,
+    WorkerAddress,
+    with_defaults,
+)
 from app.settings.section import check_different
 from app.settings.server import ServerSettings
 from app.settings.steering import SteeringSettings
@@ -38,8 +44,13 @@ class Settings(BaseSettings):
     models: Annotated[tuple[ServedModelSettings, ...], AfterValidator(check_different("name"))] = ()
     """Several models. Each has the fields of `model`, and an `engine` of its own. What this engine does not
     set is as in the section `engine`. Empty: the server serves `model`."""
+    registry: WorkerAddress | None = None
+    """Where `tiller registry serve` listens: `tcp://HOST:PORT` or `ipc:///PATH`. The server then starts no
+    workers, but uses those that announce themselves there, and shares concepts and limits with other servers.
+    None: the server is alone."""
     worker_key: Annotated[str | None, Field(validate_default=True)] = None
-    """Path of the key that the server shares with workers at `tcp://`. `tiller worker new-key` makes one."""
+    """Path of the key that servers, workers and the registry share if they are at `tcp://`.
+    `tiller worker new-key` makes one."""
     cluster: ClusterSettings = ClusterSettings()
     api: ApiSettings = ApiSettings()
     limits: LimitSettings = LimitSettings()
@@ -76,11 +87,18 @@ class Settings(BaseSettings):
         addresses = [address for model in models for address in model.workers]
         if key is None and any(address.startswith("tcp:") for address in addresses):
             raise ValueError("must be set, because there are workers at tcp://")
+        if key is None and (info.data.get("registry") or "").startswith("tcp:"):
+            raise ValueError("must be set, because the registry is at tcp://")
         return key
 
     @property
     def worker_key_file(self) -> Path | None:
         return None if self.worker_key is None else Path(self.worker_key).expanduser()
+
+    @property
+    def registry_directory(self) -> Path:
+        """Where a registry keeps its files."""
+        return Path(self.data_directory).expanduser() / "registry"
 
     @property
     def cache(self) -> Path:

@@ -1,32 +1,28 @@
 """Combines several workers into one engine and routes requests. Knows no sockets and no processes."""
 
 import asyncio
+import itertools
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
+from hashlib import sha256
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode
 from app.telemetry.observation import WorkerState
-from app.workers.connection import StandingWorker
 from app.workers.engine import Engine, Generation
-from app.workers.supervisor import SameModel, SupervisedEngine, supervise
-from app.workers.text_file_cache import TextFileCache
 from inference.interface.concepts import (
     DirectionResult,
     TakeDirection,
     TrainConcept,
+    TrainingState,
     TrainingUpdate,
     VectorsResult,
 )
-from inference.interface.config import EngineConfig
-from inference.interface.processors import allowed_processors
 from inference.interface.protocol import ModelInfo
 from inference.interface.requests import GenerationRequest
-from inference.interface.worker_key import WorkerKey
 
 Answer = TypeVar("Answer")
 
@@ -52,6 +48,10 @@ class Replica(RunningEngine, Protocol):
     """The engine of one worker."""
 
     @property
+    def name(self) -> str:
+        """The same in all servers that use the worker."""
+
+    @property
     def started(self) -> bool:
         """Whether a worker has served, so that the model is known."""
 
@@ -69,49 +69,14 @@ class Replica(RunningEngine, Protocol):
         """Gives the worker a direction that another one has trained. Has no effect if it is down."""
 
 
-@asynccontextmanager
-async def run_replicas(config: EngineConfig) -> AsyncIterator[RunningEngine]:
-    """Starts `config.replicas` workers with the same model. Raises StartError if one cannot start."""
-    count = config.replicas
-    if count > 1 and config.threads is None:
-        threads = max(1, allowed_processors() // count)
-        config = msgspec.structs.replace(config, threads=threads)
-    async with AsyncExitStack() as stack:
-        # The first worker starts alone, because it may have to download the model.
-        first = await stack.enter_async_context(supervise(config))
-        same = msgspec.structs.replace(config, source=first.model.directory, log=config.log.without_bars())
-        others = [supervise(msgspec.structs.replace(same, replica=number)) for number in range(1, count)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                starting = [group.create_task(stack.enter_async_context(other)) for other in others]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        yield Replicas([first, *(task.result() for task in starting)]) if others else first
+class DirectionArchive(Protocol):
+    """Keeps the directions of trained concepts for workers that have lost them."""
 
+    async def get(self, model: ModelInfo, concept: str) -> TakeDirection | None:
+        """The direction of a concept on a model. None if the archive has none, or cannot be reached."""
 
-@asynccontextmanager
-async def connect_workers(
-    addresses: Sequence[str], key: WorkerKey | None, cache: Path
-) -> AsyncIterator[RunningEngine]:
-    """Connects to workers that were started on their own. Yields once one of them serves.
-
-    All must have the same model. Those that cannot be reached, or refuse this server, are tried again.
-    `key`: for those at tcp://. `cache`: the cache directory, for their tokenizers and chat templates.
-    """
-    same_model, files = SameModel(), TextFileCache(cache)
-    sources = [
-        StandingWorker(address, key if address.startswith("tcp:") else None, files) for address in addresses
-    ]
-    engines = [SupervisedEngine(source, same_model=same_model, patient=True) for source in sources]
-    running = [asyncio.create_task(engine.run()) for engine in engines]
-    serving = [asyncio.create_task(engine.wait_available()) for engine in engines]
-    try:
-        await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
-        yield Replicas(engines) if len(engines) > 1 else engines[0]
-    finally:
-        for task in (*running, *serving):
-            task.cancel()
-        await asyncio.wait(running)
+    async def put(self, model: ModelInfo, concept: str, direction: DirectionResult) -> None:
+        """Has no effect if the archive cannot be reached."""
 
 
 class Replicas:
@@ -120,25 +85,60 @@ class Replicas:
     A request goes to the worker that has computed the longest prefix of its prompt, unless this worker has
     many more requests than the least loaded worker. In that case, or if no worker has computed a prefix, the
     request goes to the least loaded worker. Workers that are down get no requests. One worker trains a
-    concept. The others load its direction from the cache directory when a request names the concept. A worker
-    that finds none there refuses the request. Then it gets the direction from a worker that has it.
+    concept; all servers choose the same one. The others load its direction from the cache directory when a
+    request names the concept. A worker that finds none there refuses the request. Then it gets the direction
+    from a worker that has it, or from the archive.
     """
 
-    def __init__(self, replicas: Sequence[Replica], max_remembered: int = 100_000) -> None:
+    def __init__(
+        self,
+        replicas: Iterable[Replica] = (),
+        archive: DirectionArchive | None = None,
+        max_remembered: int = 100_000,
+    ) -> None:
         """`max_remembered`: how many prompt prefixes to remember with their worker."""
         self._max_remembered = max_remembered
-        self._replicas = list(replicas)
+        self._archive = archive
+        self._numbers = itertools.count()
+        self._by_number: dict[int, Replica] = {}
+        self._model: ModelInfo | None = None
+        self._draining = False
+        self._grown = asyncio.Event()
+        """Set, and replaced, when there is another replica."""
         self._readers: OrderedDict[int, int] = OrderedDict()
-        """Hash of a prompt prefix -> index of the replica that has computed it most recently."""
+        """Hash of a prompt prefix -> number of the replica that has computed it most recently."""
+        for replica in replicas:
+            self.add(replica)
+
+    def add(self, replica: Replica) -> int:
+        """Uses another worker. Returns the number with which `remove` ends this."""
+        number = next(self._numbers)
+        self._by_number[number] = replica
+        self._announce()
+        return number
+
+    def remove(self, number: int) -> None:
+        """Asks a worker nothing more. Its current requests are not affected."""
+        del self._by_number[number]
+
+    @property
+    def _replicas(self) -> list[Replica]:
+        return list(self._by_number.values())
 
     @property
     def model(self) -> ModelInfo:
-        """The model, with the shortest context length of all replicas: any of them may get a request."""
+        """The model, with the shortest context length of all replicas: any of them may get a request.
+
+        The last one that was known, if there are no replicas. One must have started before.
+        """
         models = [replica.model for replica in self._replicas if replica.started]
-        shortest = min(models, key=lambda model: model.context_length)
-        return msgspec.structs.replace(
-            models[0], context_length=shortest.context_length, context_limit=shortest.context_limit
-        )
+        if models:
+            shortest = min(models, key=lambda model: model.context_length)
+            self._model = msgspec.structs.replace(
+                models[0], context_length=shortest.context_length, context_limit=shortest.context_limit
+            )
+        assert self._model is not None  # noqa: S101 - for the type checker: see above
+        return self._model
 
     @property
     def available(self) -> bool:
@@ -152,18 +152,33 @@ class Replicas:
 
     @property
     def workers(self) -> Sequence[WorkerState]:
-        return [worker for replica in self._replicas for worker in replica.workers]
+        """A single one that is down, if there are none."""
+        found = [worker for replica in self._replicas for worker in replica.workers]
+        return found or [WorkerState(up=False)]
 
     async def wait_available(self) -> None:
+        while not await self._wait_for_one():
+            pass
+
+    async def _wait_for_one(self) -> bool:
+        """Returns whether a replica is available. False: there is another replica, so wait again."""
+        if self._draining:
+            raise EngineUnavailable
         waiting = [asyncio.ensure_future(replica.wait_available()) for replica in self._replicas]
+        grown = asyncio.ensure_future(self._grown.wait())
         try:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            faults = [task.exception() for task in done]
-            if all(faults):
+            done, _ = await asyncio.wait({*waiting, grown}, return_when=asyncio.FIRST_COMPLETED)
+            faults = [task.exception() for task in done - {grown}]
+            if faults and all(faults):
                 raise EngineUnavailable
+            return bool(faults)
         finally:
-            for task in waiting:
+            for task in (*waiting, grown):
                 task.cancel()
+
+    def _announce(self) -> None:
+        self._grown.set()
+        self._grown = asyncio.Event()
 
     async def submit(self, request: GenerationRequest) -> Generation:
         """Tries the replicas in order. A refused request has had no effect, so the next one may take it."""
@@ -182,35 +197,49 @@ class Replicas:
         raise refusal
 
     async def _submit_to(self, number: int, request: GenerationRequest) -> Generation:
-        replica = self._replicas[number]
+        replica = self._by_number[number]
         try:
             return await replica.submit(request)
         except ApiError as error:
             if error.code is not ErrorCode.UNKNOWN_STEERING_CONCEPT:
                 raise
-            if not await self._bring(replica, request.concepts):
+            if not any([await self._bring(replica, concept) for concept in request.concepts]):
                 raise
         return await replica.submit(request)
 
-    async def _bring(self, replica: Replica, concepts: Iterable[str]) -> bool:
-        """Gives a worker the directions of these concepts that others have. Returns whether there was one."""
-        others = [other for other in self._replicas if other is not replica and other.available]
-        found = False
-        for concept in concepts:
-            for other in others:
+    async def _bring(self, replica: Replica, concept: str) -> bool:
+        """Gives a worker a direction that another one or the archive has. Returns whether there is one."""
+        for other in self._replicas:
+            if other is not replica and other.available:
                 with suppress(EngineUnavailable):
                     result = await other.direction(concept)
                     if result.content is not None:
                         replica.take_direction(TakeDirection(concept, result.content, result.calibration))
-                        found = True
-                        break
-        return found
+                        return True
+        archived = await self._archive.get(self.model, concept) if self._archive else None
+        if archived is not None:
+            replica.take_direction(archived)
+        return archived is not None
 
-    def train(self, command: TrainConcept) -> AsyncIterator[TrainingUpdate]:
-        replica = next((replica for replica in self._replicas if replica.available), None)
-        if replica is None:
+    async def train(self, command: TrainConcept) -> AsyncIterator[TrainingUpdate]:
+        replica = self._trainer(command.concept)
+        await self._bring(replica, command.concept)
+        async for update in replica.train(command):
+            yield update
+            if update.state is TrainingState.READY and self._archive:
+                with suppress(EngineUnavailable):
+                    direction = await replica.direction(command.concept)
+                    await self._archive.put(self.model, command.concept, direction)
+
+    def _trainer(self, concept: str) -> Replica:
+        """The available worker that trains a concept. Raises EngineUnavailable if there is none.
+
+        Servers that share workers choose the same one, without asking each other: rendezvous hashing.
+        """
+        available = [replica for replica in self._replicas if replica.available]
+        if not available:
             raise EngineUnavailable
-        return replica.train(command)
+        return max(available, key=lambda replica: sha256(f"{concept} {replica.name}".encode()).digest())
 
     def prioritize(self, concept: str) -> None:
         for replica in self._replicas:
@@ -231,7 +260,7 @@ class Replicas:
         refusal: ApiError = EngineUnavailable()
         for number in self._in_order([]):
             try:
-                return await ask(self._replicas[number])
+                return await ask(self._by_number[number])
             except ApiError as error:
                 if error.code not in _TRY_ANOTHER:
                     raise
@@ -239,12 +268,14 @@ class Replicas:
         raise refusal
 
     def drain(self, seconds: float) -> None:
+        self._draining = True
+        self._announce()
         for replica in self._replicas:
             replica.drain(seconds)
 
     def _in_order(self, prefixes: list[int]) -> list[int]:
-        """Indices of the available replicas, in the order in which to try them."""
-        loads = {n: replica.load for n, replica in enumerate(self._replicas) if replica.available}
+        """Numbers of the available replicas, in the order in which to try them."""
+        loads = {n: replica.load for n, replica in self._by_number.items() if replica.available}
         ordered = sorted(loads, key=loads.__getitem__)
         known = (self._readers[prefix] for prefix in reversed(prefixes) if prefix in self._readers)
         reader = next(known, None)

@@ -82,6 +82,15 @@ class SupervisedEngine:
         return self._model
 
     @property
+    def name(self) -> str:
+        return self._source.name
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a worker, even if it takes no new requests."""
+        return self._worker is not None
+
+    @property
     def started(self) -> bool:
         """Whether a worker has served, so that the model is known."""
         return self._model is not None

@@ -92,7 +92,7 @@ class InsideGeneration:
 
 @asynccontextmanager
 async def run_inside(model: ModelInfo, script: Script, pipe: Path) -> AsyncIterator[InsideEngine]:
-    """Takes the place of app.workers.replicas.run_replicas."""
+    """Takes the place of app.workers.starting.run_replicas."""
     engine = InsideEngine(model, script)
     steps = open_pipe(pipe)
 

@@ -14,14 +14,15 @@ from pathlib import Path
 import zmq
 
 from app import __version__
-from app.workers.replicas import RunningEngine, connect_workers
+from app.workers.replicas import RunningEngine
+from app.workers.starting import connect_workers
 from benchmarks.gateway.model import load_script, model_info
 from benchmarks.gateway.steps import open_pipe
 from benchmarks.gateway.worker import serve
 from inference.interface import text_files
+from inference.interface.curve import accepting_only
 from inference.interface.protocol import Started
 from inference.interface.worker_key import create_key, read_key
-from inference.links.curve import accepting_only
 from inference.links.gateways import GatewayLinks
 
 _CAPACITY = 100_000
@@ -29,7 +30,7 @@ _CAPACITY = 100_000
 
 @asynccontextmanager
 async def run_standing(directory: Path, pipe: Path) -> AsyncIterator[RunningEngine]:
-    """Starts such a worker, and connects to it. Takes the place of app.workers.replicas.run_replicas."""
+    """Starts such a worker, and connects to it. Takes the place of app.workers.starting.run_replicas."""
     with tempfile.TemporaryDirectory(prefix="tiller-bench-") as scratch:
         key = Path(scratch) / "key"
         create_key(key)

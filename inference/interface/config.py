@@ -110,3 +110,9 @@ class StandingConfig(msgspec.Struct, frozen=True):
     """The file of the worker key. None: without encryption, everybody who can connect is served."""
     drain_seconds: float = 5.0
     """How long the requests go on when a signal ends the worker."""
+    registry: str | None = None
+    """Where the worker announces itself. None: nowhere."""
+    model: str = ""
+    """The name of the model, for the registry."""
+    advertised: str = ""
+    """Where gateways reach the worker, for the registry."""

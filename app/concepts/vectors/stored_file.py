@@ -30,8 +30,13 @@ def read_record(path: Path) -> str:
         if length > min(MAX_HEADER_BYTES, os.fstat(file.fileno()).st_size):
             raise ValueError("has no valid header")
         start += file.read(length)
+    return record_of(start)
+
+
+def record_of(content: bytes) -> str:
+    """The record in a file's content. Its beginning is enough. Raises ValueError if there is none."""
     try:
-        metadata = read_metadata(start)
+        metadata = read_metadata(content)
     except InvalidRequest as error:
         raise ValueError(error.message) from None
     if metadata.get("format") != _FORMAT or "record" not in metadata:
@@ -39,7 +44,7 @@ def read_record(path: Path) -> str:
     return metadata["record"]
 
 
-def read_values(path: Path) -> bytes:
-    """Raises OSError or InvalidRequest."""
-    _, tensors = read_safetensors(path.read_bytes())
+def values_of(content: bytes) -> bytes:
+    """The values in a file's content. Raises InvalidRequest."""
+    _, tensors = read_safetensors(content)
     return next((bytes(tensor.data) for tensor in tensors if tensor.name == _VALUES), b"")

@@ -15,6 +15,7 @@ from app.http.auth import Authenticate
 from app.http.doorkeeper import Doorkeeper, ReserveCapacity, TakeTurns
 from app.http.middleware import LimitBody, Observe
 from app.limits.access_tokens import AccessTokenFile, AccessTokens
+from app.limits.accounts import LocalAccounts
 from app.limits.admission import AdmissionController
 from app.routes.table import route_of
 from app.settings import AccessToken, LimitSettings
@@ -163,7 +164,7 @@ class Engine:
 
 
 def admission(engine: Engine) -> AdmissionController:
-    return AdmissionController(lambda: [engine], LimitSettings())  # type: ignore[list-item]
+    return AdmissionController(lambda: [engine], LocalAccounts(LimitSettings()))  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("target", [b"/chat/completions", b"/v1/chat/completions?nice=true"])

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from app.errors import ApiError, EngineUnavailable, QueueFull, RateLimited
-from app.limits.admission import AdmissionController, AdmittedRequest, TokenBucket
+from app.limits.accounts import LocalAccounts
+from app.limits.admission import AdmissionController, AdmittedRequest
+from app.limits.budget import TokenBucket
 from app.settings import AccessToken, LimitSettings
 
 
@@ -34,13 +36,13 @@ def engine() -> Engine:
 
 
 def build(engine: Engine, clock: Clock, **limits: Any) -> AdmissionController:
-    return AdmissionController(lambda: [engine], LimitSettings(**limits), clock)  # type: ignore[list-item]
+    return AdmissionController(lambda: [engine], LocalAccounts(LimitSettings(**limits), clock))  # type: ignore[list-item]
 
 
-def admit(admission: AdmissionController, caller: AccessToken | None, nice: bool) -> AdmittedRequest:
+async def admit(admission: AdmissionController, caller: AccessToken | None, nice: bool) -> AdmittedRequest:
     reservation = admission.reserve()
     try:
-        return admission.admit(caller, nice, reservation)
+        return await admission.admit(caller, nice, reservation)
     except ApiError:
         reservation.release()
         raise
@@ -54,29 +56,31 @@ def seconds_until(error: pytest.ExceptionInfo[ApiError]) -> int | None:
     return error.value.retry_after
 
 
-def test_capacity_is_reserved_only_once(engine: Engine, clock: Clock) -> None:
+async def test_capacity_is_reserved_only_once(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
-    first, second = admit(admission, None, False), admit(admission, None, False)
-    first.reserve(engine, 7, 1)
+    first, second = await admit(admission, None, False), await admit(admission, None, False)
+    await first.reserve(engine, 7, 1)
     with pytest.raises(QueueFull):
-        second.reserve(engine, 4, 1)
-    second.reserve(engine, 3, 1)
+        await second.reserve(engine, 4, 1)
+    await second.reserve(engine, 3, 1)
     with pytest.raises(QueueFull):
-        admit(admission, None, False)
+        await admit(admission, None, False)
     first.end()
-    admit(admission, None, False).reserve(engine, 7, 1)
+    await (await admit(admission, None, False)).reserve(engine, 7, 1)
 
 
-def test_an_engine_that_is_down_takes_precedence_over_a_full_queue(engine: Engine, clock: Clock) -> None:
+async def test_an_engine_that_is_down_takes_precedence_over_a_full_queue(
+    engine: Engine, clock: Clock
+) -> None:
     engine.free_capacity, engine.available = 0, False
     with pytest.raises(EngineUnavailable):
         build(engine, clock).reserve()
 
 
-def test_choices_handed_over_to_the_engine_are_not_counted_twice(engine: Engine, clock: Clock) -> None:
+async def test_choices_handed_over_to_the_engine_are_not_counted_twice(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
-    admitted = admit(admission, None, False)
-    admitted.reserve(engine, 10, 1)
+    admitted = await admit(admission, None, False)
+    await admitted.reserve(engine, 10, 1)
     admitted.hand_over()
     admission.assign(engine, 10)  # type: ignore[arg-type]
     admission.release(engine, 10)  # type: ignore[arg-type]
@@ -88,30 +92,32 @@ def test_choices_handed_over_to_the_engine_are_not_counted_twice(engine: Engine,
     admission.assign(engine, 10)  # type: ignore[arg-type]
 
 
-def test_requests_are_counted_per_access_token_and_nice_ones_separately(engine: Engine, clock: Clock) -> None:
+async def test_requests_are_counted_per_access_token_and_nice_ones_separately(
+    engine: Engine, clock: Clock
+) -> None:
     admission = build(engine, clock, max_requests=2)
-    admitted = [admit(admission, token("a"), False) for _ in range(2)]
+    admitted = [await admit(admission, token("a"), False) for _ in range(2)]
     for caller, nice in ((token("a"), True), (token("b"), False), (None, False)):
-        assert [admit(admission, caller, nice) for _ in range(2)]
+        assert [await admit(admission, caller, nice) for _ in range(2)]
         with pytest.raises(RateLimited) as error:
-            admit(admission, caller, nice)
+            await admit(admission, caller, nice)
         assert seconds_until(error) == 1
     admitted[0].end()
-    admit(admission, token("a"), False)
+    await admit(admission, token("a"), False)
     with pytest.raises(RateLimited):
-        admit(admission, token("a"), False)
+        await admit(admission, token("a"), False)
 
 
-def test_an_access_tokens_own_limits_override_the_general_ones(engine: Engine, clock: Clock) -> None:
+async def test_an_access_tokens_own_limits_override_the_general_ones(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock, max_requests=1, tokens_per_minute=1)
-    admitted = admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
-    admitted.reserve(engine, 1, 900)
-    admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
+    admitted = await admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
+    await admitted.reserve(engine, 1, 900)
+    await admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
     with pytest.raises(RateLimited):
-        admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
+        await admit(admission, token(max_requests=2, tokens_per_minute=1000), False)
 
 
-def enter(
+async def enter(
     admission: AdmissionController,
     engine: Engine,
     caller: AccessToken,
@@ -119,81 +125,83 @@ def enter(
     answer: int | None,
     n: int = 1,
 ) -> AdmittedRequest:
-    admitted = admit(admission, caller, False)
+    admitted = await admit(admission, caller, False)
     try:
-        admitted.reserve(engine, n, answer)  # type: ignore[arg-type]
-        admitted.reserve_prompt(prompt)
+        await admitted.reserve(engine, n, answer)  # type: ignore[arg-type]
+        await admitted.reserve_prompt(prompt)
     except BaseException:
         admitted.end()
         raise
     return admitted
 
 
-def test_tokens_are_reserved_corrected_and_refilled(engine: Engine, clock: Clock) -> None:
+async def test_tokens_are_reserved_corrected_and_refilled(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=600)
-    first = enter(admission, engine, caller, prompt=100, answer=200, n=2)
+    first = await enter(admission, engine, caller, prompt=100, answer=200, n=2)
     with pytest.raises(RateLimited) as error:
-        enter(admission, engine, caller, prompt=60, answer=100)
+        await enter(admission, engine, caller, prompt=60, answer=100)
     assert seconds_until(error) == 6
     first.end(tokens=140)
-    second = enter(admission, engine, caller, prompt=360, answer=100)
+    second = await enter(admission, engine, caller, prompt=360, answer=100)
     second.end(tokens=460)
     with pytest.raises(RateLimited) as error:
-        enter(admission, engine, caller, prompt=5, answer=45)
+        await enter(admission, engine, caller, prompt=5, answer=45)
     assert seconds_until(error) == 5
     clock.now += 5
-    enter(admission, engine, caller, prompt=5, answer=45)
+    await enter(admission, engine, caller, prompt=5, answer=45)
 
 
-def test_a_refused_request_costs_nothing(engine: Engine, clock: Clock) -> None:
+async def test_a_refused_request_costs_nothing(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=600)
     for _ in range(5):
-        first = enter(admission, engine, caller, prompt=1, answer=300)
+        first = await enter(admission, engine, caller, prompt=1, answer=300)
         with pytest.raises(RateLimited):
-            enter(admission, engine, caller, prompt=299, answer=1)
+            await enter(admission, engine, caller, prompt=299, answer=1)
         first.end()
-    enter(admission, engine, caller, prompt=300, answer=300)
+    await enter(admission, engine, caller, prompt=300, answer=300)
 
 
-def test_a_refusal_says_when_the_tokens_are_available(engine: Engine, clock: Clock) -> None:
+async def test_a_refusal_says_when_the_tokens_are_available(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=60)
-    enter(admission, engine, caller, prompt=10, answer=50).end(tokens=60)
+    (await enter(admission, engine, caller, prompt=10, answer=50)).end(tokens=60)
     for wanted in (1, 7, 60):
         with pytest.raises(RateLimited) as error:
-            enter(admission, engine, caller, prompt=0, answer=wanted)
+            await enter(admission, engine, caller, prompt=0, answer=wanted)
         assert seconds_until(error) == wanted
 
 
-def test_without_max_tokens_a_typical_answer_is_reserved(engine: Engine, clock: Clock) -> None:
+async def test_without_max_tokens_a_typical_answer_is_reserved(engine: Engine, clock: Clock) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=1000)
-    enter(admission, engine, caller, prompt=0, answer=None, n=3)
+    await enter(admission, engine, caller, prompt=0, answer=None, n=3)
     with pytest.raises(RateLimited):
-        enter(admission, engine, caller, prompt=0, answer=None)
-    enter(admission, engine, caller, prompt=100, answer=100)
+        await enter(admission, engine, caller, prompt=0, answer=None)
+    await enter(admission, engine, caller, prompt=100, answer=100)
 
 
-def test_a_request_above_one_minutes_tokens_leaves_the_bucket_in_debt(engine: Engine, clock: Clock) -> None:
+async def test_a_request_above_one_minutes_tokens_leaves_the_bucket_in_debt(
+    engine: Engine, clock: Clock
+) -> None:
     admission, caller = build(engine, clock), token(tokens_per_minute=60)
-    enter(admission, engine, caller, prompt=90, answer=30).end(tokens=120)
+    (await enter(admission, engine, caller, prompt=90, answer=30)).end(tokens=120)
     with pytest.raises(RateLimited) as error:
-        enter(admission, engine, caller, prompt=0, answer=1)
+        await enter(admission, engine, caller, prompt=0, answer=1)
     assert seconds_until(error) == 61
     clock.now += 61
-    enter(admission, engine, caller, prompt=0, answer=1)
+    await enter(admission, engine, caller, prompt=0, answer=1)
 
 
-def test_a_changed_limit_applies_to_the_next_request(engine: Engine, clock: Clock) -> None:
+async def test_a_changed_limit_applies_to_the_next_request(engine: Engine, clock: Clock) -> None:
     admission = build(engine, clock)
-    old = enter(admission, engine, token(tokens_per_minute=10), prompt=5, answer=5)
-    new = enter(admission, engine, token(tokens_per_minute=100), prompt=50, answer=50)
+    old = await enter(admission, engine, token(tokens_per_minute=10), prompt=5, answer=5)
+    new = await enter(admission, engine, token(tokens_per_minute=100), prompt=50, answer=50)
     old.end(tokens=10)
     new.end(tokens=100)
     with pytest.raises(RateLimited):
-        enter(admission, engine, token(tokens_per_minute=100), prompt=1, answer=1)
-    enter(admission, engine, token(), prompt=1000, answer=1000)
+        await enter(admission, engine, token(tokens_per_minute=100), prompt=1, answer=1)
+    await enter(admission, engine, token(), prompt=1000, answer=1000)
 
 
-def test_a_bucket_never_holds_more_than_a_minutes_tokens(clock: Clock) -> None:
+async def test_a_bucket_never_holds_more_than_a_minutes_tokens(clock: Clock) -> None:
     bucket = TokenBucket(60, clock)
     clock.now += 3600
     assert bucket.take(60) == 0
@@ -203,26 +211,26 @@ def test_a_bucket_never_holds_more_than_a_minutes_tokens(clock: Clock) -> None:
     assert bucket.take(1) == 1
 
 
-def test_each_engine_has_its_own_room(clock: Clock) -> None:
+async def test_each_engine_has_its_own_room(clock: Clock) -> None:
     small, large = Engine(1), Engine(10)
-    admission = AdmissionController(lambda: [small, large], LimitSettings(), clock)  # type: ignore[list-item]
-    requests = [admit(admission, None, False) for _ in range(11)]
+    admission = AdmissionController(lambda: [small, large], LocalAccounts(LimitSettings(), clock))  # type: ignore[list-item]
+    requests = [await admit(admission, None, False) for _ in range(11)]
     with pytest.raises(QueueFull):
         admission.reserve()
-    requests[0].reserve(small, 1, 1)  # type: ignore[arg-type]
+    await requests[0].reserve(small, 1, 1)  # type: ignore[arg-type]
     with pytest.raises(QueueFull):
-        requests[1].reserve(small, 1, 1)  # type: ignore[arg-type]
+        await requests[1].reserve(small, 1, 1)  # type: ignore[arg-type]
     for request in requests[2:]:
-        request.reserve(large, 1, 1)  # type: ignore[arg-type]
+        await request.reserve(large, 1, 1)  # type: ignore[arg-type]
     admission.reserve()
 
 
-def test_an_engine_that_is_down_does_not_concern_the_other(clock: Clock) -> None:
+async def test_an_engine_that_is_down_does_not_concern_the_other(clock: Clock) -> None:
     down, up = Engine(10, available=False), Engine(2)
-    admission = AdmissionController(lambda: [down, up], LimitSettings(), clock)  # type: ignore[list-item]
-    requests = [admit(admission, None, False) for _ in range(2)]
+    admission = AdmissionController(lambda: [down, up], LocalAccounts(LimitSettings(), clock))  # type: ignore[list-item]
+    requests = [await admit(admission, None, False) for _ in range(2)]
     with pytest.raises(QueueFull):
         admission.reserve()
     with pytest.raises(EngineUnavailable):
-        requests[0].reserve(down, 1, 1)  # type: ignore[arg-type]
-    requests[1].reserve(up, 2, 1)  # type: ignore[arg-type]
+        await requests[0].reserve(down, 1, 1)  # type: ignore[arg-type]
+    await requests[1].reserve(up, 2, 1)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from app import __version__
 from app.errors import EngineUnavailable
-from app.workers.replicas import connect_workers
+from app.workers.starting import connect_workers
 from inference.interface import text_files
 from inference.interface.protocol import (
     FetchFile,

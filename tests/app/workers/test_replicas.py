@@ -11,8 +11,9 @@ import pytest
 
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InvalidRequest, StartError
 from app.telemetry.observation import WorkerState
-from app.workers import replicas as replicas_module
-from app.workers.replicas import Replicas, run_replicas
+from app.workers import starting
+from app.workers.replicas import Replicas
+from app.workers.starting import run_replicas
 from inference.interface.concepts import (
     DirectionResult,
     TakeDirection,
@@ -33,6 +34,7 @@ class FakeReplica:
     """A worker that admits every request unless `refusal` is set or a concept is unknown."""
 
     load: int = 0
+    name: str = ""
     free_capacity: int = 100
     restarts: int = 0
     available: bool = True
@@ -275,8 +277,9 @@ async def test_commands_for_all_reach_all_replicas() -> None:
 
 async def test_training_fails_if_all_replicas_are_down() -> None:
     replicas = Replicas([FakeReplica(available=False), FakeReplica(available=False)])
+    training = replicas.train(TrainConcept("kind", [1], [[1]], [[2]], [[3]], [[4]]))
     with pytest.raises(EngineUnavailable):
-        replicas.train(TrainConcept("kind", [1], [[1]], [[2]], [[3]], [[4]]))
+        await anext(training)
 
 
 async def test_the_engine_is_available_once_one_replica_is() -> None:
@@ -323,14 +326,14 @@ async def test_the_configured_number_of_workers_runs(directory: Path) -> None:
 async def test_the_start_fails_if_one_worker_cannot_start(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    supervise = replicas_module.supervise
+    supervise = starting.supervise
 
     def break_the_others(config: EngineConfig) -> object:
         if config.replica:
             (directory / "broken").touch()
         return supervise(config)
 
-    monkeypatch.setattr(replicas_module, "supervise", break_the_others)
+    monkeypatch.setattr(starting, "supervise", break_the_others)
     with pytest.raises(StartError, match=r"^no memory$"):
         async with asyncio.timeout(30), run_replicas(EngineConfig(source=str(directory), replicas=3)):
             raise AssertionError("started")
@@ -356,8 +359,8 @@ async def test_workers_share_the_processors_unless_threads_is_set(
         configs.append(config)
         return Started()
 
-    monkeypatch.setattr(replicas_module, "supervise", supervise)
-    monkeypatch.setattr(replicas_module, "allowed_processors", lambda: 8)
+    monkeypatch.setattr(starting, "supervise", supervise)
+    monkeypatch.setattr(starting, "allowed_processors", lambda: 8)
     async with run_replicas(EngineConfig(source="somewhere", threads=threads, replicas=count)):
         assert [config.threads for config in configs] == [expected] * count
         assert [config.replica for config in configs] == list(range(count))

@@ -1,4 +1,4 @@
-"""Lets only gateways that have the worker's key connect."""
+"""Lets only those connect that have the worker key."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

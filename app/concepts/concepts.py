@@ -1,21 +1,19 @@
-"""The registry of steering concepts: creates, lists and deletes them, and makes them usable for requests.
+"""All steering concepts: creates, lists and deletes them, and makes them usable for requests.
 
-Knows the store and the trainings; knows no HTTP and no tokens.
+Knows the storage and the trainings; knows no HTTP and no tokens.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
-
-from anyio import to_thread
 
 from app.concepts.concept import Concept, names_other_content
 from app.concepts.descriptions import card_of, detail_of
 from app.concepts.steerable import SteerableModel
-from app.concepts.store import ConceptStore
+from app.concepts.storage import Storage
 from app.concepts.trainings import SharedFuture, Training
-from app.concepts.uses import UsedConcept, deleted, unknown, unusable
+from app.concepts.uses import UsedConcept, deleted, taken, unknown, unusable
 from app.errors import ApiError, EngineUnavailable, ErrorCode, InternalError, InvalidRequest, QueueFull
 from app.schemas.concepts import ConceptDetail, ConceptList, full_id
 from app.settings import LimitSettings
@@ -50,19 +48,19 @@ class Concepts:
 
     def __init__(
         self,
-        store: ConceptStore,
+        storage: Storage,
         metrics: Metrics,
         limits: LimitSettings,
     ) -> None:
-        """Loads all concepts from the store."""
-        self._store = store
+        """Loads all concepts from the storage."""
+        self._storage = storage
         self._metrics = metrics
         self._limits = limits
         self._entries: dict[str, _Entry] = {}
         self._models: list[SteerableModel] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._disk = asyncio.Lock()
-        for concept in store.load():
+        self._storing = asyncio.Lock()
+        for concept in storage.load():
             self._enter(concept).stored.settle()
 
     def add_model(self, model: SteerableModel) -> None:
@@ -72,7 +70,7 @@ class Concepts:
     def overview(self, models: Sequence[SteerableModel]) -> ConceptList:
         """All concepts, with their states on these models, and the concept files that cannot be used."""
         cards = [card_of(entry.concept, models) for entry in self._entries.values()]
-        return ConceptList(data=cards, problems=self._store.problems)
+        return ConceptList(data=cards, problems=self._storage.problems)
 
     def describe(
         self, given_id: str, models: Sequence[SteerableModel], has_examples: bool = False
@@ -139,8 +137,7 @@ class Concepts:
         if entry is None:
             entry = self._begin(wanted, chosen)
         elif entry.concept.digest != wanted.digest:
-            message = f"{wanted.id} already exists with other examples or vectors"
-            raise ApiError(ErrorCode.CONFLICT, message, "name")
+            raise taken(wanted)
         await self._finish(entry, chosen)
         return detail_of(entry.concept, models)
 
@@ -153,10 +150,39 @@ class Concepts:
         if self._known(given_id).concept.shipped:
             message = f"{full_id(given_id)} comes with the server and cannot be deleted"
             raise ApiError(ErrorCode.CONFLICT, message)
-        async with self._disk:
+        async with self._storing:
             entry = self._known(given_id)
-            await self._on_disk(lambda: self._store.remove(entry.concept), "deleted")
-            self._drop(entry, deleted(entry.concept))
+            await self._storage.remove(entry.concept)
+            if self._is_current(entry.concept):
+                self._drop(entry, deleted(entry.concept))
+
+    def adopt(self, concept: Concept) -> None:
+        """Takes a concept that another server has created and stored."""
+        known = self._entries.get(concept.id)
+        if known is not None:
+            if known.concept.digest == concept.digest:
+                known.stored.settle()
+                return
+            if known.concept.shipped:
+                _log.warning("another server has created %s; the shipped concept is used here", concept.id)
+                return
+            self._drop(known, taken(concept))
+        entry = self._enter(concept)
+        entry.stored.settle()
+        self._start_task(self._restore_on_all(entry))
+
+    def keep_only(self, ids: Collection[str]) -> None:
+        """Drops the stored concepts that other servers have deleted. `ids`: of all that are left.
+
+        Keeps the shipped ones, and those in creation.
+        """
+        for entry in list(self._entries.values()):
+            if entry.concept.id not in ids and not entry.concept.shipped and entry.stored.settled:
+                self._drop(entry, deleted(entry.concept))
+
+    def discard(self, concept_id: str) -> None:
+        """Drops a stored concept that another server has deleted, if it is known."""
+        self.keep_only(self._entries.keys() - {concept_id})
 
     def prepare(self, model: SteerableModel, train: bool) -> None:
         """Begins to find what earlier servers have trained on this model.
@@ -177,10 +203,19 @@ class Concepts:
 
     async def _restore_all(self, model: SteerableModel) -> None:
         for entry in list(self._entries.values()):
-            if model.trainings.get(entry.concept) is None:
-                report = await model.trainings.find_report(entry.concept)
-                if report is not None and self._is_current(entry.concept):
-                    model.trainings.restore(entry.concept, report)
+            await self._restore(entry, model)
+
+    async def _restore_on_all(self, entry: _Entry) -> None:
+        for model in self._models:
+            with suppress(EngineUnavailable):  # then the first request that needs the concept trains it
+                await self._restore(entry, model)
+
+    async def _restore(self, entry: _Entry, model: SteerableModel) -> None:
+        """Raises EngineUnavailable."""
+        if model.trainings.get(entry.concept) is None:
+            report = await model.trainings.find_report(entry.concept)
+            if report is not None and self._is_current(entry.concept):
+                model.trainings.restore(entry.concept, report)
 
     async def _train_all(self, model: SteerableModel) -> None:
         for entry in list(self._entries.values()):
@@ -225,9 +260,9 @@ class Concepts:
     async def _create(self, entry: _Entry, models: Sequence[SteerableModel]) -> None:
         try:
             await any_of(self._train(entry, model) for model in models)
-            async with self._disk:
+            async with self._storing:
                 if self._is_current(entry.concept):
-                    await self._on_disk(lambda: self._store.write(entry.concept), "stored")
+                    await self._storage.write(entry.concept)
             entry.stored.settle()
         except ApiError as error:
             if self._is_current(entry.concept):
@@ -249,14 +284,6 @@ class Concepts:
                 raise
         if not self._is_current(entry.concept):
             raise deleted(entry.concept)
-
-    async def _on_disk(self, act: Callable[[], None], what: str) -> None:
-        """Runs a disk operation on another thread. `what`: "stored" or "deleted", for error messages."""
-        try:
-            await to_thread.run_sync(act)
-        except OSError:
-            _log.exception("a concept cannot be %s", what)
-            raise ApiError(ErrorCode.UNAVAILABLE, f"the concept cannot be {what}") from None
 
     def _enter(self, concept: Concept) -> _Entry:
         entry = self._entries[concept.id] = _Entry(concept)

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from app.concepts.concept import Concept, Example, digest_of
-from app.concepts.registry import Concepts
+from app.concepts.concepts import Concepts
 from app.concepts.steerable import SteerableModel
+from app.concepts.storage import LocalStorage
 from app.concepts.store import ConceptStore
 from app.concepts.trainings import Trainings
 from app.concepts.uses import UsedConcept
@@ -108,7 +109,7 @@ def open_concepts(engine: FakeEngine, store: ConceptStore) -> Open:
 
     def build(limit: int = 10, encode: Callable[[Concept], TrainConcept] = encode) -> OneModel:
         metrics = Metrics()
-        concepts = Concepts(store, metrics, LimitSettings(max_concepts=limit))
+        concepts = Concepts(LocalStorage(store), metrics, LimitSettings(max_concepts=limit))
         return OneModel(concepts, model_of("tiny", engine, metrics, encode))
 
     return build
@@ -786,7 +787,7 @@ class TwoModels:
         self.engines = {name: FakeEngine(model_info(Path(), 300)) for name in "ab"}
         self.a = model_of("a", self.engines["a"], metrics)
         self.b = model_of("b", self.engines["b"], metrics, encode_b)
-        self.concepts = Concepts(store, metrics, LimitSettings())
+        self.concepts = Concepts(LocalStorage(store), metrics, LimitSettings())
         for model in (self.a, self.b):
             self.concepts.add_model(model)
 

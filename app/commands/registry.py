@@ -1,0 +1,56 @@
+"""`tiller registry`: runs what several servers share."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app import __version__
+from app.commands.errors import MISUSED, CommandError, exit_on_errors
+from app.configuration import SettingsError, default_config, read_settings
+from app.errors import StartError
+from app.registry.building import key_for
+from app.registry.server import Registry, listening
+from inference.interface.logs import set_up_logging
+
+_log = logging.getLogger(__name__)
+
+
+def registry_commands() -> typer.Typer:
+    commands = typer.Typer(
+        no_args_is_help=True, help="Run the registry, through which servers find workers and share concepts."
+    )
+    commands.callback()(lambda: None)
+    commands.command("serve")(serve)
+    return commands
+
+
+def serve(
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Where members reach the registry: tcp://HOST:PORT or ipc:///PATH."
+        ),
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file (YAML), the same as for `tiller serve`.")
+    ] = None,
+) -> None:
+    """Run the registry until a signal ends it.
+
+    It keeps the concepts that callers create in the directory `registry` of `data_directory`. Servers and
+    workers use it if their setting `registry` names its address. At tcp://, all need the same `worker_key`.
+    """
+    with exit_on_errors(StartError):
+        with exit_on_errors(SettingsError, status=MISUSED):
+            settings = read_settings(default_config(config))
+        if settings.worker_key_file is None and not listen.startswith("ipc:"):
+            raise CommandError(
+                "worker_key must be set for a registry at tcp://; `tiller worker new-key` makes one"
+            )
+        set_up_logging(settings.log_config)
+        with listening(listen, key_for(listen, settings)) as socket:
+            registry = Registry(socket, settings.registry_directory, __version__)
+            _log.info("the registry serves at %s", listen)
+            registry.serve()
