@@ -45,7 +45,7 @@ def unpack_files(files: dict[str, bytes]) -> Path:
     Removes the directories of processes that have ended.
     """
     try:
-        base = _base()
+        base = own_directory()
         _remove_others(base, _is_running)
         directory = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base))
         for name, content in files.items():
@@ -55,8 +55,8 @@ def unpack_files(files: dict[str, bytes]) -> Path:
     return directory
 
 
-def _base() -> Path:
-    """A directory of this user. Raises OSError or ClusterError."""
+def own_directory() -> Path:
+    """A directory on this host that only this user can access. Raises OSError or ClusterError."""
     base = Path(tempfile.gettempdir()) / f"tiller-cluster-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
     status = base.lstat()

@@ -1,16 +1,17 @@
 """How a task becomes a process on a node: its files, its port, its command. Knows no Ray."""
 
+import fcntl
 import http.client
 import ipaddress
 import json
 import socket
 import ssl
-from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from app import __version__
 from app.cluster.errors import ClusterError
-from app.cluster.files import remove_directory, unpack_files
+from app.cluster.files import own_directory, remove_directory, unpack_files
 from app.cluster.keeper import Launch
 from app.cluster.structures import Task
 
@@ -25,6 +26,7 @@ class Launcher:
         self._task = task
         self._host = host
         self._port = 0
+        self._lock: BinaryIO | None = None
         self._directory: Path | None = None
 
     def __call__(self) -> Launch:
@@ -53,7 +55,7 @@ class Launcher:
 
     def _worker(self, directory: Path) -> Launch:
         # The same port after a restart, so that gateways find the worker at once.
-        self._port = find_port("", [self._port, 0])
+        self._port = find_port(self._port)
         address = f"tcp://{bracketed(self._host)}:{self._port}"
         listen = f"tcp://{_any(self._host)}:{self._port}"
         command = ("worker", "serve", "--config", _CONFIG, "--listen", listen, "--advertise", address)
@@ -61,27 +63,66 @@ class Launcher:
 
     def _gateway(self, directory: Path) -> Launch:
         task = self._task
-        port = find_port(task.host, range(task.port, task.port + task.ports))
+        port = self._reserve_port()
         scheme = "https" if "tls" in _section(task, "server") else "http"
         command = ("serve", "--config", _CONFIG, "--host", task.host, "--port", str(port))
         url = f"{scheme}://{bracketed(_reachable(task.host, self._host))}:{port}"
         return Launch(command, directory, url)
 
+    def _reserve_port(self) -> int:
+        """A port that no other gateway of this user takes meanwhile. It stays ours until this process ends.
 
-def find_port(host: str, ports: Iterable[int]) -> int:
-    """The first of these TCP ports that is free; 0 is any free port. Raises ClusterError."""
-    tried = list(ports)
-    for port in tried:
-        with socket.socket(_family(host), socket.SOCK_STREAM) as trial:
-            # As servers do: the port of a process that has just ended is free.
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                trial.bind((host, port))
-                trial.listen()
-            except OSError:
-                continue
-            return int(trial.getsockname()[1])
-    raise ClusterError(f"no port from {tried[0]} to {tried[-1]} is free")
+        Raises ClusterError.
+        """
+        first, last = self._task.port, self._task.port + self._task.ports - 1
+        for port in [self._port] if self._lock else range(first, last + 1):
+            self._lock = self._lock or _lock_port(port)
+            if self._lock is not None and is_free(self._task.host, port):
+                self._port = port
+                return port
+            self._lock = None
+        ports = f"port {first} is not" if first == last else f"no port from {first} to {last} is"
+        raise ClusterError(f"{ports} free on this node")
+
+
+def _lock_port(port: int) -> BinaryIO | None:
+    """An open file that no other process can lock meanwhile. None: another process has it.
+
+    A port without its listener yet looks free to others. Raises OSError or ClusterError.
+    """
+    file = (own_directory() / f"port-{port}.lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen at this TCP port now."""
+    return _try_port(host, port) is not None
+
+
+def find_port(preferred: int) -> int:
+    """A free TCP port: this one, or another one. `preferred`: 0: any."""
+    found = _try_port("", preferred) or _try_port("", 0)
+    if found is None:
+        raise ClusterError("no TCP port is free on this node")
+    return found
+
+
+def _try_port(host: str, port: int) -> int | None:
+    """The port if it is free; for 0, any free one."""
+    with socket.socket(_family(host), socket.SOCK_STREAM) as trial:
+        # As servers do: the port of a process that has just ended is free.
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+            trial.listen()
+        except OSError:
+            return None
+        return int(trial.getsockname()[1])
 
 
 def is_healthy(url: str) -> bool:

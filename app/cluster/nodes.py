@@ -18,8 +18,10 @@ _ENVIRONMENT = {
 }
 
 
-def start_command(options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """`ray start` with these options, and its environment. What the environment sets already stays.
+def start_command(head: str | None, options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """`ray start`, and its environment. What the environment sets already stays.
+
+    `head`: HOST:PORT of the head node. None: this is the head node. `options`: further ones.
 
     Raises ClusterError if Ray is not installed, or must not ask for a token.
     """
@@ -29,8 +31,9 @@ def start_command(options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         raise ClusterError(
             "RAY_AUTH_MODE must be token; without it, everybody in the network can run code here"
         )
-    fixed = ("--block", "--disable-usage-stats", "--include-dashboard=false")
-    return [sys.executable, "-m", "ray.scripts.scripts", "start", *options, *fixed], environment
+    place = ("--head", "--include-dashboard=false") if head is None else ("--address", head)
+    fixed = ("start", "--block", "--disable-usage-stats", *place)
+    return [sys.executable, "-m", "ray.scripts.scripts", *fixed, *options], environment
 
 
 def make_token() -> None:

@@ -70,8 +70,7 @@ def node(
     with exit_on_errors(ClusterError):
         if head == bool(address):
             raise CommandError("give either --head or --address")
-        place = ("--head",) if head else ("--address", str(address))
-        command, environment = nodes.start_command((*place, *context.args))
+        command, environment = nodes.start_command(address, context.args)
         if head:
             nodes.make_token()
         os.execve(sys.executable, command, environment)  # noqa: S606 - without a shell
