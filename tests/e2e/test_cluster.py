@@ -232,7 +232,7 @@ def test_bad_models_are_one_line_each_and_the_others_go_on(cluster: LoopbackClus
         {"name": "missing", "source": "/nowhere/model"},
         {"name": "large", "source": good["source"], "engine": {"threads": 64}},
     ]
-    done = cluster.tiller("up")
+    done = cluster.tiller("up", "--timeout", "90")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     final = [line for line in lines if line.startswith("tiller: ")]
