@@ -141,6 +141,7 @@ class RegistryClient:
                 self._socket = socket
                 try:
                     await self._serve(socket, watch)
+                    self._complain_of_loss()
                 finally:
                     self._lose()
 
@@ -167,9 +168,11 @@ class RegistryClient:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    def _lose(self) -> None:
+    def _complain_of_loss(self) -> None:
         if self.joined:
             _log.warning("the registry at %s is lost; concepts cannot be created or deleted", self.address)
+
+    def _lose(self) -> None:
         self.joined, self._socket = False, None
         for waiting in self._waiting.values():
             if not waiting.done():

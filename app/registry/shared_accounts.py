@@ -2,13 +2,17 @@
 
 import asyncio
 import math
+from functools import partial
 
-from app.errors import ApiError, ErrorCode
+from app.errors import ApiError, EngineUnavailable, ErrorCode
 from app.limits.accounts import Charge, LocalAccounts, account_of, limits_of
 from app.limits.budget import CallerLimits
 from app.registry.client import RegistryClient
 from app.settings import AccessToken, LimitSettings
 from inference.interface.registry import Begin, Direction, Done, End, Take
+
+_PATIENCE_SECONDS = 1.0
+"""A request goes on without a registry that takes longer."""
 
 
 class SharedAccounts:
@@ -40,14 +44,18 @@ class SharedAccounts:
 
         asking = asyncio.ensure_future(self._client.ask(message))
         try:
-            await asyncio.shield(asking)
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await asyncio.shield(asking)
+        except TimeoutError:
+            asking.add_done_callback(partial(self._return, account))
+            raise EngineUnavailable from None
         except asyncio.CancelledError:
-            asking.add_done_callback(lambda _: self._return(asking, account))
+            asking.add_done_callback(partial(self._return, account))
             raise
         return SharedCharge(self._client, account)
 
-    def _return(self, asking: "asyncio.Task[Done | Direction]", account: str) -> None:
-        """Ends a request that was cancelled before the registry had counted it."""
+    def _return(self, account: str, asking: "asyncio.Task[Done | Direction]") -> None:
+        """Ends a request that nobody waits for any more, if the registry has counted it after all."""
         if not asking.cancelled() and asking.exception() is None:
             self._client.tell(End(account, 0))
 

@@ -101,7 +101,7 @@ class Replicas:
         self._archive = archive
         self._numbers = itertools.count()
         self._by_number: dict[int, Replica] = {}
-        self._model: ModelInfo | None = None
+        self._last_model: ModelInfo | None = None
         self._draining = False
         self._grown = asyncio.Event()
         """Set, and replaced, when there is another replica."""
@@ -119,6 +119,8 @@ class Replicas:
 
     def remove(self, number: int) -> None:
         """Asks a worker nothing more. Its current requests are not affected."""
+        if self._by_number[number].started:
+            self._last_model = self.model
         del self._by_number[number]
 
     @property
@@ -132,13 +134,13 @@ class Replicas:
         The last one that was known, if there are no replicas. One must have started before.
         """
         models = [replica.model for replica in self._replicas if replica.started]
-        if models:
-            shortest = min(models, key=lambda model: model.context_length)
-            self._model = msgspec.structs.replace(
-                models[0], context_length=shortest.context_length, context_limit=shortest.context_limit
-            )
-        assert self._model is not None  # noqa: S101 - for the type checker: see above
-        return self._model
+        if not models:
+            assert self._last_model is not None  # noqa: S101 - for the type checker: see above
+            return self._last_model
+        shortest = min(models, key=lambda model: model.context_length)
+        return msgspec.structs.replace(
+            models[0], context_length=shortest.context_length, context_limit=shortest.context_limit
+        )
 
     @property
     def available(self) -> bool:

@@ -20,7 +20,7 @@ from inference.steering.measurements import Examples, HeldOutDirections, Measure
 _DEFAULT_DEPTH = 0.6
 _DEPTHS = (0.5, 0.7, 0.8)
 _LATE_DEPTHS = tuple(step / 30 for step in range(19, 28, 2))
-_GROUP_DEPTHS = tuple(step / 30 for step in range(13, 28, 2))
+_MIDDLE_DEPTHS = tuple(step / 30 for step in range(11, 24, 2))
 """As shares of the decoder blocks. docs/steering.md gives the reasons."""
 _FIRST_DOSE = 0.15
 _MAX_DOSE = 0.5
@@ -51,7 +51,7 @@ def candidates(num_layers: int, configured: tuple[int, ...] | None) -> list[tupl
     """
     if configured is None:
         singles = [(_block(depth, num_layers),) for depth in (_DEFAULT_DEPTH, *_DEPTHS)]
-        groups = [_group(depths, num_layers) for depths in (_LATE_DEPTHS, _GROUP_DEPTHS)]
+        groups = [_group(depths, num_layers) for depths in (_LATE_DEPTHS, _MIDDLE_DEPTHS)]
         return list(dict.fromkeys([*singles, *groups]))
     for block in configured:
         if not 0 <= block < num_layers:

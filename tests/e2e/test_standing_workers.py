@@ -1,7 +1,6 @@
 """Workers that were started on their own, at tcp:// with a key, and servers that connect to them."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -18,73 +17,16 @@ import pytest
 import yaml
 
 from inference.interface.worker_key import create_key
-from tests.e2e.conftest import MODEL, Server, metric, serving
+from tests.e2e.conftest import MODEL, metric
+from tests.e2e.standing import Cluster, answers, free_address, until
 
 PAIRS = [{"positive": f"kind words {i}", "negative": f"rude noise {i}"} for i in range(4)]
-
-
-class Cluster:
-    """One configuration, with which any number of workers and servers are started."""
-
-    def __init__(self, config: dict, directory: Path, stack: ExitStack) -> None:
-        create_key(directory / "key")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-        model = {**config["model"], "workers": [self.address]}
-        cache = os.environ.get("TILLER_CACHE_DIRECTORY", "~/.cache/tiller")
-        self.config = {
-            **config,
-            "model": model,
-            "worker_key": str(directory / "key"),
-            "cache_directory": cache,
-        }
-        self._directory = directory
-        self._stack = stack
-        self._count = 0
-
-    def worker(self, **config: object) -> subprocess.Popen[str]:
-        """Starts a worker at the address."""
-        file = self._directory / "worker.yaml"
-        engine = {"threads": 1, **self.config["engine"]}
-        file.write_text(yaml.safe_dump({**self.config, "engine": engine, **config}))
-        command = ("worker", "serve", "--config", str(file), "--listen", self.address)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", *command], stderr=subprocess.PIPE, text=True
-        )
-        self._stack.callback(_end, process)
-        return process
-
-    def server(self, **config: object) -> Server:
-        """Starts a server with its own data, and waits for it. There must be a worker."""
-        self._count += 1
-        directory = self._directory / f"server-{self._count}"
-        directory.mkdir()
-        return self._stack.enter_context(serving({**self.config, **config}, directory))
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    assert process.stderr is not None
-    process.stderr.close()
 
 
 @pytest.fixture
 def cluster(tiny_config: dict, tmp_path: Path) -> Iterator[Cluster]:
     with ExitStack() as stack:
         yield Cluster(tiny_config, tmp_path, stack)
-
-
-def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def answers(server: Server) -> bool:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    return server.post("/chat/completions", body).status_code == 200
 
 
 def test_two_servers_share_a_worker(cluster: Cluster) -> None:
@@ -131,8 +73,7 @@ def test_a_concept_of_one_server_is_known_to_the_worker_of_both(cluster: Cluster
 
 def test_a_direction_travels_to_a_worker_with_another_cache(cluster: Cluster, tmp_path: Path) -> None:
     cluster.worker()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        second = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    second = free_address()
     model = {**cluster.config["model"], "workers": [cluster.address, second]}
     server = cluster.server(model=model)
     made = server.post("/steering_concepts", {"name": "kind", "examples": PAIRS})

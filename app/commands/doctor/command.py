@@ -33,6 +33,7 @@ _CHECKS: dict[str, Callable[[Settings], Finding]] = {
     "open files": serving.check_open_files,
     "traces": tracing.check_tracing,
     "worker key": remote.check_key,
+    "registry": remote.check_registry,
     "data directory": directories.check_data,
     "concepts": content.check_concepts,
 }
@@ -90,7 +91,7 @@ def _examine(config: Path | None) -> Iterator[Found]:
     for model in settings.served_models:
         if model.workers:
             yield "workers", remote.check_workers(model)
-        else:
+        elif settings.registry is None:
             yield from _examine_model(settings, model, memories)
     if len(memories) > 1:  # each may use another GPU, but all that run on the CPU share the machine's memory
         weights, kv_cache = sum(each.weights for each in memories), sum(each.kv_cache for each in memories)

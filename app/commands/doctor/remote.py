@@ -1,9 +1,13 @@
-"""Checks the workers that were started on their own: their key, and whether something answers."""
+"""Checks the workers and the registry that were started on their own: their key, and whether they answer."""
 
+import asyncio
 import socket
 from pathlib import Path
 
 from app.commands.doctor.finding import Finding, ok, problem, warning
+from app.errors import StartError
+from app.registry.building import key_for
+from app.registry.client import status
 from app.settings import ServedModelSettings, Settings
 from inference.interface.config import ConfigError
 from inference.interface.worker_key import read_key
@@ -15,7 +19,7 @@ def check_key(settings: Settings) -> Finding:
     """Whether the worker key can be read, and only by this user."""
     file = settings.worker_key_file
     if file is None:
-        return ok("none: no worker is at tcp://")
+        return ok("none: neither workers nor a registry are at tcp://")
     try:
         read_key(file)
     except ConfigError as error:
@@ -34,6 +38,19 @@ def check_workers(model: ServedModelSettings) -> Finding:
         what = f"{model.name}: nothing answers at {', '.join(silent)}"
         return warning(what, "start it there: tiller worker serve --listen ADDRESS; a server waits for one")
     return ok(f"{model.name}: {len(model.workers)} of {len(model.workers)} workers answer")
+
+
+def check_registry(settings: Settings) -> Finding:
+    """Whether the registry answers, with the same key and version."""
+    address = settings.registry
+    if address is None:
+        return ok("none: the server is alone")
+    try:
+        found = asyncio.run(status(address, key_for(address, settings), _SECONDS))
+    except StartError as error:
+        return warning(str(error), "start it there: tiller registry serve --listen ADDRESS; a server waits")
+    count = sum(map(len, found.workers.values()))
+    return ok(f"{address}: servers {len(found.gateways)}, workers {count}, concepts {found.concepts}")
 
 
 def _answers(address: str) -> bool:

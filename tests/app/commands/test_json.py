@@ -52,6 +52,7 @@ def test_every_command_has_it_or_prints_no_data() -> None:
         "concept export",
         "worker serve",
         "worker new-key",
+        "registry serve",
     }
 
 

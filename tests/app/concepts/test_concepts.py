@@ -70,6 +70,7 @@ class OneModel:
         self._concepts, self._model = concepts, model
         concepts.add_model(model)
         self.find, self.delete = concepts.find, concepts.delete
+        self.adopt, self.discard, self.keep_only = concepts.adopt, concepts.discard, concepts.keep_only
 
     def overview(self) -> ConceptList:
         return self._concepts.overview([self._model])
@@ -846,3 +847,40 @@ async def test_a_deleted_concept_is_forgotten_by_all_models(store: ConceptStore)
     await both.concepts.create(concept(), [both.a, both.b])
     await both.concepts.delete("kind")
     assert [engine.forgotten for engine in both.engines.values()] == [[concept().digest]] * 2
+
+
+async def test_a_concept_of_another_server_is_known_and_trained_on_use(
+    concepts: OneModel, engine: FakeEngine, store: ConceptStore
+) -> None:
+    concepts.adopt(concept())
+    concepts.adopt(concept())
+    await usable(concepts, "kind")
+    assert len(engine.trainings) == 1
+    assert stored(store) == [], "the other server has stored it"
+    concepts.discard("_worker/kind")
+    concepts.discard("_worker/none")
+    assert ids(concepts) == []
+
+
+async def test_a_concept_of_another_server_ends_the_creation_of_one_with_its_name(
+    concepts: OneModel, engine: FakeEngine
+) -> None:
+    engine.training = pausing(asyncio.Event())
+    creating = asyncio.create_task(concepts.create(concept(text="Other.")))
+    await until(lambda: engine.in_training)
+    concepts.keep_only([])
+    assert ids(concepts) == ["_worker/kind"], "it is in creation"
+    concepts.adopt(concept())
+    assert await code_of(creating) is ErrorCode.CONFLICT
+    assert ids(concepts) == ["_worker/kind"]
+
+
+async def test_shipped_concepts_do_not_change_with_those_of_other_servers(
+    open_concepts: Open, tmp_path: Path
+) -> None:
+    ship(tmp_path, "kind")
+    concepts = open_concepts()
+    concepts.adopt(concept())
+    concepts.discard("_worker/kind")
+    concepts.keep_only([])
+    assert concepts.describe("kind").shipped

@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from app import __version__
 from app.errors import EngineUnavailable
-from app.workers.starting import connect_workers
+from app.workers.starting import StandingWorkers, connect_workers
 from inference.interface import text_files
 from inference.interface.protocol import (
     FetchFile,
@@ -250,3 +250,23 @@ async def test_a_cancelled_request_is_aborted(model: Path, address: str, tmp_pat
         await worker.accept()
         (await submitting).abort()
         assert await worker.commands.get() == Abort("r")
+
+
+async def test_the_list_of_workers_may_change(model: Path, address: str, tmp_path: Path) -> None:
+    """A worker that has left the list is used as long as it is there."""
+    other = f"ipc://{tmp_path}/other.sock"
+    async with asyncio.timeout(20), StandingWorkers(None, tmp_path / "cache").running() as workers:
+        engine = workers.engine
+        workers.follow([address])
+        async with working(model, address) as worker:
+            await engine.wait_available()
+            workers.follow([other])
+            assert [state.up for state in engine.workers] == [True, False]
+            assert await answer(engine, worker) == [7]
+        await until(lambda: len(engine.workers) == 1)
+        async with working(model, other) as worker:
+            await until(lambda: engine.available)
+            assert await answer(engine, worker) == [7]
+            workers.follow([address, other])
+            workers.follow([other])
+            await until(lambda: [state.up for state in engine.workers] == [True])

@@ -388,3 +388,82 @@ async def test_workers_that_have_not_started_yet_are_left_out() -> None:
     replicas = Replicas(fakes)
     assert replicas.model.context_length == 64
     assert await replicas.submit(request()) is fakes[0]
+
+
+@dataclass
+class Archive:
+    """Implements DirectionArchive in memory."""
+
+    directions: dict[str, TakeDirection] = field(default_factory=dict)
+
+    async def get(self, model: ModelInfo, concept: str) -> TakeDirection | None:
+        return self.directions.get(concept)
+
+    async def put(self, model: ModelInfo, concept: str, direction: DirectionResult) -> None:
+        assert direction.content is not None
+        self.directions[concept] = TakeDirection(concept, direction.content, direction.calibration)
+
+
+def training(concept: str) -> TrainConcept:
+    return TrainConcept(concept, [1], [[1]], [[2]], [[3]], [[4]])
+
+
+async def test_all_servers_let_the_same_worker_train_a_concept() -> None:
+    chosen = []
+    for names in (("a", "b", "c"), ("c", "a", "b")):
+        fakes = [FakeReplica(name=name) for name in names]
+        for number in range(20):
+            [_] = [update async for update in Replicas(fakes).train(training(str(number)))]
+        chosen.append({concept: fake.name for fake in fakes for concept in fake.knows})
+    assert chosen[0] == chosen[1]
+    assert set(chosen[0].values()) == {"a", "b", "c"}
+
+
+async def test_what_another_worker_has_trained_is_not_trained_again() -> None:
+    fakes = [FakeReplica(name="a"), FakeReplica(name="b")]
+    replicas = Replicas(fakes)
+    [_] = [update async for update in replicas.train(training("kind"))]
+    trainer, other = fakes if fakes[0].knows else reversed(fakes)
+    trainer.knows.clear()
+    other.knows.add("kind")
+    [_] = [update async for update in replicas.train(training("kind"))]
+    assert ("take", "kind") in trainer.commands, "it has the direction before it is asked to train"
+
+
+async def test_a_new_worker_gets_directions_from_the_archive() -> None:
+    archive, first = Archive(), FakeReplica(name="a")
+    replicas = Replicas([first], archive)
+    [_] = [update async for update in replicas.train(training("kind"))]
+    assert archive.directions.keys() == {"kind"}
+    replicas.remove(replicas.add(FakeReplica()))
+    second = FakeReplica(name="b")
+    first.available = False
+    replicas.add(second)
+    assert await replicas.submit(request([1], "kind")) is second
+    with pytest.raises(ApiError):
+        await replicas.submit(request([1], "rude"))
+
+
+async def test_workers_can_be_added_and_removed() -> None:
+    replicas = Replicas()
+    assert not replicas.available
+    assert [worker.up for worker in replicas.workers] == [False]
+    with pytest.raises(EngineUnavailable):
+        await replicas.submit(request())
+    waiting = asyncio.create_task(replicas.wait_available())
+    first = FakeReplica()
+    first.restored.set()
+    number = replicas.add(first)
+    await asyncio.wait_for(waiting, 5)
+    assert await replicas.submit(request(prompt(1, 2))) is first
+    second = FakeReplica(load=1)
+    replicas.add(second)
+    replicas.remove(number)
+    assert await replicas.submit(request(prompt(1, 2))) is second
+    replicas.remove(number + 1)
+    assert replicas.model == second.model, "the last one that was known"
+    waiting = asyncio.create_task(replicas.wait_available())
+    await asyncio.sleep(0)
+    replicas.drain(1.0)
+    with pytest.raises(EngineUnavailable):
+        await asyncio.wait_for(waiting, 5)

@@ -17,6 +17,7 @@ from inference.interface.diagnosis import Diagnosis, ModelFiles
 from inference.interface.worker_key import create_key
 from tests.app.commands.doctor.test_checks import WELL, having
 from tests.app.fakes import write_model_directory
+from tests.app.registry.conftest import RunningRegistry
 
 
 @pytest.fixture(autouse=True)
@@ -150,3 +151,17 @@ def test_a_check_that_may_not_look_is_a_problem(config: str, monkeypatch: pytest
     done = doctor("--config", config)
     assert done.exit_code == 1
     assert "cannot be checked: [Errno 13] Permission denied" in done.stdout
+
+
+def test_the_registry(config: str, tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/registry.sock"
+    done = doctor("--config", config, TILLER_REGISTRY=address)
+    assert f"warning registry        the registry at {address} gives no status" in done.stdout
+    registry = RunningRegistry(address, tmp_path / "registry")
+    registry.start()
+    try:
+        done = doctor("--config", config, TILLER_REGISTRY=address, TILLER_MODEL__SOURCE="/none")
+    finally:
+        registry.stop()
+    assert f"registry        {address}: servers 0, workers 0, concepts 0" in done.stdout
+    assert done.exit_code == 0
