@@ -20,12 +20,15 @@ def is_settled(status: ClusterStatus) -> bool:
 def is_hopeless(status: ClusterStatus) -> bool:
     """Whether all that is missing is missing for ever, unless somebody changes something."""
     workers = [worker for model in status.models for worker in model.workers]
-    unfinished = [each for each in (*status.registry, *workers) if not _is_ready(each)]
+    members = [*status.registry, *workers]
     # A gateway is healthy once a model has a worker.
     if any(map(_is_ready, workers)):
-        unfinished += [each for each in status.gateways if not _is_ready(each)]
+        members += status.gateways
+    # Those with the old configuration wait for those with the new one.
+    unfinished = [each for each in members if not _is_ready(each) and not each.outdated]
+    moving = any(each.state == "stopping" for each in members)
     complete = all(len(model.workers) == model.wanted for model in status.models)
-    return bool(unfinished) and complete and all(each.hopeless for each in unfinished)
+    return bool(unfinished) and complete and not moving and all(each.hopeless for each in unfinished)
 
 
 def describe(status: ClusterStatus) -> Iterator[tuple[str, MemberStatus]]:
