@@ -255,9 +255,9 @@ def test_settings_are_frozen() -> None:
         AccessToken(**TOKEN).name = "eve"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", ["quickstart.yaml", "gpu.yaml"])
+@pytest.mark.parametrize("name", ["quickstart.yaml", "gpu.yaml", "cluster.yaml"])
 def test_the_shipped_configurations_are_valid(name: str) -> None:
-    assert load_settings(ROOT / "configs" / name).model.name
+    assert load_settings(ROOT / "configs" / name).served_models
 
 
 def test_a_server_with_a_registry_needs_no_files_of_the_model(tmp_path: Path) -> None:
