@@ -10,6 +10,8 @@ from app.cluster.ray_edge import create_token, import_ray
 _ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Actors, and so the processes that they start, would have less of the CPU than others: nice 15.
+    "RAY_worker_niceness": "0",
     # A node that has lost its network is noticed after 5 s, and not after 30.
     "RAY_health_check_initial_delay_ms": "3000",
     "RAY_health_check_period_ms": "1000",
