@@ -45,6 +45,10 @@ class Launcher:
                 return self._gateway(self._directory)
 
     def clean_up(self) -> None:
+        """Gives back files and port."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
         if self._directory is not None:
             remove_directory(self._directory)
 

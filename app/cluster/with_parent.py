@@ -18,8 +18,9 @@ def main() -> None:
     parent, *command = sys.argv[1:]
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    with suppress(OSError):  # only some users may. Ray runs its own processes at nice 15
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    if os.getpriority(os.PRIO_PROCESS, 0) > 0:  # Ray runs actors at nice 15
+        with suppress(OSError):  # only some users may
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
     if os.getppid() != int(parent):
         sys.exit("the parent has ended")
     os.execv(command[0], command)  # noqa: S606 - without a shell

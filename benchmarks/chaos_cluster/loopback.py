@@ -20,6 +20,7 @@ import yaml
 from inference.interface.worker_key import create_key
 
 _START_SECONDS = 90.0
+_ATTEMPTS = 3
 _POLL_SECONDS = 0.2
 _READY = b"will now block"
 """What `ray start --block` logs when the node is up."""
@@ -70,6 +71,14 @@ class LoopbackCluster:
 
     def add_node(self, host: str) -> None:
         """Starts a node, and waits until it is one. The first one is the head. Raises ClusterFaultError."""
+        # Ray gives a node 30 s to start, which a busy machine may need for other things.
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(ClusterFaultError):
+                return self._start_node(host)
+            self.kill_node(host)
+        return self._start_node(host)
+
+    def _start_node(self, host: str) -> None:
         if self._nodes:
             place = [f"--address={self._address}"]
         else:

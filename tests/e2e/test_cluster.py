@@ -71,7 +71,7 @@ class Stream:
     last: str = ""
 
     def run(self) -> None:
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2000}
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1000}
         options = {"json": {**body, "stream": True, "ignore_eos": True}, "timeout": 60}
         try:
             with httpx.stream("POST", f"{self.url}/chat/completions", **options) as response:
