@@ -46,9 +46,7 @@ class Launcher:
 
     def clean_up(self) -> None:
         """Gives back files and port."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._release_port()
         if self._directory is not None:
             remove_directory(self._directory)
 
@@ -84,9 +82,14 @@ class Launcher:
             if self._lock is not None and is_free(self._task.host, port):
                 self._port = port
                 return port
-            self._lock = None
+            self._release_port()
         ports = f"port {first} is not" if first == last else f"no port from {first} to {last} is"
         raise ClusterError(f"{ports} free on this node")
+
+    def _release_port(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def _lock_port(port: int) -> BinaryIO | None:
