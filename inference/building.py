@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
+from inference.backends.cpu.build import compile_ahead
 from inference.engine import Engine
 from inference.interface.config import EngineConfig
 from inference.interface.protocol import ModelInfo
 from inference.models import sources
 from inference.models.end_tokens import read_end_token_ids
-from inference.runner.devices import choose_device, set_threads
+from inference.runner.devices import choose_device, choose_dtype, set_threads
 from inference.runner.leading import leading
 from inference.runner.loading import load
 from inference.runner.model_runner import ModelRunner
@@ -29,6 +30,8 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     set_threads(config)
     device = choose_device(config)
     cache = Path(config.cache_directory).expanduser()
+    if device.type == "cpu" and choose_dtype(config, device) == torch.float32:
+        compile_ahead(cache)  # while the model is downloaded and converted
     directory = sources.resolve(config.source, cache, config.revision)
     _log.info("loading %s on %s", directory.name, device)
     with leading(config, directory, device) as (group, leader):

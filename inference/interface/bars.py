@@ -19,29 +19,37 @@ _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fie
 
 
 class BarHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to stderr."""
+    """Writes to stderr. Of several works at a time, it shows the one that has begun last."""
 
     def __init__(self) -> None:
         super().__init__()
         self._console = Console(stderr=True)
-        self._shows_bar = False
+        self._shown: Progress | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         progress = progress_of(record)
-        if progress is None or progress.has_ended:
-            self._clear()
         if progress is None:
+            self._clear()
             super().emit(record)
-        elif not progress.has_ended:
+        elif self._is_behind(progress):
+            return
+        elif progress.has_ended:
+            self._clear()
+        else:
             self.stream.write(_CLEAR_LINE + self._draw(progress))
             self.flush()
-            self._shows_bar = True
+            self._shown = progress
+
+    def _is_behind(self, progress: Progress) -> bool:
+        """Whether another work is shown that has begun later."""
+        shown = self._shown
+        return shown is not None and shown.what != progress.what and shown.seconds < progress.seconds
 
     def _clear(self) -> None:
-        if self._shows_bar:
+        if self._shown is not None:
             self.stream.write(_CLEAR_LINE)
             self.flush()
-            self._shows_bar = False
+            self._shown = None
 
     def _draw(self, progress: Progress) -> str:
         """One line, without its end."""

@@ -14,9 +14,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from inference.backends.backend import KernelError
 from inference.backends.cpu.levels import Level, all_levels, features_of_processor, fitting_levels
@@ -56,12 +59,21 @@ def load(cache_directory: Path) -> None:
     if hasattr(torch.ops.tiller_cpu, "linear"):
         return
     compiled = library(cache_directory)
-    if not compiled.exists():
-        _compile(compiled, _NATIVE)
+    _compile_once(compiled)
     try:
         torch.ops.load_library(compiled)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise KernelError(f"the CPU kernels {compiled} cannot be loaded: {error}") from None
+
+
+def compile_ahead(cache_directory: Path) -> None:
+    """Begins to compile the kernels if necessary, and returns at once. `load` waits for it.
+
+    An error is left to `load`, which tries again.
+    """
+    compiled = library(cache_directory)
+    if not compiled.exists():
+        threading.Thread(target=_try_to_compile, args=(compiled,), name="compiler", daemon=True).start()
 
 
 def library(cache_directory: Path) -> Path:
@@ -110,16 +122,34 @@ def _processor() -> str:
     return " ".join(sorted(features_of_processor())) or platform.processor()
 
 
-def _compile(library: Path, target: tuple[str, ...]) -> None:
-    """`target`: the flags for the processor. Raises KernelError, also if the directory cannot be written."""
-    compiler = find_compiler()
-    _log.info("compiling the CPU kernels for this processor (only needed once)")
+def _try_to_compile(library: Path) -> None:
+    with suppress(KernelError):
+        _compile_once(library)
+
+
+def _compile_once(library: Path) -> None:
+    """Compiles the kernels for this processor, unless another thread or process does: then waits for it.
+
+    Raises KernelError, also if the directory cannot be written.
+    """
+    if library.exists():
+        return
     try:
-        with follow("compiling the CPU kernels"):
-            _compile_with(compiler, library, target)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{library}.lock"):
+            if not library.exists():
+                _compile(library)
     except OSError as error:
         reason = f"the CPU kernels cannot be written to {library.parent}: {error.strerror}"
         raise KernelError(reason) from None
+
+
+def _compile(library: Path) -> None:
+    """Raises KernelError or OSError."""
+    compiler = find_compiler()
+    _log.info("compiling the CPU kernels for this processor (only needed once)")
+    with follow("compiling the CPU kernels"):
+        _compile_with(compiler, library, _NATIVE)
 
 
 def _compile_with(compiler: str, library: Path, target: tuple[str, ...]) -> None:

@@ -116,13 +116,13 @@ def frames(screen: io.StringIO) -> list[str]:
 def test_a_bar_is_drawn_in_one_line(screen: io.StringIO) -> None:
     report(Progress("loading x", 1.0, (1, 4)), "tensors")
     report(Progress("loading x", 2.0, (4, 4)), "tensors")
-    report(Progress("compiling something with a name that is far too long for this terminal", 3.0))
+    report(Progress("compiling something with a name that is far too long for this terminal", 1.0))
     empty, quarter, whole, unknown = frames(screen)
     assert empty == ""
     assert re.fullmatch(r"loading x ━+[╸╺]?━* +25%", quarter)
     assert re.fullmatch(r"loading x ━+ +100%", whole)
     assert unknown.startswith("compiling something")
-    assert unknown.endswith(" 3 s")
+    assert unknown.endswith(" 1 s")
     for frame in frames(screen):
         assert len(frame) <= 60
         assert "\n" not in frame
@@ -163,3 +163,16 @@ def test_only_a_process_that_may_draw_bars_does(bars: bool) -> None:
     set_up_logging(LogConfig(bars=bars))
     [handler] = [handler for handler in logging.getLogger().handlers if type(handler).__module__ != "_pytest"]
     assert isinstance(handler, BarHandler) == bars
+
+
+def test_of_two_works_the_one_that_has_begun_later_is_shown(screen: io.StringIO) -> None:
+    report(Progress("compiling", 5.0))
+    report(Progress("downloading", 1.0))
+    report(Progress("compiling", 5.2))
+    assert "downloading" in screen.getvalue().rpartition("\r")[2]
+    report(Progress("compiling", 5.4, has_ended=True))
+    assert "downloading" in screen.getvalue().rpartition("\r")[2]
+    report(Progress("compiling", 5.5))
+    report(Progress("downloading", 1.4, has_ended=True))
+    report(Progress("compiling", 5.7))
+    assert "compiling" in screen.getvalue().rpartition("\r")[2]

@@ -1,5 +1,6 @@
 """What the operator sees if the kernels cannot be compiled, and what the engine then does."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def test_a_missing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(KernelError, match=r"no C\+\+ compiler"):
-        build._compile(tmp_path / "kernels" / "library.so", ("-march=native",))
+        build._compile_once(tmp_path / "kernels" / "library.so")
 
 
 def test_the_error_of_the_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,14 +27,33 @@ def test_the_error_of_the_compiler_is_reported(tmp_path: Path, monkeypatch: pyte
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(KernelError, match="no such thing"):
-        build._compile(tmp_path / "kernels" / "library.so", ("-march=native",))
-    assert not list((tmp_path / "kernels").iterdir())
+        build._compile_once(tmp_path / "kernels" / "library.so")
+    assert [file.suffix for file in (tmp_path / "kernels").iterdir()] == [".lock"]
 
 
 def test_a_cache_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("a file in the place of the directory")
     with pytest.raises(KernelError, match="cannot be written"):
-        build._compile(tmp_path / "kernels" / "library.so", ("-march=native",))
+        build._compile_once(tmp_path / "kernels" / "library.so")
+
+
+def test_what_is_compiled_ahead_is_not_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def compile_slowly(compiler: str, library: Path, target: tuple[str, ...]) -> None:
+        time.sleep(0.2)
+        compiled.append(library)
+        library.write_bytes(b"")
+
+    monkeypatch.setattr(build, "_compile_with", compile_slowly)
+    monkeypatch.setattr(build, "_shipped", lambda level: tmp_path / "none")
+    build.compile_ahead(tmp_path)
+    while not (tmp_path / "kernels").exists():
+        time.sleep(0.01)
+    build._compile_once(build.library(tmp_path))
+    assert compiled == [build.library(tmp_path)]
 
 
 def fail(_: Path) -> None:
