@@ -99,7 +99,8 @@ def _registry(settings: Settings) -> Task:
 def _worker(settings: Settings, model: ServedModelSettings, registry: str, has_gpus: bool) -> Task:
     luggage = Luggage()
     config = _common(settings, luggage)
-    own = model.model_dump(mode="json", exclude_unset=True, include={"source", "revision", "rotary"})
+    # Not exclude_unset, which differs between the section `model` and the list `models`.
+    own = model.model_dump(mode="json", exclude_none=True, include={"source", "revision", "rotary"})
     config |= {
         "registry": registry,
         "server": {"drain_seconds": settings.server.drain_seconds},

@@ -106,6 +106,13 @@ def test_a_change_replaces_only_what_it_is_for(
     assert changed(before, plan_of({**config, **change}, tmp_path)) == replaced
 
 
+def test_a_model_that_moves_into_a_list_is_not_replaced(config: dict[str, Any], tmp_path: Path) -> None:
+    [first, second] = config.pop("models")
+    alone = plan_of({**config, "model": first}, tmp_path)
+    both = plan_of({**config, "models": [first, second]}, tmp_path)
+    assert digest_of(alone.models["a"].task) == digest_of(both.models["a"].task)
+
+
 def test_a_changed_file_counts_as_a_change(config: dict[str, Any], tmp_path: Path) -> None:
     before = plan_of(config, tmp_path)
     (tmp_path / "concepts" / "rude.yaml").write_text("examples: []")
