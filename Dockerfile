@@ -5,12 +5,14 @@
 #
 # PyPI's torch works for both. For a much smaller CPU image, name PyTorch's index of CPU wheels:
 #   docker build -t tiller --build-arg TORCH_INDEX=URL .
+# For `tiller cluster`, which needs Ray: --build-arg EXTRAS=otel,cluster.
 # A registry of yours may have the base: --build-arg BASE=registry.example/python:3.12-slim
 ARG BASE=python:3.12-slim
 
 # Installs Tiller, and compiles the CPU kernels for several kinds of processors. So the images need no C++ compiler.
 FROM ${BASE} AS build
 ARG TORCH_INDEX=""
+ARG EXTRAS=""
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
@@ -22,7 +24,7 @@ COPY app ./app
 COPY inference ./inference
 COPY tiller ./tiller
 RUN python -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-    --constraint constraints.txt '.[otel]'
+    --constraint constraints.txt ".[${EXTRAS:-otel}]"
 # Afterwards, nothing reads torch's headers, which are for compilers, and the packages' tests.
 RUN cd / && python -m inference.backends.cpu.build \
     && cd /opt/venv/lib/python3*/site-packages \

@@ -10,7 +10,7 @@ CPP := $(wildcard inference/backends/cpu/*.h inference/backends/cpu/*.cpp tests/
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 	--report $(VENV)/installed-$$(date +%s).json
 
-.PHONY: help serve test test-fast docs clients image-test eval bench chaos peers lint audit format clean
+.PHONY: help serve test test-fast docs clients image-test eval bench chaos chaos-cluster peers lint audit format clean
 
 help:
 	@echo "make serve   install and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
@@ -22,6 +22,7 @@ help:
 	@echo "make eval    measure the effect of steering; writes docs/steering-evaluation.md"
 	@echo "make bench   measure throughput and latency under load, of Tiller and of the installed peers"
 	@echo "make chaos   put a server under load for ten minutes; kill and stop its worker at random"
+	@echo "make chaos-cluster  put a cluster of three nodes under load for five minutes; kill its processes and nodes"
 	@echo "make peers   install llama.cpp and vLLM into .peers, for make bench"
 	@echo "make lint    install and run ruff, clang-format, mypy and import-linter"
 	@echo "make audit   check that the installed packages are the locked ones"
@@ -54,6 +55,9 @@ bench: $(VENV)/.eval
 
 chaos: $(VENV)/.eval
 	$(BIN)/python -m benchmarks.chaos
+
+chaos-cluster: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.chaos_cluster
 
 peers:
 	PYTHON=$(PYTHON) benchmarks/peers/install.sh

@@ -7,6 +7,7 @@ import typer
 from app.commands.access_token import access_token_commands
 from app.commands.bench import bench
 from app.commands.chat.command import chat
+from app.commands.cluster import cluster_commands
 from app.commands.concept import concept_commands
 from app.commands.doctor.command import doctor
 from app.commands.health import health
@@ -32,6 +33,7 @@ def build_commands() -> typer.Typer:
     tiller.add_typer(concept_commands(), name="concept")
     tiller.add_typer(worker_commands(), name="worker")
     tiller.add_typer(registry_commands(), name="registry")
+    tiller.add_typer(cluster_commands(), name="cluster")
     tiller.command("bench")(bench)
     return tiller
 

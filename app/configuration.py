@@ -188,15 +188,16 @@ def refuse_open_network(settings: Settings) -> None:
 
 def refuse_missing_model(settings: Settings) -> None:
     for number, model in enumerate(settings.served_models):
-        _refuse_missing_model(model, f"models.{number}" if settings.models else "model")
+        section = f"models.{number}" if settings.models else "model"
+        _refuse_missing_template(model, section)
+        if settings.registry is None and not model.workers:
+            refuse_missing_source(model, section)
 
 
-def _refuse_missing_model(model: ServedModelSettings, section: str) -> None:
+def _refuse_missing_template(model: ServedModelSettings, section: str) -> None:
     template = model.chat_template_file
     if template is not None and not template.is_file():
         raise SettingsError(f"{section}.chat_template: the file {template} does not exist")
-    if not model.workers:
-        refuse_missing_source(model, section)
 
 
 def refuse_missing_source(model: ServedModelSettings, section: str) -> None:

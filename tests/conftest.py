@@ -19,6 +19,7 @@ SLOW = (
     E2E,
     "tests/benchmarks/test_peers.py",
     # Other real processes: workers, commands, compilers, installations.
+    "tests/app/cluster/test_keeper.py",
     "tests/app/commands/chat/test_conversation.py",
     "tests/app/commands/test_documentation.py",
     "tests/app/contract/test_worker.py",

@@ -1,6 +1,7 @@
 """The gateway's settings: names, types, defaults and rules. Frozen. Does not read files or variables."""
 
 from app.settings.access import AccessScope, AccessToken, AuthSettings, NamedAccessToken
+from app.settings.cluster import ClusterSettings, ScaleSettings
 from app.settings.limits import ApiSettings, LimitSettings
 from app.settings.model import EngineSettings, ModelSettings, ServedModelSettings
 from app.settings.section import Section
@@ -15,11 +16,13 @@ __all__ = [
     "AccessToken",
     "ApiSettings",
     "AuthSettings",
+    "ClusterSettings",
     "EngineSettings",
     "LimitSettings",
     "LogSettings",
     "ModelSettings",
     "NamedAccessToken",
+    "ScaleSettings",
     "Section",
     "ServedModelSettings",
     "ServerSettings",

@@ -14,6 +14,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from app.settings.cluster import ScaleSettings
 from app.settings.section import PositiveInt, Section
 from inference.interface.config import Device, DType, EngineConfig, Quantization, Rotary
 
@@ -66,6 +67,8 @@ class ModelSettings(Section):
     workers: tuple[WorkerAddress, ...] = ()
     """Where the model's workers listen that were started with `tiller worker serve`: `tcp://HOST:PORT` or
     `ipc:///PATH`. Empty: the server starts workers itself."""
+    scale: ScaleSettings = ScaleSettings()
+    """The number of the model's workers in a cluster. Only `tiller cluster` reads it."""
 
     @property
     def chat_template_file(self) -> Path | None:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.settings.access import AuthSettings
+from app.settings.cluster import ClusterSettings
 from app.settings.limits import ApiSettings, LimitSettings
 from app.settings.model import (
     EngineSettings,
@@ -50,6 +51,7 @@ class Settings(BaseSettings):
     worker_key: Annotated[str | None, Field(validate_default=True)] = None
     """Path of the key that servers, workers and the registry share if they are at `tcp://`.
     `tiller worker new-key` makes one."""
+    cluster: ClusterSettings = ClusterSettings()
     api: ApiSettings = ApiSettings()
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()

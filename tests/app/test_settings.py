@@ -255,9 +255,18 @@ def test_settings_are_frozen() -> None:
         AccessToken(**TOKEN).name = "eve"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", ["quickstart.yaml", "gpu.yaml"])
+@pytest.mark.parametrize("name", ["quickstart.yaml", "gpu.yaml", "cluster.yaml"])
 def test_the_shipped_configurations_are_valid(name: str) -> None:
-    assert load_settings(ROOT / "configs" / name).model.name
+    assert load_settings(ROOT / "configs" / name).served_models
+
+
+def test_a_server_with_a_registry_needs_no_files_of_the_model(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("model: {source: /nowhere}")
+    with pytest.raises(SettingsError, match="/nowhere"):
+        load_settings(file)
+    file.write_text("{model: {source: /nowhere}, registry: 'ipc:///run/registry'}")
+    assert load_settings(file).model.source == "/nowhere"
 
 
 def test_the_directory_of_shipped_concepts_must_exist_only_if_it_is_configured(

@@ -53,6 +53,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "python -m pip install --target wheels": "downloads packages; tests/benchmarks/test_gpu.py uses them",
     },
     "docs/scaling.md": {
+        "                        Ray: head node": "a diagram",
+        ".venv/bin/tiller cluster": "needs nodes; tests/e2e/test_cluster.py runs all of these commands",
         "clients ": "a diagram",
         ".venv/bin/tiller worker serve": "runs until it is stopped, as in tests/e2e/test_standing_workers.py",
     },

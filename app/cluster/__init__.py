@@ -1,0 +1,1 @@
+"""Places, watches and scales Tiller's processes on the nodes of a Ray cluster. Ray carries no tokens."""
