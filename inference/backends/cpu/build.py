@@ -51,13 +51,16 @@ float trial(const std::vector<float>& x) { return root(x.at(0)); }
 _log = logging.getLogger(__name__)
 
 
-def load(cache_directory: Path) -> None:
-    """Makes `torch.ops.tiller_cpu` usable. Compiles the kernels if necessary. Raises KernelError."""
+def load(cache_directory: Path, level: Level | None = None) -> None:
+    """Makes `torch.ops.tiller_cpu` usable. Compiles the kernels if necessary. Raises KernelError.
+
+    Does nothing if kernels are loaded. `level`: use only the instructions of this level, as measurements do.
+    """
     if hasattr(torch.ops.tiller_cpu, "linear"):
         return
-    compiled = library(cache_directory)
+    compiled = library(cache_directory) if level is None else _cached(cache_directory, level)
     if not compiled.exists():
-        _compile(compiled, _NATIVE)
+        _compile(compiled, _NATIVE if level is None else level.flags)
     try:
         torch.ops.load_library(compiled)  # type: ignore[no-untyped-call]
     except OSError as error:
@@ -75,7 +78,15 @@ def library(cache_directory: Path) -> Path:
 
 
 def _shipped(level: Level) -> Path:
-    return _SHIPPED / f"tiller_cpu-{level.name}-{_digest(*level.flags)}.so"
+    return _SHIPPED / _file_name(level)
+
+
+def _cached(cache_directory: Path, level: Level) -> Path:
+    return cache_directory / "kernels" / _file_name(level)
+
+
+def _file_name(level: Level) -> str:
+    return f"tiller_cpu-{level.name}-{_digest(*level.flags)}.so"
 
 
 def check_compiler() -> str:
