@@ -136,13 +136,15 @@ def _output_head(shape: Shape, rows: int, limits: Limits) -> Part:
     return Part("output head", seconds, 2.0 * size * rows, limits.word_products, size * _EIGHT_BITS)
 
 
-def attention(shape: Shape, workload: Workload, limits: Limits) -> Part:
+def attention(
+    shape: Shape, workload: Workload, limits: Limits, dtype: torch.dtype = torch.float16
+) -> Part:
     """Attention of all layers. What it reads at least: the keys and values of each context once."""
     count, queries = workload.sequences, workload.queries
     width = -(-workload.context // BLOCK_SIZE)
     slots = count * width * BLOCK_SIZE + 1
     caches = [
-        [torch.randn(slots, shape.kv_heads, shape.head) for _ in range(2)] for _ in range(shape.layers)
+        [torch.randn(slots, shape.kv_heads, shape.head).to(dtype) for _ in range(2)] for _ in range(shape.layers)
     ]
     block_tables = torch.randperm(count * width).view(count, width).int()
     positions = torch.arange(workload.context - queries, workload.context).repeat(count)
