@@ -136,6 +136,9 @@ inline void store_and_attend(const Queries& q, const at::Tensor& key_cache, cons
 // both float16. out: [tokens, heads, value_size].
 inline void store_and_attend(const Queries& q, const at::Tensor& key_cache, const at::Tensor& value_cache,
                              const Paging& paging, const Scoring& scoring, float* out) {
+  TORCH_CHECK(key_cache.is_contiguous() && value_cache.is_contiguous() &&
+                  key_cache.scalar_type() == value_cache.scalar_type(),
+              "the caches of keys and values must be contiguous, and have the same dtype");
   if (key_cache.scalar_type() == at::kHalf) {
     store_and_attend<c10::Half>(q, key_cache, value_cache, paging, scoring, out);
   } else {

@@ -14,7 +14,13 @@ from inference.backends.cpu.sampling import OPERATIONS
 def load(cache_directory: Path) -> Backend:
     """Compiles the kernels if the cache directory does not have them yet. Raises KernelError."""
     build.load(cache_directory)
-    return Backend(attend=attend, fuse=fusion.fuse, quantize=_quantize, sampling=OPERATIONS)
+    return Backend(
+        attend=attend,
+        fuse=fusion.fuse,
+        quantize=_quantize,
+        quantized_cache_dtype=torch.float16,
+        sampling=OPERATIONS,
+    )
 
 
 def _quantize(model: nn.Module) -> None:
