@@ -56,7 +56,9 @@ def render(directory: Path, texts: list[str]) -> list[torch.Tensor]:
 def paged_logits(loaded: CausalLM, backend: Backend, tokens: torch.Tensor) -> torch.Tensor:
     """The logits [T, vocab_size] of a text [T], computed as in the engine: as one chunk, over a KV cache."""
     cache = KVCache(loaded.layer_shapes, 1, len(tokens), loaded.device)
-    builder = BatchBuilder(len(tokens), cache.padding_slot, loaded.device, in_place=backend.attend is not None)
+    builder = BatchBuilder(
+        len(tokens), cache.padding_slot, loaded.device, in_place=backend.attend is not None
+    )
     batch = builder.build([make_sequence(tokens.tolist(), [0])])
     batch = replace(batch, logit_tokens=torch.arange(len(tokens)))
     return loaded.forward(ForwardContext(batch, cache, backend.attend))

@@ -1,10 +1,9 @@
-// Prints what one core can reach, as JSON: integer products, float32 products and reading from memory, each in
-// units per second. The loops do nothing else, and keep everything but the memory to be read in registers.
-
-#include <ctime>
+// Prints what one core can reach, as JSON: integer products, float32 products and reading from memory, each
+// in units per second. The loops do nothing else, and keep everything but the memory to be read in registers.
 
 #include <algorithm>
 #include <cstdio>
+#include <ctime>
 #include <limits>
 #include <vector>
 
@@ -33,9 +32,9 @@ double fastest(int repeats, const Act& act) {
 // kChains independent instructions, each with a sum of its own in register 4 to 11.
 #define CHAINS(one) one(4) one(5) one(6) one(7) one(8) one(9) one(10) one(11)
 #define CLOBBERED "xmm2", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11"
-#define RATE(operations, one)                                                    \
-  (double(operations) * kChains * kCalls / fastest(kRepeats, [] {                \
-     for (int i = 0; i < kCalls; i++) asm volatile(CHAINS(one)::: CLOBBERED);    \
+#define RATE(operations, one)                                                 \
+  (double(operations) * kChains * kCalls / fastest(kRepeats, [] {             \
+     for (int i = 0; i < kCalls; i++) asm volatile(CHAINS(one)::: CLOBBERED); \
    }))
 
 #if defined(__AVX512VNNI__)

@@ -84,7 +84,9 @@ def measure(shape: Shape, workload: Workload, max_rows: int, limits: Limits) -> 
     parts = [
         _linear("queries, keys, values", shape.layers, shape.hidden, qkv, rows, steps, limits),
         attention(shape, workload, limits),
-        _linear("output projection", shape.layers, shape.heads * shape.head, shape.hidden, rows, steps, limits),
+        _linear(
+            "output projection", shape.layers, shape.heads * shape.head, shape.hidden, rows, steps, limits
+        ),
         _mlp(shape, rows, steps, limits),
         _norms(shape, rows, steps),
         _output_head(shape, workload.sequences, limits),
@@ -112,13 +114,19 @@ def _linear(
 
 
 def _mlp(shape: Shape, rows: int, steps: float, limits: Limits) -> Part:
-    sizes = (shape.intermediate, shape.hidden), (shape.intermediate, shape.hidden), (shape.hidden, shape.intermediate)
+    sizes = (
+        (shape.intermediate, shape.hidden),
+        (shape.intermediate, shape.hidden),
+        (shape.hidden, shape.intermediate),
+    )
     layers = [tuple(four_bits(*size) for size in sizes) for _ in range(shape.layers)]
     x = torch.randn(rows, shape.hidden)
     seconds = fastest(lambda: [torch.ops.tiller_cpu.gated_mlp(x, *weights) for weights in layers])
     size = 3 * shape.layers * shape.hidden * shape.intermediate
     operations = 2.0 * size * rows * steps
-    return Part("gate, up, down", seconds * steps, operations, limits.byte_products, size * _FOUR_BITS * steps)
+    return Part(
+        "gate, up, down", seconds * steps, operations, limits.byte_products, size * _FOUR_BITS * steps
+    )
 
 
 def _norms(shape: Shape, rows: int, steps: float) -> Part:
@@ -136,20 +144,21 @@ def _output_head(shape: Shape, rows: int, limits: Limits) -> Part:
     return Part("output head", seconds, 2.0 * size * rows, limits.word_products, size * _EIGHT_BITS)
 
 
-def attention(
-    shape: Shape, workload: Workload, limits: Limits, dtype: torch.dtype = torch.float16
-) -> Part:
+def attention(shape: Shape, workload: Workload, limits: Limits, dtype: torch.dtype = torch.float16) -> Part:
     """Attention of all layers. What it reads at least: the keys and values of each context once."""
     count, queries = workload.sequences, workload.queries
     width = -(-workload.context // BLOCK_SIZE)
     slots = count * width * BLOCK_SIZE + 1
     caches = [
-        [torch.randn(slots, shape.kv_heads, shape.head).to(dtype) for _ in range(2)] for _ in range(shape.layers)
+        [torch.randn(slots, shape.kv_heads, shape.head).to(dtype) for _ in range(2)]
+        for _ in range(shape.layers)
     ]
     block_tables = torch.randperm(count * width).view(count, width).int()
     positions = torch.arange(workload.context - queries, workload.context).repeat(count)
     sequences = torch.arange(count).repeat_interleave(queries)
-    slot_mapping = block_tables.long()[sequences, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+    slot_mapping = (
+        block_tables.long()[sequences, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+    )
     cu_seqlens = torch.arange(count + 1) * queries
     query = torch.randn(1, shape.heads, workload.tokens, shape.head)
     new = torch.randn(1, shape.kv_heads, workload.tokens, shape.head)

@@ -107,8 +107,8 @@ inline void store_and_attend(const Queries& q, const at::Tensor& key_cache, cons
   const int64_t* slots = paging.slot_mapping.const_data_ptr<int64_t>();
   auto *keys = key_cache.mutable_data_ptr<Element>(), *values = value_cache.mutable_data_ptr<Element>();
   store_tokens(q.keys, q.key_head_stride, q.key_token_stride, paging.tokens(), kv_heads, size, slots, keys);
-  store_tokens(q.values, q.value_head_stride, q.value_token_stride, paging.tokens(), kv_heads, value_size, slots,
-               values);
+  store_tokens(q.values, q.value_head_stride, q.value_token_stride, paging.tokens(), kv_heads, value_size,
+               slots, values);
   attend_all(
       Attention<Element>{
           .queries = q.queries,
@@ -131,9 +131,9 @@ inline void store_and_attend(const Queries& q, const at::Tensor& key_cache, cons
       paging.sequences());
 }
 
-// Stores the keys and values of all tokens. Then each query attends to the slots of its own sequence, up to its
-// own position. key_cache: [slots, kv_heads, size], value_cache: [slots, kv_heads, value_size], both float32 or
-// both float16. out: [tokens, heads, value_size].
+// Stores the keys and values of all tokens. Then each query attends to the slots of its own sequence, up to
+// its own position. key_cache: [slots, kv_heads, size], value_cache: [slots, kv_heads, value_size], both
+// float32 or both float16. out: [tokens, heads, value_size].
 inline void store_and_attend(const Queries& q, const at::Tensor& key_cache, const at::Tensor& value_cache,
                              const Paging& paging, const Scoring& scoring, float* out) {
   TORCH_CHECK(key_cache.is_contiguous() && value_cache.is_contiguous() &&

@@ -14,7 +14,7 @@
 namespace tiller {
 
 constexpr int64_t kTileRows = 48;  // queries of a tile: tokens times query heads per KV head
-constexpr int kRowsAtOnce = kWideLanes == 16 ? 6 : 3;     // queries; their sums stay in registers
+constexpr int kRowsAtOnce = kWideLanes == 16 ? 6 : 3;  // queries; their sums stay in registers
 constexpr int kVectors = kKeys / kWideLanes;
 static_assert(kTileRows % kRowsAtOnce == 0);
 
@@ -155,14 +155,15 @@ class Tile {
       multiply_lanes(queries, a_.size, 0, key, sums);
       add_products(queries, a_.size, a_.size / kLanes * kLanes, a_.size, 1, key, sums);
       for (int i = 0; i < kRowsAtOnce; i++)
-        for (int v = 0; v < kVectors; v++) store_wide(weights_.data() + (r + i) * kKeys + v * kWideLanes, sums[i][v]);
+        for (int v = 0; v < kVectors; v++)
+          store_wide(weights_.data() + (r + i) * kKeys + v * kWideLanes, sums[i][v]);
     }
   }
 
   // Replaces a row's products in weights_ by weights. The first key is that of position `start`.
   void weigh_row(int64_t row, int64_t start) {
-    const float shrink =
-        weigh_keys(a_.scoring, a_.positions[token_of(row)], start, weights_.data() + row * kKeys, heads_[row]);
+    const float shrink = weigh_keys(a_.scoring, a_.positions[token_of(row)], start,
+                                    weights_.data() + row * kKeys, heads_[row]);
     if (shrink == 1.0f) return;
     float* sum = sums_.data() + row * padded_value_;
     for (int64_t i = 0; i < padded_value_; i++) sum[i] *= shrink;

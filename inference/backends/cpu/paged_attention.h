@@ -1,5 +1,5 @@
-// Attention over keys and values in the blocks of a paged KV cache: what single tokens and chunks have in common,
-// and attention of single tokens. The cache is float32 or float16; everything is computed in float32.
+// Attention over keys and values in the blocks of a paged KV cache: what single tokens and chunks have in
+// common, and attention of single tokens. The cache is float32 or float16; everything is computed in float32.
 #pragma once
 
 #include <algorithm>
@@ -29,10 +29,11 @@ struct Attention {
   int64_t heads_per_kv_head() const { return heads / kv_heads; }  // query heads per KV head
 };
 
-constexpr int kMostHeads = 3;  // that read a key or value together; their sums for four keys stay in registers
+constexpr int kMostHeads =
+    3;  // that read a key or value together; their sums for four keys stay in registers
 
-// out[h][j] = the product of query h with rows[j], for four keys. queries: [kHeads, size], by the stride. The sums
-// are independent, so additions need not wait for each other.
+// out[h][j] = the product of query h with rows[j], for four keys. queries: [kHeads, size], by the stride. The
+// sums are independent, so additions need not wait for each other.
 template <int kHeads, typename Element>
 inline void multiply_four(const float* queries, int64_t stride, const Element* const (&rows)[4], int64_t size,
                           float* const (&out)[kHeads]) {
@@ -72,7 +73,8 @@ inline std::vector<int64_t> find_slots(const Attention<Element>& a, int64_t sequ
 
 // Prefetches `size` elements of each of `count` slots, since the processor cannot predict where blocks are.
 template <typename Element>
-inline void prefetch(const Element* cache, const int64_t* slots, int64_t count, int64_t stride, int64_t size) {
+inline void prefetch(const Element* cache, const int64_t* slots, int64_t count, int64_t stride,
+                     int64_t size) {
   constexpr int64_t kLine = 64 / sizeof(Element);
   for (int64_t j = 0; j < count; j++) {
     const Element* row = cache + slots[j] * stride;
@@ -80,8 +82,8 @@ inline void prefetch(const Element* cache, const int64_t* slots, int64_t count, 
   }
 }
 
-// sums [kHeads, kWides * kWideLanes] += weights [kHeads, kKeys] * the `count` rows from dimension `offset` on.
-// stride: from head to head of the sums
+// sums [kHeads, kWides * kWideLanes] += weights [kHeads, kKeys] * the `count` rows from dimension `offset`
+// on. stride: from head to head of the sums
 template <int kHeads, int kWides, typename Element>
 inline void add_values(const Element* const* rows, int64_t offset, int64_t count,
                        const float (&weights)[kHeads][kKeys], float* sums, int64_t stride) {
@@ -106,8 +108,9 @@ struct KeyRows {
   const Element *keys[kKeys], *values[kKeys];
 };
 
-// One step of attention for kHeads query heads at `position` that share the rows' KV head. queries: [kHeads, size],
-// by the head stride. Updates the softmax of each head, and the sums [kHeads, value_size] of weighted values.
+// One step of attention for kHeads query heads at `position` that share the rows' KV head. queries: [kHeads,
+// size], by the head stride. Updates the softmax of each head, and the sums [kHeads, value_size] of weighted
+// values.
 template <int kHeads, typename Element>
 inline void attend_keys(const Attention<Element>& a, int64_t position, const KeyRows<Element>& rows,
                         const float* queries, Head* heads, float* sums) {
@@ -151,8 +154,8 @@ inline void attend_keys(const Attention<Element>& a, int64_t position, const Key
   }
 }
 
-// The slots that the only new token of a sequence attends to. The first one is that of position `first`, a multiple
-// of kKeys, so that every query gets its keys in the same steps.
+// The slots that the only new token of a sequence attends to. The first one is that of position `first`, a
+// multiple of kKeys, so that every query gets its keys in the same steps.
 struct Context {
   int64_t first, last;
   std::vector<int64_t> slots;
@@ -168,8 +171,8 @@ struct Context {
   int64_t length() const { return static_cast<int64_t>(slots.size()); }
 };
 
-// Attends for the only token of a sequence, with the query heads that share the KV heads [begin, end). Prefetches
-// the first keys and values that `following`, another sequence with one token, needs; -1: none.
+// Attends for the only token of a sequence, with the query heads that share the KV heads [begin, end).
+// Prefetches the first keys and values that `following`, another sequence with one token, needs; -1: none.
 template <typename Element>
 inline void attend_single(const Attention<Element>& a, int64_t sequence, int64_t begin, int64_t end,
                           int64_t following) {

@@ -47,10 +47,10 @@ inline Floats exp_all(Floats x) {
   return powers;
 }
 
-// One step of the online softmax. `weights` holds the products of a query at `position` with the kKeys keys from
-// position `start` on. They are replaced by the weights e^(score - highest); keys that the query cannot see get
-// weight 0. Returns the factor for the values that were added up before. Not inlined, so that it rounds alike for
-// single tokens and chunks.
+// One step of the online softmax. `weights` holds the products of a query at `position` with the kKeys keys
+// from position `start` on. They are replaced by the weights e^(score - highest); keys that the query cannot
+// see get weight 0. Returns the factor for the values that were added up before. Not inlined, so that it
+// rounds alike for single tokens and chunks.
 [[gnu::noinline]] inline float weigh_keys(const Scoring& scoring, int64_t position, int64_t start,
                                           float* weights, Head& head) {
   constexpr float kInvisible = -std::numeric_limits<float>::infinity();
