@@ -1,14 +1,14 @@
 """Shows what each part of a step costs on a CPU, beside what the processor could reach.
 
-    .venv/bin/python -m benchmarks.breakdown                         # this processor's instructions; 2 minutes
-    .venv/bin/python -m benchmarks.breakdown --level x86-64-v3       # only AVX2, on any newer processor
+    .venv/bin/python -m benchmarks.breakdown                     # this processor's instructions; 2 minutes
+    .venv/bin/python -m benchmarks.breakdown --level x86-64-v3   # only AVX2, on any newer processor
     .venv/bin/python -m benchmarks.breakdown --json breakdown.json
 
-Everything runs in one thread and is timed by the CPU time of that thread, so other processes disturb it little.
-Each figure is the fastest of several runs. Parts run on random numbers in the shapes of the embedded model
-(integer), whole steps in the engine. "Rest" is what a step takes beside its parts: rotation, residuals, the
-embedding, and the Python code of the model. "At the limit" is the time of the part if it did nothing but its
-products, or nothing but reading its memory once, whichever takes longer.
+Everything runs in one thread and is timed by the CPU time of that thread, so other processes disturb it
+little. Each figure is the fastest of several runs. Parts run on random numbers in the shapes of the embedded
+model (integer), whole steps in the engine. "rest" is what a step takes beside its parts: rotation, residuals,
+the embedding, and the Python code of the model. "at the limit" is the time of the part if it did nothing but
+its products, or nothing but reading its memory once, whichever takes longer.
 
 The gateway is another process: see `python -m benchmarks.gateway` for its cost per token.
 """
@@ -29,7 +29,7 @@ from benchmarks.peers.machine import commit, describe_machine
 from benchmarks.steering_cost import build
 from inference.backends.backend import KernelError
 from inference.backends.cpu import build as kernels
-from inference.backends.cpu.levels import Level, all_levels
+from inference.backends.cpu.levels import all_levels
 
 MAX_BATCH_TOKENS = 512
 WORKLOADS = (

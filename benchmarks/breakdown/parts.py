@@ -1,5 +1,6 @@
-"""Times single kernels of a step on random numbers, in the shapes of a model. Every layer has its own memory, so
-that weights, keys and values come from where they come from in a step.
+"""Times single kernels of a step on random numbers, in the shapes of a model.
+
+Every layer has its own memory, so that weights, keys and values come from where they come from in a step.
 """
 
 import time

@@ -161,8 +161,8 @@ def test_the_engine_gives_the_logprobs_of_the_quantized_model(architecture: str,
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @BITS
 def test_a_float16_cache_changes_logprobs_by_its_rounding_only(architecture: str, bits: int) -> None:
-    """These models have large random weights, so rounding a key by 1/2048 shows in every later token. With 4-bit
-    weights, it also makes some activations round up instead of down, each by 1/254 of its range."""
+    """These models have large random weights, so rounding a key by 1/2048 shows in every later token. With
+    4-bit weights, it also makes some activations round up instead of down, each by 1/254 of its range."""
     errors = engine_errors(architecture, bits, torch.float16)
     assert errors.median() < (0.1 if bits == 4 else 0.02)
 
