@@ -16,7 +16,6 @@ namespace tiller {
 
 // Eight floats. Compilers make much slower code of plain loops over a size that they do not know.
 using Floats = float __attribute__((vector_size(32), aligned(4), may_alias));
-using Integers = int32_t __attribute__((vector_size(32)));
 constexpr int64_t kLanes = 8;
 
 inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
@@ -128,10 +127,16 @@ inline Floats higher(Floats a, Floats b) {
 
 // The highest lane.
 inline float highest_of(Floats x) {
-  x = higher(x, __builtin_shuffle(x, Integers{4, 5, 6, 7, 0, 1, 2, 3}));
-  x = higher(x, __builtin_shuffle(x, Integers{2, 3, 0, 1, 6, 7, 4, 5}));
-  x = higher(x, __builtin_shuffle(x, Integers{1, 0, 3, 2, 5, 4, 7, 6}));
+#if defined(__AVX__)
+  x = higher(x, _mm256_permute2f128_ps(x, x, 1));
+  x = higher(x, _mm256_permute_ps(x, 0x4E));
+  x = higher(x, _mm256_permute_ps(x, 0xB1));
   return x[0];
+#else
+  float highest = x[0];
+  for (int64_t i = 1; i < kLanes; i++) highest = x[i] > highest ? x[i] : highest;
+  return highest;
+#endif
 }
 
 // Exchanges rows and columns.

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from inference.backends.cpu import backend as cpu
 from inference.backends.cpu import fusion
+from inference.backends.cpu.levels import features_of_processor
 from inference.backends.cpu.linear import QuantizedLinear, replace_linears
 from inference.backends.cpu.modules import QuantizedGatedMLP, RMSNorm
 from inference.backends.cpu.quantized_attention import QuantizedAttention
@@ -207,6 +208,7 @@ def test_the_engine_uses_quantized_layers() -> None:
     assert count(model, QuantizedAttention) == 3
 
 
+@pytest.mark.skipif("f16c" not in features_of_processor(), reason="the cache of a quantized model is float32")
 @BITS
 def test_a_quantized_model_has_room_for_twice_as_many_tokens(bits: int) -> None:
     blocks = [
