@@ -5,7 +5,7 @@ CONFIG ?= configs/quickstart.yaml
 JOBS ?= 2
 IMAGE_TEST ?=
 BIN := $(VENV)/bin
-CPP := $(wildcard inference/backends/cpu/*.h inference/backends/cpu/*.cpp tests/inference/backends/cpu/*.cpp tests/inference/backends/cpu/*/*.h)
+CPP := $(wildcard inference/backends/cpu/*.h inference/backends/cpu/*.cpp tests/inference/backends/cpu/*.cpp benchmarks/breakdown/*.cpp tests/inference/backends/cpu/*/*.h)
 # Each installation writes a report, which `make audit` reads.
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 	--report $(VENV)/installed-$$(date +%s).json

@@ -3,12 +3,14 @@
     .venv/bin/python -m benchmarks.quantization
 
 The texts are the examples of the shipped steering concepts and the neutral texts of the evaluation, as
-answers in a chat. Both models compute the same tokens, one text at a time, with the model's own attention.
+answers in a chat. Both models compute the same tokens, one text at a time: float32 with the model's own
+attention, integer with the engine's, which reads rounded keys and values from its cache.
 Only tokens after the shared question count. Else each token of the question would count once for each text.
 """
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,9 +18,15 @@ import yaml
 from transformers import AutoTokenizer
 
 from inference.backends import selection
+from inference.backends.backend import Backend
+from inference.compute.attention import ForwardContext
+from inference.compute.batch import BatchBuilder
+from inference.compute.kv_cache import KVCache
 from inference.interface.config import EngineConfig
 from inference.models import causal_lm, sources
 from inference.models.causal_lm import CausalLM
+from inference.runner.adaptation import quantize
+from inference.runner.rehearsal import make_sequence
 
 ROOT = Path(__file__).parent.parent
 MAX_PERPLEXITY_RATIO = 1.02
@@ -45,12 +53,23 @@ def render(directory: Path, texts: list[str]) -> list[torch.Tensor]:
 
 
 @torch.inference_mode()
-def read(loaded: CausalLM, tokens: torch.Tensor, first: int) -> tuple[float, torch.Tensor]:
-    """Computes a text with the model. Only the tokens from `first` on count.
+def paged_logits(loaded: CausalLM, backend: Backend, tokens: torch.Tensor) -> torch.Tensor:
+    """The logits [T, vocab_size] of a text [T], computed as in the engine: as one chunk, over a KV cache."""
+    cache = KVCache(loaded.layer_shapes, 1, len(tokens), loaded.device)
+    builder = BatchBuilder(
+        len(tokens), cache.padding_slot, loaded.device, in_place=backend.attend is not None
+    )
+    batch = builder.build([make_sequence(tokens.tolist(), [0])])
+    batch = replace(batch, logit_tokens=torch.arange(len(tokens)))
+    return loaded.forward(ForwardContext(batch, cache, backend.attend))
+
+
+def judge(logits: torch.Tensor, tokens: torch.Tensor, first: int) -> tuple[float, torch.Tensor]:
+    """Judges a text by its logits. Only the tokens from `first` on count.
 
     Returns their negative log probability, in nats, and the most likely token at each of their positions.
     """
-    logprobs = loaded.reference_logits(tokens).log_softmax(-1)[first - 1 : -1]
+    logprobs = logits.log_softmax(-1)[first - 1 : -1]
     return -float(logprobs.gather(1, tokens[first:, None]).double().sum()), logprobs.argmax(-1)
 
 
@@ -73,10 +92,10 @@ def main() -> None:
         loaded, EngineConfig(quantization="integer", cache_directory=arguments.cache_directory)
     )
     first = _count_shared(texts)
-    full = [read(loaded, text, first) for text in texts]
-    assert backend.quantize is not None  # choose raises otherwise
-    loaded.transform(backend.quantize)
-    rounded = [read(loaded, text, first) for text in texts]
+    with torch.inference_mode():
+        full = [judge(loaded.reference_logits(text), text, first) for text in texts]
+    quantize(loaded, backend)
+    rounded = [judge(paged_logits(loaded, backend, text), text, first) for text in texts]
     predicted = sum(len(text) - first for text in texts)
     before, after = (sum(loss for loss, _ in side) / predicted for side in (full, rounded))
     equal = sum(int((a == b).sum()) for (_, a), (_, b) in zip(full, rounded, strict=True))

@@ -64,6 +64,7 @@ class Keeper:
     def stop(self) -> None:
         """Sends SIGTERM; the process is killed if it goes on for too long. Returns at once."""
         if not self._stopping.is_set():
+            self.state = "stopping"
             self._stopping.set()
             threading.Thread(target=self._end, name="end", daemon=True).start()
 
@@ -114,7 +115,6 @@ class Keeper:
 
     def _end(self) -> None:
         """Ends the process. A signal may come too early for a handler, so it is no error if it ends by it."""
-        self.state = "stopping"
         process = self._process
         if process is not None and process.poll() is None:
             process.terminate()

@@ -123,7 +123,7 @@ def create_token() -> None:
     """Makes ~/.ray/auth_token if there is no token here yet. Raises ClusterError."""
     import_ray()
     from ray._private.authentication import authentication_token_setup as setup
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
     if AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         return

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from inference.compute.attention import Attend
@@ -26,6 +27,9 @@ class Backend:
     """Changes a model in place so that it computes the same with fewer operations. None: no change."""
     quantize: Callable[[nn.Module], None] | None = None
     """Changes a model in place so that its linear layers compute with integers. None: not available."""
+    quantized_cache_dtype: torch.dtype | None = None
+    """The dtype of keys and values in the cache of a quantized model. `attend` must be able to read it. None:
+    the model's own."""
     sampling: SamplingOperations = field(default_factory=SamplingOperations)
     """The operations on logits of the sampler: greedy choice, weights, top_k and top_p, random choice, top
     log probabilities."""

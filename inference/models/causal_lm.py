@@ -91,6 +91,10 @@ class CausalLM:
         """Calls `act` with the transformers model, so that it can replace parts of the model in place."""
         act(self._model)
 
+    def store_keys_and_values_in(self, dtype: torch.dtype) -> None:
+        """Sets the dtype of the KV cache of every layer, for attention that can read it."""
+        self.layer_shapes = [shape._replace(dtype=dtype) for shape in self.layer_shapes]
+
     def digest(self) -> str:
         """See `digest_of`: a hex digest of the weights' names, shapes and values, whatever the dtype."""
         return digest_of(self._model.state_dict())

@@ -32,8 +32,19 @@ def adapt(model: CausalLM, config: EngineConfig) -> Backend:
         if backend.quantize is None:
             raise KernelError(f"engine.quantization {config.quantization} is not available on this device")
         with follow("quantizing the weights"):
-            model.transform(backend.quantize)
+            quantize(model, backend)
     return backend
+
+
+def quantize(model: CausalLM, backend: Backend) -> None:
+    """Quantizes the linear layers, and the KV cache if the back end's attention reads it in place.
+
+    The back end must be able to quantize.
+    """
+    assert backend.quantize is not None  # noqa: S101 - for the type checker
+    model.transform(backend.quantize)
+    if backend.attend is not None and backend.quantized_cache_dtype is not None:
+        model.store_keys_and_values_in(backend.quantized_cache_dtype)
 
 
 def _choose(model: CausalLM, config: EngineConfig) -> Backend:

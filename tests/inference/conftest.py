@@ -18,6 +18,7 @@ from inference.engine import Engine
 from inference.interface.config import EngineConfig
 from inference.interface.requests import GenerationRequest, SamplingParams, TokenEvent
 from inference.models.causal_lm import CausalLM
+from inference.runner.adaptation import quantize
 from inference.runner.model_runner import ModelRunner
 from inference.steering.direction_files import DirectionFiles
 
@@ -121,16 +122,16 @@ def build_driver(
         options.setdefault("max_running", 32)  # fewer steps to capture
     engine_config = EngineConfig(**{"kv_cache_gib": 0.01, "seed": 0, **options})
     causal_lm = CausalLM(model, engine_config.context_length)
-    if num_blocks is not None:
-        per_token = sum(shape.num_bytes for shape in causal_lm.layer_shapes)
-        gib = num_blocks * engine_config.block_size * per_token / 2**30
-        engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
     backend = backend or selection.choose_backend(causal_lm, engine_config)
     backend = replace(backend, capture=None if eager else capture or backend.capture)
     if backend.fuse:
         causal_lm.transform(backend.fuse)
     if backend.quantize and engine_config.quantization != "none":
-        causal_lm.transform(backend.quantize)
+        quantize(causal_lm, backend)
+    if num_blocks is not None:
+        per_token = sum(shape.num_bytes for shape in causal_lm.layer_shapes)
+        gib = num_blocks * engine_config.block_size * per_token / 2**30
+        engine_config = EngineConfig(**{"seed": 0, **options, "kv_cache_gib": gib})
     with nullcontext() if warmed_up else patch("inference.runner.model_runner.warm_up"):
         runner = ModelRunner(causal_lm, engine_config, backend)
     if hasattr(capture, "num_replayed"):

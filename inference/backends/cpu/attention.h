@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "chunk_attention.h"
@@ -36,14 +35,13 @@ struct Paging {
 };
 
 // Copies the heads of each token to the token's slot. from: [tokens, heads, size], by the strides; slots:
-// [tokens]; cache: [slots, heads, size], contiguous.
+// [tokens]; cache: [slots, heads, size], contiguous. Rounds to the elements of the cache.
+template <typename Element>
 inline void store_tokens(const float* from, int64_t head_stride, int64_t token_stride, int64_t tokens,
-                         int64_t heads, int64_t size, const int64_t* slots, float* cache) {
+                         int64_t heads, int64_t size, const int64_t* slots, Element* cache) {
   for (int64_t t = 0; t < tokens; t++) {
-    for (int64_t h = 0; h < heads; h++) {
-      std::memcpy(cache + (slots[t] * heads + h) * size, from + h * head_stride + t * token_stride,
-                  size * sizeof(float));
-    }
+    for (int64_t h = 0; h < heads; h++)
+      copy(from + h * head_stride + t * token_stride, size, cache + (slots[t] * heads + h) * size);
   }
 }
 
@@ -54,7 +52,8 @@ struct WorkItem {
 };
 
 // Cuts the batch into work items, ordered by sequence, KV head and token.
-inline std::vector<WorkItem> split_work(const Attention& a, int64_t sequences) {
+template <typename Element>
+inline std::vector<WorkItem> split_work(const Attention<Element>& a, int64_t sequences) {
   const int64_t tile = std::max<int64_t>(1, kTileRows / a.heads_per_kv_head());
   // A single token's item has all KV heads, whose keys are adjacent, unless there are too few sequences for
   // the threads.
@@ -73,18 +72,78 @@ inline std::vector<WorkItem> split_work(const Attention& a, int64_t sequences) {
 }
 
 // Attends for all tokens of the batch, after their keys and values have been stored.
-inline void attend_all(const Attention& a, int64_t sequences) {
+template <typename Element>
+inline void attend_all(const Attention<Element>& a, int64_t sequences) {
   const std::vector<WorkItem> items = split_work(a, sequences);
   const auto count = static_cast<int64_t>(items.size());
+  const auto is_single = [&](const WorkItem& item) {
+    return a.cu_seqlens[item.sequence + 1] - a.cu_seqlens[item.sequence] == 1;
+  };
   share(count, kMinParallelWork, [&](int64_t i) {
     // The last items of a sequence have the longest contexts: they come first.
     const WorkItem& item = items[count - 1 - i];
-    if (a.cu_seqlens[item.sequence + 1] - a.cu_seqlens[item.sequence] == 1) {
-      attend_single(a, item.sequence, item.first_head, item.end_head);
+    if (is_single(item)) {
+      const WorkItem* next = i + 1 < count ? &items[count - 2 - i] : nullptr;
+      const bool follows = next != nullptr && is_single(*next) && next->first_head == item.first_head;
+      attend_single(a, item.sequence, item.first_head, item.end_head, follows ? next->sequence : -1);
     } else {
-      Tile(a, item.token, item.tokens, item.first_head).attend(item.sequence);
+      Tile<Element>(a, item.token, item.tokens, item.first_head).attend(item.sequence);
     }
   });
+}
+
+// The keys and values that a batch adds to the cache, and its queries. See paged_attention in kernels.cpp.
+struct Queries {
+  const float *queries, *keys, *values;  // [tokens, heads, size], by the strides; heads are contiguous
+  int64_t query_head_stride, query_token_stride, key_head_stride, key_token_stride, value_head_stride,
+      value_token_stride;
+  int64_t heads;
+};
+
+template <typename Element>
+inline void store_and_attend(const Queries& q, const at::Tensor& key_cache, const at::Tensor& value_cache,
+                             const Paging& paging, const Scoring& scoring, float* out) {
+  const int64_t kv_heads = key_cache.size(1), size = key_cache.size(2), value_size = value_cache.size(2);
+  const int64_t* slots = paging.slot_mapping.const_data_ptr<int64_t>();
+  auto *keys = key_cache.mutable_data_ptr<Element>(), *values = value_cache.mutable_data_ptr<Element>();
+  store_tokens(q.keys, q.key_head_stride, q.key_token_stride, paging.tokens(), kv_heads, size, slots, keys);
+  store_tokens(q.values, q.value_head_stride, q.value_token_stride, paging.tokens(), kv_heads, value_size,
+               slots, values);
+  attend_all(
+      Attention<Element>{
+          .queries = q.queries,
+          .keys = keys,
+          .values = values,
+          .block_tables = paging.block_tables.const_data_ptr<int32_t>(),
+          .cu_seqlens = paging.cu_seqlens.const_data_ptr<int64_t>(),
+          .positions = paging.positions.const_data_ptr<int64_t>(),
+          .out = out,
+          .head_stride = q.query_head_stride,
+          .token_stride = q.query_token_stride,
+          .heads = q.heads,
+          .kv_heads = kv_heads,
+          .size = size,
+          .value_size = value_size,
+          .max_blocks = paging.block_tables.size(1),
+          .block_size = paging.block_size,
+          .scoring = scoring,
+      },
+      paging.sequences());
+}
+
+// Stores the keys and values of all tokens. Then each query attends to the slots of its own sequence, up to
+// its own position. key_cache: [slots, kv_heads, size], value_cache: [slots, kv_heads, value_size], both
+// float32 or both float16. out: [tokens, heads, value_size].
+inline void store_and_attend(const Queries& q, const at::Tensor& key_cache, const at::Tensor& value_cache,
+                             const Paging& paging, const Scoring& scoring, float* out) {
+  TORCH_CHECK(key_cache.is_contiguous() && value_cache.is_contiguous() &&
+                  key_cache.scalar_type() == value_cache.scalar_type(),
+              "the caches of keys and values must be contiguous, and have the same dtype");
+  if (key_cache.scalar_type() == at::kHalf) {
+    store_and_attend<c10::Half>(q, key_cache, value_cache, paging, scoring, out);
+  } else {
+    store_and_attend<float>(q, key_cache, value_cache, paging, scoring, out);
+  }
 }
 
 }  // namespace tiller

@@ -7,6 +7,7 @@ from torch import nn
 
 from inference.backends.backend import Backend
 from inference.backends.cpu import build, fusion, linear
+from inference.backends.cpu.levels import features_of_processor
 from inference.backends.cpu.paged_attention import attend
 from inference.backends.cpu.sampling import OPERATIONS
 
@@ -14,7 +15,18 @@ from inference.backends.cpu.sampling import OPERATIONS
 def load(cache_directory: Path) -> Backend:
     """Compiles the kernels if the cache directory does not have them yet. Raises KernelError."""
     build.load(cache_directory)
-    return Backend(attend=attend, fuse=fusion.fuse, quantize=_quantize, sampling=OPERATIONS)
+    return Backend(
+        attend=attend,
+        fuse=fusion.fuse,
+        quantize=_quantize,
+        quantized_cache_dtype=_quantized_cache_dtype(),
+        sampling=OPERATIONS,
+    )
+
+
+def _quantized_cache_dtype() -> torch.dtype | None:
+    """float16, if the processor converts it in one instruction, as those with AVX2 do."""
+    return torch.float16 if "f16c" in features_of_processor() else None
 
 
 def _quantize(model: nn.Module) -> None:

@@ -54,12 +54,15 @@ float trial(const std::vector<float>& x) { return root(x.at(0)); }
 _log = logging.getLogger(__name__)
 
 
-def load(cache_directory: Path) -> None:
-    """Makes `torch.ops.tiller_cpu` usable. Compiles the kernels if necessary. Raises KernelError."""
+def load(cache_directory: Path, level: Level | None = None) -> None:
+    """Makes `torch.ops.tiller_cpu` usable. Compiles the kernels if necessary. Raises KernelError.
+
+    Does nothing if kernels are loaded. `level`: use only the instructions of this level, as measurements do.
+    """
     if hasattr(torch.ops.tiller_cpu, "linear"):
         return
-    compiled = library(cache_directory)
-    _compile_once(compiled)
+    compiled = library(cache_directory) if level is None else _cached(cache_directory, level)
+    _compile_once(compiled, _NATIVE if level is None else level.flags)
     try:
         torch.ops.load_library(compiled)  # type: ignore[no-untyped-call]
     except OSError as error:
@@ -87,7 +90,15 @@ def library(cache_directory: Path) -> Path:
 
 
 def _shipped(level: Level) -> Path:
-    return _SHIPPED / f"tiller_cpu-{level.name}-{_digest(*level.flags)}.so"
+    return _SHIPPED / _file_name(level)
+
+
+def _cached(cache_directory: Path, level: Level) -> Path:
+    return cache_directory / "kernels" / _file_name(level)
+
+
+def _file_name(level: Level) -> str:
+    return f"tiller_cpu-{level.name}-{_digest(*level.flags)}.so"
 
 
 def check_compiler() -> str:
@@ -127,10 +138,10 @@ def _try_to_compile(library: Path) -> None:
         _compile_once(library)
 
 
-def _compile_once(library: Path) -> None:
-    """Compiles the kernels for this processor, unless another thread or process does: then waits for it.
+def _compile_once(library: Path, target: tuple[str, ...] = _NATIVE) -> None:
+    """Compiles the kernels, unless another thread or process does: then waits for it.
 
-    Raises KernelError, also if the directory cannot be written.
+    `target`: the flags for the processor. Raises KernelError, also if the directory cannot be written.
     """
     if library.exists():
         return
@@ -138,18 +149,18 @@ def _compile_once(library: Path) -> None:
         library.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{library}.lock"):
             if not library.exists():
-                _compile(library)
+                _compile(library, target)
     except OSError as error:
         reason = f"the CPU kernels cannot be written to {library.parent}: {error.strerror}"
         raise KernelError(reason) from None
 
 
-def _compile(library: Path) -> None:
+def _compile(library: Path, target: tuple[str, ...]) -> None:
     """Raises KernelError or OSError."""
     compiler = find_compiler()
     _log.info("compiling the CPU kernels for this processor (only needed once)")
     with follow("compiling the CPU kernels"):
-        _compile_with(compiler, library, _NATIVE)
+        _compile_with(compiler, library, target)
 
 
 def _compile_with(compiler: str, library: Path, target: tuple[str, ...]) -> None:

@@ -3,37 +3,42 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <vector>
 
-#include "elementwise.h"
+#include "floats.h"
 #include "paged_attention.h"
+#include "softmax.h"
 
 namespace tiller {
 
 constexpr int64_t kTileRows = 48;  // queries of a tile: tokens times query heads per KV head
-constexpr int kRowsAtOnce = 3;     // queries; kRowsAtOnce * kVectors sums stay in registers
-constexpr int kVectors = 4;        // of kLanes keys
-static_assert(kKeys == kVectors * kLanes && kTileRows % kRowsAtOnce == 0);
+constexpr int kRowsAtOnce = kWideLanes == 16 ? 6 : 3;  // queries; their sums stay in registers
+constexpr int kVectors = kKeys / kWideLanes;
+static_assert(kTileRows % kRowsAtOnce == 0);
 
-using Sums = Floats[kRowsAtOnce][kVectors];
+using Sums = Wide[kRowsAtOnce][kVectors];
 
 // sums [kRowsAtOnce, kKeys] += left [kRowsAtOnce, depth] * right [depth, kKeys], for every `step`-th k of the
 // depth from `first` on. right(k) returns a row.
 template <typename Right>
 inline void add_products(const float* left, int64_t left_stride, int64_t first, int64_t depth, int64_t step,
                          const Right& right, Sums& sums) {
+  Sums registers;  // compilers would store sums after each addition
+  for (int r = 0; r < kRowsAtOnce; r++)
+    for (int v = 0; v < kVectors; v++) registers[r][v] = sums[r][v];
   for (int64_t k = first; k < depth; k += step) {
     const float* row = right(k);
-    for (int r = 0; r < kRowsAtOnce; r++) {
-      for (int v = 0; v < kVectors; v++) {
-        sums[r][v] = multiply_add(left[r * left_stride + k], load(row + v * kLanes), sums[r][v]);
-      }
+    for (int v = 0; v < kVectors; v++) {
+      Wide part = load_wide(row + v * kWideLanes);
+      keep(part);
+      for (int r = 0; r < kRowsAtOnce; r++)
+        registers[r][v] = multiply_add(left[r * left_stride + k], part, registers[r][v]);
     }
   }
+  for (int r = 0; r < kRowsAtOnce; r++)
+    for (int v = 0; v < kVectors; v++) sums[r][v] = registers[r][v];
 }
 
 // sums += others
@@ -59,9 +64,10 @@ inline void multiply_lanes(const float* queries, int64_t size, int64_t lane, con
 
 // The queries of `tokens` tokens of a sequence, from `token` on, that share one KV head. A row is one query
 // head of one token.
+template <typename Element>
 class Tile {
  public:
-  Tile(const Attention& a, int64_t token, int64_t tokens, int64_t kv_head)
+  Tile(const Attention<Element>& a, int64_t token, int64_t tokens, int64_t kv_head)
       : a_(a),
         token_(token),
         tokens_(tokens),
@@ -85,7 +91,7 @@ class Tile {
   void attend(int64_t sequence) {
     const int64_t last = a_.positions[token_ + tokens_ - 1];
     // Steps start at multiples of kKeys, so that every query gets its keys in the same steps.
-    const int64_t first = a_.first_visible(a_.positions[token_]) / kKeys * kKeys;
+    const int64_t first = a_.scoring.first_visible(a_.positions[token_]) / kKeys * kKeys;
     const std::vector<int64_t> slots = find_slots(a_, sequence, first, last);
     const auto length = static_cast<int64_t>(slots.size());
     for (int64_t start = 0; start < length; start += kKeys) {
@@ -112,13 +118,32 @@ class Tile {
       std::fill(keys_.begin(), keys_.end(), 0.0f);
       std::fill(values_.begin(), values_.end(), 0.0f);
     }
-    for (int64_t j = 0; j < count; j++) {
-      const int64_t head = slots[j] * a_.kv_heads + kv_head_;
-      const float* key = a_.keys + head * a_.size;
-      for (int64_t i = 0; i < a_.size; i++) keys_[i * kKeys + j] = key[i];
-      std::memcpy(values_.data() + j * padded_value_, a_.values + head * a_.value_size,
-                  a_.value_size * sizeof(float));
+    for (int64_t j = 0; j < count; j++)
+      copy(a_.values + head_in(slots[j]) * a_.value_size, a_.value_size, values_.data() + j * padded_value_);
+    int64_t j = 0;
+    for (; j + kLanes <= count; j += kLanes) gather_keys(slots + j, j);
+    for (; j < count; j++) gather_key(slots[j], j, 0);
+  }
+
+  // The index of this tile's KV head among those of all slots.
+  int64_t head_in(int64_t slot) const { return slot * a_.kv_heads + kv_head_; }
+
+  // Copies the keys of kLanes slots to the columns of keys_ from `column` on.
+  void gather_keys(const int64_t* slots, int64_t column) {
+    int64_t i = 0;
+    for (; i + kLanes <= a_.size; i += kLanes) {
+      Floats square[kLanes];
+      for (int64_t j = 0; j < kLanes; j++) square[j] = load(a_.keys + head_in(slots[j]) * a_.size + i);
+      transpose(square);
+      for (int64_t j = 0; j < kLanes; j++) store(keys_.data() + (i + j) * kKeys + column, square[j]);
     }
+    for (int64_t j = 0; j < kLanes; j++) gather_key(slots[j], column + j, i);
+  }
+
+  // Copies the dimensions of a key from `first` on to a column of keys_.
+  void gather_key(int64_t slot, int64_t column, int64_t first) {
+    const Element* key = a_.keys + head_in(slot) * a_.size;
+    for (int64_t i = first; i < a_.size; i++) keys_[i * kKeys + column] = static_cast<float>(key[i]);
   }
 
   // weights_ = the products of all queries with keys_.
@@ -130,14 +155,15 @@ class Tile {
       multiply_lanes(queries, a_.size, 0, key, sums);
       add_products(queries, a_.size, a_.size / kLanes * kLanes, a_.size, 1, key, sums);
       for (int i = 0; i < kRowsAtOnce; i++)
-        for (int v = 0; v < kVectors; v++) store(weights_.data() + (r + i) * kKeys + v * kLanes, sums[i][v]);
+        for (int v = 0; v < kVectors; v++)
+          store_wide(weights_.data() + (r + i) * kKeys + v * kWideLanes, sums[i][v]);
     }
   }
 
   // Replaces a row's products in weights_ by weights. The first key is that of position `start`.
   void weigh_row(int64_t row, int64_t start) {
-    const float shrink =
-        weigh_keys(a_, a_.positions[token_of(row)], start, weights_.data() + row * kKeys, heads_[row]);
+    const float shrink = weigh_keys(a_.scoring, a_.positions[token_of(row)], start,
+                                    weights_.data() + row * kKeys, heads_[row]);
     if (shrink == 1.0f) return;
     float* sum = sums_.data() + row * padded_value_;
     for (int64_t i = 0; i < padded_value_; i++) sum[i] *= shrink;
@@ -151,15 +177,15 @@ class Tile {
         float* out = sums_.data() + r * padded_value_ + column;
         Sums sums;
         for (int i = 0; i < kRowsAtOnce; i++)
-          for (int v = 0; v < kVectors; v++) sums[i][v] = load(out + i * padded_value_ + v * kLanes);
+          for (int v = 0; v < kVectors; v++) sums[i][v] = load_wide(out + i * padded_value_ + v * kWideLanes);
         add_products(weights_.data() + r * kKeys, kKeys, 0, kKeys, 1, value, sums);
         for (int i = 0; i < kRowsAtOnce; i++)
-          for (int v = 0; v < kVectors; v++) store(out + i * padded_value_ + v * kLanes, sums[i][v]);
+          for (int v = 0; v < kVectors; v++) store_wide(out + i * padded_value_ + v * kWideLanes, sums[i][v]);
       }
     }
   }
 
-  const Attention& a_;
+  const Attention<Element>& a_;
   int64_t token_, tokens_, kv_head_, rows_;
   int64_t padded_rows_, padded_value_;  // rows_ and value_size, rounded up to kRowsAtOnce and kKeys
   std::vector<float> queries_;          // [padded rows, size]

@@ -70,34 +70,21 @@ at::Tensor paged_attention(const at::Tensor& queries, const at::Tensor& keys, co
     TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.stride(3) == 1,
                 "queries, keys and values must be float32 and contiguous in the last dimension");
   }
-  const int64_t heads = queries.size(1), tokens = queries.size(2);
-  for (const auto& [from, cache] : {std::pair(keys, key_cache), std::pair(values, value_cache)}) {
-    store_tokens(from.const_data_ptr<float>(), from.stride(1), from.stride(2), tokens, from.size(1),
-                 from.size(3), slot_mapping.const_data_ptr<int64_t>(), cache.mutable_data_ptr<float>());
-  }
-  at::Tensor out = at::empty({tokens, heads, value_cache.size(2)}, queries.options());
-  attend_all(
-      Attention{
-          .queries = queries.const_data_ptr<float>(),
-          .keys = key_cache.const_data_ptr<float>(),
-          .values = value_cache.const_data_ptr<float>(),
-          .block_tables = block_tables.const_data_ptr<int32_t>(),
-          .cu_seqlens = cu_seqlens.const_data_ptr<int64_t>(),
-          .positions = positions.const_data_ptr<int64_t>(),
-          .out = out.mutable_data_ptr<float>(),
-          .head_stride = queries.stride(1),
-          .token_stride = queries.stride(2),
-          .heads = heads,
-          .kv_heads = keys.size(1),
-          .size = key_cache.size(2),
-          .value_size = value_cache.size(2),
-          .max_blocks = block_tables.size(1),
-          .block_size = block_size,
-          .scale = static_cast<float>(scale),
-          .softcap = static_cast<float>(softcap),
-          .window = window,
-      },
-      paging.sequences());
+  at::Tensor out = at::empty({queries.size(2), queries.size(1), value_cache.size(2)}, queries.options());
+  const Queries all{
+      queries.const_data_ptr<float>(),
+      keys.const_data_ptr<float>(),
+      values.const_data_ptr<float>(),
+      queries.stride(1),
+      queries.stride(2),
+      keys.stride(1),
+      keys.stride(2),
+      values.stride(1),
+      values.stride(2),
+      queries.size(1),
+  };
+  const Scoring scoring{static_cast<float>(scale), static_cast<float>(softcap), window};
+  store_and_attend(all, key_cache, value_cache, paging, scoring, out.mutable_data_ptr<float>());
   return out;
 }
 

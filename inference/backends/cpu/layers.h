@@ -90,8 +90,7 @@ class AttentionLayer : public torch::CustomClassHolder {
       : qkv_(std::move(qkv)),
         projection_(std::move(projection)),
         heads_(heads),
-        scale_(static_cast<float>(scale)),
-        window_(window) {}
+        scoring_{.scale = static_cast<float>(scale), .softcap = 0, .window = window} {}
 
   // x: [..., tokens, hidden size]; cosines, sines: [..., tokens, head size]. For the other tensors see Paging
   // and Attention. Returns the shape of x.
@@ -146,41 +145,15 @@ class AttentionLayer : public torch::CustomClassHolder {
     const int64_t kv_heads = key_cache.size(1), size = key_cache.size(2), columns = qkv_->outputs;
     const float* queries = projected.const_data_ptr<float>();
     const float *keys = queries + heads_ * size, *values = keys + kv_heads * size;
-    const int64_t* slots = paging.slot_mapping.const_data_ptr<int64_t>();
-    float *key_slots = key_cache.mutable_data_ptr<float>(),
-          *value_slots = value_cache.mutable_data_ptr<float>();
-    store_tokens(keys, size, columns, paging.tokens(), kv_heads, size, slots, key_slots);
-    store_tokens(values, size, columns, paging.tokens(), kv_heads, size, slots, value_slots);
     at::Tensor attended = at::empty({paging.tokens(), heads_ * size}, projected.options());
-    attend_all(
-        Attention{
-            .queries = queries,
-            .keys = key_slots,
-            .values = value_slots,
-            .block_tables = paging.block_tables.const_data_ptr<int32_t>(),
-            .cu_seqlens = paging.cu_seqlens.const_data_ptr<int64_t>(),
-            .positions = paging.positions.const_data_ptr<int64_t>(),
-            .out = attended.mutable_data_ptr<float>(),
-            .head_stride = size,
-            .token_stride = columns,
-            .heads = heads_,
-            .kv_heads = kv_heads,
-            .size = size,
-            .value_size = size,
-            .max_blocks = paging.block_tables.size(1),
-            .block_size = paging.block_size,
-            .scale = scale_,
-            .softcap = 0,
-            .window = window_,
-        },
-        paging.sequences());
+    const Queries all{queries, keys, values, size, columns, size, columns, size, columns, heads_};
+    store_and_attend(all, key_cache, value_cache, paging, scoring_, attended.mutable_data_ptr<float>());
     return attended;
   }
 
   LinearPtr qkv_, projection_;
   int64_t heads_;
-  float scale_;
-  int64_t window_;
+  Scoring scoring_;
 };
 
 // Computes h = x + attention(norm(x)) and returns h + mlp(norm(h)).

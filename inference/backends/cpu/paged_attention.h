@@ -1,111 +1,66 @@
-// Attention over keys and values in the blocks of a paged KV cache, all in float32: what single tokens and
-// chunks have in common, and attention of single tokens.
+// Attention over keys and values in the blocks of a paged KV cache: what single tokens and chunks have in
+// common, and attention of single tokens. The cache is float32 or float16; everything is computed in float32.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <vector>
 
-#include "elementwise.h"
-
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
+#include "floats.h"
+#include "softmax.h"
 
 namespace tiller {
 
-constexpr int64_t kKeys = 32;  // keys per step of the online softmax
-constexpr int64_t kDims = 32;  // dimensions of a value that are added up in registers
-
-// The arguments of attention for a batch. It owns no memory.
+// The arguments of attention for a batch. It owns no memory. Element: of the KV cache, float or c10::Half.
+template <typename Element>
 struct Attention {
   const float* queries;         // [tokens, heads, size], by the strides below; heads are contiguous
-  const float* keys;            // [slots, kv_heads, size]
-  const float* values;          // [slots, kv_heads, value_size]
+  const Element* keys;          // [slots, kv_heads, size]
+  const Element* values;        // [slots, kv_heads, value_size]
   const int32_t* block_tables;  // [sequences, max_blocks]
   const int64_t* cu_seqlens;    // [sequences + 1]: first token of each sequence, and the end
   const int64_t* positions;     // [tokens], consecutive within a sequence
   float* out;                   // [tokens, heads, value_size]
   int64_t head_stride, token_stride, heads, kv_heads, size, value_size, max_blocks, block_size;
-  float scale, softcap;  // softcap: 0 means none
-  int64_t window;        // 0 means none
+  Scoring scoring;
 
   int64_t heads_per_kv_head() const { return heads / kv_heads; }  // query heads per KV head
-
-  // The score of a key, from its product with the query.
-  float score(float product) const {
-    product *= scale;
-    return softcap > 0 ? std::tanh(product / softcap) * softcap : product;
-  }
-
-  // The first position that a query at `position` can see.
-  int64_t first_visible(int64_t position) const {
-    return window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
-  }
 };
 
-// Eight floats. Compilers make much slower code of plain loops over a size that they do not know.
-using Floats = float __attribute__((vector_size(32), aligned(4), may_alias));
-constexpr int64_t kLanes = 8;
+constexpr int kMostHeads =
+    3;  // that read a key or value together; their sums for four keys stay in registers
 
-inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
-inline void store(float* to, Floats values) { *reinterpret_cast<Floats*>(to) = values; }
-
-// a * b + c, rounded once if the processor can. For a plain expression, compilers decide anew in each place
-// whether to round the product, and equal queries would get different results.
-inline Floats multiply_add(Floats a, Floats b, Floats c) {
-#if defined(__FMA__)
-  return _mm256_fmadd_ps(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
-inline Floats multiply_add(float a, Floats b, Floats c) { return multiply_add(a - Floats{}, b, c); }
-
-inline float multiply_add(float a, float b, float c) {
-#if defined(__FMA__)
-  return std::fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
-// out[j] = the sum of the lanes of x[j], in pairs: (0 + 1) + (2 + 3), (4 + 5) + (6 + 7), then both.
-inline void add_up(const Floats (&x)[4], float* out) {
-#if defined(__AVX__)
-  const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
-#else
-  for (int j = 0; j < 4; j++) {
-    out[j] = ((x[j][0] + x[j][1]) + (x[j][2] + x[j][3])) + ((x[j][4] + x[j][5]) + (x[j][6] + x[j][7]));
-  }
-#endif
-}
-
-// out[j] = the product of a query with the key in slots[j], for four keys. The four sums are independent, so
-// additions need not wait for each other. stride: from slot to slot.
-inline void multiply_four(const float* query, const float* keys, int64_t stride, const int64_t* slots,
-                          int64_t size, float* out) {
-  const float* rows[4];
-  Floats sums[4] = {};
-  for (int j = 0; j < 4; j++) rows[j] = keys + slots[j] * stride;
+// out[h][j] = the product of query h with rows[j], for four keys. queries: [kHeads, size], by the stride. The
+// sums are independent, so additions need not wait for each other.
+template <int kHeads, typename Element>
+inline void multiply_four(const float* queries, int64_t stride, const Element* const (&rows)[4], int64_t size,
+                          float* const (&out)[kHeads]) {
+  Floats sums[kHeads][4] = {};
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) {
-    const Floats part = load(query + i);
-    for (int j = 0; j < 4; j++) sums[j] = multiply_add(part, load(rows[j] + i), sums[j]);
+    Floats parts[kHeads];
+    for (int h = 0; h < kHeads; h++) parts[h] = load(queries + h * stride + i);
+    for (int j = 0; j < 4; j++) {
+      const Floats key = load(rows[j] + i);
+      for (int h = 0; h < kHeads; h++) sums[h][j] = multiply_add(parts[h], key, sums[h][j]);
+    }
   }
-  add_up(sums, out);
+#pragma GCC unroll 4  // else compilers would store all sums after each addition
+  for (int h = 0; h < kHeads; h++) add_up(sums[h][0], sums[h][1], sums[h][2], sums[h][3], out[h]);
   for (; i < size; i++) {
-    for (int j = 0; j < 4; j++) out[j] = multiply_add(query[i], rows[j][i], out[j]);
+    for (int h = 0; h < kHeads; h++) {
+      for (int j = 0; j < 4; j++)
+        out[h][j] = multiply_add(queries[h * stride + i], static_cast<float>(rows[j][i]), out[h][j]);
+    }
   }
 }
 
 // Returns the slots of a sequence's positions from `first` to `last`, both included.
-inline std::vector<int64_t> find_slots(const Attention& a, int64_t sequence, int64_t first, int64_t last) {
+template <typename Element>
+inline std::vector<int64_t> find_slots(const Attention<Element>& a, int64_t sequence, int64_t first,
+                                       int64_t last) {
   const int32_t* blocks = a.block_tables + sequence * a.max_blocks;
   std::vector<int64_t> slots(last - first + 1);
   for (int64_t position = first; position <= last;) {
@@ -116,109 +71,140 @@ inline std::vector<int64_t> find_slots(const Attention& a, int64_t sequence, int
   return slots;
 }
 
-// Prefetches `size` floats of each of `count` slots, since the processor cannot predict where blocks are.
-inline void prefetch(const float* cache, const int64_t* slots, int64_t count, int64_t stride, int64_t offset,
+// Prefetches `size` elements of each of `count` slots, since the processor cannot predict where blocks are.
+template <typename Element>
+inline void prefetch(const Element* cache, const int64_t* slots, int64_t count, int64_t stride,
                      int64_t size) {
-  constexpr int64_t kLine = 64 / sizeof(float);
+  constexpr int64_t kLine = 64 / sizeof(Element);
   for (int64_t j = 0; j < count; j++) {
-    const float* row = cache + slots[j] * stride + offset;
+    const Element* row = cache + slots[j] * stride;
     for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(row + i, 0, 2);
   }
 }
 
-// sum [kWidth] += weights[j] * the value in slots[j], for `count` slots.
-template <int64_t kWidth>
-inline void add_values(const float* values, int64_t stride, const int64_t* slots, int64_t count,
-                       const float* weights, float* sum) {
-  Floats partial[kWidth / kLanes];
-  for (int64_t i = 0; i < kWidth / kLanes; i++) partial[i] = load(sum + i * kLanes);
+// sums [kHeads, kWides * kWideLanes] += weights [kHeads, kKeys] * the `count` rows from dimension `offset`
+// on. stride: from head to head of the sums
+template <int kHeads, int kWides, typename Element>
+inline void add_values(const Element* const* rows, int64_t offset, int64_t count,
+                       const float (&weights)[kHeads][kKeys], float* sums, int64_t stride) {
+  Wide partial[kHeads][kWides];
+  for (int h = 0; h < kHeads; h++)
+    for (int v = 0; v < kWides; v++) partial[h][v] = load_wide(sums + h * stride + v * kWideLanes);
   for (int64_t j = 0; j < count; j++) {
-    const float* value = values + slots[j] * stride;
-    for (int64_t i = 0; i < kWidth / kLanes; i++)
-      partial[i] = multiply_add(weights[j], load(value + i * kLanes), partial[i]);
+    for (int v = 0; v < kWides; v++) {
+      Wide value = load_wide(rows[j] + offset + v * kWideLanes);
+      keep(value);
+      for (int h = 0; h < kHeads; h++) partial[h][v] = multiply_add(weights[h][j], value, partial[h][v]);
+    }
   }
-  for (int64_t i = 0; i < kWidth / kLanes; i++) store(sum + i * kLanes, partial[i]);
+  for (int h = 0; h < kHeads; h++)
+    for (int v = 0; v < kWides; v++) store_wide(sums + h * stride + v * kWideLanes, partial[h][v]);
 }
 
-// The state of a query's online softmax: the highest score so far, and the sum of the weights so far.
-struct Head {
-  float highest = -std::numeric_limits<float>::infinity();
-  float total = 0;
+// Up to kKeys keys and values of one KV head, from position `start` on.
+template <typename Element>
+struct KeyRows {
+  int64_t start, count;
+  const Element *keys[kKeys], *values[kKeys];
 };
 
-// One step of the online softmax (Milakov and Gimelshein, arXiv:1805.02867). `weights` holds the products of
-// a query at `position` with the kKeys keys from position `start` on. They are replaced by the weights
-// e^(score - highest); keys that the query cannot see get weight 0. Returns the factor for the values that
-// were added up before. Not inlined, so that it rounds alike for single tokens and chunks.
-[[gnu::noinline]] inline float weigh_keys(const Attention& a, int64_t position, int64_t start, float* weights,
-                                          Head& head) {
-  const int64_t begin = std::clamp<int64_t>(a.first_visible(position) - start, 0, kKeys);
-  const int64_t end = std::clamp<int64_t>(position + 1 - start, begin, kKeys);
-  float top = head.highest;
-  for (int64_t j = begin; j < end; j++) {
-    weights[j] = a.score(weights[j]);
-    top = std::max(top, weights[j]);
+// One step of attention for kHeads query heads at `position` that share the rows' KV head. queries: [kHeads,
+// size], by the head stride. Updates the softmax of each head, and the sums [kHeads, value_size] of weighted
+// values.
+template <int kHeads, typename Element>
+inline void attend_keys(const Attention<Element>& a, int64_t position, const KeyRows<Element>& rows,
+                        const float* queries, Head* heads, float* sums) {
+  float weights[kHeads][kKeys] = {};
+  for (int64_t j = 0; j < rows.count; j += 4) {
+    const Element* four[4];  // repeats the last key up to four; the extra products are not visible
+    for (int64_t i = 0; i < 4; i++) four[i] = rows.keys[std::min(j + i, rows.count - 1)];
+    float* out[kHeads];
+    for (int h = 0; h < kHeads; h++) out[h] = weights[h] + j;
+    multiply_four<kHeads>(queries, a.head_stride, four, a.size, out);
   }
-  const float shrink = std::isinf(head.highest) ? 0.0f : exp_negative(head.highest - top);
-  float total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t j = 0; j < kKeys; j++) {
-    weights[j] = j >= begin && j < end ? exp_negative(weights[j] - top) : 0.0f;
-    total += weights[j];
+  for (int h = 0; h < kHeads; h++) {
+    const float shrink = weigh_keys(a.scoring, position, rows.start, weights[h], heads[h]);
+    for (int64_t i = 0; i < a.value_size; i++) sums[h * a.value_size + i] *= shrink;
   }
-  head.highest = top;
-  head.total = head.total * shrink + total;
-  return shrink;
+  constexpr int kWides = 4;
+  int64_t i = 0;
+  for (; i + kWides * kWideLanes <= a.value_size; i += kWides * kWideLanes)
+    add_values<kHeads, kWides>(rows.values, i, rows.count, weights, sums + i, a.value_size);
+  for (; i + kWideLanes <= a.value_size; i += kWideLanes)
+    add_values<kHeads, 1>(rows.values, i, rows.count, weights, sums + i, a.value_size);
+  for (; i < a.value_size; i++) {
+    for (int h = 0; h < kHeads; h++) {
+      float& sum = sums[h * a.value_size + i];
+      for (int64_t j = 0; j < rows.count; j++)
+        sum = multiply_add(weights[h][j], static_cast<float>(rows.values[j][i]), sum);
+    }
+  }
 }
 
-// One step of attention for one query head: `count` <= kKeys keys in `slots`, from position `start` on.
-// Updates the softmax `head` and the sum [value_size] of weighted values.
-inline void attend_keys(const Attention& a, int64_t kv_head, int64_t position, int64_t start,
-                        const int64_t* slots, int64_t count, const float* query, Head& head, float* sum) {
-  const int64_t key_stride = a.kv_heads * a.size, value_stride = a.kv_heads * a.value_size;
-  const float *keys = a.keys + kv_head * a.size, *values = a.values + kv_head * a.value_size;
-  float weights[kKeys] = {};
-  int64_t j = 0;
-  for (; j + 4 <= count; j += 4) multiply_four(query, keys, key_stride, slots + j, a.size, weights + j);
-  if (j < count) {  // repeats the last slot up to four; the extra products are not visible
-    int64_t four[4];
-    for (int64_t i = 0; i < 4; i++) four[i] = slots[std::min(j + i, count - 1)];
-    multiply_four(query, keys, key_stride, four, a.size, weights + j);
-  }
-  const float shrink = weigh_keys(a, position, start, weights, head);
-  for (int64_t i = 0; i < a.value_size; i++) sum[i] *= shrink;
-  int64_t i = 0;
-  for (; i + kDims <= a.value_size; i += kDims)
-    add_values<kDims>(values + i, value_stride, slots, count, weights, sum + i);
-  for (; i + kLanes <= a.value_size; i += kLanes)
-    add_values<kLanes>(values + i, value_stride, slots, count, weights, sum + i);
-  for (; i < a.value_size; i++) {
-    for (int64_t j = 0; j < count; j++)
-      sum[i] = multiply_add(weights[j], values[slots[j] * value_stride + i], sum[i]);
+// The same for any number of heads, some at a time.
+template <typename Element>
+inline void attend_keys(const Attention<Element>& a, int64_t position, const KeyRows<Element>& rows,
+                        const float* queries, int64_t count, Head* heads, float* sums) {
+  for (int64_t h = 0; h < count; h += kMostHeads) {
+    const float* some = queries + h * a.head_stride;
+    float* out = sums + h * a.value_size;
+    if (count - h >= 3) attend_keys<3>(a, position, rows, some, heads + h, out);
+    if (count - h == 2) attend_keys<2>(a, position, rows, some, heads + h, out);
+    if (count - h == 1) attend_keys<1>(a, position, rows, some, heads + h, out);
   }
 }
+
+// The slots that the only new token of a sequence attends to. The first one is that of position `first`, a
+// multiple of kKeys, so that every query gets its keys in the same steps.
+struct Context {
+  int64_t first, last;
+  std::vector<int64_t> slots;
+
+  // most: at most so many slots
+  template <typename Element>
+  Context(const Attention<Element>& a, int64_t sequence, int64_t most = std::numeric_limits<int32_t>::max())
+      : first(0), last(a.positions[a.cu_seqlens[sequence]]) {
+    first = a.scoring.first_visible(last) / kKeys * kKeys;
+    slots = find_slots(a, sequence, first, std::min(last, first + most - 1));
+  }
+
+  int64_t length() const { return static_cast<int64_t>(slots.size()); }
+};
 
 // Attends for the only token of a sequence, with the query heads that share the KV heads [begin, end).
-inline void attend_single(const Attention& a, int64_t sequence, int64_t begin, int64_t end) {
+// Prefetches the first keys and values that `following`, another sequence with one token, needs; -1: none.
+template <typename Element>
+inline void attend_single(const Attention<Element>& a, int64_t sequence, int64_t begin, int64_t end,
+                          int64_t following) {
   const int64_t shared = a.heads_per_kv_head(), token = a.cu_seqlens[sequence];
-  const int64_t last = a.positions[token];
-  // Steps start at multiples of kKeys, so that every query gets its keys in the same steps.
-  const int64_t first = a.first_visible(last) / kKeys * kKeys;
-  const std::vector<int64_t> slots = find_slots(a, sequence, first, last);
-  const int64_t length = slots.size();
+  const Context context(a, sequence);
+  const std::vector<int64_t>& slots = context.slots;
+  const int64_t length = context.length(), first = context.first, last = context.last;
+  const std::vector<int64_t> others =
+      following < 0 ? std::vector<int64_t>() : Context(a, following, kKeys).slots;
   const float* query = a.queries + token * a.token_stride;
   float* out = a.out + token * a.heads * a.value_size;
+  const int64_t key_stride = a.kv_heads * a.size, value_stride = a.kv_heads * a.value_size;
   std::vector<Head> heads(a.heads);
   std::fill(out + begin * shared * a.value_size, out + end * shared * a.value_size, 0.0f);
   for (int64_t start = 0; start < length; start += kKeys) {
-    const int64_t count = std::min(kKeys, length - start), ahead = std::min(kKeys, length - start - count);
-    const int64_t* next = slots.data() + start + count;
-    prefetch(a.keys, next, ahead, a.kv_heads * a.size, begin * a.size, (end - begin) * a.size);
-    prefetch(a.values, next, ahead, a.kv_heads * a.value_size, begin * a.value_size,
-             (end - begin) * a.value_size);
-    for (int64_t h = begin * shared; h < end * shared; h++) {
-      attend_keys(a, h / shared, last, first + start, slots.data() + start, count, query + h * a.head_stride,
-                  heads[h], out + h * a.value_size);
+    const int64_t count = std::min(kKeys, length - start);
+    const bool is_last = start + count == length;
+    const int64_t* next = is_last ? others.data() : slots.data() + start + count;
+    const int64_t ahead =
+        is_last ? static_cast<int64_t>(others.size()) : std::min(kKeys, length - start - count);
+    for (int64_t kv_head = begin; kv_head < end; kv_head++) {
+      const Element *keys = a.keys + kv_head * a.size, *values = a.values + kv_head * a.value_size;
+      // One KV head at a time: the processor cannot wait for all of these lines at once.
+      prefetch(keys, next, ahead, key_stride, a.size);
+      prefetch(values, next, ahead, value_stride, a.value_size);
+      KeyRows<Element> rows{.start = first + start, .count = count};
+      for (int64_t j = 0; j < count; j++) {
+        rows.keys[j] = keys + slots[start + j] * key_stride;
+        rows.values[j] = values + slots[start + j] * value_stride;
+      }
+      const int64_t h = kv_head * shared;
+      attend_keys(a, last, rows, query + h * a.head_stride, shared, &heads[h], out + h * a.value_size);
     }
   }
   for (int64_t h = begin * shared; h < end * shared; h++) {

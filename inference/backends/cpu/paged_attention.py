@@ -15,7 +15,7 @@ def attend(
     window: int,
     softcap: float,
 ) -> torch.Tensor:
-    """See `inference.compute.attention.Attend`. All tensors are float32."""
+    """See `inference.compute.attention.Attend`. All tensors are float32; the cache may be float16."""
     attended: torch.Tensor = torch.ops.tiller_cpu.paged_attention(
         query, key, value, *inputs, scaling, window, softcap
     )
