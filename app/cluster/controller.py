@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from typing import NamedTuple, Protocol
 
 from app.cluster.members import Member, Name, next_changes, parse_name
-from app.cluster.placement import fits
+from app.cluster.placement import fits, others_than_emptiest
 from app.cluster.planning import digest_of
 from app.cluster.scaling import Load, Rules, Scale, scaled
 from app.cluster.store import PlanStore, StoredPlan
@@ -28,7 +28,7 @@ class Actors(Protocol):
         """Of all actors that Ray runs or shall run."""
 
     def create(self, name: str, task: Task, avoid: Set[str]) -> None:
-        """Lets Ray run a task. `avoid`: ids of nodes."""
+        """Lets Ray run a task. `avoid`: ids of nodes. A task that is spread may run there all the same."""
 
     def report(self, name: str) -> Report | None:
         """The newest report. None: the actor does not answer."""
@@ -186,9 +186,14 @@ class Controller:
         for name in changes.stop:
             self._stop(name, seen)
         if group.task is not None:
-            avoid = frozenset(self._avoided_nodes(group.model))
+            homes = [report.node for report in map(seen.reports.get, names) if report is not None]
             for number in changes.create:
                 name = Name(group.kind, number, digest, group.model)
+                if group.task.resources.spread:
+                    avoid = others_than_emptiest(seen.nodes, homes)
+                    homes += {node.id for node in seen.nodes} - avoid
+                else:
+                    avoid = frozenset(self._avoided_nodes(group.model))
                 self._actors.create(str(name), group.task, avoid)
 
     def _stop(self, name: Name, seen: Seen) -> None:

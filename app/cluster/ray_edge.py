@@ -253,9 +253,9 @@ def _placement(resources: Resources, avoid: Set[str]) -> dict[str, Any]:
     if avoid:
         from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
 
-        options["scheduling_strategy"] = NodeLabelSchedulingStrategy(
-            {"ray.io/node-id": NotIn(*sorted(avoid))}
-        )
+        labels = {"ray.io/node-id": NotIn(*sorted(avoid))}
+        hard, soft = ({}, labels) if resources.spread else (labels, {})
+        options["scheduling_strategy"] = NodeLabelSchedulingStrategy(hard, soft=soft)
     elif resources.spread:
         options["scheduling_strategy"] = "SPREAD"
     return options

@@ -18,7 +18,9 @@ NODES = [Node("n1", "10.0.0.1", True, 4, 0), Node("n2", "10.0.0.2", False, 4, 0)
 
 
 def task(kind: str, model: str = "", setting: str = "a", cpus: float = 1) -> Task:
-    return Task(kind, "1", {"setting": setting}, {}, Resources(cpus=cpus), 5, model=model)
+    return Task(
+        kind, "1", {"setting": setting}, {}, Resources(cpus=cpus, spread=kind == "gateway"), 5, model=model
+    )
 
 
 def plan(workers: dict[str, tuple[int, int]], setting: str = "a", gateways: int = 1, cpus: float = 1) -> Plan:
@@ -27,6 +29,9 @@ def plan(workers: dict[str, tuple[int, int]], setting: str = "a", gateways: int 
         for name, (least, most) in workers.items()
     }
     return Plan(task("registry"), task("gateway"), gateways, models, "tcp://10.0.0.1:1", 5, 60)
+
+
+NODES_BY_ID = {node.id for node in NODES}
 
 
 class World:
@@ -250,3 +255,12 @@ def test_down_ends_gateways_first_and_the_registry_last(world: World) -> None:
 def test_the_plan_is_secret(world: World) -> None:
     world.controller.apply(plan({"a": (1, 1)}))
     assert (world.path / "plan").stat().st_mode & 0o777 == 0o600
+
+
+def test_gateways_go_to_different_nodes(world: World) -> None:
+    world.controller.apply(plan({"a": (1, 1)}, gateways=2))
+    world.step()
+    gateways = [name for name in world.reports if name.startswith("gateway")]
+    homes = [NODES_BY_ID - world.avoided[name] for name in gateways]
+    assert all(len(home) == 1 for home in homes)
+    assert homes[0] != homes[1]
