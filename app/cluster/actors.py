@@ -17,7 +17,7 @@ from app.cluster.store import PlanStore
 from app.cluster.structures import Plan, Report, Task, pack, unpack
 from app.cluster.summary import View
 from app.errors import StartError
-from app.registry.client import status
+from app.registry.connection import status
 from inference.interface.worker_key import WorkerKey
 
 _LOOK_SECONDS = 2.0

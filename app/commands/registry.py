@@ -14,8 +14,9 @@ from app.commands.output import AsJson, print_json
 from app.configuration import SettingsError, default_config, read_settings
 from app.errors import StartError
 from app.registry.building import key_for
-from app.registry.client import status as ask_status
-from app.registry.server import Registry, listening
+from app.registry.connection import status as ask_status
+from app.registry.listening import listening
+from app.registry.server import Registry
 from inference.interface.logs import set_up_logging
 from inference.interface.registry import ModelLoad
 

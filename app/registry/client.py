@@ -5,8 +5,8 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
@@ -14,13 +14,13 @@ import zmq
 import zmq.asyncio
 
 from app import __version__
-from app.errors import ApiError, EngineUnavailable, ErrorCode, RateLimited, StartError
+from app.errors import ApiError, EngineUnavailable, ErrorCode, RateLimited
+from app.registry.connection import connecting
 from app.workers.connection_watch import ConnectionWatch
 from inference.interface import registry
 from inference.interface.registry import (
     PULSE_SECONDS,
     Answer,
-    AskStatus,
     Begin,
     Charge,
     Direction,
@@ -35,7 +35,6 @@ from inference.interface.registry import (
     Refused,
     Remove,
     Removed,
-    Status,
     Store,
     Stored,
     Take,
@@ -271,49 +270,6 @@ class RegistryClient:
             _log.error("the registry at %s refuses this server: %s", self.address, refused.message)
         self._refusal = refused.message
         self._leave(refused.message)
-
-
-@asynccontextmanager
-async def connecting(
-    address: str, key: WorkerKey | None, identity: bytes
-) -> AsyncIterator[tuple[zmq.asyncio.Socket, ConnectionWatch]]:
-    """A DEALER socket that connects to a registry, and what watches its connection."""
-    with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.set_hwm(0)
-        socket.linger = 0
-        socket.ipv6 = True
-        socket.immediate = True  # nothing waits for a later connection
-        socket.identity = identity
-        socket.heartbeat_ivl = round(PULSE_SECONDS * 1000)
-        socket.heartbeat_timeout = round(registry.SILENT_SECONDS * 1000)
-        if key is not None:
-            socket.curve_publickey, socket.curve_secretkey = key.public, key.secret
-            socket.curve_serverkey = key.public
-        watch = ConnectionWatch(socket)
-        socket.connect(address)
-        try:
-            yield socket, watch
-        finally:
-            watch.close()
-
-
-async def status(address: str, key: WorkerKey | None, seconds: float = 5.0) -> Status:
-    """Asks a registry for its status. Raises StartError if it does not answer in this time."""
-    async with connecting(address, key, uuid.uuid4().bytes) as (socket, watch):
-        try:
-            async with asyncio.timeout(seconds):
-                while not watch.count:
-                    await watch.next()
-                await socket.send(registry.encode(AskStatus(0)))
-                answer = registry.decode_answer(await socket.recv())
-        except TimeoutError:
-            reason = watch.problem or "it does not answer"
-            raise StartError(f"the registry at {address} gives no status: {reason}") from None
-        except msgspec.DecodeError:
-            raise StartError(f"the registry at {address} speaks another protocol") from None
-    if isinstance(answer, Status):
-        return answer
-    raise StartError(f"the registry at {address} gives no status")
 
 
 def _unavailable() -> ApiError:

@@ -3,8 +3,7 @@
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,17 +13,15 @@ import zmq
 from app.concepts.concept import Concept
 from app.concepts.store import ConceptStore, decode, encode, file_name
 from app.concepts.uses import taken
-from app.errors import ApiError, ErrorCode, RateLimited, StartError
+from app.errors import ApiError, ErrorCode, RateLimited
 from app.limits.budget import CallerLimits
 from app.registry.direction_archive import DirectionArchive
 from app.registry.members import Member, Members
 from app.registry.pending import PendingChanges
 from app.registry.shared_budgets import SharedBudgets
 from inference.interface import registry
-from inference.interface.curve import accepting_only
 from inference.interface.registry import (
     PULSE_SECONDS,
-    SILENT_SECONDS,
     Announce,
     Answer,
     AskStatus,
@@ -50,41 +47,12 @@ from inference.interface.registry import (
     Withdraw,
     Workers,
 )
-from inference.interface.worker_key import WorkerKey
 
 _log = logging.getLogger(__name__)
 
 _POLL_MILLISECONDS = 100
 _MAX_MESSAGES = 1000
 """In one turn, so that there is time for the rest."""
-
-
-@contextmanager
-def listening(address: str, key: WorkerKey | None) -> Iterator[zmq.Socket[bytes]]:
-    """A bound ROUTER socket. `key`: None without encryption. Raises StartError if it cannot be bound."""
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        socket.set_hwm(0)
-        socket.linger = 0
-        socket.ipv6 = True
-        # A member's host may be gone without closing its connections.
-        socket.heartbeat_ivl = round(PULSE_SECONDS * 1000)
-        socket.heartbeat_timeout = round(SILENT_SECONDS * 1000)
-        socket.router_mandatory = True  # so that an answer to a member that is gone raises an error
-        socket.router_handover = True  # a gateway that connects again keeps its identity
-        if key is None:
-            _bind(socket, address)
-            yield socket
-            return
-        with accepting_only(socket, key):
-            _bind(socket, address)
-            yield socket
-
-
-def _bind(socket: zmq.Socket[bytes], address: str) -> None:
-    try:
-        socket.bind(address)
-    except zmq.ZMQError as error:
-        raise StartError(f"{address}: {error.strerror}") from None
 
 
 class Registry:

@@ -7,7 +7,7 @@ from pathlib import Path
 from app.commands.doctor.finding import Finding, ok, problem, warning
 from app.errors import StartError
 from app.registry.building import key_for
-from app.registry.client import status
+from app.registry.connection import status
 from app.settings import ServedModelSettings, Settings
 from inference.interface.config import ConfigError
 from inference.interface.worker_key import read_key

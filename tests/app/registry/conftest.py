@@ -14,7 +14,8 @@ from app import __version__
 from app.concepts.concept import Concept, Example
 from app.concepts.vectors.imported import ServedModel, bind
 from app.registry.client import RegistryClient
-from app.registry.server import Registry, listening
+from app.registry.listening import listening
+from app.registry.server import Registry
 from inference.interface.concepts import GivenVectors
 from inference.interface.registry import ModelLoad
 from inference.interface.worker_key import WorkerKey

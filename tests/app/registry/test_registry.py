@@ -14,9 +14,10 @@ from app.concepts.store import ConceptStore, decode, encode, file_name
 from app.errors import ApiError, ErrorCode, RateLimited, StartError
 from app.registry import client as client_module
 from app.registry import shared_accounts
-from app.registry.client import RegistryClient, connecting, status
+from app.registry.client import RegistryClient
+from app.registry.connection import connecting, status
+from app.registry.listening import listening
 from app.registry.pending import WAIT_SECONDS
-from app.registry.server import listening
 from app.registry.shared_accounts import SharedAccounts
 from app.registry.shared_concepts import SharedStorage
 from app.registry.shared_directions import SharedDirections
