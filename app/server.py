@@ -159,6 +159,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if any(listener.fileno() < 0 for listener in sockets or ()):  # uvloop has closed it, without an error
+            raise StartError("cannot listen: another process listens at this address and port")
         if self.started:
             self._welcome()
 

@@ -82,8 +82,8 @@ def serve(
             raise CommandError(
                 "worker_key must be set for a registry at tcp://; `tiller worker new-key` makes one"
             )
-        set_up_logging(settings.log_config)
         with listening(listen, key_for(listen, settings)) as socket:
+            set_up_logging(settings.log_config)
             registry = Registry(socket, settings.registry_directory, __version__)
             _log.info("the registry serves at %s", listen)
             registry.serve()

@@ -53,6 +53,10 @@ def test_every_command_has_it_or_prints_no_data() -> None:
         "worker serve",
         "worker new-key",
         "registry serve",
+        "cluster node",
+        "cluster up",
+        "cluster scale",
+        "cluster down",
     }
 
 
