@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from typing import NamedTuple, Protocol
 
 from app.cluster.members import Member, Name, next_changes, parse_name
-from app.cluster.placement import fits, others_than_emptiest
+from app.cluster.placement import emptiest, fits
 from app.cluster.planning import digest_of
 from app.cluster.scaling import Load, Rules, Scale, scaled
 from app.cluster.store import PlanStore, StoredPlan
@@ -27,8 +27,8 @@ class Actors(Protocol):
     def names(self) -> Sequence[str]:
         """Of all actors that Ray runs or shall run."""
 
-    def create(self, name: str, task: Task, avoid: Set[str]) -> None:
-        """Lets Ray run a task. `avoid`: ids of nodes. A task that is spread may run there all the same."""
+    def create(self, name: str, task: Task, avoid: Set[str], home: str | None) -> None:
+        """Lets Ray run a task. `avoid`: ids of nodes. `home`: the id of the best node, or None."""
 
     def report(self, name: str) -> Report | None:
         """The newest report. None: the actor does not answer."""
@@ -189,12 +189,10 @@ class Controller:
             homes = [report.node for report in map(seen.reports.get, names) if report is not None]
             for number in changes.create:
                 name = Name(group.kind, number, digest, group.model)
-                if group.task.resources.spread:
-                    avoid = others_than_emptiest(seen.nodes, homes)
-                    homes += {node.id for node in seen.nodes} - avoid
-                else:
-                    avoid = frozenset(self._avoided_nodes(group.model))
-                self._actors.create(str(name), group.task, avoid)
+                home = emptiest(seen.nodes, homes) if group.task.resources.spread else None
+                avoid = frozenset(self._avoided_nodes(group.model))
+                self._actors.create(str(name), group.task, avoid, home)
+                homes += [home] if home else []
 
     def _stop(self, name: Name, seen: Seen) -> None:
         if seen.reports[name] is None:  # it has no process to drain

@@ -11,12 +11,10 @@ def fits(resources: Resources, node: Node) -> bool:
     return on_node and resources.gpus <= node.gpus and resources.cpus <= node.cpus
 
 
-def others_than_emptiest(nodes: Sequence[Node], homes: Sequence[str]) -> frozenset[str]:
-    """The ids of all nodes but the one with the fewest members. `homes`: the node of each member."""
-    if not nodes:
-        return frozenset()
-    emptiest = min(nodes, key=lambda node: (homes.count(node.id), node.is_head))
-    return frozenset(node.id for node in nodes) - {emptiest.id}
+def emptiest(nodes: Sequence[Node], homes: Sequence[str]) -> str | None:
+    """The id of the node with the fewest members, if there is one. `homes`: the node of each member."""
+    best = min(nodes, key=lambda node: (homes.count(node.id), node.is_head), default=None)
+    return best.id if best else None
 
 
 def why_too_large(resources: Resources, nodes: Sequence[Node]) -> str | None:

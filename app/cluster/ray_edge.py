@@ -171,8 +171,8 @@ class RayActors:
     def nodes(self) -> Sequence[Node]:
         return living_nodes()
 
-    def create(self, name: str, task: Task, avoid: Set[str]) -> None:
-        options = {**_options(name), **_placement(task.resources, avoid)}
+    def create(self, name: str, task: Task, avoid: Set[str], home: str | None) -> None:
+        options = {**_options(name), **_placement(task.resources, avoid, home)}
         actor = self._ray.remote(_NodeProcess).options(max_concurrency=4, **options)
         actor.remote(pack(task))
 
@@ -219,7 +219,7 @@ class ControllerHandle:
         """
         if self.exists() and self.call("version") != version:
             self._ray.kill(self._ray.get_actor(CONTROLLER), no_restart=True)
-        placement = _placement(Resources(on_head=True), frozenset())
+        placement = _placement(Resources(on_head=True), frozenset(), None)
         options = {**_options(CONTROLLER), **placement, "get_if_exists": True}
         self._ray.remote(_NodeController).options(max_concurrency=4, **options).remote(directory)
 
@@ -246,18 +246,22 @@ def _options(name: str) -> dict[str, Any]:
     return {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
 
 
-def _placement(resources: Resources, avoid: Set[str]) -> dict[str, Any]:
+def _placement(resources: Resources, avoid: Set[str], home: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
     if resources.on_head:
         options["resources"] = {_HEAD: _SOME}
-    if avoid:
+    if home is not None:
+        # Ray places an actor that needs nothing at random.
+        options["num_cpus"] = resources.cpus or _SOME
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(home, soft=True)
+    elif avoid:
         from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
 
-        labels = {"ray.io/node-id": NotIn(*sorted(avoid))}
-        hard, soft = ({}, labels) if resources.spread else (labels, {})
-        options["scheduling_strategy"] = NodeLabelSchedulingStrategy(hard, soft=soft)
-    elif resources.spread:
-        options["scheduling_strategy"] = "SPREAD"
+        options["scheduling_strategy"] = NodeLabelSchedulingStrategy(
+            {"ray.io/node-id": NotIn(*sorted(avoid))}
+        )
     return options
 
 

@@ -31,9 +31,6 @@ def plan(workers: dict[str, tuple[int, int]], setting: str = "a", gateways: int 
     return Plan(task("registry"), task("gateway"), gateways, models, "tcp://10.0.0.1:1", 5, 60)
 
 
-NODES_BY_ID = {node.id for node in NODES}
-
-
 class World:
     """Actors that do what they are told at once, and the registry that knows them."""
 
@@ -43,6 +40,7 @@ class World:
         self.loads: dict[str, Load] = {}
         self.now = 0.0
         self.registry_up = True
+        self.homes: dict[str, str | None] = {}
         self.path = path
         self.controller = self.new_controller()
 
@@ -55,8 +53,9 @@ class World:
     def nodes(self) -> Sequence[Node]:
         return NODES
 
-    def create(self, name: str, task: Task, avoid: Set[str]) -> None:
+    def create(self, name: str, task: Task, avoid: Set[str], home: str | None) -> None:
         assert name not in self.reports
+        self.homes[name] = home
         self.avoided[name] = avoid
         fitting = [node for node in NODES if node.id not in avoid and task.resources.cpus <= node.cpus]
         node = fitting[-1] if fitting else None
@@ -261,6 +260,4 @@ def test_gateways_go_to_different_nodes(world: World) -> None:
     world.controller.apply(plan({"a": (1, 1)}, gateways=2))
     world.step()
     gateways = [name for name in world.reports if name.startswith("gateway")]
-    homes = [NODES_BY_ID - world.avoided[name] for name in gateways]
-    assert all(len(home) == 1 for home in homes)
-    assert homes[0] != homes[1]
+    assert {world.homes[name] for name in gateways} == {node.id for node in NODES}
