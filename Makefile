@@ -10,12 +10,13 @@ CPP := $(wildcard inference/backends/cpu/*.h inference/backends/cpu/*.cpp tests/
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 	--report $(VENV)/installed-$$(date +%s).json
 
-.PHONY: help serve test test-fast docs clients image-test eval bench chaos chaos-cluster peers lint audit format clean
+.PHONY: help serve test test-fast cluster-test docs clients image-test eval bench chaos chaos-cluster peers lint audit format clean
 
 help:
 	@echo "make serve   install and serve the embedded model on http://127.0.0.1:8000 (CONFIG=$(CONFIG))"
 	@echo "make test    install and run all tests, in JOBS=$(JOBS) processes"
 	@echo "make test-fast  all tests but those with the embedded model, real processes or long waits; two minutes"
+	@echo "make cluster-test  test tiller cluster on three nodes of Ray on this host; five minutes, alone"
 	@echo "make docs    build the documentation's site in build/site"
 	@echo "make clients run the examples of all clients, or of CLIENTS=\"openai llm\", against a real server"
 	@echo "make image-test  build the image for the CPU, and run it as several users; needs Docker or Podman"
@@ -37,6 +38,9 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(JOBS) --dist loadscope
+
+cluster-test: $(VENV)/.dev
+	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/e2e/test_cluster.py
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m docs.build_site

@@ -4,6 +4,7 @@ All processes are real. The tests share one cluster, so each leaves it serving.
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 from tests.e2e.conftest import MODEL, is_running, wait_until_gone
 
 pytest.importorskip("ray", reason="needs Ray: pip install '.[cluster]'")
+pytestmark = pytest.mark.skipif(not os.environ.get("TEST_CLUSTER"), reason="make cluster-test runs it")
 
 from benchmarks.chaos_cluster.loopback import LoopbackCluster, loopback_cluster, process_at
 
@@ -27,8 +29,6 @@ SERVED_SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def cluster(tiny_config: dict) -> Iterator[LoopbackCluster]:
-    import os
-
     settings = {
         "model": {**tiny_config["model"], "scale": {"min": 2}},
         "engine": {**tiny_config["engine"], "threads": 1},
