@@ -18,10 +18,10 @@ import pytest
 from tests.e2e.conftest import MODEL, is_running, wait_until_gone
 
 pytest.importorskip("ray", reason="needs Ray: pip install '.[cluster]'")
-pytestmark = pytest.mark.skipif(not os.environ.get("TEST_CLUSTER"), reason="make cluster-test runs it")
 
 from benchmarks.chaos_cluster.loopback import LoopbackCluster, loopback_cluster, process_at
 
+pytestmark = pytest.mark.skipif(not os.environ.get("TEST_CLUSTER"), reason="make cluster-test runs it")
 PAIRS = [{"positive": f"kind words {i}", "negative": f"rude noise {i}"} for i in range(4)]
 CLEAR_SECONDS = 5.0
 SERVED_SECONDS = 60.0
