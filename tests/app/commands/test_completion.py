@@ -44,7 +44,7 @@ def test_the_help_names_the_option_that_installs_the_script() -> None:
 
 
 def test_commands_and_options_are_completed() -> None:
-    assert complete("c") == ["chat", "concept"]
+    assert complete("c") == ["chat", "concept", "cluster"]
     assert complete("concept", "list", "--js") == ["--json"]
 
 
