@@ -55,6 +55,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/scaling.md": {
         "                        Ray: head node": "a diagram",
         ".venv/bin/tiller cluster": "needs nodes; tests/e2e/test_cluster.py runs all of these commands",
+        ".venv/bin/tiller registry": "needs a registry; tests/e2e/test_registry.py starts one",
+        ".venv/bin/tiller serve --config tiller.yaml": "the same",
         "clients ": "a diagram",
         ".venv/bin/tiller worker serve": "runs until it is stopped, as in tests/e2e/test_standing_workers.py",
     },
