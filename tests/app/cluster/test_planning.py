@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from app.cluster.errors import ClusterError
-from app.cluster.launching import Launcher
+from app.cluster.launching import Launcher, find_port
 from app.cluster.planning import digest_of, make_plan
 from app.cluster.structures import Plan, Resources
 from app.configuration import load_settings, read_settings
@@ -18,12 +18,13 @@ from inference.interface.worker_key import create_key, read_key
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for name in ("TILLER_DATA_DIRECTORY", "TILLER_STEERING__CONCEPTS"):  # they override a file
-        monkeypatch.delenv(name)
+        monkeypatch.delenv(name, raising=False)
     create_key(tmp_path / "key")
     (tmp_path / "concepts").mkdir()
     (tmp_path / "concepts" / "kind.yaml").write_text("examples: []")
     (tmp_path / "template").write_text("{{ messages }}")
     return {
+        "server": {"port": find_port(0)},
         "worker_key": str(tmp_path / "key"),
         "data_directory": str(tmp_path / "data"),
         "steering": {"concepts": str(tmp_path / "concepts")},
