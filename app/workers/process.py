@@ -100,6 +100,10 @@ async def wait_for_loss(process: asyncio.subprocess.Process, timing: Timing) -> 
         listening.cancel()
 
 
+_SPINS = "3000"
+"""How often an OpenMP thread looks for work before it sleeps: longer than from one operation to the next."""
+
+
 async def _start_process(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Process:
     """Starts the worker in its own session, so that Ctrl-C in a terminal reaches only the gateway."""
     # -P: do not import a folder called `inference` from the working directory.
@@ -121,6 +125,9 @@ def environment_of(config: EngineConfig) -> dict[str, str]:
     if config.quantization == "integer":
         # The integer back end has its own threads. OpenMP threads that spin for work would slow them down.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
+    elif "OMP_WAIT_POLICY" not in os.environ:
+        # Without a limit, a thread spins for milliseconds while another one waits for its processor.
+        environment.setdefault("GOMP_SPINCOUNT", _SPINS)
     return environment
 
 

@@ -31,21 +31,20 @@ class ThreadPool {
     for (; started_ < helpers; started_++) std::thread([this] { serve(); }).detach();
     publish(count, range_size, act, context);
     take_ranges(epoch_.load(std::memory_order_relaxed));
-    for (int spins = 0; done_.load(std::memory_order_acquire) < count; spins++) pause(spins);
+    wait_until_done(static_cast<int32_t>(count));
     return true;
   }
 
  private:
   static constexpr int64_t kClosed = INT32_MAX;  // if this is the next index, no range can be taken
-  // How often a helper thread polls for a job before it sleeps, and the calling thread for the end of a job
-  // before it yields. So many polls take longer than the time from one layer to the next.
+  // How often a helper thread polls for a job before it sleeps, and the calling thread for the end of a job.
+  // So many polls take longer than the time from one layer to the next.
   static constexpr int kSpins = 4000;
 
-  static void pause(int spins) {
+  static void pause() {
 #if defined(__x86_64__)
     _mm_pause();
 #endif
-    if (spins % kSpins == kSpins - 1) std::this_thread::yield();
   }
 
   // A ticket has the epoch in its high 32 bits, and the next index to take in its low 32 bits.
@@ -84,8 +83,22 @@ class ThreadPool {
       const int64_t end = begin + range_size < count ? begin + range_size : count;
       if (!ticket_.compare_exchange_weak(ticket, ticket_of(epoch, end), std::memory_order_acq_rel)) continue;
       act(context, begin, end);
-      done_.fetch_add(end - begin, std::memory_order_acq_rel);
+      const auto size = static_cast<int32_t>(end - begin);
+      if (done_.fetch_add(size, std::memory_order_acq_rel) + size == count) done_.notify_one();
       ticket = ticket_.load(std::memory_order_acquire);
+    }
+  }
+
+  // Waits for the ranges that helpers have taken. If one of them does not run, polling would only take time from
+  // other processes, and later get less of it.
+  void wait_until_done(int32_t count) {
+    int32_t done = done_.load(std::memory_order_acquire);
+    for (int spins = 0; done < count && spins < kSpins; spins++) {
+      pause();
+      done = done_.load(std::memory_order_acquire);
+    }
+    for (; done < count; done = done_.load(std::memory_order_acquire)) {
+      done_.wait(done, std::memory_order_acquire);
     }
   }
 
@@ -94,7 +107,7 @@ class ThreadPool {
     for (uint32_t seen = 0;;) {
       uint32_t epoch = epoch_.load(std::memory_order_acquire);
       for (int spins = 0; epoch == seen && spins < kSpins; spins++) {
-        pause(0);
+        pause();
         epoch = epoch_.load(std::memory_order_acquire);
       }
       if (epoch == seen) {
@@ -113,7 +126,8 @@ class ThreadPool {
   std::atomic<uint32_t> epoch_{0};  // number of the current job, from 1 on
   std::atomic<int> asleep_{0};      // how many helper threads sleep
   std::atomic<uint64_t> ticket_{ticket_of(0, kClosed)};
-  std::atomic<int64_t> count_{0}, range_size_{1}, done_{0};  // the current job; done_: finished indices
+  std::atomic<int64_t> count_{0}, range_size_{1};  // of the current job
+  std::atomic<int32_t> done_{0};                   // how many of its indices are finished
   std::atomic<Act> act_{nullptr};
   std::atomic<const void*> context_{nullptr};
 };
