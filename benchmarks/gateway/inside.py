@@ -16,15 +16,14 @@ from inference.interface.protocol import ModelInfo
 from inference.interface.requests import GenerationRequest, TokenEvent
 
 
-class InsideEngine:
+class StandIn:
     """Implements app.workers.engine.Engine for requests with one choice. Cannot train concepts."""
 
-    def __init__(self, model: ModelInfo, script: Script) -> None:
+    def __init__(self, model: ModelInfo) -> None:
         self.model = model
         self.available = True
         self.free_capacity = sys.maxsize
-        self._script = script
-        self._generations: dict[str, InsideGeneration] = {}
+        self._generations: dict[str, StandInGeneration] = {}
 
     @property
     def workers(self) -> list[WorkerState]:
@@ -34,17 +33,16 @@ class InsideEngine:
         if not self.available:
             raise EngineUnavailable
 
-    async def submit(self, request: GenerationRequest) -> "InsideGeneration":
-        self._script.add(request)
-        generation = self._generations[request.request_id] = InsideGeneration(self, request.request_id)
+    async def submit(self, request: GenerationRequest) -> "StandInGeneration":
+        generation = self._generations[request.request_id] = StandInGeneration(self, request.request_id)
         return generation
 
-    def step(self) -> None:
-        for event in self._script.step():
-            self._generations[event.request_id].deliver([event])
+    def deliver(self, event: TokenEvent) -> None:
+        """Drops the event if its request has ended."""
+        if generation := self._generations.get(event.request_id):
+            generation.deliver([event])
 
     def abort(self, request_id: str) -> None:
-        self._script.abort(request_id)
         self._generations.pop(request_id, None)
 
     async def train(self, command: TrainConcept) -> AsyncGenerator[TrainingUpdate, None]:  # noqa: ARG002
@@ -61,10 +59,10 @@ class InsideEngine:
         self.available = False
 
 
-class InsideGeneration:
+class StandInGeneration:
     queue_seconds = 0.0
 
-    def __init__(self, engine: InsideEngine, request_id: str) -> None:
+    def __init__(self, engine: StandIn, request_id: str) -> None:
         self._engine = engine
         self._request_id = request_id
         self._arrived: asyncio.Queue[list[TokenEvent]] = asyncio.Queue()
@@ -88,6 +86,26 @@ class InsideGeneration:
 
     def abort(self, index: int | None = None) -> None:  # noqa: ARG002
         self._engine.abort(self._request_id)
+
+
+class InsideEngine(StandIn):
+    """Gives each stream its next token when it is told to step."""
+
+    def __init__(self, model: ModelInfo, script: Script) -> None:
+        super().__init__(model)
+        self._script = script
+
+    async def submit(self, request: GenerationRequest) -> StandInGeneration:
+        self._script.add(request)
+        return await super().submit(request)
+
+    def step(self) -> None:
+        for event in self._script.step():
+            self.deliver(event)
+
+    def abort(self, request_id: str) -> None:
+        self._script.abort(request_id)
+        super().abort(request_id)
 
 
 @asynccontextmanager

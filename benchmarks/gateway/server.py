@@ -16,6 +16,7 @@ from app.workers import process
 from app.workers.replicas import RunningEngine
 from benchmarks.gateway.inside import InsideEngine, run_inside
 from benchmarks.gateway.model import load_script, model_info
+from benchmarks.gateway.ray_actor import RayEngine, run_ray
 from benchmarks.gateway.standing import run_standing
 from inference.interface.config import EngineConfig
 
@@ -23,13 +24,14 @@ ENGINES = {
     "worker": "another process, behind the socket as in production",
     "standing": "another process that runs on its own, over TCP and with encryption, as on another host",
     "inside": "an object in the gateway, without process, socket and frames",
+    "ray": "an actor of Ray, which sends each token through a streaming call",
 }
 
 
 def main() -> None:
     engine, directory, pipe, *command = sys.argv[1:]
     sys.argv = ["tiller", *command]
-    uses = {"worker": use_worker, "standing": use_standing, "inside": use_inside}
+    uses = {"worker": use_worker, "standing": use_standing, "inside": use_inside, "ray": use_ray}
     with uses[engine](Path(directory), Path(pipe)):
         cli.main()
 
@@ -60,6 +62,15 @@ def use_inside(directory: Path, pipe: Path) -> AbstractContextManager[object]:
     def run(config: EngineConfig) -> AbstractAsyncContextManager[InsideEngine]:  # noqa: ARG001
         model = model_info(directory)
         return run_inside(model, load_script(model), pipe)
+
+    return mock.patch.object(startup, "run_replicas", run)
+
+
+def use_ray(directory: Path, pipe: Path) -> AbstractContextManager[object]:
+    """Within the context, the gateway calls the stand-in in an actor of Ray."""
+
+    def run(config: EngineConfig) -> AbstractAsyncContextManager[RayEngine]:  # noqa: ARG001
+        return run_ray(directory, pipe)
 
     return mock.patch.object(startup, "run_replicas", run)
 
