@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from inference.compute import memory
+
 
 class LayerShape(NamedTuple):
     """What one attention layer stores per token."""
@@ -29,13 +31,17 @@ class KVCache:
     ) -> None:
         def allocate(shape: LayerShape, size: int) -> torch.Tensor:
             slots = num_blocks * block_size + 1
-            return torch.zeros(slots, shape.num_heads, size, dtype=shape.dtype, device=device)
+            return memory.zeros((slots, shape.num_heads, size), shape.dtype, device)
 
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.padding_slot = num_blocks * block_size
         self.keys = [allocate(shape, shape.key_size) for shape in shapes]
         self.values = [allocate(shape, shape.value_size) for shape in shapes]
+
+    def provide_memory(self) -> None:
+        """Begins to take all its memory from the system, which else would give each page at its first use."""
+        memory.provide([*self.keys, *self.values])
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Stores `keys` and `values` [T, num_heads, size] at `slots` [T]."""

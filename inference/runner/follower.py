@@ -27,6 +27,7 @@ class FollowerRunner:
         self._bank = make_bank(model, config)
         count = num_blocks(model, config, backend)
         self._cache = KVCache(model.layer_shapes, count, config.block_size, model.device)
+        self._cache.provide_memory()
         self._table = None if backend.attend is None else DeviceTable(model.device)
         inject(model, self._bank, backend.steer)
 

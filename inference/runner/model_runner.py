@@ -103,6 +103,7 @@ class ModelRunner:
         self.bank = make_bank(model, config)
         self.num_blocks = num_blocks(model, config, backend)
         self._cache = KVCache(model.layer_shapes, self.num_blocks, config.block_size, model.device)
+        self._cache.provide_memory()
         self._builder = BatchBuilder(
             config.block_size,
             self._cache.padding_slot,
