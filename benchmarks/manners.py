@@ -3,10 +3,10 @@
     .venv/bin/python -m benchmarks.manners
     .venv/bin/python -m benchmarks.manners --quantization none --busy 2,8 --rounds 3
 
-The fair share: each of the engine's threads and each busy process gets an equal part of the processors. So with
-2 threads on 2 processors beside 4 busy processes, an answer should take 3 times as long as alone. The script
-fails if it takes more than 1.25 times that. All run in one session, because Linux divides time among sessions
-first. Figures are medians over rounds; each round has its own answer without busy processes.
+The fair share: each of the engine's threads and each busy process gets an equal part of the processors. So
+with 2 threads on 2 processors beside 4 busy processes, an answer should take 3 times as long as alone. The
+script fails if it takes more than 1.25 times that. All run in one session, because Linux divides time among
+sessions first. Figures are medians over rounds; each round has its own answer without busy processes.
 """
 
 import argparse
@@ -70,20 +70,21 @@ def _run(arguments: argparse.Namespace) -> int:
 
         answer()
         rounds = [_measure(answer, counts) for _ in range(arguments.rounds)]
-    threads = processors = allowed_processors()
     machine = describe_machine()
-    print(f"{machine['processor']}, {machine['cores']} cores; {threads} threads; {arguments.quantization}")
+    print(f"{machine['processor']}, {machine['cores']} cores; {arguments.quantization}")
     print("| busy processes | seconds | x alone | fair share | x fair share |\n|---|---|---|---|---|")
-    alone = statistics.median(times[0] for times in rounds)
-    print(f"| 0 | {alone:.2f} | 1.00 | 1.00 | – |")
-    ratios = []
-    for busy in counts:
-        seconds = statistics.median(times[busy] for times in rounds)
-        slowdown = statistics.median(times[busy] / times[0] for times in rounds)
-        fair = max(1.0, (threads + busy) / processors)
-        ratios.append(slowdown / fair)
-        print(f"| {busy} | {seconds:.2f} | {slowdown:.2f} | {fair:.2f} | {ratios[-1]:.2f} |")
+    ratios = [_show(rounds, busy) for busy in (0, *counts)]
     return int(max(ratios) > MAX_RATIO)
+
+
+def _show(rounds: list[dict[int, float]], busy: int) -> float:
+    """Prints a row. Returns the time of the answers relative to a fair share."""
+    threads = processors = allowed_processors()
+    seconds = statistics.median(times[busy] for times in rounds)
+    slowdown = statistics.median(times[busy] / times[0] for times in rounds)
+    fair = (threads + busy) / processors
+    print(f"| {busy} | {seconds:.2f} | {slowdown:.2f} | {fair:.2f} | {slowdown / fair:.2f} |")
+    return slowdown / fair
 
 
 def _measure(answer: Callable[[], float], counts: tuple[int, ...]) -> dict[int, float]:
@@ -104,7 +105,7 @@ def _time_answers(llm: LLM, sequences: int, tokens: int) -> float:
 
 @contextmanager
 def _busy_processes(count: int) -> Iterator[None]:
-    processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]  # noqa: S603
+    processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
     try:
         time.sleep(_SETTLE_SECONDS)
         yield

@@ -1,4 +1,4 @@
-"""A stand-in engine in an actor of Ray: each token comes through a streaming call, as with Ray Serve's handles.
+"""A stand-in engine in an actor of Ray. Each token comes through a streaming call, as in Ray Serve's handles.
 
 Tiller's cluster does not work like this. The figures say why: see docs/scaling.md.
 """
