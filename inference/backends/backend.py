@@ -9,8 +9,7 @@ from torch import nn
 from inference.compute.attention import Attend
 from inference.compute.graphs import Capture
 from inference.compute.sampling.operations import SamplingOperations
-from inference.steering import injection
-from inference.steering.injection import Steer
+from inference.steering.injection import SteeringOperations
 
 
 class KernelError(Exception):
@@ -33,8 +32,8 @@ class Backend:
     sampling: SamplingOperations = field(default_factory=SamplingOperations)
     """The operations on logits of the sampler: greedy choice, weights, top_k and top_p, random choice, top
     log probabilities."""
-    steer: Steer = injection.steer
-    """Adds steering vectors to hidden states."""
+    steering: SteeringOperations = field(default_factory=SteeringOperations)
+    """The operations on hidden states that steer and read them."""
     capture: Capture | None = None
     """Captures a decode step so that it can be replayed. None: every step launches each operation."""
 

@@ -29,7 +29,7 @@ class FollowerRunner:
         self._cache = KVCache(model.layer_shapes, count, config.block_size, model.device)
         self._cache.provide_memory()
         self._table = None if backend.attend is None else DeviceTable(model.device)
-        inject(model, self._bank, backend.steer)
+        inject(model, self._bank, backend.steering)
 
     @torch.inference_mode()
     def run(self, message: Forward) -> None:

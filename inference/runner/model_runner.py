@@ -113,7 +113,7 @@ class ModelRunner:
         )
         self._attend = backend.attend
         self._sampler = Sampler(model.vocab_size, model.device, backend.sampling, config.max_running)
-        inject(model, self.bank, backend.steer)
+        inject(model, self.bank, backend.steering)
         if leader is not None:
             self.bank.on_write, self._builder.on_build = leader.note_write, leader.note_batch
         self._graphs: Graphs | None = None

@@ -1,16 +1,18 @@
 """Steers and reads the output of decoder blocks in each forward pass. Knows no concepts."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from inference.compute.batch import Batch
-from inference.compute.steering import ProjectionBatch, ReadingBatch
+from inference.compute.steering import ProjectionBatch
 from inference.models.causal_lm import CausalLM, LayerHook
 from inference.steering.bank import SteeringBank
 
 Steer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""See `steer`."""
+Project = Callable[[torch.Tensor, torch.Tensor, ProjectionBatch], None]
+Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def steer(hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor) -> None:
@@ -21,8 +23,8 @@ def steer(hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor) -> No
     hidden += vectors[rows].to(hidden.dtype)
 
 
-def project(hidden: torch.Tensor, vectors: torch.Tensor, projections: ProjectionBatch) -> torch.Tensor:
-    """[M, hidden_size] float32: the sum of (read h) * write for each of the M tokens.
+def project(hidden: torch.Tensor, vectors: torch.Tensor, projections: ProjectionBatch) -> None:
+    """Adds the sum of (read h) * write to each of the M tokens. Computes in float32.
 
     A token's result does not depend on the others, nor on how many terms theirs have.
     """
@@ -30,7 +32,7 @@ def project(hidden: torch.Tensor, vectors: torch.Tensor, projections: Projection
     total = torch.zeros_like(chosen)
     for reads, writes in zip(projections.reads.unbind(1), projections.writes.unbind(1), strict=True):
         total += (chosen * vectors[reads]).sum(1, keepdim=True) * vectors[writes]
-    return total
+    hidden.index_add_(0, projections.tokens, total.to(hidden.dtype))
 
 
 def read(
@@ -40,27 +42,32 @@ def read(
     return (hidden[tokens].float() * vectors[rows]).sum(1)
 
 
-def inject(model: CausalLM, bank: SteeringBank, steer: Steer = steer) -> None:
+@dataclass(frozen=True)
+class SteeringOperations:
+    """See the functions of these names. A back end may replace each one."""
+
+    steer: Steer = steer
+    project: Project = project
+    read: Read = read
+
+
+def inject(model: CausalLM, bank: SteeringBank, operations: SteeringOperations) -> None:
     """Adds hooks to the model, so that its forward pass steers and reads from now on."""
     for block, vectors in enumerate(bank.vectors):
-        model.hook_layer(block, _hook(block, vectors, steer))
+        model.hook_layer(block, _hook(block, vectors, operations))
 
 
-def _hook(block: int, vectors: torch.Tensor, steer: Steer) -> LayerHook:  # vectors: [num_rows, hidden_size]
+def _hook(block: int, vectors: torch.Tensor, operations: SteeringOperations) -> LayerHook:
+    """`vectors` [num_rows, hidden_size]: the bank's rows for this block."""
+
     def act(hidden: torch.Tensor, batch: Batch) -> None:
         steering = batch.steering
         if steering is not None and (steering.blocks is None or block in steering.blocks):
-            projected = steering.projections
-            change = None if projected is None else project(hidden, vectors, projected)
-            steer(hidden, vectors, steering.rows)
-            if projected is not None and change is not None:
-                hidden.index_add_(0, projected.tokens, change.to(hidden.dtype))
-        if batch.readings is not None:
-            _read(block, hidden, vectors, batch.readings)
+            if steering.projections is not None:  # of the hidden states before anything is added
+                operations.project(hidden, vectors, steering.projections)
+            operations.steer(hidden, vectors, steering.rows)
+        site = None if batch.readings is None else batch.readings.sites.get(block)
+        if batch.readings is not None and site is not None:
+            batch.readings.projections[block] = operations.read(hidden, vectors, site.tokens, site.rows)
 
     return act
-
-
-def _read(block: int, hidden: torch.Tensor, vectors: torch.Tensor, readings: ReadingBatch) -> None:
-    if (site := readings.sites.get(block)) is not None:
-        readings.projections[block] = read(hidden, vectors, site.tokens, site.rows)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from inference.backends.backend import Backend
-from inference.backends.cpu import build, fusion, linear
+from inference.backends.cpu import build, fusion, linear, steering
 from inference.backends.cpu.levels import features_of_processor
 from inference.backends.cpu.paged_attention import attend
 from inference.backends.cpu.sampling import OPERATIONS
@@ -21,6 +21,7 @@ def load(cache_directory: Path) -> Backend:
         quantize=_quantize,
         quantized_cache_dtype=_quantized_cache_dtype(),
         sampling=OPERATIONS,
+        steering=steering.OPERATIONS,
     )
 
 

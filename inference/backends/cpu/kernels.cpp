@@ -1,6 +1,6 @@
 // Defines torch's operations `tiller_cpu`: products with packed weights, attention that reads the paged KV
-// cache in place, and whole layers as one operation. Inputs and outputs are float32. The result for a row
-// depends on that row alone.
+// cache in place, steering, and whole layers as one operation. Inputs and outputs are float32. The result for
+// a row depends on that row alone.
 
 #include <ATen/ATen.h>
 #include <torch/custom_class.h>
@@ -19,6 +19,7 @@
 #include "linear.h"
 #include "parallel.h"
 #include "sampling.h"
+#include "steering.h"
 #include "tensors.h"
 
 namespace tiller {
@@ -114,5 +115,9 @@ TORCH_LIBRARY(tiller_cpu, library) {
   library.def("rms_norm", &tiller::rms_norm);
   library.def("rotary", &tiller::rotary);
   library.def("weigh", &tiller::weigh);
+  library.def("steer(Tensor(a!) hidden, Tensor vectors, Tensor rows) -> ()", &tiller::steer);
+  library.def("project(Tensor(a!) hidden, Tensor vectors, Tensor tokens, Tensor reads, Tensor writes) -> ()",
+              &tiller::project);
+  library.def("read", &tiller::read);
   library.def("paged_attention", &tiller::paged_attention);
 }

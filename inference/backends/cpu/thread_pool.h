@@ -89,8 +89,8 @@ class ThreadPool {
     }
   }
 
-  // Waits for the ranges that helpers have taken. If one of them does not run, polling would only take time from
-  // other processes, and later get less of it.
+  // Waits for the ranges that helpers have taken. If one of them does not run, polling would only take time
+  // from other processes, and later get less of it.
   void wait_until_done(int32_t count) {
     int32_t done = done_.load(std::memory_order_acquire);
     for (int spins = 0; done < count && spins < kSpins; spins++) {

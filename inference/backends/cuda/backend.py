@@ -11,6 +11,7 @@ from inference.backends.cuda.capture import capture
 from inference.backends.cuda.layers import check, steer
 from inference.backends.cuda.paged_attention import attend
 from inference.backends.cuda.sampling import OPERATIONS
+from inference.steering.injection import SteeringOperations
 
 
 def load(device: torch.device, cache_directory: Path) -> Backend:
@@ -20,7 +21,13 @@ def load(device: torch.device, cache_directory: Path) -> Backend:
     """
     kernel_cache.use_directory(cache_directory)
     check(device)
-    return Backend(attend=attend, fuse=_fuse, sampling=OPERATIONS, steer=steer, capture=capture)
+    return Backend(
+        attend=attend,
+        fuse=_fuse,
+        sampling=OPERATIONS,
+        steering=SteeringOperations(steer=steer),
+        capture=capture,
+    )
 
 
 def _fuse(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from inference.backends.backend import TORCH
 from inference.interface.config import ConfigError
 from inference.steering import injection
+from inference.steering.injection import SteeringOperations
 from tests.inference.conftest import (
     ARCHITECTURES,
     build_driver,
@@ -132,7 +133,8 @@ def test_blocks_without_steering_in_the_batch_are_left_alone(llama: PreTrainedMo
         steered_blocks.append(vectors.storage_offset() // vectors.numel())
         injection.steer(hidden, vectors, rows)
 
-    driver = steered_driver(llama, concepts=known, backend=replace(TORCH, steer=steer))
+    backend = replace(TORCH, steering=SteeringOperations(steer=steer))
+    driver = steered_driver(llama, concepts=known, backend=backend)
     one = request("a", random_tokens(6, 5), 1)
     cases = [((), []), (("kind",), [1]), (("rude",), [0, 1]), (("kind", "rude"), [0, 1])]
     for names, blocks in cases:

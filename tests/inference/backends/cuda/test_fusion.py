@@ -16,7 +16,7 @@ from inference.compute.attention import PagedInputs
 from inference.models import shards
 from inference.models.causal_lm import CausalLM, load
 from inference.steering.bank import SteeringBank
-from inference.steering.injection import inject
+from inference.steering.injection import SteeringOperations, inject
 from tests.inference.conftest import ARCHITECTURES, build_driver, generate, make_model, request
 from tests.inference.models.pharia_checkpoint import make_weights, reference_greedy, write_checkpoint
 from tests.inference.recorder import Recorder
@@ -24,7 +24,10 @@ from tests.inference.steering.conftest import added_vectors, steered, steered_dr
 from tests.inference.test_exactness import random_prompt
 
 BACKEND = Backend(
-    attend=paged_attention.attend, fuse=fusion.fuse, sampling=sampling.OPERATIONS, steer=layers.steer
+    attend=paged_attention.attend,
+    fuse=fusion.fuse,
+    sampling=sampling.OPERATIONS,
+    steering=SteeringOperations(steer=layers.steer),
 )
 FUSED = {"llama", "qwen2", "qwen3", "granite"}
 
@@ -197,7 +200,7 @@ def test_the_trial_steers_nothing(llama: PreTrainedModel) -> None:
     causal_lm = CausalLM(llama)
     bank = SteeringBank(2, len(causal_lm.layers), causal_lm.hidden_size, causal_lm.device)
     bank.vectors.fill_(1.0)
-    inject(causal_lm, bank)
+    inject(causal_lm, bank, SteeringOperations())
     trial = Trial(2, 8, paged_attention.attend, like=llama.lm_head.weight)
     before = trial.run(llama.model.layers[0].forward, causal_lm.hidden_size)
     assert torch.equal(trial.run(llama.model.layers[0], causal_lm.hidden_size), before)
