@@ -51,7 +51,13 @@ class ServerProcess:
         self._root = psutil.Process(self._process.pid)
         self._seen = {self._root}
 
-    def wait_until_ready(self, url: str, seconds: float = _START_SECONDS, path: str = "/health") -> None:
+    def wait_until_ready(
+        self,
+        url: str,
+        seconds: float = _START_SECONDS,
+        path: str = "/health",
+        poll_seconds: float = _POLL_SECONDS,
+    ) -> None:
         """Waits at most `seconds` until the server answers 200 at `path`. Raises ServerError."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -61,7 +67,7 @@ class ServerProcess:
             with suppress(httpx.HTTPError):
                 if httpx.get(f"{url}{path}", timeout=5, trust_env=False).status_code == 200:
                     return
-            time.sleep(_POLL_SECONDS)
+            time.sleep(poll_seconds)
         raise ServerError(f"the server was not ready after {seconds:.0f} s, see {self._log}")
 
     def pause(self) -> None:
