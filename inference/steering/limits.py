@@ -8,7 +8,7 @@ from inference.steering.answers import Answers, AnswerSheet, Setting, is_fluent
 from inference.steering.directions import Direction
 from inference.steering.measurements import HeldOutDirections
 
-_CAP_STRENGTHS = (1.25, 1.5, 2.0)
+_CAP_STRENGTHS = (1.125, 1.25, 1.5, 1.75, 2.0)
 _LOWER = 0.6
 _MAX_LOWERINGS = 8
 """Then a dose is so small that it has no effect."""

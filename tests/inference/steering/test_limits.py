@@ -79,10 +79,10 @@ def test_a_dose_is_lowered_until_its_answers_are_fluent() -> None:
     assert down == pytest.approx(0.2)
     assert up == pytest.approx(0.3 * 0.6)
     assert answers[1.0].repetition == 0.0
-    assert direction.max_strength == 1.0  # 1.25 times this dose loops
+    assert direction.max_strength == 1.0  # 1.125 times this dose loops
 
 
-@pytest.mark.parametrize(("loops", "cap"), [(1.1, 1.0), (1.3, 1.25), (1.7, 1.5), (3.0, 2.0)])
+@pytest.mark.parametrize(("loops", "cap"), [(1.1, 1.0), (1.2, 1.125), (1.3, 1.25), (1.7, 1.5), (3.0, 2.0)])
 def test_the_largest_strength_is_the_last_one_before_answers_loop(loops: float, cap: float) -> None:
     direction, _ = limited(Sheet(Curve(0.2, loops * 0.2), Curve(0.3, loops * 0.3)))
     assert (direction.max_down_strength, direction.max_strength) == (cap, cap)
@@ -97,7 +97,7 @@ def test_a_dose_that_looped_while_tuning_limits_the_largest_strength() -> None:
 def test_larger_strengths_are_not_tried_beyond_one_that_loops() -> None:
     sheet = Sheet(Curve(0.2, 0.2 * 1.4), Curve(0.3, INFINITE))
     limited(sheet)
-    assert sheet.asked == pytest.approx([-0.25, 0.375, -0.3, 0.45, 0.6])
+    assert sheet.asked == pytest.approx([-0.225, 0.3375, -0.25, 0.375, -0.3, 0.45, 0.525, 0.6])
 
 
 def test_no_larger_strength_is_tried_if_strength_1_is_not_fluent() -> None:
