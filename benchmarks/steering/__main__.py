@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
     parser.add_argument("--quantization", choices=("none", "integer"), default="integer")
-    parser.add_argument("--prompts", type=int, default=16, help="how many of prompts.txt; at least 2")
+    parser.add_argument("--prompts", type=int, default=24, help="how many of prompts.txt; at least 2")
     parser.add_argument("--output", type=Path, default=_DOCS)
     parser.add_argument("concepts", nargs="*", help="default: all")
     arguments = parser.parse_args()

@@ -20,7 +20,7 @@ from tiller import LLM, Concept
 from tiller.options import ConceptName, Request
 
 MAX_TOKENS = 40
-STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+STRENGTHS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 1.75, 2.0)
 OURS = "Tiller"
 PROMPT = "prompt"
 MAX_REPETITION = 0.2
