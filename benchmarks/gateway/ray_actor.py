@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 
@@ -87,12 +88,12 @@ class RayEngine(StandIn):
 @asynccontextmanager
 async def run_ray(directory: Path, pipe: Path) -> AsyncIterator[RayEngine]:
     """Starts Ray with one actor. Takes the place of app.workers.starting.run_replicas."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *_python_path()])
     ray = import_ray()
     with tempfile.TemporaryDirectory(prefix="ray-") as scratch:  # Ray's sockets need a short path
-        await asyncio.to_thread(
-            ray.init, num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=scratch
-        )
+        with mock.patch.dict(os.environ, PYTHONPATH=_python_path()):  # Ray's processes keep it
+            await asyncio.to_thread(
+                ray.init, num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=scratch
+            )
         try:
             options = {"num_cpus": 0, "max_concurrency": _MAX_STREAMS}
             actor = ray.remote(Actor).options(**options).remote(str(directory), str(pipe))
@@ -102,6 +103,8 @@ async def run_ray(directory: Path, pipe: Path) -> AsyncIterator[RayEngine]:
             await asyncio.to_thread(ray.shutdown)
 
 
-def _python_path() -> list[str]:
+def _python_path() -> str:
+    """With this checkout, so that Ray's processes find this module."""
+    here = str(Path(__file__).parents[2])
     found = os.environ.get("PYTHONPATH")
-    return [found] if found else []
+    return os.pathsep.join([here, found]) if found else here
