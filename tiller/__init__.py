@@ -3,7 +3,7 @@
 from tiller import LLM
 
 with LLM() as llm:
-    print(llm.chat("Tell me about the hotel.", max_tokens=40, temperature=0, steering={"sentiment": -1}))
+    print(llm.chat("Tell me about the hotel.", max_tokens=40, temperature=0, steering={"formality": -1}))
 """
 
 from app.concepts.concept import Example
