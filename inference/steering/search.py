@@ -1,6 +1,6 @@
 """Compares the decoder blocks at which a concept can be steered, by its held-out pairs.
 
-At each candidate the concept is steered until it costs a certain fluency. A group of several blocks goes on,
+At each candidate the concept is steered until it costs a certain fluency. The groups of several blocks go on,
 and a single block that is clearly better: their effect on generated answers decides between them.
 """
 
@@ -19,6 +19,7 @@ from inference.steering.measurements import Examples, HeldOutDirections, Measure
 
 _DEFAULT_DEPTH = 0.6
 _DEPTHS = (0.5, 0.7, 0.8)
+_LATE_DEPTHS = tuple(step / 30 for step in range(19, 28, 2))
 _MIDDLE_DEPTHS = tuple(step / 30 for step in range(11, 24))
 """As shares of the decoder blocks. docs/steering.md gives the reasons."""
 _FIRST_DOSE = 0.15
@@ -50,7 +51,8 @@ def candidates(num_layers: int, configured: tuple[int, ...] | None) -> list[tupl
     """
     if configured is None:
         singles = [(_block(depth, num_layers),) for depth in (_DEFAULT_DEPTH, *_DEPTHS)]
-        return list(dict.fromkeys([*singles, _group(_MIDDLE_DEPTHS, num_layers)]))
+        groups = [_group(depths, num_layers) for depths in (_LATE_DEPTHS, _MIDDLE_DEPTHS)]
+        return list(dict.fromkeys([*singles, *groups]))
     for block in configured:
         if not 0 <= block < num_layers:
             raise ConfigError(
