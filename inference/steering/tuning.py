@@ -33,6 +33,8 @@ _ABOUT = 0.11
 """A share is about the wanted one if it differs by less than this."""
 _FIRST_FACTORS = (0.75, 1.25)
 """Of the dose that the search has found."""
+_NO_ROOM = 2.0
+"""The largest factor of the dose that the search has found, if the answers cannot move. The least is 1."""
 _LOWER = (0.45, 0.7)
 _HIGHER = (1.35, 1.8)
 _BETWEEN = (0.33, 0.67)
@@ -84,7 +86,8 @@ class Tuner:
         """What to try next: near the best dose so far, or where it must be. Nothing if it is known."""
         if not self._trials:
             first = [factor * self._first for factor in _FIRST_FACTORS]
-            return self._limited(first if self.has_room else [min(self._shift_dose, first[-1])])
+            unmoved = min(max(self._shift_dose, self._first), _NO_ROOM * self._first)
+            return self._limited(first if self.has_room else [unmoved])
         fluent, too_much = self._split()
         if not fluent:
             return self._limited(factor * too_much for factor in _LOWER)

@@ -96,11 +96,14 @@ def test_a_concept_that_moves_nothing_gets_the_largest_dose() -> None:
     assert tuner.tuned().dose == max(tried) == pytest.approx(0.8)
 
 
-def test_answers_that_cannot_move_are_steered_by_the_shift_of_the_examples() -> None:
-    """Without steering the answers are like the examples of the sign already."""
-    tuner, _ = tune(Curve(0.1, np.inf, plain=0.8), shift_per_dose=5.0)
+@pytest.mark.parametrize(("shift_per_dose", "dose"), [(2.5, 0.75 / 2.5), (5.0, 0.2), (1.0, 0.4)])
+def test_answers_that_cannot_move_are_steered_by_the_shift_of_the_examples(
+    shift_per_dose: float, dose: float
+) -> None:
+    """Without steering the answers are like the examples of the sign already. The search has found 0.2."""
+    tuner, _ = tune(Curve(0.1, np.inf, plain=0.8), shift_per_dose=shift_per_dose)
     assert not tuner.has_room
-    assert tuner.tuned().dose == pytest.approx(0.75 / 5.0)
+    assert tuner.tuned().dose == pytest.approx(dose)
 
 
 def test_that_dose_is_limited_by_fluency_as_well() -> None:
