@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
+_SPINS = "3000"
+"""How often an OpenMP thread looks for work before it sleeps: longer than from one operation to the next."""
 _TERMINATE_SECONDS = 2.0
 """Time for a worker to end after SIGTERM. Short, because nobody waits for its results any more."""
 _EXIT_SECONDS = 5.0
@@ -98,10 +100,6 @@ async def wait_for_loss(process: asyncio.subprocess.Process, timing: Timing) -> 
     finally:
         ending.cancel()
         listening.cancel()
-
-
-_SPINS = "3000"
-"""How often an OpenMP thread looks for work before it sleeps: longer than from one operation to the next."""
 
 
 async def _start_process(endpoint: str, config: EngineConfig) -> asyncio.subprocess.Process:
