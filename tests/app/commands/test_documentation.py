@@ -29,7 +29,7 @@ COMMANDS = [
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    store_concepts(tmp_path / "data", {"sentiment": pairs("good")})
+    store_concepts(tmp_path / "data", {"formality": pairs("formal"), "sentiment": pairs("good")})
     return settings
 
 

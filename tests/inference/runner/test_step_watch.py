@@ -130,20 +130,18 @@ def test_a_loop_between_steps_may_wait_for_the_disk(watch: StepWatch) -> None:
     assert beats(watch, 250) == (250, None)
 
 
-def test_a_step_on_the_cpu_that_only_waits_hangs() -> None:
-    """`time.sleep` stands for a lock: this thread waits while another one beats."""
-    watch = StepWatch(LIMIT, computes_here=True)
-    watch.turn()
-    with ThreadPoolExecutor(1) as pool, watch.computing(1):
-        beating = pool.submit(beats, watch, 100)
-        while not beating.done():  # would last forever in a step that hangs
-            time.sleep(0.2)
-    assert beating.result()[1] == "a step has computed nothing for 3.5 seconds"
-
-
 def beat_slowly(watch: StepWatch, ended: threading.Event) -> Iterator[str | None]:
     while not ended.wait(0.02):
         yield watch.beat(0.5)
+
+
+def test_a_step_on_the_cpu_that_only_waits_hangs() -> None:
+    """This thread waits for another one, which beats."""
+    watch = StepWatch(LIMIT, computes_here=True)
+    watch.turn()
+    with ThreadPoolExecutor(1) as pool, watch.computing(1):
+        fault = pool.submit(lambda: next(filter(None, beat_slowly(watch, threading.Event())))).result()
+    assert fault == "a step has computed nothing for 3.5 seconds"
 
 
 def test_a_step_that_computes_or_waits_for_the_disk_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
