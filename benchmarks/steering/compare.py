@@ -6,7 +6,7 @@ All answers come from the same engine: the vectors of the other ways are importe
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class Answers:
     @cached_property
     def repetitions(self) -> Array:
         """Share of the trigrams of words that repeat. 1 for an empty answer, which says nothing."""
-        return np.array([word_repetition(text) if text.strip() else 1.0 for text in self.texts])
+        return np.array([_repetition(text) for text in self.texts])
 
     @property
     def says_something(self) -> NDArray[np.bool_]:
@@ -60,6 +60,11 @@ class Answers:
     def loops(self) -> float:
         """Share of the answers in which at least LOOP of the trigrams repeat."""
         return float((self.repetitions >= LOOP).mean())
+
+    def pick(self, prompts: NDArray[np.int64]) -> "Answers":
+        """The answers to these prompts, which may be named several times."""
+        logprobs = None if self.logprobs is None else self.logprobs[prompts]
+        return Answers([self.texts[number] for number in prompts], self.scores[prompts], logprobs)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,19 @@ class Comparison:
     sign: int
     plain: Answers
     trials: list[Trial]
+    own_loss: float = 0.0
+    """Nats per token that the texts of the goal are less likely than their opposites."""
+
+    def resampled(self, random: np.random.Generator) -> "Comparison":
+        """The same comparison with as many prompts, drawn from these with replacement."""
+        count = len(self.plain.texts)
+        prompts = random.integers(count, size=count)
+        plain = self.plain.pick(prompts)
+        trials = [
+            _trial(trial.way, trial.coefficient, trial.answers.pick(prompts), plain, self.own_loss)
+            for trial in self.trials
+        ]
+        return replace(self, plain=plain, trials=trials)
 
     @property
     def goal(self) -> str:
@@ -181,7 +199,7 @@ class Arena:
         score: Callable[[str], float],
         own_loss: float,
     ) -> Comparison:
-        """`own_loss`: nats per token that the texts of the goal are less likely than their opposites."""
+        """`own_loss`: as in Comparison."""
         texts = {("", 0.0): self._ask(), (PROMPT, 1.0): self._ask(instruction)}
         strengths = allowed_strengths(concept, sign)
         texts |= self._steer(OURS, self._llm, concept, {strength: sign * strength for strength in strengths})
@@ -193,7 +211,7 @@ class Arena:
         answers = self._rate(texts, lambda text: sign * score(text))
         plain = answers.pop(("", 0.0))
         trials = [_trial(*key, one, plain, own_loss) for key, one in answers.items()]
-        return Comparison(concept.name, sign, plain, trials)
+        return Comparison(concept.name, sign, plain, trials, own_loss)
 
     def _ask(self, instruction: str = "") -> list[str]:
         prompts = [f"{prompt} {instruction}".strip() for prompt in self._prompts]
@@ -256,6 +274,11 @@ def _trial(way: str, coefficient: float, answers: Answers, plain: Answers, own_l
         *_rises(answers, plain),
         loss=_mean_logprob(plain) - _mean_logprob(answers) - max(own_loss, 0.0),
     )
+
+
+@cache
+def _repetition(text: str) -> float:
+    return word_repetition(text) if text.strip() else 1.0
 
 
 def repeats_too_much(answers: Answers, plain: Answers) -> bool:

@@ -29,7 +29,8 @@ def render(concepts: list[Evaluated], prompts: list[str], conditions: str) -> st
         "## At equal fluency",
         f"Gain of the score over answers without steering, to {len(prompts)} prompts. For Tiller: at the "
         "fluent strength with the largest gain, with that strength, and the cost. For the other ways: at the "
-        "same cost. The prompt has the cost that it has, in brackets. ± is a standard error.",
+        "same cost. The prompt has the cost that it has, in brackets. ± is a standard error; that of the "
+        "difference includes the errors of the costs.",
         _equal_table(comparisons),
         "Scores: " + "; ".join(f"{concept.name}: {SCORERS[concept.name][0]}" for concept in concepts) + ".",
         "## At the limit of fluency",

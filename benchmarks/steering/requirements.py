@@ -1,7 +1,8 @@
 """What the evaluation requires of steering, and what is not met."""
 
-import math
 from collections.abc import Iterable
+
+import numpy as np
 
 from benchmarks.steering.compare import OURS, PROMPT, Comparison, Trial
 from benchmarks.steering.measure import STRENGTHS, Evaluated
@@ -11,6 +12,7 @@ MIN_SHIFT = 0.25
 MIN_SPEARMAN = 0.95
 MIN_SPECIFICITY = 5.0
 MIN_KEPT = 0.6
+NUM_RESAMPLES = 200
 
 
 def faults(concepts: list[Evaluated]) -> list[str]:
@@ -29,11 +31,20 @@ def our_best(comparison: Comparison) -> Trial:
 
 
 def advantage(comparison: Comparison) -> tuple[float, float]:
-    """By how much our best gain exceeds that of the best other way at the same cost. Its standard error."""
+    """By how much our best gain exceeds that of the best other way at the same cost. Its standard error.
+
+    The costs are estimates, too, and the best trial of many is chosen by chance. So the error is that of the
+    whole procedure: its standard deviation if the prompts are drawn again, with replacement (bootstrap).
+    """
+    random = np.random.default_rng(0)
+    again = [_advantage(comparison.resampled(random)) for _ in range(NUM_RESAMPLES)]
+    return _advantage(comparison), float(np.std(again, ddof=1))
+
+
+def _advantage(comparison: Comparison) -> float:
     ours = our_best(comparison)
-    others = [comparison.gains_at(way, comparison.cost(ours)) for way in rivals(comparison)]
-    difference = ours.gains - max(others, key=lambda gains: float(gains.mean()))
-    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
+    cost = comparison.cost(ours)
+    return ours.gain - max(float(comparison.gains_at(way, cost).mean()) for way in rivals(comparison))
 
 
 def rank(concept: Evaluated) -> float:
