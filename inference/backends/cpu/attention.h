@@ -34,15 +34,11 @@ struct Paging {
   }
 };
 
-// Copies the heads of each token to the token's slot. from: [tokens, heads, size], by the strides; slots:
-// [tokens]; cache: [slots, heads, size], contiguous. Rounds to the elements of the cache.
+// Copies the heads of a token to its slot. from: [heads, size], by the stride; to: [heads, size], contiguous.
+// Rounds to the elements of the cache.
 template <typename Element>
-inline void store_tokens(const float* from, int64_t head_stride, int64_t token_stride, int64_t tokens,
-                         int64_t heads, int64_t size, const int64_t* slots, Element* cache) {
-  for (int64_t t = 0; t < tokens; t++) {
-    for (int64_t h = 0; h < heads; h++)
-      copy(from + h * head_stride + t * token_stride, size, cache + (slots[t] * heads + h) * size);
-  }
+inline void store_token(const float* from, int64_t head_stride, int64_t heads, int64_t size, Element* to) {
+  for (int64_t h = 0; h < heads; h++) copy(from + h * head_stride, size, to + h * size);
 }
 
 // What one thread computes at a time: `tokens` tokens of a sequence from `token` on, with the query heads
@@ -51,7 +47,8 @@ struct WorkItem {
   int64_t sequence, token, tokens, first_head, end_head;
 };
 
-// Cuts the batch into work items, ordered by sequence, KV head and token.
+// Cuts the batch into work items, ordered by sequence and KV head. The last tokens of a sequence have the
+// longest contexts, so they come first.
 template <typename Element>
 inline std::vector<WorkItem> split_work(const Attention<Element>& a, int64_t sequences) {
   const int64_t tile = std::max<int64_t>(1, kTileRows / a.heads_per_kv_head());
@@ -64,8 +61,10 @@ inline std::vector<WorkItem> split_work(const Attention<Element>& a, int64_t seq
     const bool single = end - a.cu_seqlens[s] == 1;
     const int64_t width = single ? heads : 1;
     for (int64_t head = 0; head < a.kv_heads; head += width) {
-      for (int64_t token = a.cu_seqlens[s]; token < end; token += tile)
-        items.push_back({s, token, std::min(tile, end - token), head, head + width});
+      for (int64_t last = end, first; last > a.cu_seqlens[s]; last = first) {
+        first = std::max(a.cu_seqlens[s], last - tile);
+        items.push_back({s, first, last - first, head, head + width});
+      }
     }
   }
   return items;
@@ -80,10 +79,9 @@ inline void attend_all(const Attention<Element>& a, int64_t sequences) {
     return a.cu_seqlens[item.sequence + 1] - a.cu_seqlens[item.sequence] == 1;
   };
   share(count, kMinParallelWork, [&](int64_t i) {
-    // The last items of a sequence have the longest contexts: they come first.
-    const WorkItem& item = items[count - 1 - i];
+    const WorkItem& item = items[i];
     if (is_single(item)) {
-      const WorkItem* next = i + 1 < count ? &items[count - 2 - i] : nullptr;
+      const WorkItem* next = i + 1 < count ? &items[i + 1] : nullptr;
       const bool follows = next != nullptr && is_single(*next) && next->first_head == item.first_head;
       attend_single(a, item.sequence, item.first_head, item.end_head, follows ? next->sequence : -1);
     } else {
@@ -106,9 +104,12 @@ inline void store_and_attend(const Queries& q, const at::Tensor& key_cache, cons
   const int64_t kv_heads = key_cache.size(1), size = key_cache.size(2), value_size = value_cache.size(2);
   const int64_t* slots = paging.slot_mapping.const_data_ptr<int64_t>();
   auto *keys = key_cache.mutable_data_ptr<Element>(), *values = value_cache.mutable_data_ptr<Element>();
-  store_tokens(q.keys, q.key_head_stride, q.key_token_stride, paging.tokens(), kv_heads, size, slots, keys);
-  store_tokens(q.values, q.value_head_stride, q.value_token_stride, paging.tokens(), kv_heads, value_size,
-               slots, values);
+  share(paging.tokens(), kCopyCost * kv_heads * (size + value_size), [&](int64_t t) {
+    store_token(q.keys + t * q.key_token_stride, q.key_head_stride, kv_heads, size,
+                keys + slots[t] * kv_heads * size);
+    store_token(q.values + t * q.value_token_stride, q.value_head_stride, kv_heads, value_size,
+                values + slots[t] * kv_heads * value_size);
+  });
   attend_all(
       Attention<Element>{
           .queries = q.queries,

@@ -33,7 +33,7 @@ at::Tensor rotate(const at::Tensor& x, const float* cosines, const float* sines)
   const float* from = x.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
   const int64_t head_stride = x.stride(1), token_stride = x.stride(2);
-  share(tokens, 4 * heads * size, [&](int64_t t) {
+  share(tokens, kRotationCost * heads * size, [&](int64_t t) {
     for (int64_t h = 0; h < heads; h++) {
       rotate_head(from + h * head_stride + t * token_stride, cosines + t * size, sines + t * size, size,
                   to + (t * heads + h) * size);

@@ -22,7 +22,7 @@ using LinearPtr = c10::intrusive_ptr<Linear>;
 // out = the RMS norm of x, both [rows, size] float32.
 inline void normalize(const float* x, int64_t rows, int64_t size, const float* weight, float epsilon,
                       float* out) {
-  share(rows, 4 * size,
+  share(rows, kNormCost * size,
         [&](int64_t r) { normalize_row(x + r * size, size, weight, epsilon, out + r * size); });
 }
 
@@ -47,7 +47,7 @@ inline void add_to(const at::Tensor& sum, const at::Tensor& input) {
   const int64_t size = x.size(-1);
   float* to = sum.mutable_data_ptr<float>();
   const float* from = x.const_data_ptr<float>();
-  share(x.numel() / size, size, [&](int64_t r) {
+  share(x.numel() / size, kAddingCost * size, [&](int64_t r) {
 #pragma omp simd
     for (int64_t i = r * size; i < (r + 1) * size; i++) to[i] += from[i];
   });
@@ -131,7 +131,7 @@ class AttentionLayer : public torch::CustomClassHolder {
     const int64_t size = key_cache.size(2), rotated = heads_ + key_cache.size(1);
     float* tokens = projected.mutable_data_ptr<float>();
     const float *cosine = cosines.const_data_ptr<float>(), *sine = sines.const_data_ptr<float>();
-    share(projected.size(0), 4 * rotated * size, [&](int64_t t) {
+    share(projected.size(0), kRotationCost * rotated * size, [&](int64_t t) {
       for (int64_t h = 0; h < rotated; h++) {
         float* head = tokens + t * qkv_->outputs + h * size;
         rotate_head(head, cosine + t * size, sine + t * size, size, head);

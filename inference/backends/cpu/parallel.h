@@ -18,8 +18,13 @@ constexpr int64_t kMinParallelWork = 1 << 17;
 // work: otherwise the two sets of threads disturb each other.
 inline std::atomic<bool> has_own_threads{false};
 
+// In multiply-adds of 4-bit products: about what one element of a row costs in other operations.
+constexpr int64_t kRoundingCost = 32, kNormCost = 16, kAddingCost = 8, kRotationCost = 8, kCopyCost = 8;
+
 // Calls work(i) for each i in [0, count), in any order. A call costs about `cost` multiply-adds. A thread
-// takes the next range of indices when it has finished one, so a slow thread takes fewer.
+// takes the next range of indices when it has finished one, so a slow thread takes fewer. Thread t of n
+// begins near index count * t / n. So if i is a row or a sequence, a thread mostly works on the same ones as
+// in the operation before.
 template <typename Work>
 inline void share(int64_t count, int64_t cost, const Work& work) {
   constexpr int64_t kRanges = 8;  // per thread

@@ -34,16 +34,25 @@ inline void for_each_tile(int64_t begin, int64_t end, const Tile& tile) {
   }
 }
 
+// The number of bands that `rows` rows are cut into. A band stays in a core's cache while it meets all
+// panels. Each thread gets its own bands, if there are enough rows: fewer in a band would unpack the weights
+// too often. Otherwise the threads share the panels. depth: inputs of the product.
+template <int kTile>
+inline int64_t count_bands(int64_t rows, int64_t depth) {
+  constexpr int64_t kCached = 1 << 17;  // activations
+  const int64_t threads = at::get_num_threads(), bands = (rows * depth + kCached - 1) / kCached;
+  if (bands < threads) return std::max({int64_t{1}, bands, std::min(threads, rows / (2 * kTile))});
+  return std::max<int64_t>(1, std::min((bands + threads - 1) / threads * threads, rows / kTile));
+}
+
 // Calls tile.template operator()<number of rows>(first row, panel) for all rows and panels. depth: inputs of
-// the product. Many rows are cut into bands, and a band stays in a core's cache while it meets all panels.
+// the product.
 template <int kTile, typename Tile>
 inline void for_each_tile_and_panel(int64_t rows, int64_t panels, int64_t depth, const Tile& tile) {
-  constexpr int64_t kCached = 1 << 17;  // activations
-  const int64_t height = std::max<int64_t>(kTile, kCached / depth / kTile * kTile);
-  const int64_t bands = (rows + height - 1) / height;
-  share(bands * panels, std::min(rows, height) * depth * kPanel, [&](int64_t i) {
-    const int64_t begin = i / panels * height, panel = i % panels;
-    for_each_tile<kTile>(begin, std::min(rows, begin + height),
+  const int64_t bands = count_bands<kTile>(rows, depth);
+  share(bands * panels, (rows + bands - 1) / bands * depth * kPanel, [&](int64_t i) {
+    const int64_t band = i / panels, panel = i % panels;
+    for_each_tile<kTile>(rows * band / bands, rows * (band + 1) / bands,
                          [&]<int kRows>(int64_t row) { tile.template operator()<kRows>(row, panel); });
   });
 }

@@ -38,7 +38,7 @@ struct Rows {
       : groups(groups_in(size, kGroup)),
         values(std::make_unique_for_overwrite<Activations[]>(rows * groups)),
         scales(rows) {
-    share(rows, size, [&](int64_t r) {
+    share(rows, kRoundingCost * size, [&](int64_t r) {
       int16_t* row = values[r * groups].values;
       scales[r] = round_row(x + r * size, size, row);
       std::fill(row + size, row + groups * kGroup, int16_t{0});
@@ -85,7 +85,7 @@ struct Rows {
   // x: [rows, size], contiguous; size is a multiple of kGroup
   Rows(const float* x, int64_t rows, int64_t size)
       : groups(size / kGroup), values(std::make_unique_for_overwrite<Activations[]>(rows * groups)) {
-    share(rows, 2 * size, [&](int64_t r) {
+    share(rows, kRoundingCost * size, [&](int64_t r) {
       for (int64_t g = 0; g < groups; g++) round_group(x + r * size + g * kGroup, values[r * groups + g]);
     });
   }

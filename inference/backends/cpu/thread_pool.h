@@ -1,7 +1,11 @@
-// Threads that help the calling thread. Unlike in OpenMP, nobody waits for a thread that has not taken any
-// work. If a thread shares its core with another process, the caller waits for at most one of its ranges.
+// Threads that help the calling thread. Each thread begins with its own part of the indices, always the same
+// one, so that what it reads is often still in its core's cache. Then it helps with the other parts. Unlike
+// in OpenMP, nobody waits for a thread that has not taken any work. If a thread shares its core with another
+// process, the caller waits for at most one of its ranges.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <mutex>
@@ -22,21 +26,23 @@ class ThreadPool {
     return *pool;
   }
 
-  // Calls act(context, begin, end) for ranges of `range_size` indices until all of [0, count) are done, in
-  // this thread and in the pool's threads. First starts threads until the pool has `helpers` of them. Does
-  // nothing and returns false if another thread is using the pool, or if count is 2^31 - 1 or more.
+  // Calls act(context, begin, end) for ranges of at most `range_size` indices until all of [0, count) are
+  // done, in this thread and in the pool's threads. First starts threads until the pool has `helpers` of
+  // them. Does nothing and returns false if another thread is using the pool, or if count is 2^31 - 1 or
+  // more.
   bool run(int64_t count, int64_t range_size, int helpers, Act act, const void* context) {
     const std::unique_lock lock(busy_, std::try_to_lock);
     if (!lock.owns_lock() || count >= kClosed) return false;
-    for (; started_ < helpers; started_++) std::thread([this] { serve(); }).detach();
-    publish(count, range_size, act, context);
-    take_ranges(epoch_.load(std::memory_order_relaxed));
+    for (; started_ < helpers; started_++) std::thread([this, own = started_ + 1] { serve(own); }).detach();
+    publish({count, range_size, std::min(helpers + 1, kMostParts), act, context});
+    take_ranges(epoch_.load(std::memory_order_relaxed), 0);
     wait_until_done(static_cast<int32_t>(count));
     return true;
   }
 
  private:
   static constexpr int64_t kClosed = INT32_MAX;  // if this is the next index, no range can be taken
+  static constexpr int kMostParts = 256;
   // How often a helper thread polls for a job before it sleeps, and the calling thread for the end of a job.
   // So many polls take longer than the time from one layer to the next.
   static constexpr int kSpins = 4000;
@@ -47,45 +53,69 @@ class ThreadPool {
 #endif
   }
 
-  // A ticket has the epoch in its high 32 bits, and the next index to take in its low 32 bits.
+  // What to do. Part p has the indices [first(p), first(p + 1)).
+  struct Job {
+    int64_t count = 0, range_size = 1;
+    int parts = 1;
+    Act act = nullptr;
+    const void* context = nullptr;
+
+    int64_t first(int part) const { return count * part / parts; }
+  };
+
+  // The next index to take of a part, in the low 32 bits, and the epoch in the high 32 bits.
+  struct alignas(64) Ticket {
+    std::atomic<uint64_t> value{ticket_of(0, kClosed)};
+  };
+
   static uint64_t ticket_of(uint32_t epoch, int64_t next) {
     return static_cast<uint64_t>(epoch) << 32 | static_cast<uint64_t>(next);
   }
 
   // Starts a new job, and wakes the threads that sleep.
-  void publish(int64_t count, int64_t range_size, Act act, const void* context) {
+  void publish(const Job& job) {
     const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
     // The order matters: close the old job, write the new one, open it. So no thread mixes the two.
-    ticket_.store(ticket_of(epoch, kClosed), std::memory_order_relaxed);
+    const int used = std::max(job.parts, parts_.load(std::memory_order_relaxed));
+    for (int p = 0; p < used; p++)
+      tickets_[p].value.store(ticket_of(epoch, kClosed), std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    count_.store(count, std::memory_order_relaxed);
-    range_size_.store(range_size, std::memory_order_relaxed);
-    act_.store(act, std::memory_order_relaxed);
-    context_.store(context, std::memory_order_relaxed);
+    count_.store(job.count, std::memory_order_relaxed);
+    range_size_.store(job.range_size, std::memory_order_relaxed);
+    parts_.store(job.parts, std::memory_order_relaxed);
+    act_.store(job.act, std::memory_order_relaxed);
+    context_.store(job.context, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    ticket_.store(ticket_of(epoch, 0), std::memory_order_release);
+    for (int p = 0; p < job.parts; p++)
+      tickets_[p].value.store(ticket_of(epoch, job.first(p)), std::memory_order_release);
     epoch_.store(epoch, std::memory_order_seq_cst);
     if (asleep_.load(std::memory_order_seq_cst) > 0) epoch_.notify_all();
   }
 
-  // Takes and computes ranges of this epoch's job until none is left, or until another job starts.
-  void take_ranges(uint32_t epoch) {
-    const int64_t count = count_.load(std::memory_order_relaxed),
-                  range_size = range_size_.load(std::memory_order_relaxed);
-    const Act act = act_.load(std::memory_order_relaxed);
-    const void* context = context_.load(std::memory_order_relaxed);
-    // The ticket must not be older than what was read above.
+  // Takes and computes ranges of this epoch's job until none is left, or until another job starts. Begins
+  // with the part `own`.
+  void take_ranges(uint32_t epoch, int own) {
+    const Job job{count_.load(std::memory_order_relaxed), range_size_.load(std::memory_order_relaxed),
+                  parts_.load(std::memory_order_relaxed), act_.load(std::memory_order_relaxed),
+                  context_.load(std::memory_order_relaxed)};
+    // The tickets must not be older than what was read above.
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    while (ticket >> 32 == epoch) {
-      const auto begin = static_cast<int64_t>(ticket & UINT32_MAX);
-      if (begin >= count) return;
-      const int64_t end = begin + range_size < count ? begin + range_size : count;
-      if (!ticket_.compare_exchange_weak(ticket, ticket_of(epoch, end), std::memory_order_acq_rel)) continue;
-      act(context, begin, end);
+    for (int i = 0; i < job.parts; i++) take_part(epoch, job, (own + i) % job.parts);
+  }
+
+  void take_part(uint32_t epoch, const Job& job, int part) {
+    std::atomic<uint64_t>& ticket = tickets_[part].value;
+    const int64_t last = job.first(part + 1);
+    uint64_t seen = ticket.load(std::memory_order_acquire);
+    while (seen >> 32 == epoch) {
+      const auto begin = static_cast<int64_t>(seen & UINT32_MAX);
+      if (begin >= last) return;
+      const int64_t end = std::min(begin + job.range_size, last);
+      if (!ticket.compare_exchange_weak(seen, ticket_of(epoch, end), std::memory_order_acq_rel)) continue;
+      job.act(job.context, begin, end);
       const auto size = static_cast<int32_t>(end - begin);
-      if (done_.fetch_add(size, std::memory_order_acq_rel) + size == count) done_.notify_one();
-      ticket = ticket_.load(std::memory_order_acquire);
+      if (done_.fetch_add(size, std::memory_order_acq_rel) + size == job.count) done_.notify_one();
+      seen = ticket.load(std::memory_order_acquire);
     }
   }
 
@@ -102,8 +132,8 @@ class ThreadPool {
     }
   }
 
-  // The loop of a helper thread.
-  [[noreturn]] void serve() {
+  // The loop of a helper thread. own: the part it begins with.
+  [[noreturn]] void serve(int own) {
     for (uint32_t seen = 0;;) {
       uint32_t epoch = epoch_.load(std::memory_order_acquire);
       for (int spins = 0; epoch == seen && spins < kSpins; spins++) {
@@ -117,19 +147,20 @@ class ThreadPool {
         continue;
       }
       seen = epoch;
-      take_ranges(seen);
+      take_ranges(seen, own);
     }
   }
 
-  std::mutex busy_;                 // held by the thread that calls run
-  int started_ = 0;                 // how many helper threads there are
-  std::atomic<uint32_t> epoch_{0};  // number of the current job, from 1 on
-  std::atomic<int> asleep_{0};      // how many helper threads sleep
-  std::atomic<uint64_t> ticket_{ticket_of(0, kClosed)};
-  std::atomic<int64_t> count_{0}, range_size_{1};  // of the current job
-  std::atomic<int32_t> done_{0};                   // how many of its indices are finished
+  std::mutex busy_;                                // held by the thread that calls run
+  int started_ = 0;                                // how many helper threads there are
+  std::atomic<uint32_t> epoch_{0};                 // number of the current job, from 1 on
+  std::atomic<int> asleep_{0};                     // how many helper threads sleep
+  std::atomic<int64_t> count_{0}, range_size_{1};  // of the current job, as in Job
+  std::atomic<int> parts_{1};
   std::atomic<Act> act_{nullptr};
   std::atomic<const void*> context_{nullptr};
+  alignas(64) std::atomic<int32_t> done_{0};  // how many of the job's indices are finished
+  std::array<Ticket, kMostParts> tickets_;    // one per part
 };
 
 }  // namespace tiller
