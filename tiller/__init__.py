@@ -7,6 +7,7 @@ with LLM() as llm:
 """
 
 from app.concepts.concept import Example
+from tiller import _openmp  # noqa: F401 - before torch
 from tiller.concept import Concept
 from tiller.errors import EngineError, InvalidRequestError, LoadError, TillerError, UnknownConceptError
 from tiller.generation import Answer

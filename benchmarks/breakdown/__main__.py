@@ -1,20 +1,24 @@
 """Shows what each part of a step costs on a CPU, beside what the processor could reach.
 
-    .venv/bin/python -m benchmarks.breakdown                     # this processor's instructions; 2 minutes
-    .venv/bin/python -m benchmarks.breakdown --level x86-64-v3   # only AVX2, on any newer processor
+    OMP_WAIT_POLICY=passive .venv/bin/python -m benchmarks.breakdown    # 2 minutes
+    .venv/bin/python -m benchmarks.breakdown --level x86-64-v3          # only AVX2, on any newer processor
     .venv/bin/python -m benchmarks.breakdown --json breakdown.json
 
-Everything runs in one thread and is timed by the CPU time of that thread, so other processes disturb it
+All parts run in one thread and are timed by the CPU time of that thread, so other processes disturb them
 little. Each figure is the fastest of several runs. Parts run on random numbers in the shapes of the embedded
 model (integer), whole steps in the engine. "rest" is what a step takes beside its parts: rotation, residuals,
 the embedding, and the Python code of the model. "at the limit" is the time of the part if it did nothing but
 its products, or nothing but reading its memory once, whichever takes longer.
+
+At the end, whole steps run with all threads, by the clock. The server sets OMP_WAIT_POLICY for its worker.
+Without it, torch's threads poll after each of its operations, and disturb Tiller's.
 
 The gateway is another process: see `python -m benchmarks.gateway` for its cost per token.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,10 +62,11 @@ def _parse() -> argparse.Namespace:
 def _run(arguments: argparse.Namespace) -> int:
     started = datetime.now(UTC).isoformat()
     level = next((level for level in all_levels() if level.name == arguments.level), None)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     kernels.load(Path(arguments.cache_directory).expanduser(), level)
     reachable = limits.measure(level)
-    breakdowns = _measure(arguments.cache_directory, reachable)
+    breakdowns = _measure(arguments.cache_directory, reachable, threads)
     conditions = {
         "started": started,
         "machine": describe_machine(),
@@ -74,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(cache_directory: str, reachable: limits.Limits) -> list[Breakdown]:
+def _measure(cache_directory: str, reachable: limits.Limits, threads: int) -> list[Breakdown]:
     engine = build(
         argparse.Namespace(
             model="embedded",
@@ -87,15 +92,26 @@ def _measure(cache_directory: str, reachable: limits.Limits) -> list[Breakdown]:
         )
     )
     steps, shape = Steps(engine), Shape.of(engine.runner.model)
-    return [_break_down(steps, shape, workload, reachable) for workload in WORKLOADS]
+    breakdowns = [_break_down(steps, shape, workload, reachable) for workload in WORKLOADS]
+    if threads == 1:
+        return breakdowns
+    torch.set_num_threads(threads)
+    seconds = [steps.measure_wall(workload, _repeats(workload)) for workload in WORKLOADS]
+    return [
+        replace(breakdown, threads=threads, threaded_seconds=one)
+        for breakdown, one in zip(breakdowns, seconds, strict=True)
+    ]
 
 
 def _break_down(steps: Steps, shape: Shape, workload: Workload, reachable: limits.Limits) -> Breakdown:
     print(f"breakdown: {workload.name}", file=sys.stderr, flush=True)
-    repeats = _DECODE_REPEATS if workload.queries == 1 else _PREFILL_REPEATS
-    seconds, others = steps.measure(workload, repeats)
+    seconds, others = steps.measure(workload, _repeats(workload))
     computed = parts.measure(shape, workload, MAX_BATCH_TOKENS, reachable)
     return Breakdown(workload.name, workload.tokens, seconds, (*computed, *others))
+
+
+def _repeats(workload: Workload) -> int:
+    return _DECODE_REPEATS if workload.queries == 1 else _PREFILL_REPEATS
 
 
 if __name__ == "__main__":

@@ -30,13 +30,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A step, or the steps of a prompt, on one core."""
+    """A step, or the steps of a prompt: on one core, and as a whole on all."""
 
     workload: str
     tokens: int
     seconds: float
     """Of the whole: the parts, and what is in none of them."""
     parts: tuple[Part, ...]
+    threads: int = 1
+    threaded_seconds: float = 0.0
+    """Wall time of the whole with so many threads. 0: not measured."""
 
 
 def render(breakdowns: Sequence[Breakdown], limits: Limits) -> str:
@@ -61,8 +64,9 @@ def _limits_line(limits: Limits) -> str:
 
 def _table(breakdown: Breakdown, limits: Limits) -> str:
     each = breakdown.seconds / breakdown.tokens * 1e3
+    total = f"{breakdown.seconds * 1e3:.1f} ms, {each:.2f} ms per token{_threaded(breakdown)}"
     lines = [
-        f"{breakdown.workload}: {breakdown.seconds * 1e3:.1f} ms, {each:.2f} ms per token",
+        f"{breakdown.workload}: {total}",
         "",
         "| part | ms | share | GOP/s | GB/s | at the limit, ms | reached |",
         "|---|---|---|---|---|---|---|",
@@ -70,6 +74,13 @@ def _table(breakdown: Breakdown, limits: Limits) -> str:
     rest = breakdown.seconds - sum(part.seconds for part in breakdown.parts)
     lines += [_row(part, breakdown.seconds, limits) for part in (*breakdown.parts, Part("rest", rest))]
     return "\n".join(lines)
+
+
+def _threaded(breakdown: Breakdown) -> str:
+    if not breakdown.threaded_seconds:
+        return ""
+    threaded, factor = breakdown.threaded_seconds * 1e3, breakdown.seconds / breakdown.threaded_seconds
+    return f"; with {breakdown.threads} threads {threaded:.1f} ms, {factor:.2f} times as fast"
 
 
 def _row(part: Part, total: float, limits: Limits) -> str:

@@ -1,7 +1,8 @@
 """Times whole steps of the engine, and what the engine does around its kernels."""
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.breakdown.parts import Workload
@@ -34,7 +35,7 @@ class Clock:
 
 
 class Steps:
-    """An engine whose steps are timed. It must compute with one thread."""
+    """An engine whose steps are timed."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -44,12 +45,26 @@ class Steps:
             self._clock.follow(engine.runner._sampler, function, _SAMPLING)
 
     def measure(self, workload: Workload, repeats: int) -> tuple[float, list[Part]]:
-        """CPU seconds of the fastest of the repeats, and its parts outside of the model."""
-        act = self._decode if workload.queries == 1 else self._prefill
-        runs = [self._timed(run) for run in act(workload, repeats)]
+        """CPU seconds of the fastest of the repeats, and its parts outside of the model.
+
+        The engine must compute with one thread.
+        """
+        runs = [self._timed(run) for run in self._runs(workload, repeats)]
         seconds, model, sampling = min(runs)
         rest = seconds - model - sampling
         return seconds, [Part("sampling", sampling), Part("scheduling, batch, events", rest)]
+
+    def measure_wall(self, workload: Workload, repeats: int) -> float:
+        """Median of the wall seconds, with any number of threads."""
+        seconds = []
+        for act in self._runs(workload, repeats):
+            started = time.perf_counter()
+            act()
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds)
+
+    def _runs(self, workload: Workload, repeats: int) -> Iterator[Callable[[], object]]:
+        return (self._decode if workload.queries == 1 else self._prefill)(workload, repeats)
 
     def _timed(self, act: Callable[[], object]) -> tuple[float, float, float]:
         before = dict(self._clock.seconds)
@@ -59,14 +74,14 @@ class Steps:
         spent = {part: self._clock.seconds[part] - before[part] for part in before}
         return seconds, spent[_MODEL], spent[_SAMPLING]
 
-    def _decode(self, workload: Workload, repeats: int) -> Any:
+    def _decode(self, workload: Workload, repeats: int) -> Iterator[Callable[[], object]]:
         """Steps around the context: half of them before it is reached."""
         start(self.engine, workload.sequences, workload.context - repeats // 2)
         for _ in range(repeats):
             yield self.engine.step
         stop(self.engine)
 
-    def _prefill(self, workload: Workload, repeats: int) -> Any:
+    def _prefill(self, workload: Workload, repeats: int) -> Iterator[Callable[[], object]]:
         """All steps until each prompt has its first token. No prompt is in the prefix cache."""
         for repeat in range(repeats):
             for i in range(workload.sequences):

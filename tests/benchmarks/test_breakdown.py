@@ -43,6 +43,11 @@ def test_the_table_shows_shares_rates_and_what_is_left() -> None:
     assert "| rest | 10.00 | 25% | – | – | – | – |" in page
 
 
+def test_the_heading_compares_all_threads_with_one() -> None:
+    page = render([Breakdown("decode", 8, 0.04, (), threads=2, threaded_seconds=0.025)], LIMITS)
+    assert "decode: 40.0 ms, 5.00 ms per token; with 2 threads 25.0 ms, 1.60 times as fast" in page
+
+
 def test_the_file_has_all_figures() -> None:
     breakdown = Breakdown("decode", 8, 0.04, (Part("products", 0.02),))
     content = json.loads(to_json([breakdown], LIMITS, {"level": "native"}))
