@@ -12,6 +12,7 @@ from matplotlib.axes import Axes  # noqa: E402
 
 from benchmarks.steering.compare import OURS, PROMPT, Comparison  # noqa: E402
 from benchmarks.steering.measure import STRENGTHS, Evaluated  # noqa: E402
+from benchmarks.steering.requirements import rivals  # noqa: E402
 
 _COLUMNS = 4
 
@@ -41,15 +42,15 @@ def draw(concepts: list[Evaluated], file: Path) -> None:
 
 def _draw_comparison(axes: Axes, comparison: Comparison) -> None:
     """Gain over the rise of repetition, for all coefficients of each way. Fluent answers are filled."""
+    colors = {OURS: "black", PROMPT: "grey"} | {
+        way: f"C{number}" for number, way in enumerate(rivals(comparison))
+    }
     for way in comparison.ways:
-        trials = comparison.of(way)
-        style = {"color": "black"} if way == OURS else {"color": "grey"} if way == PROMPT else {}
-        [line] = axes.plot(
-            [t.repetition for t in trials], [t.gain for t in trials], lw=0.8, label=way, **style
-        )
+        trials, color = comparison.of(way), colors[way]
+        axes.plot([t.repetition for t in trials], [t.gain for t in trials], lw=0.8, label=way, color=color)
         for trial in trials:
-            fill = line.get_color() if comparison.is_fluent(trial) else "none"
-            axes.plot(trial.repetition, trial.gain, "o", ms=4, mec=line.get_color(), mfc=fill)
+            fill = color if comparison.is_fluent(trial) else "none"
+            axes.plot(trial.repetition, trial.gain, "o", ms=4, mec=color, mfc=fill)
     _label(axes, comparison.goal, "rise of repetition", "gain")
 
 

@@ -11,7 +11,7 @@ from app.schemas.reports import ConceptReport
 from benchmarks.steering.compare import OURS, PROMPT, Answers, Array, Comparison, Trial, repeats_too_much
 from benchmarks.steering.measure import STRENGTHS, Evaluated
 from benchmarks.steering.page import render
-from benchmarks.steering.plots import draw
+from benchmarks.steering.plots import _draw_comparison, draw, plt
 from benchmarks.steering.requirements import advantage, faults, our_best, rivals
 from benchmarks.steering.ways import all_ways
 from inference.interface.concepts import AnswerEffect, Effect
@@ -172,6 +172,19 @@ def test_the_page_names_what_is_not_met(tmp_path: Path) -> None:
     assert "**All requirements are met.**" in render([concept], ["Hello?", "And now?"], "a machine")
     draw([concept], tmp_path / "picture.svg")
     assert (tmp_path / "picture.svg").read_text().count("food +1") >= 1
+
+
+def test_a_way_has_the_same_colour_in_every_panel() -> None:
+    ways = [OURS, PROMPT, "a", "b"]
+    lines = []
+    for counts in ((1, 1, 1, 1), (3, 1, 2, 1)):
+        trials = [make_trial(way, c, 1, 2) for way, n in zip(ways, counts, strict=True) for c in range(n)]
+        axes = plt.figure().add_subplot()
+        _draw_comparison(axes, make_comparison(*trials))
+        lines.append({line.get_label(): line.get_color() for line in axes.lines if line.get_label() in ways})
+        plt.close()
+    assert lines[0] == lines[1]
+    assert len(set(lines[0].values())) == len(ways)
 
 
 class Activations:
