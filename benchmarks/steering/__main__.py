@@ -1,4 +1,4 @@
-"""`make eval`: evaluates steering and writes docs/steering-evaluation.md. An hour on two cores."""
+"""`make eval`: evaluates steering and writes docs/steering-evaluation.md. 90 minutes on two cores."""
 
 import argparse
 import sys
@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
     parser.add_argument("--quantization", choices=("none", "integer"), default="integer")
-    parser.add_argument("--prompts", type=int, default=24, help="how many of prompts.txt; at least 2")
+    parser.add_argument("--prompts", type=int, default=48, help="how many of prompts.txt; at least 2")
     parser.add_argument("--output", type=Path, default=_DOCS)
     parser.add_argument("concepts", nargs="*", help="default: all")
     arguments = parser.parse_args()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.steering.compare import OURS, PROMPT, Comparison, Trial
 from benchmarks.steering.measure import STRENGTHS, Evaluated
-from benchmarks.steering.requirements import advantage, faults, our_best, rank, rivals, specificity
+from benchmarks.steering.requirements import advantage, excesses, faults, our_best, rank, rivals, specificity
 from benchmarks.steering.scorers import SCORERS
 
 _INTRODUCTION = Path(__file__).parent / "introduction.md"
@@ -37,6 +37,7 @@ def render(concepts: list[Evaluated], prompts: list[str], conditions: str) -> st
         "Gain at the best coefficient whose answers are fluent, whatever its cost; in brackets the "
         "coefficient, which for Tiller is the strength. A dash: no coefficient is fluent.",
         _limit_table(comparisons),
+        _excesses(comparisons),
         "## Each strength",
         "Gain, and in brackets by how much the share of repeated trigrams rises, and the loss in nats per "
         "token.",
@@ -88,6 +89,17 @@ def _limit_table(comparisons: list[Comparison]) -> str:
     ordered = [OURS, *rivals(comparisons[0]), PROMPT]
     rows = [(one.goal, *(_gain(one.best(way)) for way in ordered)) for one in comparisons]
     return _table(("goal", *ordered), rows)
+
+
+def _excesses(comparisons: list[Comparison]) -> str:
+    found = [
+        f"{comparison.concept} at {excess.strength:g} ({excess.cost:.2f} ± {excess.error:.2f})"
+        for comparison in comparisons
+        for excess in excesses(comparison)
+    ]
+    return (
+        f"Strengths whose cost is above the limit, 1, with its standard error: {', '.join(found) or 'none'}."
+    )
 
 
 def _gain(trial: Trial | None) -> str:

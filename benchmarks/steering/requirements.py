@@ -1,6 +1,7 @@
 """What the evaluation requires of steering, and what is not met."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +19,34 @@ NUM_RESAMPLES = 200
 def faults(concepts: list[Evaluated]) -> list[str]:
     """The requirements that are not met."""
     return [f"{concept.name}: {fault}" for concept in concepts for fault in _faults(concept)]
+
+
+@dataclass(frozen=True)
+class Excess:
+    """One of our strengths whose answers cost more than is fluent."""
+
+    strength: float
+    cost: float
+    error: float
+    """Standard error of the cost."""
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the cost is too large by more than its error."""
+        return self.cost - self.error > 1.0
+
+
+def excesses(comparison: Comparison) -> list[Excess]:
+    found = [trial for trial in comparison.of(OURS) if not comparison.is_fluent(trial)]
+    if not found:
+        return []
+    random = np.random.default_rng(0)
+    costs = np.array([comparison.resampled(random).costs(OURS) for _ in range(NUM_RESAMPLES)])
+    errors = dict(zip([t.coefficient for t in comparison.of(OURS)], costs.std(0, ddof=1), strict=True))
+    return [
+        Excess(comparison.sign * trial.coefficient, comparison.cost(trial), float(errors[trial.coefficient]))
+        for trial in found
+    ]
 
 
 def rivals(comparison: Comparison) -> list[str]:
@@ -73,6 +102,9 @@ def _faults(concept: Evaluated) -> Iterable[str]:
         difference, error = advantage(comparison)
         if difference < -error:
             yield f"another way is stronger for {comparison.goal}, by {-difference:.3f} ± {error:.3f}"
-        for trial in comparison.of(OURS):
-            if not comparison.is_fluent(trial):
-                yield f"answers at strength {comparison.sign * trial.coefficient:g} are not fluent"
+        for excess in excesses(comparison):
+            if excess.is_certain:
+                yield (
+                    f"answers at strength {excess.strength:g} are not fluent: their cost is "
+                    f"{excess.cost:.2f} ± {excess.error:.2f}"
+                )

@@ -165,18 +165,18 @@ def has_room(plain: Answers, sign: float) -> bool:
     return (1 - reading if sign > 0 else reading) >= MOVED
 
 
-def is_fluent(plain: Answers, steered: Answers, own_cost: float) -> bool:
+def is_fluent(plain: Answers, steered: Answers, own_cost: float, part: float = 1.0) -> bool:
     """Whether the steered answers read almost as well as those without steering.
 
     `own_cost`: by how much texts with the concept are less likely than others, in nats per token. That is not
-    counted as loss of fluency.
+    counted as loss of fluency. `part`: of each limit that may be used.
     """
-    ratio = math.log(_MAX_PERPLEXITY_RATIO) + max(own_cost, 0.0)
-    is_likely = plain.logprob - steered.logprob <= ratio or not plain.says_something.any()
+    loss = plain.logprob - steered.logprob - max(own_cost, 0.0)
+    is_likely = loss <= part * math.log(_MAX_PERPLEXITY_RATIO) or not plain.says_something.any()
     return (
         is_likely
-        and steered.repetition <= plain.repetition + _MAX_REPETITION
-        and steered.loops <= plain.loops + _MAX_LOOPS
+        and steered.repetition <= plain.repetition + part * _MAX_REPETITION
+        and steered.loops <= plain.loops + part * _MAX_LOOPS
     )
 
 

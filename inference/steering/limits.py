@@ -9,6 +9,9 @@ from inference.steering.directions import Direction
 from inference.steering.measurements import HeldOutDirections
 
 _CAP_STRENGTHS = (1.125, 1.25, 1.5, 1.75, 2.0)
+_CAP_PART = 0.7
+"""Of the limits of fluency that strengths above 1 may use. The largest strength that passes has often passed
+by chance, and questions that training does not ask may lead to more repetition."""
 _LOWER = 0.6
 _MAX_LOWERINGS = 8
 """Then a dose is so small that it has no effect."""
@@ -63,8 +66,8 @@ class _Sign:
         self._too_much = min(self._too_much, self.dose)
         self.dose *= _LOWER
 
-    def is_fluent(self, answers: Answers) -> bool:
-        return is_fluent(self._plain, answers, self._own_cost)
+    def is_fluent(self, answers: Answers, part: float = 1.0) -> bool:
+        return is_fluent(self._plain, answers, self._own_cost, part)
 
     def may_allow(self, strength: float) -> bool:
         """Whether the dose at a strength is not yet known to be too much."""
@@ -82,11 +85,12 @@ def _lower(direction: Direction, sign: _Sign, sheet: AnswerSheet) -> Generator[W
 def _find_caps(
     direction: Direction, signs: Sequence[_Sign], sheet: AnswerSheet
 ) -> Generator[Work, None, None]:
-    """Sets `cap` to the largest of _CAP_STRENGTHS up to which all answers are fluent; 1 at least."""
+    """Sets `cap` to the largest of _CAP_STRENGTHS up to which answers keep to _CAP_PART of the limits."""
     growing = [sign for sign in signs if sign.is_fluent(sign.answers)]
     for strength in _CAP_STRENGTHS:
         growing = [sign for sign in growing if sign.may_allow(strength)]
         answers = yield from sheet.ask_all([Setting(direction, sign.sign * strength) for sign in growing])
-        growing = [sign for sign, answer in zip(growing, answers, strict=True) if sign.is_fluent(answer)]
+        answered = zip(growing, answers, strict=True)
+        growing = [sign for sign, answer in answered if sign.is_fluent(answer, _CAP_PART)]
         for sign in growing:
             sign.cap = strength

@@ -8,11 +8,20 @@ import pytest
 import torch
 
 from app.schemas.reports import ConceptReport
-from benchmarks.steering.compare import OURS, PROMPT, Answers, Array, Comparison, Trial, repeats_too_much
+from benchmarks.steering.compare import (
+    MAX_LOSS,
+    OURS,
+    PROMPT,
+    Answers,
+    Array,
+    Comparison,
+    Trial,
+    repeats_too_much,
+)
 from benchmarks.steering.measure import STRENGTHS, Evaluated
 from benchmarks.steering.page import render
 from benchmarks.steering.plots import _draw_comparison, draw, plt
-from benchmarks.steering.requirements import advantage, faults, our_best, rivals
+from benchmarks.steering.requirements import advantage, excesses, faults, our_best, rivals
 from benchmarks.steering.ways import all_ways
 from inference.interface.concepts import AnswerEffect, Effect
 
@@ -51,7 +60,8 @@ def make_evaluated() -> Evaluated:
         ConceptReport,
         from_attributes=True,
     )
-    ours = [make_trial(OURS, 1.0, 3, 5), make_trial(OURS, 1.5, 4, 5, repetition=0.3)]
+    loop = Answers(["la la la la la la la"] * 2, np.array([4, 5]), np.zeros(2))
+    ours = [make_trial(OURS, 1.0, 3, 5), Trial(OURS, 1.5, loop, np.array([4, 5]), 0.8, 1.0, 0.0)]
     return Evaluated(
         "food",
         "digest",
@@ -161,15 +171,34 @@ def test_an_empty_answer_repeats_and_has_no_probability() -> None:
     assert repeats_too_much(answers, Answers(["one two"] * 2, np.zeros(2)))
 
 
+@pytest.mark.parametrize(("mean", "certain"), [(1.2, None), (1.35, False), (1.6, True)])
+def test_a_strength_costs_too_much_only_if_its_error_is_smaller(mean: float, certain: bool | None) -> None:
+    """The cost is mean / 1.3 ± 0.08."""
+    zeros = np.zeros(100)
+    plain = Answers([f"text {number}" for number in range(100)], zeros, zeros)
+    noise = np.random.default_rng(2).normal(0, 1.04, 100)
+    ours = make_real_trial(plain, OURS, 1.5, zeros + 5, mean + noise - noise.mean())
+    found = excesses(Comparison("food", -1, plain, [ours]))
+    assert [excess.is_certain for excess in found] == ([] if certain is None else [certain])
+    for excess in found:
+        assert excess.strength == -1.5
+        assert excess.cost == pytest.approx(mean / MAX_LOSS)
+        assert excess.error == pytest.approx(0.08, rel=0.2)
+
+
 def test_the_page_names_what_is_not_met(tmp_path: Path) -> None:
     concept = make_evaluated()
     page = render([concept], ["Hello?", "And now?"], "a machine")
-    assert "- food: answers at strength 1.5 are not fluent\n" in page
+    fault = "food: answers at strength 1.5 are not fluent: their cost is 5.00 ± 0.00"
+    assert f"- {fault}\n" in page
+    assert "with its standard error: food at 1.5 (5.00 ± 0.00).\n" in page
     assert "| food +1 | +4.000 ± 1.000 at 1 | 0.00 | +1.000 | +3.000 ± " in page
     assert "| food +1 | +4.000 ± 1.000 (1) | +1.000 ± 0.000 (1) | +8.000" in page
-    assert faults([concept]) == ["food: answers at strength 1.5 are not fluent"]
+    assert faults([concept]) == [fault]
     concept.comparisons[0].trials.pop(1)
-    assert "**All requirements are met.**" in render([concept], ["Hello?", "And now?"], "a machine")
+    fluent = render([concept], ["Hello?", "And now?"], "a machine")
+    assert "**All requirements are met.**" in fluent
+    assert "with its standard error: none.\n" in fluent
     draw([concept], tmp_path / "picture.svg")
     assert (tmp_path / "picture.svg").read_text().count("food +1") >= 1
 

@@ -89,6 +89,21 @@ def test_fluency_has_limits(steered: Answers, own_cost: float, fluent: bool) -> 
     assert is_fluent(PLAIN, steered, own_cost) is fluent
 
 
+@pytest.mark.parametrize(
+    ("steered", "fluent"),
+    [
+        (make_answers([0.0] * 10, repetitions=[0.084] * 10), True),
+        (make_answers([0.0] * 10, repetitions=[0.086] * 10), False),
+        (make_answers([0.0] * 20, repetitions=[0.5] + [0.0] * 19), True),
+        (make_answers([0.0] * 20, repetitions=[0.5] * 2 + [0.0] * 18), False),
+        (make_answers([0.0] * 10, -1.59), True),
+        (make_answers([0.0] * 10, -1.6), False),
+    ],
+)
+def test_half_of_each_limit(steered: Answers, fluent: bool) -> None:
+    assert is_fluent(make_answers([0.0] * len(steered.readings)), steered, 0.0, part=0.5) is fluent
+
+
 def test_answers_that_loop_without_steering_do_not_count_against_it() -> None:
     plain = make_answers([0.0] * 4, repetitions=[0.9, 0.9, 0.0, 0.0])
     assert is_fluent(plain, plain, 0.0)

@@ -1,6 +1,7 @@
 """Doses are lowered until answers are fluent, and no allowed strength makes answers loop."""
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,34 @@ def test_a_dose_is_lowered_until_its_answers_are_fluent() -> None:
 @pytest.mark.parametrize(("loops", "cap"), [(1.1, 1.0), (1.2, 1.125), (1.3, 1.25), (1.7, 1.5), (3.0, 2.0)])
 def test_the_largest_strength_is_the_last_one_before_answers_loop(loops: float, cap: float) -> None:
     direction, _ = limited(Sheet(Curve(0.2, loops * 0.2), Curve(0.3, loops * 0.3)))
+    assert (direction.max_down_strength, direction.max_strength) == (cap, cap)
+
+
+class Repeating(Curve):
+    """The share of repeated trigrams grows with the dose, and is `share` at the dose 1."""
+
+    def __init__(self, half: float, share: float) -> None:
+        super().__init__(half, INFINITE)
+        self._share = share
+
+    def answers(self, dose: float, sign: float = 1.0) -> Answers:
+        answers = super().answers(dose, sign)
+        return replace(answers, repetitions=np.full_like(answers.readings, self._share * dose))
+
+
+@pytest.mark.parametrize(
+    ("share", "cap"),
+    [
+        (0.16, 1.0),  # fluent at 1, and more than seven tenths of the limit
+        (0.105, 1.125),  # 0.118 at 1.125
+        (0.07, 1.5),  # 0.122 at 1.75
+        (0.05, 2.0),
+    ],
+)
+def test_strengths_above_1_may_use_only_a_part_of_the_limits(share: float, cap: float) -> None:
+    sheet = Sheet(Repeating(0.2, share / 0.2), Repeating(0.3, share / 0.3))
+    direction, _ = limited(sheet)
+    assert doses(direction) == pytest.approx((0.2, 0.3))
     assert (direction.max_down_strength, direction.max_strength) == (cap, cap)
 
 
