@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "prefetch.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -34,6 +36,10 @@ inline int32_t load_pair(const int16_t* from) {
   return pair;
 }
 
+// How many groups ahead `dot` loads weights. For one or a few rows, processors do that well enough by
+// themselves.
+constexpr int kAhead = 8;
+
 // Each variant below defines kTile, the most rows that `dot` can take, and
 //   dot<kRows>(x [kRows, groups], groups, weights [groups] of a panel, out [kRows, kPanel]),
 // which multiplies without the scales of the rows.
@@ -58,6 +64,7 @@ void dot(const Activations* x, int64_t groups, const Weights* weights, float (&o
   for (int r = 0; r < kRows; r++) totals[r] = _mm512_setzero_ps();
   for (int64_t g = 0; g < groups; g++) {
     const Weights& w = weights[g];
+    if constexpr (kRows > 4) prefetch(weights + g + kAhead);
     __m512i sums[kChains][kRows];
     for (auto& chain : sums) {
       for (int r = 0; r < kRows; r++) chain[r] = _mm512_setzero_si512();
@@ -99,6 +106,7 @@ void dot(const Activations* x, int64_t groups, const Weights* weights, float (&o
   std::memset(out, 0, sizeof out);
   for (int64_t g = 0; g < groups; g++) {
     const Weights& w = weights[g];
+    if constexpr (kRows > 2) prefetch(weights + g + kAhead);
     __m256i low[kRows], high[kRows];
     for (int r = 0; r < kRows; r++) low[r] = high[r] = _mm256_setzero_si256();
 #pragma GCC unroll 4
