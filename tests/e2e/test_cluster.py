@@ -7,14 +7,16 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from inference.interface.worker_key import create_key
 from tests.e2e.conftest import MODEL, is_running, wait_until_gone
 
 pytest.importorskip("ray", reason="needs Ray: pip install '.[cluster]'")
@@ -222,6 +224,61 @@ def test_scale_adds_a_worker_and_removes_one_after_its_requests(cluster: Loopbac
     )
 
 
+def test_the_number_of_workers_follows_the_load(cluster: LoopbackCluster) -> None:
+    """Two workers compute two requests each. While more wait, a third worker joins; afterwards it goes."""
+    before = dict(cluster.config)
+    cluster.config["model"] = {**before["model"], "scale": {"min": 2, "max": 3}}
+    cluster.config["engine"] = {**before["engine"], "max_running": 2}
+    cluster.config["cluster"] = {**before["cluster"], "grow_after_seconds": 1, "shrink_after_seconds": 2}
+    addresses = cluster.up()
+    enough = threading.Event()
+
+    def load(url: str) -> set[str]:
+        fates = set()
+        while not enough.is_set():
+            stream = Stream(url)
+            stream.run()
+            fates.add(stream.fate)
+        return fates
+
+    with ThreadPoolExecutor(12) as pool:
+        running = [pool.submit(load, url) for url in addresses for _ in range(6)]
+        try:
+            wait_for(lambda: states(cluster) == ["serving"] * 3)
+        finally:
+            enough.set()
+        assert {fate for task in running for fate in task.result()} == {"[DONE]"}
+    wait_for(lambda: states(cluster) == ["serving"] * 2)
+    cluster.config = before
+    cluster.up()
+
+
+def states(cluster: LoopbackCluster) -> list[str]:
+    return [worker["state"] for worker in workers(cluster)]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = SERVED_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_changed_worker_key_replaces_all_processes(cluster: LoopbackCluster) -> None:
+    right = text(urls(cluster)[0])
+    pids = {process_at(each["address"]).pid for each in members(cluster)}
+    new = Path(cluster.config["worker_key"]).with_name("new-key")
+    create_key(new)
+    cluster.config["worker_key"] = str(new)
+    assert {text(url) for url in cluster.up()} == {right}
+    assert pids.isdisjoint(process_at(each["address"]).pid for each in members(cluster))
+
+
+def members(cluster: LoopbackCluster) -> list[dict]:
+    status = cluster.status()
+    return [*workers(cluster), *status["gateways"], *status["registry"]]
+
+
 def test_bad_models_are_one_line_each_and_the_others_go_on(cluster: LoopbackCluster) -> None:
     """`up` replaces the gateways, and keeps the workers of the model that is the same."""
     pids = {process_at(worker["address"]).pid for worker in workers(cluster)}
@@ -261,9 +318,7 @@ def test_a_wrong_ray_token_is_refused_in_one_line(cluster: LoopbackCluster) -> N
 
 
 def test_down_leaves_no_process(cluster: LoopbackCluster) -> None:
-    status = cluster.status()
-    addresses = [each["address"] for each in (*workers(cluster), *status["gateways"], *status["registry"])]
-    pids = [process_at(address).pid for address in addresses]
+    pids = [process_at(each["address"]).pid for each in members(cluster)]
     assert cluster.tiller("down").returncode == 0
     assert not any(map(is_running, pids))
     assert "Tiller does not run on this Ray cluster" in cluster.tiller("status").stderr
