@@ -1,4 +1,5 @@
-"""A stand-in engine in an actor of Ray. Each token comes through a streaming call, as in Ray Serve's handles.
+"""A stand-in engine in an actor of Ray, alone or behind a handle of Ray Serve. Each token comes through a
+streaming call.
 
 Tiller's cluster does not work like this. The figures say why: see docs/scaling.md.
 """
@@ -6,7 +7,7 @@ Tiller's cluster does not work like this. The figures say why: see docs/scaling.
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,11 @@ class Actor:
 class RayEngine(StandIn):
     """Calls the actor for each request."""
 
-    def __init__(self, directory: Path, actor: Any) -> None:
+    def __init__(self, directory: Path, actor: Any, generate: Callable[[str], AsyncIterator[bytes]]) -> None:
+        """`actor`: an actor's handle, of Ray or of Ray Serve. `generate`: calls the actor's method."""
         super().__init__(model_info(directory))
         self._actor = actor
+        self._generate = generate
         self._calls: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: GenerationRequest) -> StandInGeneration:
@@ -77,8 +80,8 @@ class RayEngine(StandIn):
         return generation
 
     async def _call(self, request_id: str) -> None:
-        async for reference in self._actor.generate.remote(request_id):
-            self.deliver(msgspec.msgpack.decode(await reference, type=TokenEvent))
+        async for event in self._generate(request_id):
+            self.deliver(msgspec.msgpack.decode(event, type=TokenEvent))
 
     def abort(self, request_id: str) -> None:
         self._actor.abort.remote(request_id)
@@ -88,6 +91,37 @@ class RayEngine(StandIn):
 @asynccontextmanager
 async def run_ray(directory: Path, pipe: Path) -> AsyncIterator[RayEngine]:
     """Starts Ray with one actor. Takes the place of app.workers.starting.run_replicas."""
+    async with _running_ray() as ray:
+        options = {"num_cpus": 0, "max_concurrency": _MAX_STREAMS}
+        actor = ray.remote(Actor).options(**options).remote(str(directory), str(pipe))
+        await actor.start.remote()
+
+        async def generate(request_id: str) -> AsyncIterator[bytes]:
+            async for reference in actor.generate.remote(request_id):
+                yield await reference
+
+        yield RayEngine(directory, actor, generate)
+
+
+@asynccontextmanager
+async def run_serve(directory: Path, pipe: Path) -> AsyncIterator[RayEngine]:
+    """The same with Ray Serve, without its proxies. Needs `pip install 'ray[serve]'`."""
+    from ray import serve
+
+    async with _running_ray():
+        options = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": _MAX_STREAMS}
+        application = serve.deployment(Actor, **options).bind(str(directory), str(pipe))
+        await asyncio.to_thread(serve.start, proxy_location="Disabled")
+        handle = await asyncio.to_thread(serve.run, application, route_prefix=None)
+        await handle.start.remote()
+        try:
+            yield RayEngine(directory, handle, handle.generate.options(stream=True).remote)
+        finally:
+            await asyncio.to_thread(serve.shutdown)
+
+
+@asynccontextmanager
+async def _running_ray() -> AsyncIterator[Any]:
     ray = import_ray()
     with tempfile.TemporaryDirectory(prefix="ray-") as scratch:  # Ray's sockets need a short path
         with mock.patch.dict(os.environ, PYTHONPATH=_python_path()):  # Ray's processes keep it
@@ -95,10 +129,7 @@ async def run_ray(directory: Path, pipe: Path) -> AsyncIterator[RayEngine]:
                 ray.init, num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=scratch
             )
         try:
-            options = {"num_cpus": 0, "max_concurrency": _MAX_STREAMS}
-            actor = ray.remote(Actor).options(**options).remote(str(directory), str(pipe))
-            await actor.start.remote()
-            yield RayEngine(directory, actor)
+            yield ray
         finally:
             await asyncio.to_thread(ray.shutdown)
 

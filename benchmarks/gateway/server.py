@@ -16,7 +16,7 @@ from app.workers import process
 from app.workers.replicas import RunningEngine
 from benchmarks.gateway.inside import InsideEngine, run_inside
 from benchmarks.gateway.model import load_script, model_info
-from benchmarks.gateway.ray_actor import RayEngine, run_ray
+from benchmarks.gateway.ray_actor import RayEngine, run_ray, run_serve
 from benchmarks.gateway.standing import run_standing
 from inference.interface.config import EngineConfig
 
@@ -25,13 +25,20 @@ ENGINES = {
     "standing": "another process that runs on its own, over TCP and with encryption, as on another host",
     "inside": "an object in the gateway, without process, socket and frames",
     "ray": "an actor of Ray, which sends each token through a streaming call",
+    "serve": "the same behind a handle of Ray Serve (needs `pip install 'ray[serve]'`)",
 }
 
 
 def main() -> None:
     engine, directory, pipe, *command = sys.argv[1:]
     sys.argv = ["tiller", *command]
-    uses = {"worker": use_worker, "standing": use_standing, "inside": use_inside, "ray": use_ray}
+    uses = {
+        "worker": use_worker,
+        "standing": use_standing,
+        "inside": use_inside,
+        "ray": use_ray,
+        "serve": use_serve,
+    }
     with uses[engine](Path(directory), Path(pipe)):
         cli.main()
 
@@ -71,6 +78,15 @@ def use_ray(directory: Path, pipe: Path) -> AbstractContextManager[object]:
 
     def run(config: EngineConfig) -> AbstractAsyncContextManager[RayEngine]:  # noqa: ARG001
         return run_ray(directory, pipe)
+
+    return mock.patch.object(startup, "run_replicas", run)
+
+
+def use_serve(directory: Path, pipe: Path) -> AbstractContextManager[object]:
+    """Within the context, the gateway calls the stand-in through a handle of Ray Serve."""
+
+    def run(config: EngineConfig) -> AbstractAsyncContextManager[RayEngine]:  # noqa: ARG001
+        return run_serve(directory, pipe)
 
     return mock.patch.object(startup, "run_replicas", run)
 
