@@ -124,16 +124,17 @@ def test_an_export_of_an_import_has_the_same_vectors(
 
 
 @pytest.fixture(scope="module")
-def exported(server: Server) -> Iterator[bytes]:
-    """The vectors of a concept that the server has trained. It is called "mood"."""
+def exported(quantized_server: Server) -> Iterator[bytes]:
+    """The vectors of a concept that the quantized server has trained. It is called "mood" there."""
     examples = [{"positive": up, "negative": down} for up, down in PAIRS]
-    made = server.post("/steering_concepts", {"name": "mood", "examples": examples}, timeout=900)
+    made = quantized_server.post("/steering_concepts", {"name": "mood", "examples": examples}, timeout=900)
     assert made.status_code == 201, made.text
-    yield server.get("/steering_concepts/mood/vectors").content
-    server.delete("/steering_concepts/mood")
+    yield quantized_server.get("/steering_concepts/mood/vectors").content
+    quantized_server.delete("/steering_concepts/mood")
 
 
-def test_a_trained_concept_can_be_exported_and_imported(server: Server, exported: bytes) -> None:
+def test_a_trained_concept_can_be_exported_and_imported(quantized_server: Server, exported: bytes) -> None:
+    server = quantized_server
     blocks = json.loads(file_metadata(exported)["blocks"])
     for tensor in load(exported).values():
         assert np.linalg.norm(tensor) == pytest.approx(1, abs=1e-5)
@@ -160,6 +161,8 @@ def test_readings_are_the_projections_of_plain_transformers(
     reference_model: PreTrainedModel,
     reference_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
+    """Those of a server in full precision, with the vectors from a quantized one."""
+    given(server, exported, name="other-mood")
     reading = json.loads(file_metadata(exported)["reading"])
     direction = torch.from_numpy(load(exported)[f"direction.{reading['block']}"])
     prompt = prompt_ids(reference_tokenizer, TRAINING_PROMPT)
@@ -168,8 +171,9 @@ def test_readings_are_the_projections_of_plain_transformers(
         states = reference_model(ids, output_hidden_states=True).hidden_states[reading["block"] + 1]
     projections = states[0, len(prompt) :] @ direction
     expected = ((projections - reading["zero"]) / (reading["one"] - reading["zero"])).tolist()
-    answer = server.post("/steering_concepts/mood/read", {"texts": [TEXT]}).json()
+    answer = server.post("/steering_concepts/other-mood/read", {"texts": [TEXT]}).json()
     [found] = answer["readings"]
     assert [token["reading"] for token in found["tokens"]] == pytest.approx(expected, abs=2e-3)
     assert found["mean"] == pytest.approx(np.mean(expected), abs=2e-3)
     assert "".join(token["token"] for token in found["tokens"]) == TEXT
+    assert server.delete("/steering_concepts/other-mood").status_code == 204
