@@ -224,6 +224,32 @@ def test_scale_adds_a_worker_and_removes_one_after_its_requests(cluster: Loopbac
     )
 
 
+def test_bad_models_are_one_line_each_and_the_others_go_on(cluster: LoopbackCluster) -> None:
+    """`up` replaces the gateways, and keeps the workers of the model that is the same."""
+    pids = {process_at(worker["address"]).pid for worker in workers(cluster)}
+    before = dict(cluster.config)
+    good = cluster.config.pop("model")
+    cluster.config["models"] = [
+        good,
+        {"name": "missing", "source": "/nowhere/model"},
+        {"name": "large", "source": good["source"], "engine": {"threads": 64}},
+    ]
+    done = cluster.tiller("up", "--timeout", "90")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    final = [line for line in lines if line.startswith("tiller: ")]
+    for host in cluster.hosts:
+        assert any(
+            f"missing does not run on {host}" in line and "/nowhere/model" in line for line in final
+        ), final
+    assert any("needs 64 CPUs on one node; the largest node has 2" in line for line in final), final
+    assert {process_at(worker["address"]).pid for worker in workers(cluster)} == pids
+    assert all(text(url) for url in urls(cluster))
+    cluster.config = before
+    cluster.up()
+    assert [model["name"] for model in cluster.status()["models"]] == [MODEL]
+
+
 def test_the_number_of_workers_follows_the_load(cluster: LoopbackCluster) -> None:
     """Two workers compute two requests each. While more wait, a third worker joins; afterwards it goes."""
     before = dict(cluster.config)
@@ -277,32 +303,6 @@ def test_a_changed_worker_key_replaces_all_processes(cluster: LoopbackCluster) -
 def members(cluster: LoopbackCluster) -> list[dict]:
     status = cluster.status()
     return [*workers(cluster), *status["gateways"], *status["registry"]]
-
-
-def test_bad_models_are_one_line_each_and_the_others_go_on(cluster: LoopbackCluster) -> None:
-    """`up` replaces the gateways, and keeps the workers of the model that is the same."""
-    pids = {process_at(worker["address"]).pid for worker in workers(cluster)}
-    before = dict(cluster.config)
-    good = cluster.config.pop("model")
-    cluster.config["models"] = [
-        good,
-        {"name": "missing", "source": "/nowhere/model"},
-        {"name": "large", "source": good["source"], "engine": {"threads": 64}},
-    ]
-    done = cluster.tiller("up", "--timeout", "90")
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    final = [line for line in lines if line.startswith("tiller: ")]
-    for host in cluster.hosts:
-        assert any(
-            f"missing does not run on {host}" in line and "/nowhere/model" in line for line in final
-        ), final
-    assert any("needs 64 CPUs on one node; the largest node has 2" in line for line in final), final
-    assert {process_at(worker["address"]).pid for worker in workers(cluster)} == pids
-    assert all(text(url) for url in urls(cluster))
-    cluster.config = before
-    cluster.up()
-    assert [model["name"] for model in cluster.status()["models"]] == [MODEL]
 
 
 def test_a_wrong_ray_token_is_refused_in_one_line(cluster: LoopbackCluster) -> None:
