@@ -45,7 +45,7 @@ from benchmarks.gateway.figures import (
 )
 from benchmarks.gateway.measure import Subject, measure_requests, measure_streams
 from benchmarks.gateway.rush import measure_rush
-from benchmarks.gateway.server import ENGINES
+from benchmarks.gateway.server import DEFAULT_ENGINES, ENGINES
 from benchmarks.peers.machine import commit, describe_machine
 from benchmarks.peers.processes import ServerError, ServerProcess
 from benchmarks.peers.servers import Server, Setup, tiller
@@ -73,7 +73,7 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = build_parser("gateway", __doc__)
     engines = "\n".join(f"{name}: {words}" for name, words in ENGINES.items())
-    parser.add_argument("--engines", default=",".join(ENGINES), help=engines)
+    parser.add_argument("--engines", default=",".join(DEFAULT_ENGINES), help=engines)
     parser.add_argument("--points", default="1@10,1@0,64@50,64@0,1000@500,1000@0", help="streams@ms, …")
     parser.add_argument("--seconds", type=float, default=4, help="duration of each measurement")
     parser.add_argument("--probe-seconds", type=float, default=5, help="how long to measure /health")

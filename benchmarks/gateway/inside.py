@@ -9,6 +9,7 @@ from pathlib import Path
 
 from app.errors import EngineUnavailable
 from app.telemetry.observation import WorkerState
+from benchmarks.gateway.model import load_script, model_info
 from benchmarks.gateway.script import Script
 from benchmarks.gateway.steps import open_pipe, take
 from inference.interface.concepts import TrainConcept, TrainingUpdate
@@ -109,9 +110,10 @@ class InsideEngine(StandIn):
 
 
 @asynccontextmanager
-async def run_inside(model: ModelInfo, script: Script, pipe: Path) -> AsyncIterator[InsideEngine]:
+async def run_inside(directory: Path, pipe: Path) -> AsyncIterator[InsideEngine]:
     """Takes the place of app.workers.starting.run_replicas."""
-    engine = InsideEngine(model, script)
+    model = model_info(directory)
+    engine = InsideEngine(model, load_script(model))
     steps = open_pipe(pipe)
 
     def step() -> None:

@@ -37,6 +37,7 @@ class Excess:
 
 
 def excesses(comparison: Comparison) -> list[Excess]:
+    """Our strengths above the limit of fluency. Their errors are made by a bootstrap, as in `advantage`."""
     found = [trial for trial in comparison.of(OURS) if not comparison.is_fluent(trial)]
     if not found:
         return []

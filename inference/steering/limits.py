@@ -85,7 +85,10 @@ def _lower(direction: Direction, sign: _Sign, sheet: AnswerSheet) -> Generator[W
 def _find_caps(
     direction: Direction, signs: Sequence[_Sign], sheet: AnswerSheet
 ) -> Generator[Work, None, None]:
-    """Sets `cap` to the largest of _CAP_STRENGTHS up to which answers keep to _CAP_PART of the limits."""
+    """Sets `cap` to the largest of _CAP_STRENGTHS up to which all answers keep to _CAP_PART of the limits.
+
+    It stays 1 if there is none.
+    """
     growing = [sign for sign in signs if sign.is_fluent(sign.answers)]
     for strength in _CAP_STRENGTHS:
         growing = [sign for sign in growing if sign.may_allow(strength)]

@@ -30,7 +30,7 @@ from benchmarks.gateway.figures import (
 )
 from benchmarks.gateway.model import CONTEXT_LENGTH
 from benchmarks.gateway.script import TEXT, Script
-from benchmarks.gateway.server import use_inside, use_ray, use_standing, use_worker
+from benchmarks.gateway.server import DEFAULT_ENGINES, use
 from benchmarks.gateway.steps import StepClock, open_pipe, take
 from benchmarks.resources import MIB, find_server, processor_seconds, usage
 from inference.interface.config import EngineConfig
@@ -116,11 +116,10 @@ def model_directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=["worker", "standing", "inside", "ray"])
+@pytest.fixture(params=DEFAULT_ENGINES)
 async def engine(request: pytest.FixtureRequest, model_directory: Path, pipe: Path) -> AsyncIterator[Engine]:
     """A stand-in engine, started as the server starts its engine."""
-    uses = {"worker": use_worker, "standing": use_standing, "inside": use_inside, "ray": use_ray}
-    with uses[request.param](model_directory, pipe):
+    with use(request.param, model_directory, pipe):
         async with startup.run_replicas(EngineConfig()) as engine:
             yield engine
 
