@@ -133,5 +133,5 @@ class _RunningModel:
             return run_replicas(settings.engine_config(self._settings, bars=self._bars))
         key = read_worker_key(settings)
         if registry is None:
-            return connect_workers(addresses, key, settings.cache)
+            return connect_workers(self.name, addresses, key, settings.cache)
         return registered_workers(registry, self.name, addresses, key, settings.cache)

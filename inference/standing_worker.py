@@ -21,7 +21,7 @@ from inference.interface import text_files
 from inference.interface.config import ConfigError, StandingConfig
 from inference.interface.curve import accepting_only
 from inference.interface.logs import set_up_logging
-from inference.interface.protocol import SILENT_SECONDS, ModelInfo, Started
+from inference.interface.protocol import SILENT_SECONDS, Hello, ModelInfo, Started
 from inference.interface.registry import Announce
 from inference.interface.worker_key import read_key
 from inference.links.announcing import Announcement, Announcer
@@ -118,7 +118,8 @@ def _link(config: StandingConfig, socket: zmq.Socket[bytes], engine: Engine, inf
         files=names,
     )
     files = {sha256: directory / name for name, sha256 in names.items()}
-    return GatewayLinks(socket, config.version, started, files, engine.has_request)
+    expected = Hello(config.version, config.model)
+    return GatewayLinks(socket, expected, started, files, engine.has_request)
 
 
 if __name__ == "__main__":

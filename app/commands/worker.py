@@ -79,11 +79,11 @@ def serve(
             engine,
             endpoint=listen,
             version=__version__,
+            model=served.name,
             key_file=_for_tcp(listen, key_file),
             drain_seconds=drain_seconds,
             registry=settings.registry,
             registry_key_file=_for_tcp(settings.registry or "", key_file),
-            model=served.name,
             advertised=advertised,
         )
         _become(config_of_worker)

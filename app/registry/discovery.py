@@ -19,7 +19,7 @@ async def registered_workers(
 
     `model`: its name. `always`: addresses of other workers. `key` and `cache`: see connect_workers.
     """
-    async with StandingWorkers(key, cache, SharedDirections(client)).running() as workers:
+    async with StandingWorkers(model, key, cache, SharedDirections(client)).running() as workers:
         await client.has_joined.wait()
         workers.follow(always)
         with client.following(model, lambda addresses: workers.follow({*always, *addresses})):

@@ -45,6 +45,8 @@ _FIRST_LINE_SECONDS, _LINE_SECONDS = 3.0, 30.0
 class StandingWorker:
     """Implements app.workers.source.WorkerSource: a connection to always the same address."""
 
+    model: str
+    """The name of the model. A worker with another one refuses this gateway."""
     address: str
     """`tcp://HOST:PORT` or `ipc://PATH`."""
     key: WorkerKey | None
@@ -119,7 +121,7 @@ class StandingWorker:
             await watch.next()
             if watch.count > greeted:
                 greeted = watch.count
-                await socket.send(protocol.encode(Hello(__version__)))
+                await socket.send(protocol.encode(Hello(__version__, self.model)))
 
     def _accepted(self, report: Report) -> Started:
         if isinstance(report, Started):

@@ -42,14 +42,15 @@ async def run_replicas(config: EngineConfig) -> AsyncIterator[RunningEngine]:
 
 @asynccontextmanager
 async def connect_workers(
-    addresses: Collection[str], key: WorkerKey | None, cache: Path
+    model: str, addresses: Collection[str], key: WorkerKey | None, cache: Path
 ) -> AsyncIterator[RunningEngine]:
     """Connects to workers that were started on their own. Yields once one of them serves.
 
     All must have the same model. Those that cannot be reached, or refuse this server, are tried again.
-    `key`: for those at tcp://. `cache`: the cache directory, for their tokenizers and chat templates.
+    `model`: its name. `key`: for those at tcp://. `cache`: the cache directory, for their tokenizers and chat
+    templates.
     """
-    async with StandingWorkers(key, cache).running() as workers:
+    async with StandingWorkers(model, key, cache).running() as workers:
         workers.follow(addresses)
         await workers.engine.wait_available()
         yield workers.engine
@@ -58,9 +59,12 @@ async def connect_workers(
 class StandingWorkers:
     """Connections to the workers of one model. Which workers these are may change."""
 
-    def __init__(self, key: WorkerKey | None, cache: Path, archive: DirectionArchive | None = None) -> None:
+    def __init__(
+        self, model: str, key: WorkerKey | None, cache: Path, archive: DirectionArchive | None = None
+    ) -> None:
         """See `connect_workers`."""
         self.engine = Replicas(archive=archive)
+        self._model = model
         self._key = key
         self._files = TextFileCache(cache)
         self._same_model = SameModel()
@@ -92,7 +96,7 @@ class StandingWorkers:
 
     def _connect(self, address: str) -> "_Connection":
         key = self._key if address.startswith("tcp:") else None
-        source = StandingWorker(address, key, self._files)
+        source = StandingWorker(self._model, address, key, self._files)
         engine = SupervisedEngine(source, same_model=self._same_model, patient=True)
         running = asyncio.create_task(engine.run())
         return _Connection(engine, self.engine.add(engine), running)

@@ -21,10 +21,11 @@ from benchmarks.gateway.steps import open_pipe
 from benchmarks.gateway.worker import serve
 from inference.interface import text_files
 from inference.interface.curve import accepting_only
-from inference.interface.protocol import Started
+from inference.interface.protocol import Hello, Started
 from inference.interface.worker_key import create_key, read_key
 from inference.links.gateways import GatewayLinks
 
+_MODEL = "scripted"
 _CAPACITY = 100_000
 
 
@@ -41,7 +42,7 @@ async def run_standing(directory: Path, pipe: Path) -> AsyncIterator[RunningEngi
             sys.executable, *command, stdin=asyncio.subprocess.PIPE
         )
         try:
-            async with connect_workers([address], read_key(key), Path(scratch)) as engine:
+            async with connect_workers(_MODEL, [address], read_key(key), Path(scratch)) as engine:
                 yield engine
         finally:
             process.kill()
@@ -60,7 +61,7 @@ def main() -> None:
         with accepting_only(router, read_key(Path(key))):
             router.bind(address)
             started = Started(model, _CAPACITY, names)
-            links = GatewayLinks(router, __version__, started, files, script.has)
+            links = GatewayLinks(router, Hello(__version__, _MODEL), started, files, script.has)
             serve(router, links, script, open_pipe(Path(pipe)))
 
 

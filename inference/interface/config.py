@@ -106,6 +106,8 @@ class StandingConfig(msgspec.Struct, frozen=True):
     """Where it listens for gateways: `tcp://HOST:PORT` or `ipc://PATH`."""
     version: str
     """Tiller's version."""
+    model: str
+    """The name of the model. Only gateways that want this one are served."""
     key_file: str | None = None
     """The file of the worker key. None: without encryption, everybody who can connect is served."""
     drain_seconds: float = 5.0
@@ -114,7 +116,5 @@ class StandingConfig(msgspec.Struct, frozen=True):
     """Where the worker announces itself. None: nowhere."""
     registry_key_file: str | None = None
     """The file of the worker key, for a registry at `tcp://`."""
-    model: str = ""
-    """The name of the model, for the registry."""
     advertised: str = ""
     """Where gateways reach the worker, for the registry."""

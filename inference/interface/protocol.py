@@ -51,6 +51,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
     version: str
     """Tiller's version. Only a gateway and a worker of the same version work together."""
+    model: str
+    """The name of the model that the gateway wants."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):

@@ -39,19 +39,20 @@ class GatewayLinks:
     def __init__(
         self,
         socket: zmq.Socket[bytes],
-        version: str,
+        expected: Hello,
         started: Started,
         files: Mapping[str, Path],
         is_active: Callable[[str], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`started`: the answer to each gateway of this version. `files`: by SHA-256, those in `started`.
+        """`started`: the answer to each gateway that says `expected`.
 
-        `is_active`: whether the engine still has a request with this id. `clock`: seconds, never set back.
+        `files`: by SHA-256, those in `started`. `is_active`: whether the engine still has a request with this
+        id. `clock`: seconds, never set back.
         """
         socket.router_mandatory = True  # so that a report to a gateway that is gone raises an error
         self._socket = socket
-        self._version = version
+        self._expected = expected
         self._started = started
         self._files = files
         self._clock = clock
@@ -96,14 +97,22 @@ class GatewayLinks:
             self._handle(gateway, message)
 
     def _greet(self, gateway: Gateway, hello: Hello) -> None:
-        if hello.version != self._version:
-            reason = f"the worker has version {self._version}, and the gateway {hello.version}"
+        if reason := self._mismatch(hello):
             _log.warning("refusing a gateway: %s", reason)
             self._reply(gateway, StartFailed(reason))
             return
         _log.info("a gateway has connected")
         self._heard[gateway] = self._clock()
         self._send(gateway, self._started)
+
+    def _mismatch(self, hello: Hello) -> str | None:
+        """Why a gateway cannot use this worker."""
+        expected = self._expected
+        if hello.version != expected.version:
+            return f"the worker has version {expected.version}, and the gateway {hello.version}"
+        if hello.model != expected.model:
+            return f"the worker has the model {expected.model}, and the gateway wants {hello.model}"
+        return None
 
     def _handle(self, gateway: Gateway, message: Command | Ping | FetchFile) -> None:
         match message:

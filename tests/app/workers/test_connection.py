@@ -38,6 +38,8 @@ from inference.interface.worker_key import WorkerKey
 from tests.app.contract.support import until
 from tests.app.fakes import model_info, write_model_directory
 
+MODEL = "m"
+
 
 class Worker:
     """A worker at a Unix socket that answers Hello and FetchFile by itself."""
@@ -61,8 +63,8 @@ class Worker:
         while True:
             self.gateway, frame = await self.socket.recv_multipart()
             match decode_message(frame):
-                case Hello(version=version):
-                    assert version == __version__
+                case Hello(version=version, model=model):
+                    assert (version, model) == (__version__, MODEL)
                     self.hellos += 1
                     await self.send(self.answer)
                 case FetchFile(sha256=sha256):
@@ -122,7 +124,7 @@ async def test_a_request_is_answered_and_the_worker_hears_pings(
         asyncio.timeout(20),
         working(model, address) as worker,
         # The key is only for workers at tcp://.
-        connect_workers([address], WorkerKey(*zmq.curve_keypair()), tmp_path / "cache") as engine,
+        connect_workers(MODEL, [address], WorkerKey(*zmq.curve_keypair()), tmp_path / "cache") as engine,
     ):
         assert engine.free_capacity == 5
         assert text_files.hash_files(Path(engine.model.directory)) == text_files.hash_files(model)
@@ -133,7 +135,7 @@ async def test_a_request_is_answered_and_the_worker_hears_pings(
 async def test_the_server_waits_for_the_worker(
     model: Path, address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connecting = connect_workers([address], None, tmp_path / "cache")
+    connecting = connect_workers(MODEL, [address], None, tmp_path / "cache")
     entering = asyncio.create_task(connecting.__aenter__())
     async with asyncio.timeout(20):
         await until(lambda: "nothing answers at this address" in caplog.text)
@@ -148,7 +150,7 @@ async def test_requests_end_with_the_connection_and_the_next_worker_is_found(
     async with asyncio.timeout(20):
         first = working(model, address)
         worker = await first.__aenter__()
-        async with connect_workers([address], None, tmp_path / "cache") as engine:
+        async with connect_workers(MODEL, [address], None, tmp_path / "cache") as engine:
             submitting = asyncio.create_task(engine.submit(REQUEST))
             await worker.accept()
             generation = await submitting
@@ -165,7 +167,7 @@ async def test_requests_end_with_the_connection_and_the_next_worker_is_found(
 async def test_a_worker_that_is_lost_before_it_has_sent_the_tokenizer_is_tried_again(
     model: Path, address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connecting = connect_workers([address], None, tmp_path / "cache")
+    connecting = connect_workers(MODEL, [address], None, tmp_path / "cache")
     async with asyncio.timeout(20):
         async with working(model, address) as worker:
             worker.sends_files = False
@@ -182,7 +184,7 @@ async def test_a_worker_that_leaves_gets_no_new_requests(model: Path, address: s
     async with (
         asyncio.timeout(20),
         working(model, address) as worker,
-        connect_workers([address], None, tmp_path / "cache") as engine,
+        connect_workers(MODEL, [address], None, tmp_path / "cache") as engine,
     ):
         submitting = asyncio.create_task(engine.submit(REQUEST))
         await worker.accept()
@@ -199,7 +201,7 @@ async def test_a_server_that_was_dropped_connects_again(model: Path, address: st
     async with (
         asyncio.timeout(20),
         working(model, address) as worker,
-        connect_workers([address], None, tmp_path / "cache") as engine,
+        connect_workers(MODEL, [address], None, tmp_path / "cache") as engine,
     ):
         await worker.send(StartFailed("the worker has not heard this gateway for too long"))
         await until(lambda: worker.hellos == 2)
@@ -210,7 +212,7 @@ async def test_a_server_that_was_dropped_connects_again(model: Path, address: st
 async def test_a_refusal_is_logged_and_tried_again(
     model: Path, address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connecting = connect_workers([address], None, tmp_path / "cache")
+    connecting = connect_workers(MODEL, [address], None, tmp_path / "cache")
     async with asyncio.timeout(20), working(model, address) as worker:
         started, worker.answer = worker.answer, StartFailed("the worker has version 0")
         entering = asyncio.create_task(connecting.__aenter__())
@@ -227,7 +229,7 @@ async def test_another_model_at_another_address_is_left_out(
     async with (
         asyncio.timeout(20),
         working(model, address) as worker,
-        connect_workers([address, other], None, tmp_path / "cache") as engine,
+        connect_workers(MODEL, [address, other], None, tmp_path / "cache") as engine,
         working(model, other) as stranger,
     ):
         assert isinstance(stranger.answer, Started)
@@ -244,7 +246,7 @@ async def test_a_cancelled_request_is_aborted(model: Path, address: str, tmp_pat
     async with (
         asyncio.timeout(20),
         working(model, address) as worker,
-        connect_workers([address], None, tmp_path / "cache") as engine,
+        connect_workers(MODEL, [address], None, tmp_path / "cache") as engine,
     ):
         submitting = asyncio.create_task(engine.submit(REQUEST))
         await worker.accept()
@@ -255,7 +257,7 @@ async def test_a_cancelled_request_is_aborted(model: Path, address: str, tmp_pat
 async def test_the_list_of_workers_may_change(model: Path, address: str, tmp_path: Path) -> None:
     """A worker that has left the list is used as long as it is there."""
     other = f"ipc://{tmp_path}/other.sock"
-    async with asyncio.timeout(20), StandingWorkers(None, tmp_path / "cache").running() as workers:
+    async with asyncio.timeout(20), StandingWorkers(MODEL, None, tmp_path / "cache").running() as workers:
         engine = workers.engine
         workers.follow([address])
         async with working(model, address) as worker:

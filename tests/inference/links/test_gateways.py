@@ -66,7 +66,7 @@ class Worker:
         self.now = 100.0
         self.link = GatewayLinks(
             self.socket,  # type: ignore[arg-type]
-            "1.0",
+            Hello("1.0", "m"),
             STARTED,
             {SHA256: file},
             lambda request_id: True,
@@ -97,7 +97,7 @@ def worker(tmp_path: Path) -> Worker:
     """A worker that two gateways have greeted."""
     worker = Worker(tmp_path)
     for gateway in (A, B):
-        assert worker.hear(gateway, Hello("1.0")) == []
+        assert worker.hear(gateway, Hello("1.0", "m")) == []
     assert worker.reports() == [(A, STARTED), (B, STARTED)]
     return worker
 
@@ -113,11 +113,22 @@ def test_commands_arrive_in_order_and_reports_go_to_their_gateways(worker: Worke
 
 
 def test_another_version_is_refused(worker: Worker) -> None:
-    assert worker.hear(b"c", Hello("0.9")) == []
+    assert refusal_of(worker, Hello("0.9", "m")) == "the worker has version 1.0, and the gateway 0.9"
+
+
+def test_a_gateway_of_another_model_is_refused(worker: Worker) -> None:
+    assert (
+        refusal_of(worker, Hello("1.0", "other")) == "the worker has the model m, and the gateway wants other"
+    )
+    assert worker.hear(b"c", request("r", [5], 1)) == []
+
+
+def refusal_of(worker: Worker, hello: Hello) -> str:
+    assert worker.hear(b"c", hello) == []
     [(gateway, refusal)] = worker.reports()
-    assert (gateway, type(refusal)) == (b"c", StartFailed)
-    assert "0.9" in refusal.message
-    assert "1.0" in refusal.message
+    assert gateway == b"c"
+    assert isinstance(refusal, StartFailed)
+    return refusal.message
 
 
 def test_a_request_id_of_another_gateway_is_refused(worker: Worker) -> None:
@@ -138,7 +149,7 @@ def test_a_gateway_that_sends_nothing_is_dropped_and_must_greet_again(worker: Wo
     assert (gateway, type(refusal)) == (A, StartFailed)
     assert worker.hear(A, request("again", [5], 9)) == []
     assert [type(report) for _, report in worker.reports()] == [StartFailed]
-    worker.hear(A, Hello("1.0"))
+    worker.hear(A, Hello("1.0", "m"))
     assert worker.reports() == [(A, STARTED)]
     assert worker.hear(A, request("again", [5], 9)) == [request("again", [5], 9)]
 
