@@ -165,19 +165,23 @@ def has_room(plain: Answers, sign: float) -> bool:
     return (1 - reading if sign > 0 else reading) >= MOVED
 
 
-def is_fluent(plain: Answers, steered: Answers, own_cost: float, part: float = 1.0) -> bool:
-    """Whether the steered answers read almost as well as those without steering.
+def fluency_cost(plain: Answers, steered: Answers, own_cost: float) -> float:
+    """How much worse the steered answers read than those without steering, relative to the limits.
 
-    `own_cost`: by how much texts with the concept are less likely than others, in nats per token. That is not
-    counted as loss of fluency. `part`: of each limit that may be used.
+    Up to 1, they are fluent. `own_cost`: by how much texts with the concept are less likely than others, in
+    nats per token. That is not counted as loss of fluency.
     """
-    loss = plain.logprob - steered.logprob - max(own_cost, 0.0)
-    is_likely = loss <= part * math.log(_MAX_PERPLEXITY_RATIO) or not plain.says_something.any()
-    return (
-        is_likely
-        and steered.repetition <= plain.repetition + part * _MAX_REPETITION
-        and steered.loops <= plain.loops + part * _MAX_LOOPS
+    loss = plain.logprob - steered.logprob - max(own_cost, 0.0) if plain.says_something.any() else 0.0
+    return max(
+        loss / math.log(_MAX_PERPLEXITY_RATIO),
+        (steered.repetition - plain.repetition) / _MAX_REPETITION,
+        (steered.loops - plain.loops) / _MAX_LOOPS,
     )
+
+
+def is_fluent(plain: Answers, steered: Answers, own_cost: float, part: float = 1.0) -> bool:
+    """Whether `fluency_cost` is at most `part`."""
+    return fluency_cost(plain, steered, own_cost) <= part
 
 
 def words(token_ids: Sequence[int], continues: NDArray[np.uint8]) -> list[tuple[int, ...]]:

@@ -19,7 +19,7 @@ STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _MAX_PAIRS = 16
 _NUM_RANDOM_DIRECTIONS = 32
 _PAIRS_PER_RANDOM_DIRECTION = 2
-_ANSWERS = 16
+_ANSWERS = 20
 """About how many times training asks all questions."""
 _TOKENS_PER_ANSWER = 45
 

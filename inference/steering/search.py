@@ -19,8 +19,8 @@ from inference.steering.measurements import Examples, HeldOutDirections, Measure
 
 _DEFAULT_DEPTH = 0.6
 _DEPTHS = (0.5, 0.7, 0.8)
-_LATE_DEPTHS = tuple(step / 30 for step in range(19, 28, 2))
 _MIDDLE_DEPTHS = tuple(step / 30 for step in range(11, 24))
+_LATE_DEPTHS = tuple(step / 30 for step in range(19, 28, 2))
 """As shares of the decoder blocks. docs/steering.md gives the reasons."""
 _FIRST_DOSE = 0.15
 _MAX_DOSE = 0.5
@@ -51,7 +51,7 @@ def candidates(num_layers: int, configured: tuple[int, ...] | None) -> list[tupl
     """
     if configured is None:
         singles = [(_block(depth, num_layers),) for depth in (_DEFAULT_DEPTH, *_DEPTHS)]
-        groups = [_group(depths, num_layers) for depths in (_LATE_DEPTHS, _MIDDLE_DEPTHS)]
+        groups = [_group(depths, num_layers) for depths in (_MIDDLE_DEPTHS, _LATE_DEPTHS)]
         return list(dict.fromkeys([*singles, *groups]))
     for block in configured:
         if not 0 <= block < num_layers:
@@ -68,7 +68,7 @@ def first_dose(blocks: tuple[int, ...]) -> float:
 
 
 def search(examples: Examples, sets: list[tuple[int, ...]]) -> Generator[Work, None, list[Finalist]]:
-    """The sets that may be chosen, the most likely one last.
+    """The sets that may be chosen. The first one is chosen if generated answers do not decide.
 
     Several blocks have a larger effect on answers, at equal fluency, than held-out pairs show. So the best
     single block is a rival only if it is clearly better on the pairs. Of the single blocks, the first one is

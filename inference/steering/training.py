@@ -21,7 +21,7 @@ from inference.steering.report import Findings
 from inference.steering.search import search
 from inference.steering.tuning import tune
 
-TRAINING_VERSION = 8
+TRAINING_VERSION = 9
 """Increase it when a change of the code gives another direction, dose or report for the same examples."""
 
 Publish = Callable[[Direction], None]

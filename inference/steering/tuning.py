@@ -5,7 +5,7 @@ Strength 1 moves about half of the answers, if they stay fluent. docs/steering.m
 
 import itertools
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,8 @@ from inference.steering.answers import (
     AnswerSheet,
     Setting,
     changes,
+    fluency_cost,
     has_room,
-    is_fluent,
     moved,
 )
 from inference.steering.limits import TunedDose
@@ -42,8 +42,6 @@ _SAME_DOSE = 0.02
 _ROUNDS_OF_ALL = 2
 _ROUNDS_OF_BEST = 2
 """Only the best finalist goes on to these rounds."""
-_CLEARLY = 0.1
-"""Another finalist must be better than the most likely one by this difference of usefulness."""
 _MAX_FACTOR = 4.0
 
 
@@ -57,7 +55,8 @@ class Trial:
     """Share of the answers that moved towards the sign."""
     change: float
     """By how much their mean reading changed towards the sign."""
-    answers_are_fluent: bool
+    cost: float
+    """See fluency_cost."""
 
 
 class Tuner:
@@ -74,13 +73,32 @@ class Tuner:
         slope = sign * finalist.shift_per_dose[sign > 0]
         self._shift_dose = _WANTED_SHIFT / slope if slope > 0 else self._limit
         self._trials: list[Trial] = []
+        self._larger: list[Trial] = []
+        """Trials that only show how far the sign reaches."""
         self._first = finalist.dose
 
     @property
-    def usefulness(self) -> float:
+    def score(self) -> float:
+        """How well the sign can be steered at these blocks: at strength 1, and as far as it reaches."""
+        return self._usefulness + self._reach
+
+    @property
+    def _usefulness(self) -> float:
         """How many answers a fluent dose moves, up to the wanted share, and how little they repeat."""
         fluent, _ = self._split()
         return max((min(t.moved, _WANTED_SHARE) - t.answers.repetition for t in fluent), default=-1.0)
+
+    @property
+    def _reach(self) -> float:
+        """By how much the largest fluent dose changes the mean reading, interpolated between the trials.
+
+        Larger doses cost more and change more; where the trials show the opposite, that is chance.
+        """
+        trials = [*self._trials, *self._larger]
+        costs = [0.0, *(trial.cost for trial in trials)]
+        either = np.minimum(costs, [*costs[1:], math.inf])
+        changes = np.maximum.accumulate([0.0, *(trial.change for trial in trials)])
+        return float(np.interp(1.0, np.maximum.accumulate(either), changes))
 
     def doses(self) -> list[float]:
         """What to try next: near the best dose so far, or where it must be. Nothing if it is known."""
@@ -101,14 +119,26 @@ class Tuner:
             return self._limited(largest + part * (too_much - largest) for part in _BETWEEN)
         return self._limited(factor * largest for factor in _HIGHER)
 
+    def larger_doses(self) -> list[float]:
+        """What to try to see how far the sign reaches. Nothing if a dose is known to be too much."""
+        fluent, too_much = self._split()
+        is_known = not self.has_room or too_much < math.inf
+        return [] if is_known else self._limited(factor * fluent[-1].dose for factor in _HIGHER)
+
     def add(self, dose: float, answers: Answers) -> None:
-        share = float(moved(self._plain, answers, self.sign).mean())
-        change = float(changes(self._plain, answers, self.sign).mean())
-        self._trials.append(Trial(dose, answers, share, change, self._is_fluent(answers)))
+        """Takes the answers at one of `doses`."""
+        self._trials.append(self._trial(dose, answers))
         self._trials.sort(key=lambda trial: trial.dose)
 
-    def _is_fluent(self, answers: Answers) -> bool:
-        return is_fluent(self._plain, answers, self._own_cost)
+    def add_larger(self, dose: float, answers: Answers) -> None:
+        """Takes the answers at one of `larger_doses`, in the same order."""
+        self._larger.append(self._trial(dose, answers))
+
+    def _trial(self, dose: float, answers: Answers) -> Trial:
+        share = float(moved(self._plain, answers, self.sign).mean())
+        change = float(changes(self._plain, answers, self.sign).mean())
+        cost = fluency_cost(self._plain, answers, self._own_cost)
+        return Trial(dose, answers, share, change, cost)
 
     def tuned(self) -> TunedDose:
         """The fluent dose that moves closest to the wanted share of answers.
@@ -131,10 +161,10 @@ class Tuner:
         A dose whose answers are not fluent is not too much if the next larger one is fluent: then the failure
         was chance.
         """
-        is_fluent = [trial.answers_are_fluent for trial in self._trials]
+        is_fluent = [trial.cost <= 1 for trial in self._trials]
         either = [one or following for one, following in zip(is_fluent, [*is_fluent[1:], False], strict=True)]
         count = len(list(itertools.takewhile(bool, either)))
-        fluent = [trial for trial in self._trials[:count] if trial.answers_are_fluent]
+        fluent = [trial for trial in self._trials[:count] if trial.cost <= 1]
         rest = self._trials[count:]
         return fluent, rest[0].dose if rest else math.inf
 
@@ -157,17 +187,13 @@ def tune(
         for finalist, answers in zip(finalists, plain, strict=True)
     ]
     for _ in range(_ROUNDS_OF_ALL):
-        yield from _try_doses(candidates, sheet)
-    best = candidates[choose([candidate.usefulness for candidate in candidates])]
+        yield from _try_doses(candidates, sheet, Tuner.doses, Tuner.add)
+    if len(candidates) > 1:
+        yield from _try_doses(candidates, sheet, Tuner.larger_doses, Tuner.add_larger)
+    best = candidates[int(np.argmax(_scores(candidates)))]
     for _ in range(_ROUNDS_OF_BEST):
-        yield from _try_doses([best], sheet)
+        yield from _try_doses([best], sheet, Tuner.doses, Tuner.add)
     return best.directions, [tuner.tuned() for tuner in best.tuners], best.plain
-
-
-def choose(usefulness: Sequence[float]) -> int:
-    """The index of the best finalist: the last one, unless another one is clearly better."""
-    best = int(np.argmax(usefulness))
-    return best if usefulness[best] > usefulness[-1] + _CLEARLY else len(usefulness) - 1
 
 
 @dataclass(frozen=True)
@@ -178,24 +204,33 @@ class _Candidate:
     plain: Answers
     tuners: list[Tuner]
 
-    @property
-    def usefulness(self) -> float:
-        """Of the signs that have room to move answers."""
-        return sum(tuner.usefulness for tuner in self.tuners if tuner.has_room)
+
+def _scores(candidates: Sequence[_Candidate]) -> list[float]:
+    """The score of each candidate, summed over the signs at which all of them can move answers."""
+    by_sign = zip(*(candidate.tuners for candidate in candidates), strict=True)
+    counted = [all(tuner.has_room for tuner in tuners) for tuners in by_sign]
+    return [
+        sum(tuner.score for tuner, counts in zip(candidate.tuners, counted, strict=True) if counts)
+        for candidate in candidates
+    ]
 
 
-def _try_doses(candidates: list[_Candidate], sheet: AnswerSheet) -> Generator[Work, None, None]:
+def _try_doses(
+    candidates: list[_Candidate],
+    sheet: AnswerSheet,
+    doses_of: Callable[[Tuner], list[float]],
+    add: Callable[[Tuner, float, Answers], None],
+) -> Generator[Work, None, None]:
     """One round of all tuners."""
-    asked = [
-        Setting(candidate.directions.full, tuner.sign * dose)
+    tried = [
+        (tuner, Setting(candidate.directions.full, tuner.sign * dose))
         for candidate in candidates
         for tuner in candidate.tuners
-        for dose in tuner.doses()
+        for dose in doses_of(tuner)
     ]
-    tuners = [tuner for candidate in candidates for tuner in candidate.tuners for _ in tuner.doses()]
-    answers = yield from sheet.ask_all(asked)
-    for tuner, setting, answer in zip(tuners, asked, answers, strict=True):
-        tuner.add(abs(setting.strength), answer)
+    answers = yield from sheet.ask_all([setting for _, setting in tried])
+    for (tuner, setting), answer in zip(tried, answers, strict=True):
+        add(tuner, abs(setting.strength), answer)
 
 
 def _crossing(trials: Sequence[Trial]) -> float:

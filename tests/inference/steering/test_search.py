@@ -8,11 +8,11 @@ from inference.steering.search import Finalist, candidates, search
 from tests.inference.steering.linear_model import NORMS, LinearModel, make_command
 
 
-def test_the_candidates_are_single_blocks_a_late_group_and_a_middle_one() -> None:
-    late, middle = (19, 21, 23, 25, 27), tuple(range(11, 24))
-    assert candidates(30, None) == [(18,), (15,), (21,), (24,), late, middle]
-    late, middle = (20, 22, 25, 27, 29), (*range(12, 24), 25)
-    assert candidates(32, None) == [(19,), (16,), (22,), (26,), late, middle]
+def test_the_candidates_are_single_blocks_a_middle_group_and_a_late_one() -> None:
+    middle, late = tuple(range(11, 24)), (19, 21, 23, 25, 27)
+    assert candidates(30, None) == [(18,), (15,), (21,), (24,), middle, late]
+    middle, late = (*range(12, 24), 25), (20, 22, 25, 27, 29)
+    assert candidates(32, None) == [(19,), (16,), (22,), (26,), middle, late]
 
 
 @pytest.mark.parametrize("num_layers", [3, 12, 16, 18, 22, 30, 80])

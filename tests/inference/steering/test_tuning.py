@@ -1,13 +1,17 @@
 """The dose is the smallest that moves half of the answers, and the answers stay fluent."""
 
+import math
+
 import numpy as np
 import pytest
 
 from inference.steering.answers import Answers
 from inference.steering.search import Finalist
-from inference.steering.tuning import Tuner, choose
+from inference.steering.tuning import Tuner
 
 COUNT = 12
+LIMIT = math.log(3.3)
+"""Nats per token: the largest loss that is fluent."""
 
 
 class Curve:
@@ -122,18 +126,64 @@ def test_no_dose_is_tried_twice_in_a_round() -> None:
             tuner.add(dose, Curve(100.0, np.inf).answers(dose))
 
 
+def answers(change: float, loops: float, logprob: float = -1.0) -> Answers:
+    """Answers whose readings changed by this from 0, and a share of which loops."""
+    repetitions = np.where(np.arange(COUNT) < round(loops * COUNT), 0.6, 0.0)
+    return Answers(
+        list(range(COUNT)), [[1]] * COUNT, np.full(COUNT, change), np.full(COUNT, logprob), repetitions
+    )
+
+
+def make_tuner() -> Tuner:
+    return Tuner(1.0, NoGap(), Finalist(None, 0.1, (-5.0, 5.0)), answers(0.0, 0.0))
+
+
 @pytest.mark.parametrize(
-    ("usefulness", "chosen"),
+    ("costs", "changes", "reach"),
     [
-        ([0.4], 0),
-        ([0.4, 0.2], 0),
-        ([0.4, 0.35], 1),
-        ([0.3, 0.5, 0.2], 1),
-        ([0.2, 0.2, 0.2], 2),
-        ([-1.0, -1.0], 1),
+        ([0.0], [0.2], 0.2),
+        ([0.0, 0.5], [0.3, 0.4], 0.4),  # no dose is too much
+        ([0.0, 2.0], [0.2, 0.4], 0.3),
+        ([2.0], [0.4], 0.2),
+        ([2.0, 0.0, 2.0], [0.2, 0.3, 0.4], 0.35),  # the first one was chance
+        ([0.0, 2.0], [0.4, 0.2], 0.4),  # more steering does not change less
     ],
 )
-def test_the_last_finalist_is_chosen_unless_another_one_is_clearly_better(
-    usefulness: list[float], chosen: int
+def test_the_score_counts_the_change_at_the_largest_fluent_dose(
+    costs: list[float], changes: list[float], reach: float
 ) -> None:
-    assert choose(usefulness) == chosen
+    """As long as no answer changes by as much as counts as moved."""
+    tuner = make_tuner()
+    for number, (cost, change) in enumerate(zip(costs, changes, strict=True)):
+        tuner.add(0.1 * (number + 1), answers(change, 0.0, -1.0 - cost * LIMIT))
+    fluent = any(cost <= 1 for cost in costs)
+    assert tuner.score == pytest.approx(reach if fluent else reach - 1)
+
+
+def test_the_score_counts_moved_answers_up_to_half_of_them() -> None:
+    tuner = make_tuner()
+    tuner.add(0.1, answers(0.5, 0.0))
+    assert tuner.score == pytest.approx(0.5 + 0.5)
+
+
+def test_the_score_counts_repetition() -> None:
+    tuner = make_tuner()
+    tuner.add(0.1, answers(0.4, 1 / COUNT))
+    assert tuner.score == pytest.approx(0.4 - 0.6 / COUNT)
+
+
+def test_larger_doses_show_only_how_far_the_sign_reaches() -> None:
+    tuner = make_tuner()
+    tuner.add(0.1, answers(0.45, 0.0))
+    assert tuner.larger_doses() == pytest.approx([0.135, 0.18])
+    for dose, change in zip(tuner.larger_doses(), (0.6, 0.9), strict=True):
+        tuner.add_larger(dose, answers(change, 0.0))
+    assert tuner.score == pytest.approx(0.9)
+    assert tuner.tuned().dose == 0.1
+
+
+def test_no_larger_dose_is_tried_if_one_is_too_much() -> None:
+    tuner = make_tuner()
+    tuner.add(0.1, answers(0.6, 0.0))
+    tuner.add(0.2, answers(0.9, 1.0))
+    assert tuner.larger_doses() == []
