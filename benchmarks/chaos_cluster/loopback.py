@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.2
 _READY = b"will now block"
 """What `ray start --block` logs when the node is up."""
 _SMALL = (
-    "--num-cpus=2",
+    "--num-cpus=3",
     "--object-store-memory=80000000",
     # No fixed ports: other nodes are on the same host.
     "--min-worker-port=0",
