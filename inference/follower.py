@@ -16,14 +16,17 @@ import msgspec
 import zmq
 
 from inference.heartbeat import Heartbeat
+from inference.interface.collector import keeping_all
 from inference.interface.config import LogConfig
 from inference.interface.logs import set_up_logging
-from inference.process import end_with_parent, end_with_stdin, hide_progress_bars, one_line, take_stdout
-from inference.runner.devices import choose_device, set_threads
-from inference.runner.follower import FollowerRunner
-from inference.runner.loading import load
-from inference.tensor_parallel.group import Group
-from inference.tensor_parallel.messages import Forward, Start, decode
+
+with keeping_all():
+    from inference.process import end_with_parent, end_with_stdin, hide_progress_bars, one_line, take_stdout
+    from inference.runner.devices import choose_device, set_threads
+    from inference.runner.follower import FollowerRunner
+    from inference.runner.loading import load
+    from inference.tensor_parallel.group import Group
+    from inference.tensor_parallel.messages import Forward, Start, decode
 
 logger = logging.getLogger("tiller.worker")
 

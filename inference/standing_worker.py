@@ -14,10 +14,9 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from inference.building import build_engine
-from inference.engine import Engine
 from inference.heartbeat import Heartbeat
 from inference.interface import text_files
+from inference.interface.collector import keeping_all
 from inference.interface.config import ConfigError, StandingConfig
 from inference.interface.curve import accepting_only
 from inference.interface.logs import set_up_logging
@@ -26,8 +25,12 @@ from inference.interface.registry import Announce
 from inference.interface.worker_key import read_key
 from inference.links.announcing import Announcement, Announcer
 from inference.links.gateways import GatewayLinks
-from inference.process import exit_at_once, hide_progress_bars, one_line
-from inference.worker_loop import WorkerLoop, serve
+
+with keeping_all():
+    from inference.building import build_engine
+    from inference.engine import Engine
+    from inference.process import exit_at_once, hide_progress_bars, one_line
+    from inference.worker_loop import WorkerLoop, serve
 
 _log = logging.getLogger("tiller.worker")
 

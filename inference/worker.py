@@ -13,14 +13,17 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from inference.building import build_engine
 from inference.heartbeat import Heartbeat
 from inference.interface import protocol
+from inference.interface.collector import keeping_all
 from inference.interface.config import EngineConfig
 from inference.interface.logs import set_up_logging
 from inference.links.parent import ParentLink
-from inference.process import end_with_stdin, exit_at_once, hide_progress_bars, one_line, take_stdout
-from inference.worker_loop import WorkerLoop, serve
+
+with keeping_all():
+    from inference.building import build_engine
+    from inference.process import end_with_stdin, exit_at_once, hide_progress_bars, one_line, take_stdout
+    from inference.worker_loop import WorkerLoop, serve
 
 _log = logging.getLogger("tiller.worker")
 

@@ -16,7 +16,6 @@ from app.errors import StartError
 from app.registry.building import key_for
 from app.registry.connection import status as ask_status
 from app.registry.listening import listening
-from app.registry.server import Registry
 from inference.interface.logs import set_up_logging
 from inference.interface.registry import ModelLoad
 
@@ -74,6 +73,8 @@ def serve(
     It keeps the concepts that callers create in the directory `registry` of `data_directory`. Servers and
     workers use it if their setting `registry` names its address. At tcp://, all need the same `worker_key`.
     """
+    from app.registry.server import Registry  # imports NumPy
+
     with exit_on_errors(StartError):
         with exit_on_errors(SettingsError, status=MISUSED):
             settings = read_settings(default_config(config))

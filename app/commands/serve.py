@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from app.commands.errors import MISUSED, exit_on_errors
+from inference.interface.collector import keeping_all
 
 
 def serve(
@@ -19,10 +20,11 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a chat model over HTTP."""
-    # The imports take about a second. Here, Ctrl-C is already handled.
-    from app import server
-    from app.configuration import SettingsError, default_config, load_settings
-    from app.errors import StartError
+    # The imports take half a second. Here, Ctrl-C is already handled.
+    with keeping_all():
+        from app import server
+        from app.configuration import SettingsError, default_config, load_settings
+        from app.errors import StartError
 
     given = {"host": host, "port": port}
     overrides = {key: value for key, value in given.items() if value is not None}

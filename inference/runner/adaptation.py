@@ -9,31 +9,46 @@ from inference.interface.config import EngineConfig
 from inference.interface.progress import follow
 from inference.models.causal_lm import CausalLM
 from inference.runner import verification
+from inference.runner.verification_record import VerificationRecord
 
 _log = logging.getLogger(__name__)
 
 
-def adapt(model: CausalLM, config: EngineConfig) -> Backend:
+def adapt(model: CausalLM, config: EngineConfig, record: VerificationRecord | None = None) -> Backend:
     """Returns the back end. Raises UnsupportedModelError, or KernelError if quantization is not available.
 
-    If several processes share the model, all of them must call this, and all get the same back end.
+    `record`: of this model, if it may be verified only once. If several processes share the model, all of
+    them must call this, and all get the same back end.
     """
-    expectation = verification.compute_reference(model)
-    backend = _choose(model, config)
-    if backend.fuse:
+    backend = selection.choose_backend(model, config)
+    if record and record.exists() and backend.fuse:
         model.transform(backend.fuse)
-    error = _find_error(model, backend, expectation)
-    if not model.group.all(error is None):
-        # Either the kernels do not support this model, or the model itself is not supported.
-        verification.check(model, TORCH, expectation)
-        _log.warning("the kernels do not work for this model, so the server will be slower: %s", error)
-        backend = replace(TORCH, quantize=backend.quantize)
+    else:
+        backend = _verify(model, backend, record)
     if config.quantization != "none":
         if backend.quantize is None:
             raise KernelError(f"engine.quantization {config.quantization} is not available on this device")
         with follow("quantizing the weights"):
             quantize(model, backend)
     return backend
+
+
+def _verify(model: CausalLM, backend: Backend, record: VerificationRecord | None) -> Backend:
+    """Fuses the model's parts. Returns the back end with which the model computes what it computes alone."""
+    expectation = verification.compute_reference(model)
+    if model.group.size > 1:
+        backend = _for_group(model, backend)
+    if backend.fuse:
+        model.transform(backend.fuse)
+    error = _find_error(model, backend, expectation)
+    if model.group.all(error is None):
+        if record and backend != TORCH:
+            record.write()
+        return backend
+    # Either the kernels do not support this model, or the model itself is not supported.
+    verification.check(model, TORCH, expectation)
+    _log.warning("the kernels do not work for this model, so the server will be slower: %s", error)
+    return replace(TORCH, quantize=backend.quantize)
 
 
 def quantize(model: CausalLM, backend: Backend) -> None:
@@ -47,10 +62,7 @@ def quantize(model: CausalLM, backend: Backend) -> None:
         model.store_keys_and_values_in(backend.quantized_cache_dtype)
 
 
-def _choose(model: CausalLM, config: EngineConfig) -> Backend:
-    backend = selection.choose_backend(model, config)
-    if model.group.size == 1:
-        return backend
+def _for_group(model: CausalLM, backend: Backend) -> Backend:
     model.use_plain_layers()
     if not model.group.all(backend.attend is not None):
         return TORCH

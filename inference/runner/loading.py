@@ -13,6 +13,7 @@ from inference.models import causal_lm, pharia, shards
 from inference.models.causal_lm import CausalLM
 from inference.runner.adaptation import adapt
 from inference.runner.devices import choose_dtype
+from inference.runner.verification_record import VerificationRecord
 from inference.tensor_parallel.group import Group
 
 
@@ -28,7 +29,9 @@ def load(config: EngineConfig, directory: Path, group: Group) -> LoadedModel:
     dtype = choose_dtype(config, group.device)
     model = causal_lm.load(directory, dtype, group.device, config.rotary, config.context_length, group)
     digest = model.digest()
-    return LoadedModel(model, digest, adapt(model, config))
+    on_cpu = group.size == 1 and group.device.type == "cpu"
+    record = VerificationRecord(model, digest, config) if on_cpu else None
+    return LoadedModel(model, digest, adapt(model, config, record))
 
 
 def check_group(config: EngineConfig, directory: Path) -> None:

@@ -44,6 +44,14 @@ def tiller(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+def test_a_command_imports_no_server() -> None:
+    """`tiller health` runs every few seconds in a container, and `tiller serve` handles Ctrl-C first."""
+    heavy = ("fastapi", "numpy", "torch", "transformers", "ray")
+    script = f"import sys, app.cli; app.cli.build_commands(); print([m for m in {heavy} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
 def test_a_new_access_token_is_printed_with_its_configuration() -> None:
     lines = tiller("token", "new", "--print-only", 'Ada "x": y').stdout.splitlines()
     token = lines[0].removeprefix("Token: ")

@@ -21,6 +21,10 @@ class Finding:
     """What to do about it. Empty if all is well."""
 
 
+Found = tuple[str, Finding]
+"""The name of a check, and what it has found."""
+
+
 def ok(what: str) -> Finding:
     return Finding(Level.OK, what)
 

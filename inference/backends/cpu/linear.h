@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "int4_dot.h"
@@ -27,33 +29,56 @@ struct Levels {
   uint8_t values[int4::kGroup];
 };
 
+// The least and the largest of kGroup weights. The lanes let the compiler use vector instructions.
+inline std::pair<float, float> find_range(const float* weights) {
+  constexpr int kLanes = 8;
+  float least[kLanes], most[kLanes];
+  for (int lane = 0; lane < kLanes; lane++) least[lane] = most[lane] = weights[lane];
+  for (int i = kLanes; i < int4::kGroup; i += kLanes) {
+    for (int lane = 0; lane < kLanes; lane++) {
+      const float weight = weights[i + lane];
+      least[lane] = weight < least[lane] ? weight : least[lane];
+      most[lane] = weight > most[lane] ? weight : most[lane];
+    }
+  }
+  return {*std::min_element(least, least + kLanes), *std::max_element(most, most + kLanes)};
+}
+
 // Returns kGroup weights in 4 bits, or none if that does not give exactly these weights.
 inline std::optional<Levels> find_levels(const float* weights) {
   constexpr int kMost = 15;
-  const auto [least, most] = std::minmax_element(weights, weights + int4::kGroup);
-  Levels levels{(*most - *least) / kMost, *least, {}};
+  const auto [least, most] = find_range(weights);
+  Levels levels{(most - least) / kMost, least, {}};
   const float step = levels.step, minimum = levels.minimum;
   const float inverse = step > 0 ? 1 / step : 0;
+  int wrong = 0;
   for (int i = 0; i < int4::kGroup; i++) {
-    const float level = std::nearbyint((weights[i] - minimum) * inverse);
-    if (!(level >= 0 && level <= kMost) || minimum + step * level != weights[i]) return std::nullopt;
-    levels.values[i] = static_cast<uint8_t>(level);
+    const float nearest = std::nearbyint((weights[i] - minimum) * inverse);
+    const float level = nearest >= 0 && nearest <= kMost ? nearest : 0.0f;
+    wrong |= minimum + step * level != weights[i];
+    levels.values[i] = static_cast<uint8_t>(static_cast<int32_t>(level));
   }
+  if (wrong) return std::nullopt;
   return levels;
 }
 
 // Writes a group of a column to w, which must be zero there.
 inline void pack(const Levels& levels, int column, int4::Weights& w) {
   const int shift = column < kPanel / 2 ? 0 : 4;
-  int16_t sum = 0;
-  for (int i = 0; i < int4::kGroup; i++) {
-    uint8_t& both = w.levels[i / int4::kQuad][column % (kPanel / 2)][i % int4::kQuad];
-    both = static_cast<uint8_t>(both | levels.values[i] << shift);
-    sum += levels.values[i];
+  int32_t sum = 0;
+  for (const uint8_t value : levels.values) sum += value;
+  for (int quad = 0; quad < int4::kGroup / int4::kQuad; quad++) {
+    uint8_t* to = w.levels[quad][column % (kPanel / 2)];
+    uint32_t both, values;
+    static_assert(sizeof(both) == int4::kQuad);
+    std::memcpy(&both, to, sizeof(both));
+    std::memcpy(&values, levels.values + quad * int4::kQuad, sizeof(values));
+    both |= values << shift;
+    std::memcpy(to, &both, sizeof(both));
   }
   w.steps[column] = levels.step.x;
   w.minima[column] = levels.minimum.x;
-  w.sums[column] = sum;
+  w.sums[column] = static_cast<int16_t>(sum);
 }
 
 // Rounds `count` weights, at most a group, to int8 with one scale. Writes them to a column of w. The error of

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from app.cli import build_commands
 from app.commands.chat.parameters import ONLY_AS_JSON, PARAMETERS
-from app.commands.doctor import command as doctor
+from app.commands.doctor import examination as doctor
 from app.settings import Settings
 from tests.app.contract.support import pairs, store_concepts
 from tests.app.fakes import FakeEngine, reply

@@ -1,17 +1,21 @@
 """Tests that models which would run but give wrong answers are refused at loading."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from inference.backends import selection
 from inference.backends.backend import TORCH, Backend
+from inference.backends.cpu import build
 from inference.interface.config import EngineConfig
 from inference.models.causal_lm import CausalLM
 from inference.models.errors import UnsupportedModelError
+from inference.runner import verification, verification_record
 from inference.runner.adaptation import adapt
+from inference.runner.verification_record import VerificationRecord
 from tests.inference.conftest import (
     ARCHITECTURES,
     COMMON,
@@ -75,3 +79,108 @@ def test_kernels_with_wrong_results_are_not_used(monkeypatch: pytest.MonkeyPatch
 
 def attend_to_nothing(query: torch.Tensor, _: torch.Tensor, value: torch.Tensor, *__: Any) -> torch.Tensor:
     return query.new_zeros(query.shape[2], query.shape[1], value.shape[-1])
+
+
+def test_a_model_is_verified_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    attend_as_torch(monkeypatch)
+    references = count_references(monkeypatch)
+    first = adapt_with_record(make_model("llama"), tmp_path)
+    assert len(references) == 1
+    again = adapt_with_record(make_model("llama"), tmp_path)
+    assert len(references) == 1
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"cache_directory": "other"}, {"rotary": "half"}, {"context_length": 64}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_model_is_verified_again_if_the_configuration_differs(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attend_as_torch(monkeypatch)
+    references = count_references(monkeypatch)
+    adapt_with_record(make_model("llama"), tmp_path)
+    if "cache_directory" in settings:
+        settings = {"cache_directory": str(tmp_path / settings["cache_directory"])}
+    adapt_with_record(make_model("llama"), tmp_path, **settings)
+    assert len(references) == 2
+
+
+@pytest.mark.parametrize("part", ["weights", "model's configuration", "dtype", "kernels", "code"])
+def test_a_model_is_verified_again_if_something_has_changed(
+    part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attend_as_torch(monkeypatch)
+    references = count_references(monkeypatch)
+    adapt_with_record(make_model("llama"), tmp_path)
+    model = make_model("llama")
+    match part:
+        case "weights":
+            model.lm_head.weight.data[3, 5] += 0.001
+        case "model's configuration":
+            model.config.rms_norm_eps *= 2
+        case "dtype":
+            model = model.to(torch.bfloat16)
+        case "kernels":
+            monkeypatch.setattr(build, "library", lambda _: Path("tiller_cpu-another.so"))
+        case "code":
+            monkeypatch.setattr(verification_record, "_code_digest", lambda: "other code")
+    adapt_with_record(model, tmp_path)
+    assert len(references) == 2
+
+
+def test_what_fails_is_verified_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(selection, "choose_backend", lambda *_: Backend(attend=attend_to_nothing, fuse=fuse))
+    references = count_references(monkeypatch)
+    for _ in range(2):
+        assert adapt_with_record(make_model("llama"), tmp_path).attend is None
+    assert len(references) == 2
+
+
+def test_without_kernels_a_model_is_verified_even_if_it_was_with_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attend_as_torch(monkeypatch)
+    references = count_references(monkeypatch)
+    adapt_with_record(make_model("llama"), tmp_path)
+    monkeypatch.setattr(selection, "choose_backend", lambda *_: TORCH)
+    adapt_with_record(make_model("llama"), tmp_path)
+    assert len(references) == 2
+
+
+def test_a_cache_directory_that_cannot_be_written_does_no_harm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attend_as_torch(monkeypatch)
+    (tmp_path / "verified").write_text("a file where the directory should be")
+    adapt_with_record(make_model("llama"), tmp_path)
+
+
+def fuse(_: torch.nn.Module) -> None:
+    """Replaces nothing."""
+
+
+def attend_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a back end in place that differs from torch's by name only."""
+    monkeypatch.setattr(selection, "choose_backend", lambda *_: Backend(fuse=fuse))
+
+
+def count_references(monkeypatch: pytest.MonkeyPatch) -> list[CausalLM]:
+    """The models whose own output was computed."""
+    models: list[CausalLM] = []
+
+    def compute(model: CausalLM) -> verification.Expectation:
+        models.append(model)
+        return compute_reference(model)
+
+    compute_reference = verification.compute_reference
+    monkeypatch.setattr(verification, "compute_reference", compute)
+    return models
+
+
+def adapt_with_record(model: PreTrainedModel, cache: Path, **settings: Any) -> Backend:
+    config = EngineConfig(**{"cache_directory": str(cache), **settings})
+    loaded = CausalLM(model)
+    return adapt(loaded, config, VerificationRecord(loaded, loaded.digest(), config))

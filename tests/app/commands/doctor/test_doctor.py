@@ -10,7 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from app.cli import build_commands
-from app.commands.doctor import command, machine
+from app.commands.doctor import examination, machine
 from app.commands.doctor.worker import WorkerError
 from inference.interface.config import EngineConfig
 from inference.interface.diagnosis import Diagnosis, ModelFiles
@@ -33,7 +33,7 @@ def diagnosis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise WorkerError("no module named torch")
         return found
 
-    monkeypatch.setattr(command, "ask_worker", ask)
+    monkeypatch.setattr(examination, "ask_worker", ask)
 
 
 def doctor(*words: str, **environment: str) -> Result:
@@ -147,7 +147,7 @@ def test_a_check_that_may_not_look_is_a_problem(config: str, monkeypatch: pytest
     def refuse(_: object) -> None:
         raise PermissionError(13, os.strerror(13))
 
-    monkeypatch.setitem(command._CHECKS, "port", refuse)
+    monkeypatch.setitem(examination._CHECKS, "port", refuse)
     done = doctor("--config", config)
     assert done.exit_code == 1
     assert "cannot be checked: [Errno 13] Permission denied" in done.stdout
