@@ -87,13 +87,14 @@ def _effects(report: Json) -> Table:
 
 
 def _facts(report: Json) -> list[str]:
-    blocks = ", ".join(map(str, report["blocks"]))
+    blocks, others = (", ".join(map(str, report[key])) for key in ("blocks", "down_blocks"))
+    negative = "" if others == blocks else f"; with negative strengths {others}"
     return [
         f"Examples: {report['num_distinct']} of {report['num_examples']} distinct, in {report['num_groups']} "
         f"groups, {report['num_held_out']} measured, agreement {_number(report['agreement'], '.2f')}",
         f"Specificity: {_with_error(report['specificity'], report['specificity_error'], '.1f')}, "
         f"rank correlation {_number(report['spearman'], '.2f')}",
-        f"Steered blocks: {blocks}; read at block {report['reading_block']}",
+        f"Steered blocks: {blocks}{negative}; read at block {report['reading_block']}",
         f"Dose: {report['dose']:.3f} at 1, {report['down_dose']:.3f} at -1; "
         f"strengths from {-report['max_down_strength']:g} to {report['max_strength']:g} are used",
     ]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from app.schemas.reports import ConceptReport
 from benchmarks.steering.compare import OURS, PROMPT, Comparison, Trial
 from benchmarks.steering.measure import STRENGTHS, Evaluated
 from benchmarks.steering.requirements import advantage, excesses, faults, our_best, rank, rivals, specificity
@@ -160,7 +161,7 @@ def _report_table(concepts: list[Evaluated]) -> str:
                 concept.name,
                 {True: "yes", False: "no", None: "cannot tell"}[report.works],
                 f"{report.agreement:.2f}",
-                ", ".join(map(str, report.blocks)),
+                _blocks(report),
                 f"{report.dose:.3f}, {report.down_dose:.3f}",
                 f"{report.max_strength:g}, {-report.max_down_strength:g}",
                 f"{moved[1.0].moved:.0%}, {moved[-1.0].moved:.0%}",
@@ -171,6 +172,11 @@ def _report_table(concepts: list[Evaluated]) -> str:
         )
     heads = ("concept", "works", "agreement", "blocks", "doses", "largest strengths", "moved")
     return _table((*heads, "repeated trigrams", "shifts", "x random"), rows)
+
+
+def _blocks(report: ConceptReport) -> str:
+    up, down = (", ".join(map(str, blocks)) for blocks in (report.blocks, report.down_blocks))
+    return up if up == down else f"{up}; negative: {down}"
 
 
 def _with_error(value: float | None, error: float | None) -> str:

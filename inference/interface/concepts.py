@@ -15,9 +15,10 @@ class GivenVectors(msgspec.Struct, frozen=True):
     blocks: tuple[int, ...]
     """Indices of the decoder blocks, ascending."""
     values: bytes
-    """float32, little-endian, [len(blocks), hidden_size]: what strength 1 adds to each block's output."""
+    """float32, little-endian, [len(blocks), hidden_size]: what strength 1 adds to each block's output, or
+    would add if positive strengths steered the block."""
     down_scale: float = 1.0
-    """Strength -1 subtracts `values` times this number."""
+    """Strength -1 subtracts `values` times this number, at the blocks that negative strengths steer."""
     max_strength: float = 2.0
     """The largest strength that is used."""
     max_down_strength: float = 2.0
@@ -28,6 +29,10 @@ class GivenVectors(msgspec.Struct, frozen=True):
     """Projections on the unit direction that read as 0 and 1. None: measured on neutral texts."""
     pairs_digest: str = ""
     """Not empty: the digest of the examples that the vectors were made from."""
+    up_blocks: tuple[int, ...] | None = None
+    """Those of `blocks` that positive strengths steer. None: all."""
+    down_blocks: tuple[int, ...] | None = None
+    """The same for negative strengths."""
 
 
 class TrainConcept(msgspec.Struct, frozen=True, tag="train"):
@@ -187,7 +192,9 @@ class BaseReport(msgspec.Struct, Generic[Sample], frozen=True, kw_only=True):
     samples: list[Sample]
     """Some of these answers: the same questions at each strength."""
     blocks: list[int]
-    """Indices of the decoder blocks whose output is steered, from 0."""
+    """Indices of the decoder blocks whose output positive strengths steer, from 0."""
+    down_blocks: list[int]
+    """The same for negative strengths."""
     reading_block: int
     """Index of the decoder block whose output is read."""
     dose: float

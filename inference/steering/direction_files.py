@@ -28,6 +28,8 @@ class _Metadata(msgspec.Struct, frozen=True):
     max_down_strength: float
     reading_block: int
     reading_range: tuple[float, float]
+    up_blocks: tuple[int, ...] | None = None
+    down_blocks: tuple[int, ...] | None = None
 
 
 def encode_direction(direction: Direction, report: ConceptReport) -> bytes:

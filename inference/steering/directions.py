@@ -32,9 +32,9 @@ class Direction:
     """Indices of the decoder blocks whose output is steered, ascending."""
     units: Array32  # [len(blocks), hidden_size], unit length
     lengths: tuple[float, ...]
-    """Per block: the norm of what strength 1 adds."""
+    """Per block: the norm of what strength 1 adds, or would add if positive strengths steered the block."""
     down_scale: float
-    """Strength -1 subtracts `lengths` times this number."""
+    """Strength -1 subtracts `lengths` times this number, at the blocks that negative strengths steer."""
     max_strength: float
     max_down_strength: float
     """The largest strengths that are used, both positive."""
@@ -42,6 +42,10 @@ class Direction:
     """The one of `blocks` that is read."""
     reading_range: tuple[float, float]
     """The projections on the unit direction that read as 0 and 1."""
+    up_blocks: tuple[int, ...] | None = None
+    """Those of `blocks` that positive strengths steer. None: all."""
+    down_blocks: tuple[int, ...] | None = None
+    """The same for negative strengths."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that do not fit together, or that would make outputs not finite."""
@@ -56,6 +60,10 @@ class Direction:
             raise ValueError(
                 "the direction's blocks are not in order, or the block to read is not among them"
             )
+        if not all(
+            set(some) <= set(self.blocks) and some for some in (self.steered(1.0), self.steered(-1.0))
+        ):
+            raise ValueError("a sign of the direction has no blocks, or others")
         zero, one = self.reading_range
         if min(numbers) < 0 or abs(one - zero) <= _LEAST_RANGE * (abs(zero) + abs(one)):
             raise ValueError("the direction has a negative length or an empty range of readings")
@@ -68,10 +76,16 @@ class Direction:
         """The strength that is used instead."""
         return min(max(strength, -self.max_down_strength), self.max_strength)
 
+    def steered(self, strength: float) -> tuple[int, ...]:
+        """The blocks that strengths of this sign steer."""
+        some = self.up_blocks if strength >= 0 else self.down_blocks
+        return self.blocks if some is None else some
+
     def components(self, strength: float) -> Array32:
         """[len(blocks), 1]: what the strength adds along each block's unit direction."""
         scale = strength if strength >= 0 else strength * self.down_scale
-        return np.array(self.lengths, np.float32)[:, None] * np.float32(scale)
+        lengths = np.where(np.isin(self.blocks, self.steered(strength)), self.lengths, 0.0)
+        return lengths.astype(np.float32)[:, None] * np.float32(scale)
 
     def vectors(self, strength: float) -> Array32:
         """[len(blocks), hidden_size]: what the strength adds to each block's output."""
@@ -87,12 +101,14 @@ def to_given_vectors(direction: Direction) -> GivenVectors:
     """The direction as data that can leave the process."""
     return GivenVectors(
         blocks=direction.blocks,
-        values=direction.vectors(1.0).astype("<f4").tobytes(),
+        values=(direction.units * np.array(direction.lengths, np.float32)[:, None]).astype("<f4").tobytes(),
         down_scale=direction.down_scale,
         max_strength=direction.max_strength,
         max_down_strength=direction.max_down_strength,
         reading_block=direction.reading_block,
         reading_range=direction.reading_range,
+        up_blocks=direction.up_blocks,
+        down_blocks=direction.down_blocks,
     )
 
 

@@ -35,6 +35,8 @@ def given_direction(vectors: GivenVectors, examples: Examples) -> Direction:
         max_down_strength=vectors.max_down_strength,
         reading_block=block,
         reading_range=vectors.reading_range or (0.0, 1.0),
+        up_blocks=vectors.up_blocks,
+        down_blocks=vectors.down_blocks,
     )
     if not direction.fits(num_layers, hidden_size):
         raise ValueError(f"the vectors do not fit the model, which has decoder blocks 0 to {num_layers - 1}")

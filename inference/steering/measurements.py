@@ -229,6 +229,12 @@ class HeldOutDirections:
         """What to do to a pair's texts."""
         return adding(self.by_fold[self.folds[pair]], strength)
 
+    def with_down(self, other: "HeldOutDirections") -> "HeldOutDirections":
+        """Negative strengths steer the other directions' blocks. Both must have the same folds and doses."""
+        pairs = zip(self.by_fold, other.by_fold, strict=True)
+        by_fold = [_with_down(up, down) for up, down in pairs]
+        return HeldOutDirections(_with_down(self.full, other.full), by_fold, self.folds)
+
     def rescaled(self, up: float, down: float) -> "HeldOutDirections":
         """Strength 1 has the dose `up`, and -1 the dose `down`, instead of 1."""
 
@@ -247,6 +253,29 @@ class HeldOutDirections:
         return HeldOutDirections(change(self.full), by_fold, self.folds)
 
 
+def _with_down(up: Direction, down: Direction) -> Direction:
+    """A direction that steers the blocks of `up` with positive strengths, those of `down` with negative ones.
+
+    Where both have a block, it must be the same there.
+    """
+    if up.blocks == down.blocks:
+        return up
+    rows = {
+        block: (unit, length)
+        for one in (down, up)
+        for block, unit, length in zip(one.blocks, one.units, one.lengths, strict=True)
+    }
+    blocks = tuple(sorted(rows))
+    return replace(
+        up,
+        blocks=blocks,
+        units=np.stack([rows[block][0] for block in blocks]),
+        lengths=tuple(rows[block][1] for block in blocks),
+        up_blocks=up.blocks,
+        down_blocks=down.blocks,
+    )
+
+
 def reading_block(blocks: tuple[int, ...]) -> int:
     """The block to read: the middle one of those that are steered."""
     return blocks[len(blocks) // 2]
@@ -254,4 +283,6 @@ def reading_block(blocks: tuple[int, ...]) -> int:
 
 def adding(direction: Direction, strength: float) -> Steering:
     """What a request with this strength gets."""
-    return Steering(BlockVectors(direction.blocks, direction.vectors(direction.clip(strength))))
+    steered = direction.steered(strength)
+    vectors = direction.vectors(direction.clip(strength))
+    return Steering(BlockVectors(steered, vectors[np.isin(direction.blocks, steered)]))

@@ -51,6 +51,8 @@ class Findings:
     specificity: Estimate | None = None
     answers: dict[float, Answers] = field(default_factory=dict)
     """At the strengths -1, 0 and 1. Empty if there are no questions."""
+    plain_down: Answers | None = None
+    """The answers at strength 0, read as those at -1 are. None: all are read in the same way."""
 
     @property
     def spearman(self) -> float | None:
@@ -58,14 +60,17 @@ class Findings:
 
     def moved(self, sign: float) -> float:
         """Share of the answers that strength `sign` moves."""
-        return float(moved(self.answers[0.0], self.answers[sign], sign).mean())
+        return float(moved(self._plain(sign), self.answers[sign], sign).mean())
 
     def has_room(self, sign: float) -> bool:
         """Whether answers without steering are far enough from the sign's examples to be moved."""
-        return has_room(self.answers[0.0], sign)
+        return has_room(self._plain(sign), sign)
 
     def is_fluent(self, sign: float) -> bool:
-        return is_fluent(self.answers[0.0], self.answers[sign], sign * self.logprob_gap)
+        return is_fluent(self._plain(sign), self.answers[sign], sign * self.logprob_gap)
+
+    def _plain(self, sign: float) -> Answers:
+        return self.answers[0.0] if sign > 0 or self.plain_down is None else self.plain_down
 
 
 def agreement(differences: Array64) -> float | None:
@@ -106,7 +111,8 @@ def judge(findings: Findings) -> ConceptReport:
         specificity_error=specificity.error if specificity else None,
         answers=list(_answer_effects(findings)),
         samples=list(_samples(findings)),
-        blocks=list(direction.blocks),
+        blocks=list(direction.steered(1.0)),
+        down_blocks=list(direction.steered(-1.0)),
         reading_block=direction.reading_block,
         dose=relative_dose(direction, findings.norms),
         down_dose=relative_dose(direction, findings.norms, -1.0),
@@ -224,8 +230,13 @@ def _measured(findings: Findings) -> Iterator[str]:
             f"Of {len(findings.answers[0.0].token_ids)} generated answers, strength 1 visibly changes "
             f"{_shown_share(findings, 1.0)} and strength -1 {_shown_share(findings, -1.0)}."
         )
-    blocks = ", ".join(map(str, findings.direction.blocks))
-    yield f"Steered decoder block{'s' * (len(findings.direction.blocks) > 1)}: {blocks}."
+    blocks, others = findings.direction.steered(1.0), findings.direction.steered(-1.0)
+    negative = "" if blocks == others else f"; with negative strengths {_listed(others)}"
+    yield f"Steered decoder block{'s' * (len(blocks) > 1)}: {_listed(blocks)}{negative}."
+
+
+def _listed(blocks: tuple[int, ...]) -> str:
+    return ", ".join(str(block) for block in blocks)
 
 
 def _shown_share(findings: Findings, sign: float) -> str:

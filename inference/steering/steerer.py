@@ -121,7 +121,10 @@ def _project(
     If directions u_i are not orthogonal, changes along u_i would also change the other components. So the
     changes go along the dual vectors d_i, with u_j d_i = 1 for i = j and else 0: the rows of (U U^T)^-1 U.
     """
-    units = [_by_block(direction, direction.units) for direction, _ in chosen]
+    if mode is SteeringMode.CLAMP:
+        units = [_by_block(direction, direction.units, strength) for direction, strength in chosen]
+    else:
+        units = [_by_block(direction, direction.units) for direction, _ in chosen]
     duals = _dual_vectors(units)
     reads = [_block_vectors(vectors) for vectors in units]
     if mode is SteeringMode.ABLATE:
@@ -132,7 +135,9 @@ def _project(
         added = None
     else:
         writes = [{block: -dual for block, dual in vectors.items()} for vectors in duals]
-        targets = [_by_block(direction, direction.components(strength)) for direction, strength in chosen]
+        targets = [
+            _by_block(direction, direction.components(strength), strength) for direction, strength in chosen
+        ]
         added = _block_vectors(
             _total(
                 {block: target[block] * dual for block, dual in vectors.items()}
@@ -146,12 +151,15 @@ def _project(
 def _sum(chosen: list[tuple[Direction, float]]) -> BlockVectors:
     """What the concepts together add."""
     return _block_vectors(
-        _total(_by_block(direction, direction.vectors(strength)) for direction, strength in chosen)
+        _total(_by_block(direction, direction.vectors(strength), strength) for direction, strength in chosen)
     )
 
 
-def _by_block(direction: Direction, values: Array32) -> ByBlock:
-    return dict(zip(direction.blocks, values, strict=True))
+def _by_block(direction: Direction, values: Array32, strength: float | None = None) -> ByBlock:
+    """`values`: one row for each block of the direction. `strength`: only the blocks that it steers."""
+    steered = direction.blocks if strength is None else direction.steered(strength)
+    rows = zip(direction.blocks, values, strict=True)
+    return {block: row for block, row in rows if block in steered}
 
 
 def _total(parts: Iterable[ByBlock]) -> ByBlock:

@@ -21,7 +21,7 @@ from inference.steering.report import Findings
 from inference.steering.search import search
 from inference.steering.tuning import tune
 
-TRAINING_VERSION = 9
+TRAINING_VERSION = 10
 """Increase it when a change of the code gives another direction, dose or report for the same examples."""
 
 Publish = Callable[[Direction], None]
@@ -51,6 +51,7 @@ def train(
     plain = factory.capture()
     yield plain.probes
     examples = Examples(factory, plain, calibration.norms)
+    plain_down = None
     if command.vectors is not None:
         try:
             direction = given_direction(command.vectors, examples)
@@ -64,14 +65,14 @@ def train(
             _check(examples, blocks)
         finalists = yield from search(examples, candidates)
         if sheet.questions:
-            best, doses, unsteered = yield from tune(examples, finalists, sheet)
-            gap = examples.logprob_gap()
-            directions, answers = yield from limit(best, doses, unsteered, gap, sheet)
+            down, up = yield from tune(examples, finalists, sheet)
+            limited = yield from limit(down, up, examples.logprob_gap(), sheet)
+            directions, answers, plain_down = limited.directions, limited.answers, limited.plain_down
         else:
             dose = finalists[0].dose
             directions, answers = finalists[0].directions.rescaled(dose, dose), {}
         publish(directions.full)
-    findings = replace(_describe(command, examples, directions.full), answers=answers)
+    findings = replace(_describe(command, examples, directions.full), answers=answers, plain_down=plain_down)
     if factory.num_pairs and (examples.num_groups > 1 or command.vectors is not None):
         measured, change = yield from effects.measure(examples, directions)
         specificity = yield from effects.measure_specificity(examples, directions.full, change)

@@ -22,7 +22,7 @@ from inference.steering.answers import (
     moved,
 )
 from inference.steering.limits import TunedDose
-from inference.steering.measurements import Examples, HeldOutDirections
+from inference.steering.measurements import Examples
 from inference.steering.search import Finalist
 
 _WANTED_SHARE = 0.5
@@ -65,6 +65,7 @@ class Tuner:
     def __init__(self, sign: float, examples: Examples, finalist: Finalist, plain: Answers) -> None:
         """`plain`: answers without steering, read along the finalist's direction."""
         self.sign = sign
+        self.directions = finalist.directions
         self._plain = plain
         self._own_cost = sign * examples.logprob_gap()
         self.has_room = has_room(plain, sign)
@@ -78,18 +79,13 @@ class Tuner:
         self._first = finalist.dose
 
     @property
-    def score(self) -> float:
-        """How well the sign can be steered at these blocks: at strength 1, and as far as it reaches."""
-        return self._usefulness + self._reach
-
-    @property
-    def _usefulness(self) -> float:
+    def usefulness(self) -> float:
         """How many answers a fluent dose moves, up to the wanted share, and how little they repeat."""
         fluent, _ = self._split()
         return max((min(t.moved, _WANTED_SHARE) - t.answers.repetition for t in fluent), default=-1.0)
 
     @property
-    def _reach(self) -> float:
+    def reach(self) -> float:
         """By how much the largest fluent dose changes the mean reading, interpolated between the trials.
 
         Larger doses cost more and change more; where the trials show the opposite, that is chance.
@@ -122,8 +118,7 @@ class Tuner:
     def larger_doses(self) -> list[float]:
         """What to try to see how far the sign reaches. Nothing if a dose is known to be too much."""
         fluent, too_much = self._split()
-        is_known = not self.has_room or too_much < math.inf
-        return [] if is_known else self._limited(factor * fluent[-1].dose for factor in _HIGHER)
+        return [] if too_much < math.inf else self._limited(factor * fluent[-1].dose for factor in _HIGHER)
 
     def add(self, dose: float, answers: Answers) -> None:
         """Takes the answers at one of `doses`."""
@@ -147,7 +142,7 @@ class Tuner:
         """
         fluent, too_much = self._split()
         best = self._closest(fluent) if fluent else self._trials[0]
-        return TunedDose(self.sign, best.dose, best.answers, too_much)
+        return TunedDose(self.sign, self.directions, best.dose, self._plain, best.answers, too_much)
 
     def _closest(self, fluent: list[Trial]) -> Trial:
         def distance(trial: Trial) -> tuple[float, float]:
@@ -174,63 +169,46 @@ class Tuner:
 
 def tune(
     examples: Examples, finalists: list[Finalist], sheet: AnswerSheet
-) -> Generator[Work, None, tuple[HeldOutDirections, list[TunedDose], Answers]]:
-    """The directions of the best finalist, their doses for negative and positive strengths, and the answers
-    without steering."""
+) -> Generator[Work, None, list[TunedDose]]:
+    """For negative and for positive strengths the best finalist and its dose."""
     plain = yield from sheet.ask_all([Setting(finalist.directions.full, 0.0) for finalist in finalists])
-    candidates = [
-        _Candidate(
-            finalist.directions,
-            answers,
-            [Tuner(sign, examples, finalist, answers) for sign in (-1.0, 1.0)],
-        )
-        for finalist, answers in zip(finalists, plain, strict=True)
+    by_sign = [
+        [Tuner(sign, examples, *pair) for pair in zip(finalists, plain, strict=True)] for sign in (-1.0, 1.0)
     ]
+    tuners = [*itertools.chain.from_iterable(by_sign)]
     for _ in range(_ROUNDS_OF_ALL):
-        yield from _try_doses(candidates, sheet, Tuner.doses, Tuner.add)
-    if len(candidates) > 1:
-        yield from _try_doses(candidates, sheet, Tuner.larger_doses, Tuner.add_larger)
-    best = candidates[int(np.argmax(_scores(candidates)))]
+        yield from _try_doses(tuners, sheet, Tuner.doses, Tuner.add)
+    if len(finalists) > 1:
+        yield from _try_doses(tuners, sheet, Tuner.larger_doses, Tuner.add_larger)
+    best = [_best(rivals) for rivals in by_sign]
     for _ in range(_ROUNDS_OF_BEST):
-        yield from _try_doses([best], sheet, Tuner.doses, Tuner.add)
-    return best.directions, [tuner.tuned() for tuner in best.tuners], best.plain
+        yield from _try_doses(best, sheet, Tuner.doses, Tuner.add)
+    return [tuner.tuned() for tuner in best]
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A finalist, its answers without steering, and its tuners for negative and positive strengths."""
+def _best(rivals: list[Tuner]) -> Tuner:
+    """The one at whose blocks the sign can be steered best: at strength 1, and as far as it reaches.
 
-    directions: HeldOutDirections
-    plain: Answers
-    tuners: list[Tuner]
-
-
-def _scores(candidates: Sequence[_Candidate]) -> list[float]:
-    """The score of each candidate, summed over the signs at which all of them can move answers."""
-    by_sign = zip(*(candidate.tuners for candidate in candidates), strict=True)
-    counted = [all(tuner.has_room for tuner in tuners) for tuners in by_sign]
-    return [
-        sum(tuner.score for tuner, counts in zip(candidate.tuners, counted, strict=True) if counts)
-        for candidate in candidates
-    ]
+    If answers cannot move, strength 1 shows nothing, and the reach decides alone.
+    """
+    if all(tuner.has_room for tuner in rivals):
+        return max(rivals, key=lambda tuner: tuner.usefulness + tuner.reach)
+    return max(rivals, key=lambda tuner: tuner.reach)
 
 
 def _try_doses(
-    candidates: list[_Candidate],
+    tuners: list[Tuner],
     sheet: AnswerSheet,
     doses_of: Callable[[Tuner], list[float]],
     add: Callable[[Tuner, float, Answers], None],
 ) -> Generator[Work, None, None]:
     """One round of all tuners."""
-    tried = [
-        (tuner, Setting(candidate.directions.full, tuner.sign * dose))
-        for candidate in candidates
-        for tuner in candidate.tuners
-        for dose in doses_of(tuner)
-    ]
-    answers = yield from sheet.ask_all([setting for _, setting in tried])
-    for (tuner, setting), answer in zip(tried, answers, strict=True):
-        add(tuner, abs(setting.strength), answer)
+    tried = [(tuner, dose) for tuner in tuners for dose in doses_of(tuner)]
+    answers = yield from sheet.ask_all(
+        [Setting(tuner.directions.full, tuner.sign * dose) for tuner, dose in tried]
+    )
+    for (tuner, dose), answer in zip(tried, answers, strict=True):
+        add(tuner, dose, answer)
 
 
 def _crossing(trials: Sequence[Trial]) -> float:

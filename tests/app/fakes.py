@@ -231,6 +231,7 @@ REPORT = ConceptReport(
     blocks=[16, 17],
     reading_block=16,
     dose=0.15,
+    down_blocks=[16, 17],
     down_dose=0.1,
     max_strength=1.75,
     max_down_strength=1.25,

@@ -70,10 +70,11 @@ def vectors(
 
 
 def scaled(vectors: Vectors, strength: float, concept: dict) -> Vectors:
-    """What a strength adds. Negative strengths have their own dose."""
+    """What a strength adds. Negative strengths have their own blocks and dose."""
     report = concept["report"]
     factor = strength if strength >= 0 else strength * report["down_dose"] / report["dose"]
-    return {block: factor * vector for block, vector in vectors.items()}
+    blocks = report["blocks" if strength >= 0 else "down_blocks"]
+    return {block: factor * vectors[block] for block in blocks}
 
 
 def content(answer: dict) -> str:

@@ -91,6 +91,8 @@ def digest_of(given: GivenVectors, weights_digest: str, examples_digest: str) ->
         given.reading_range,
         given.pairs_digest,
     ]
+    if given.up_blocks is not None or given.down_blocks is not None:
+        facts += [given.up_blocks, given.down_blocks]
     return hashlib.sha256(json.dumps(facts).encode() + b"\n" + given.values).hexdigest()
 
 

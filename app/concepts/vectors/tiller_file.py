@@ -20,6 +20,8 @@ from inference.interface.concepts import GivenVectors, VectorsResult
 
 FORMAT = "tiller-vectors"
 VERSION = "1"
+VERSION_BY_SIGN = "2"
+"""Of a file whose positive and negative strengths steer different blocks."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class _Block(msgspec.Struct, frozen=True):
     norm: float
     """Mean norm of the decoder block's output, without the first position."""
     added: Annotated[float, msgspec.Meta(gt=0)]
-    """Norm of what strength 1 adds to it."""
+    """Norm of what strength 1 adds to it, or would add if positive strengths steered the block."""
     dose: float
     """`added`, divided by `norm`."""
 
@@ -65,6 +67,8 @@ class _Metadata(msgspec.Struct, frozen=True):
     max_down_strength: Strength
     model: str = ""
     reading: _Reading | None = None
+    up_blocks: list[int] | None = None
+    down_blocks: list[int] | None = None
     examples_digest: Annotated[str, msgspec.Meta(max_length=100)] = ""
 
 
@@ -96,6 +100,10 @@ def write_tiller_file(result: VectorsResult, provenance: Provenance, served: Ser
         "created": str(provenance.created),
         "server_version": __version__,
     }
+    if given.up_blocks is not None or given.down_blocks is not None:
+        metadata["version"] = VERSION_BY_SIGN
+        metadata["up_blocks"] = _json(given.blocks if given.up_blocks is None else given.up_blocks)
+        metadata["down_blocks"] = _json(given.blocks if given.down_blocks is None else given.down_blocks)
     if given.reading_block is not None and given.reading_range is not None:
         metadata["reading"] = _json(_Reading(given.reading_block, *given.reading_range))
     tensors = {
@@ -125,6 +133,9 @@ def read_tiller_file(metadata: dict[str, str], directions: dict[int, Vector]) ->
     reading = found.reading
     if reading is not None and (reading.block not in added or reading.zero == reading.one):
         raise _invalid("reading must name one of its blocks, and two different projections")
+    for some in (found.up_blocks, found.down_blocks):
+        if some is not None and not (some and set(some) <= added.keys()):
+            raise _invalid("up_blocks and down_blocks must list some of its blocks")
     vectors = [_scaled(block, direction, added[block]) for block, direction in directions.items()]
     return GivenVectors(
         blocks=tuple(directions),
@@ -135,7 +146,13 @@ def read_tiller_file(metadata: dict[str, str], directions: dict[int, Vector]) ->
         reading_block=reading.block if reading else None,
         reading_range=(reading.zero, reading.one) if reading else None,
         pairs_digest=found.examples_digest,
+        up_blocks=_sorted(found.up_blocks),
+        down_blocks=_sorted(found.down_blocks),
     )
+
+
+def _sorted(blocks: list[int] | None) -> tuple[int, ...] | None:
+    return None if blocks is None else tuple(sorted(set(blocks)))
 
 
 def _scaled(block: int, direction: Vector, length: float) -> Vector:
@@ -145,11 +162,13 @@ def _scaled(block: int, direction: Vector, length: float) -> Vector:
 
 
 def _decode(metadata: dict[str, str]) -> _Metadata:
-    if metadata.get("version") != VERSION:
-        raise _invalid(f"this server reads version {VERSION} of the format")
+    if metadata.get("version") not in (VERSION, VERSION_BY_SIGN):
+        raise _invalid(f"this server reads versions {VERSION} and {VERSION_BY_SIGN} of the format")
     try:
         structured = {
-            name: msgspec.json.decode(metadata[name]) for name in ("blocks", "reading") if name in metadata
+            name: msgspec.json.decode(metadata[name])
+            for name in ("blocks", "reading", "up_blocks", "down_blocks")
+            if name in metadata
         }
         found = msgspec.convert(metadata | structured, _Metadata, strict=False)
     except (msgspec.MsgspecError, RecursionError) as error:

@@ -93,11 +93,16 @@ function Figures({ report }) {
         <dt>Decoder blocks</dt>
         <dd>
           <strong>${report.blocks.join(", ")}</strong>
-          <p class="note">Dose ${plainText(report.dose)} up, ${plainText(report.down_dose)} down. Read at block ${report.reading_block}.</p>
+          <p class="note">${negativeBlocks(report)}Dose ${plainText(report.dose)} up, ${plainText(report.down_dose)} down. Read at block ${report.reading_block}.</p>
         </dd>
       </div>
     </dl>
   `;
+}
+
+function negativeBlocks({ blocks, down_blocks }) {
+  const down = down_blocks.join(", ");
+  return down === blocks.join(", ") ? "" : `With negative strengths ${down}. `;
 }
 
 function AnswerTable({ answers }) {

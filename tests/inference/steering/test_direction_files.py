@@ -29,6 +29,7 @@ REPORT = ConceptReport(
     answers=[AnswerEffect(1.0, 0.5, 0.0, 1.5)],
     samples=[SampleAnswer(1.0, 0, [5, 6])],
     blocks=[0, 1],
+    down_blocks=[1],
     reading_block=1,
     dose=0.1,
     down_dose=0.05,

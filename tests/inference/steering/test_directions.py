@@ -102,6 +102,10 @@ UNITS = make_direction(1, blocks=BLOCKS).units
         ({"max_down_strength": -1.0}, "negative length"),
         ({"reading_range": (2.0, 2.0)}, "empty range"),
         ({"reading_range": (2.0, 2.000001)}, "empty range"),
+        ({"up_blocks": ()}, "a sign of the direction has no blocks"),
+        ({"down_blocks": ()}, "a sign of the direction has no blocks"),
+        ({"up_blocks": (0, 1)}, "has no blocks, or others"),
+        ({"down_blocks": (7,)}, "has no blocks, or others"),
     ],
 )
 def test_values_that_do_not_fit_together_are_an_error(changes: Mapping[str, object], message: str) -> None:
@@ -123,4 +127,23 @@ def test_a_direction_leaves_the_process_as_what_strength_one_adds() -> None:
     assert (given.down_scale, given.max_strength, given.max_down_strength) == (0.5, 1.5, 1.25)
     assert (given.reading_block, given.reading_range) == (2, direction.reading_range)
     assert given.pairs_digest == ""
+    assert given.up_blocks is given.down_blocks is None
     assert direction.fits(NUM_LAYERS, HIDDEN_SIZE)
+
+
+def test_a_direction_whose_signs_steer_different_blocks_leaves_with_all_its_vectors() -> None:
+    direction = make_direction(1, 0.3, (0, 1, 2), down_scale=0.5, up_blocks=(0, 1), down_blocks=(1, 2))
+    given = to_given_vectors(direction)
+    values = np.frombuffer(given.values, "<f4").reshape(3, HIDDEN_SIZE)
+    np.testing.assert_array_equal(values[:2], direction.vectors(1.0)[:2])
+    np.testing.assert_allclose(-0.5 * values[1:], direction.vectors(-1.0)[1:], rtol=1e-6)
+    assert (given.up_blocks, given.down_blocks) == ((0, 1), (1, 2))
+
+
+@pytest.mark.parametrize(("strength", "steered"), [(1.0, (0, 1)), (-1.0, (1, 2))])
+def test_a_sign_changes_only_its_own_blocks(strength: float, steered: tuple[int, ...]) -> None:
+    direction = make_direction(1, 0.3, (0, 1, 2), up_blocks=(0, 1), down_blocks=(1, 2))
+    assert direction.steered(strength) == steered
+    changed = np.flatnonzero(np.linalg.norm(direction.vectors(strength), axis=1))
+    assert tuple(changed) == steered
+    assert relative_dose(direction, NORMS, strength) == pytest.approx(0.3)

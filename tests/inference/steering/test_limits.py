@@ -9,9 +9,9 @@ import pytest
 from inference.scheduling.probe import Work
 from inference.steering.answers import Answers, Setting
 from inference.steering.directions import Direction
-from inference.steering.limits import TunedDose, limit
+from inference.steering.limits import Limited, TunedDose, limit
 from inference.steering.measurements import HeldOutDirections
-from tests.inference.steering.conftest import NORMS, make_direction
+from tests.inference.steering.conftest import NORMS, STEERED_BLOCKS, make_direction
 from tests.inference.steering.test_tuning import Curve
 
 INFINITE = float("inf")
@@ -40,22 +40,30 @@ class Sheet:
 
 
 def limited(
-    sheet: Sheet, down: float = 0.2, up: float = 0.3, too_much: float = INFINITE
-) -> tuple[Direction, dict[float, Answers]]:
-    direction = make_direction(1, 1.0)
-    directions = HeldOutDirections(direction, [direction], [0])
-    tuned = [
-        TunedDose(-1.0, down, sheet.answers(-down), INFINITE),
-        TunedDose(1.0, up, sheet.answers(up), too_much),
-    ]
-    work = limit(directions, tuned, sheet.answers(0.0), 0.0, sheet)
+    sheet: Sheet,
+    down: float = 0.2,
+    up: float = 0.3,
+    too_much: float = INFINITE,
+    blocks: tuple[tuple[int, ...], tuple[int, ...]] = (STEERED_BLOCKS, STEERED_BLOCKS),
+) -> Limited:
+    """`blocks`: of negative and of positive strengths."""
+    lower, upper = (HeldOutDirections(one, [one], [0]) for one in (make_direction(1, 1.0, b) for b in blocks))
+    plain = sheet.answers(0.0)
+    work = limit(
+        TunedDose(
+            -1.0, lower, down, replace(plain, readings=plain.readings + 7), sheet.answers(-down), INFINITE
+        ),
+        TunedDose(1.0, upper, up, plain, sheet.answers(up), too_much),
+        0.0,
+        sheet,
+    )
     while True:
         try:
             next(work)
         except StopIteration as end:
-            result, answers = end.value
-            assert result.by_fold[0].lengths == result.full.lengths
-            return result.full, answers
+            result: Limited = end.value
+            assert result.directions.by_fold[0].lengths == result.directions.full.lengths
+            return result
 
 
 def doses(direction: Direction) -> tuple[float, float]:
@@ -66,16 +74,19 @@ def doses(direction: Direction) -> tuple[float, float]:
 
 def test_fluent_doses_are_kept_with_the_largest_strengths() -> None:
     sheet = Sheet(Curve(0.2, INFINITE), Curve(0.3, INFINITE))
-    direction, answers = limited(sheet)
+    result = limited(sheet)
+    direction, answers = result.directions.full, result.answers
     assert doses(direction) == pytest.approx((0.2, 0.3))
     assert (direction.max_down_strength, direction.max_strength) == (2.0, 2.0)
+    assert result.plain_down.readings.mean() == 7.0
     assert answers.keys() == {-1.0, 0.0, 1.0}
     assert answers[0.0].readings.mean() == 0.0
     assert answers[1.0].readings.mean() > 0.0 > answers[-1.0].readings.mean()
 
 
 def test_a_dose_is_lowered_until_its_answers_are_fluent() -> None:
-    direction, answers = limited(Sheet(Curve(0.2, INFINITE), Curve(0.3, 0.2)))
+    result = limited(Sheet(Curve(0.2, INFINITE), Curve(0.3, 0.2)))
+    direction, answers = result.directions.full, result.answers
     down, up = doses(direction)
     assert down == pytest.approx(0.2)
     assert up == pytest.approx(0.3 * 0.6)
@@ -85,7 +96,7 @@ def test_a_dose_is_lowered_until_its_answers_are_fluent() -> None:
 
 @pytest.mark.parametrize(("loops", "cap"), [(1.1, 1.0), (1.2, 1.125), (1.3, 1.25), (1.7, 1.5), (3.0, 2.0)])
 def test_the_largest_strength_is_the_last_one_before_answers_loop(loops: float, cap: float) -> None:
-    direction, _ = limited(Sheet(Curve(0.2, loops * 0.2), Curve(0.3, loops * 0.3)))
+    direction = limited(Sheet(Curve(0.2, loops * 0.2), Curve(0.3, loops * 0.3))).directions.full
     assert (direction.max_down_strength, direction.max_strength) == (cap, cap)
 
 
@@ -104,7 +115,7 @@ class Repeating(Curve):
 @pytest.mark.parametrize(
     ("share", "cap"),
     [
-        (0.16, 1.0),  # fluent at 1, and more than seven tenths of the limit
+        (0.14, 1.0),  # at 1 less than its part of the limit, and more than seven tenths
         (0.105, 1.125),  # 0.118 at 1.125
         (0.07, 1.5),  # 0.122 at 1.75
         (0.05, 2.0),
@@ -112,14 +123,14 @@ class Repeating(Curve):
 )
 def test_strengths_above_1_may_use_only_a_part_of_the_limits(share: float, cap: float) -> None:
     sheet = Sheet(Repeating(0.2, share / 0.2), Repeating(0.3, share / 0.3))
-    direction, _ = limited(sheet)
+    direction = limited(sheet).directions.full
     assert doses(direction) == pytest.approx((0.2, 0.3))
     assert (direction.max_down_strength, direction.max_strength) == (cap, cap)
 
 
 def test_a_dose_that_looped_while_tuning_limits_the_largest_strength() -> None:
     """Even if these answers happen to be fluent."""
-    direction, _ = limited(Sheet(Curve(0.2, INFINITE), Curve(0.3, INFINITE)), too_much=1.4 * 0.3)
+    direction = limited(Sheet(Curve(0.2, INFINITE), Curve(0.3, INFINITE)), too_much=1.4 * 0.3).directions.full
     assert (direction.max_down_strength, direction.max_strength) == (2.0, 1.25)
 
 
@@ -137,13 +148,33 @@ def test_no_larger_strength_is_tried_if_strength_1_is_not_fluent() -> None:
             return (Curve(0.3, 0.0) if 0 < dose <= 0.3 else Curve(0.3, INFINITE)).answers(dose, sign)
 
     sheet = Sheet(Curve(0.2, INFINITE), Moody(0.3, 0.0))
-    direction, _ = limited(sheet)
+    direction = limited(sheet).directions.full
     assert direction.max_strength == 1.0
 
 
 def test_a_dose_that_is_never_fluent_becomes_so_small_that_it_has_no_effect() -> None:
-    direction, _ = limited(Sheet(Curve(0.2, 1e-6), Curve(0.3, INFINITE)))
+    direction = limited(Sheet(Curve(0.2, 1e-6), Curve(0.3, INFINITE))).directions.full
     down, up = doses(direction)
     assert 0 < down < 0.02
     assert up == pytest.approx(0.3)
     assert direction.max_down_strength == 1.0
+
+
+def test_strength_1_may_use_only_a_part_of_the_limits() -> None:
+    """A dose that is fluent, but only just, is lowered a little: here by a tenth."""
+    sheet = Sheet(Repeating(0.2, 0.16 / 0.2), Repeating(0.3, 0.16 / 0.3))
+    direction = limited(sheet).directions.full
+    assert doses(direction) == pytest.approx((0.9 * 0.2, 0.9 * 0.3))
+    assert sheet.asked[:2] == pytest.approx([-0.9 * 0.2, 0.9 * 0.3])
+
+
+def test_each_sign_steers_its_own_blocks() -> None:
+    sheet = Sheet(Curve(0.2, INFINITE), Curve(0.3, INFINITE))
+    direction = limited(sheet, blocks=((1, 2), (0, 1))).directions.full
+    assert direction.blocks == (0, 1, 2)
+    assert (direction.up_blocks, direction.down_blocks) == ((0, 1), (1, 2))
+    up, down = direction.vectors(1.0), direction.vectors(-1.0)
+    norms = np.array(NORMS)
+    np.testing.assert_allclose(np.linalg.norm(up, axis=1) / norms, [0.3, 0.3, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(down, axis=1) / norms, [0.0, 0.2, 0.2], rtol=1e-5)
+    assert direction.reading_block == make_direction(1, 1.0, (0, 1)).reading_block

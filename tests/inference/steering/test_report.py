@@ -132,6 +132,19 @@ def test_a_good_concept_works() -> None:
     assert (report.max_strength, report.max_down_strength) == (1.5, 2.0)
 
 
+def test_blocks_of_negative_strengths_are_reported_if_they_differ() -> None:
+    direction = make_direction(1, 0.25, (0, 1, 2), up_blocks=(0, 2), down_blocks=(1,))
+    report = make_report(direction=direction)
+    assert (report.blocks, report.down_blocks) == ([0, 2], [1])
+    assert report.summary.endswith("Steered decoder blocks: 0, 2; with negative strengths 1.")
+    assert (report.dose, report.down_dose) == pytest.approx((0.25, 0.25))
+
+
+def test_answers_at_minus_1_are_compared_with_those_that_were_read_in_the_same_way() -> None:
+    report = make_report(plain_down=make_answers(-0.4))
+    assert [effect.moved for effect in report.answers] == [0.0, 0.0, 0.5]
+
+
 def test_the_summary_has_the_measured_figures() -> None:
     summary = make_report((-0.61,), errors=(0.11, 0.09)).summary
     for figure in ("+0.80 ± 0.09", "-0.61 ± 0.11", "50%", "decoder blocks: 0, 2"):

@@ -83,6 +83,26 @@ def test_each_sign_has_its_own_dose() -> None:
     np.testing.assert_allclose(down, -0.25 * up, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("strength", "blocks"), [(1.0, (0, 1)), (-1.0, (1, 2))])
+@pytest.mark.parametrize("mode", [SteeringMode.ADD, SteeringMode.CLAMP])
+def test_each_sign_has_its_own_blocks(mode: SteeringMode, strength: float, blocks: tuple[int, ...]) -> None:
+    """The others are not even listed, so that they cost nothing."""
+    direction = make_direction(1, blocks=(0, 1, 2), up_blocks=(0, 1), down_blocks=(1, 2))
+    steering = steer(make_steerer(10.0, {"kind": direction}), "kind", strength=strength, mode=mode).steering
+    assert steering is not None
+    assert steering.added is not None
+    assert steering.added.blocks == blocks
+    assert steering.blocks == set(blocks)
+
+
+def test_ablation_removes_the_direction_from_the_blocks_of_both_signs() -> None:
+    direction = make_direction(1, blocks=(0, 1, 2), up_blocks=(0, 1), down_blocks=(1, 2))
+    spec = {"strength": 1.0, "mode": SteeringMode.ABLATE}
+    steering = steer(make_steerer(10.0, {"kind": direction}), "kind", **spec).steering
+    assert steering is not None
+    assert steering.blocks == {0, 1, 2}
+
+
 def test_each_block_has_its_own_length() -> None:
     direction = make_direction(1, blocks=BLOCKS, lengths=(3.0, 0.5))
     vectors = added(make_steerer(10.0, {"kind": direction}), "kind", strength=2.0)

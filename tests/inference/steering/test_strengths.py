@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from inference.interface.requests import SteeringMode, SteeringSpec
@@ -40,6 +41,23 @@ def test_each_concept_has_its_own_strength(llama: PreTrainedModel) -> None:
         expected = generate(llama, PROMPT, 16)
     one = msgspec.structs.replace(request("a", PROMPT, 16), steering=SteeringSpec(strengths))
     assert run(llama, one)[0].token_ids == expected
+
+
+@pytest.mark.parametrize(("strength", "blocks"), [(1.5, (0,)), (-1.0, (1, 2))])
+def test_each_sign_has_its_own_blocks(
+    llama: PreTrainedModel, strength: float, blocks: tuple[int, ...]
+) -> None:
+    sides = make_direction(6, 0.6, (0, 1, 2), down_scale=0.7, up_blocks=(0,), down_blocks=(1, 2))
+    scale = strength if strength > 0 else 0.7 * strength
+    units = torch.from_numpy(sides.units).double()
+    changes = {
+        block: lambda hidden, block=block: hidden + scale * sides.lengths[block] * units[block]
+        for block in blocks
+    }
+    with changing_plainly(llama, changes, lambda position: True):
+        expected = generate(llama, PROMPT, 16)
+    one = steered(request("a", PROMPT, 16), "sides", strength=strength)
+    assert steered_driver(llama, concepts={"sides": sides}).run(one)["a", 0].token_ids == expected
 
 
 def submit(driver: Driver, spec: SteeringSpec) -> dict[str, float]:

@@ -1,13 +1,19 @@
 """The dose is the smallest that moves half of the answers, and the answers stay fluent."""
 
 import math
+from collections.abc import Generator, Mapping, Sequence
 
 import numpy as np
 import pytest
 
-from inference.steering.answers import Answers
+from inference.scheduling.probe import Work
+from inference.steering.answers import Answers, Setting
+from inference.steering.measurements import HeldOutDirections
 from inference.steering.search import Finalist
-from inference.steering.tuning import Tuner
+from inference.steering.tuning import Tuner, tune
+from tests.inference.steering.conftest import make_direction
+
+INFINITE = float("inf")
 
 COUNT = 12
 LIMIT = math.log(3.3)
@@ -37,7 +43,7 @@ class NoGap:
         return 0.0
 
 
-def tune(
+def run_rounds(
     curve: Curve, first: float = 0.2, sign: float = 1.0, shift_per_dose: float = 5.0
 ) -> tuple[Tuner, list[float]]:
     """The tuner after its rounds, and all doses that were tried."""
@@ -55,7 +61,7 @@ def tune(
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_dose_moves_half_of_the_answers(half: float, sign: float) -> None:
     plain = 0.0 if sign > 0 else 1.0
-    tuner, _ = tune(Curve(half, np.inf, plain), sign=sign)
+    tuner, _ = run_rounds(Curve(half, np.inf, plain), sign=sign)
     assert tuner.tuned().sign == sign
     assert tuner.tuned().dose == pytest.approx(half, rel=0.3)
     assert tuner.tuned().too_much == np.inf
@@ -63,14 +69,14 @@ def test_the_dose_moves_half_of_the_answers(half: float, sign: float) -> None:
 
 @pytest.mark.parametrize("loops", [0.06, 0.1, 0.17, 0.25, 0.33])
 def test_the_dose_is_below_the_first_one_that_loops(loops: float) -> None:
-    tuner, tried = tune(Curve(0.4, loops))
+    tuner, tried = run_rounds(Curve(0.4, loops))
     assert tuner.tuned().dose in tried
     assert tuner.tuned().too_much in tried
     assert 0.4 * loops < tuner.tuned().dose < loops <= tuner.tuned().too_much
 
 
 def test_without_a_fluent_dose_the_smallest_one_is_tuned_further() -> None:
-    tuner, tried = tune(Curve(0.4, 1e-6))
+    tuner, tried = run_rounds(Curve(0.4, 1e-6))
     assert tuner.tuned().dose == tuner.tuned().too_much == min(tried) < 0.05
 
 
@@ -96,7 +102,7 @@ def test_one_dose_alone_whose_answers_loop_is_chance(
 
 
 def test_a_concept_that_moves_nothing_gets_the_largest_dose() -> None:
-    tuner, tried = tune(Curve(100.0, np.inf))
+    tuner, tried = run_rounds(Curve(100.0, np.inf))
     assert tuner.tuned().dose == max(tried) == pytest.approx(0.8)
 
 
@@ -105,13 +111,13 @@ def test_answers_that_cannot_move_are_steered_by_the_shift_of_the_examples(
     shift_per_dose: float, dose: float
 ) -> None:
     """Without steering the answers are like the examples of the sign already. The search has found 0.2."""
-    tuner, _ = tune(Curve(0.1, np.inf, plain=0.8), shift_per_dose=shift_per_dose)
+    tuner, _ = run_rounds(Curve(0.1, np.inf, plain=0.8), shift_per_dose=shift_per_dose)
     assert not tuner.has_room
     assert tuner.tuned().dose == pytest.approx(dose)
 
 
 def test_that_dose_is_limited_by_fluency_as_well() -> None:
-    tuner, _ = tune(Curve(0.1, 0.1, plain=0.8), shift_per_dose=5.0)
+    tuner, _ = run_rounds(Curve(0.1, 0.1, plain=0.8), shift_per_dose=5.0)
     assert 0 < tuner.tuned().dose < 0.1
     assert tuner.tuned().too_much < np.inf
 
@@ -149,27 +155,31 @@ def make_tuner() -> Tuner:
         ([0.0, 2.0], [0.4, 0.2], 0.4),  # more steering does not change less
     ],
 )
-def test_the_score_counts_the_change_at_the_largest_fluent_dose(
+def test_the_reach_is_the_change_at_the_largest_fluent_dose(
     costs: list[float], changes: list[float], reach: float
 ) -> None:
-    """As long as no answer changes by as much as counts as moved."""
     tuner = make_tuner()
     for number, (cost, change) in enumerate(zip(costs, changes, strict=True)):
         tuner.add(0.1 * (number + 1), answers(change, 0.0, -1.0 - cost * LIMIT))
-    fluent = any(cost <= 1 for cost in costs)
-    assert tuner.score == pytest.approx(reach if fluent else reach - 1)
+    assert tuner.reach == pytest.approx(reach)
 
 
-def test_the_score_counts_moved_answers_up_to_half_of_them() -> None:
+def test_the_usefulness_counts_moved_answers_up_to_half_of_them() -> None:
     tuner = make_tuner()
     tuner.add(0.1, answers(0.5, 0.0))
-    assert tuner.score == pytest.approx(0.5 + 0.5)
+    assert tuner.usefulness == pytest.approx(0.5)
 
 
-def test_the_score_counts_repetition() -> None:
+def test_the_usefulness_counts_repetition() -> None:
     tuner = make_tuner()
     tuner.add(0.1, answers(0.4, 1 / COUNT))
-    assert tuner.score == pytest.approx(0.4 - 0.6 / COUNT)
+    assert tuner.usefulness == pytest.approx(-0.6 / COUNT)
+
+
+def test_without_a_fluent_dose_there_is_no_use() -> None:
+    tuner = make_tuner()
+    tuner.add(0.1, answers(0.5, 1.0))
+    assert tuner.usefulness == -1
 
 
 def test_larger_doses_show_only_how_far_the_sign_reaches() -> None:
@@ -178,7 +188,7 @@ def test_larger_doses_show_only_how_far_the_sign_reaches() -> None:
     assert tuner.larger_doses() == pytest.approx([0.135, 0.18])
     for dose, change in zip(tuner.larger_doses(), (0.6, 0.9), strict=True):
         tuner.add_larger(dose, answers(change, 0.0))
-    assert tuner.score == pytest.approx(0.9)
+    assert (tuner.usefulness, tuner.reach) == pytest.approx((0.0, 0.9))
     assert tuner.tuned().dose == 0.1
 
 
@@ -187,3 +197,49 @@ def test_no_larger_dose_is_tried_if_one_is_too_much() -> None:
     tuner.add(0.1, answers(0.6, 0.0))
     tuner.add(0.2, answers(0.9, 1.0))
     assert tuner.larger_doses() == []
+
+
+class Sheet:
+    """Answers that depend on the blocks: by block, the curves of negative and of positive strengths."""
+
+    def __init__(self, curves: Mapping[int, tuple[Curve, Curve]]) -> None:
+        self._by_block = curves
+
+    def ask_all(self, settings: Sequence[Setting]) -> Generator[Work, None, list[Answers]]:
+        yield []
+        return [
+            self._by_block[one.direction.blocks[0]][one.strength > 0].answers(
+                abs(one.strength), float(np.sign(one.strength))
+            )
+            for one in settings
+        ]
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "chosen"),
+    [
+        # The dose that moves half of the answers, and the one that loops, at blocks 0 and 1.
+        ([(0.2, INFINITE), (0.2, 0.1)], [(0.2, 0.1), (0.2, INFINITE)], (0, 1)),
+        ([(0.2, 0.1), (0.2, INFINITE)], [(0.2, INFINITE), (0.2, 0.1)], (1, 0)),
+        ([(0.2, INFINITE)] * 2, [(0.2, INFINITE)] * 2, (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("plain", [0.5, 0.9])
+def test_each_sign_has_its_own_blocks(
+    down: list[tuple[float, float]], up: list[tuple[float, float]], chosen: tuple[int, int], plain: float
+) -> None:
+    """Also if answers cannot move up, because they read as 0.9 without steering."""
+    curves = {block: (Curve(*down[block], plain), Curve(*up[block], plain)) for block in (0, 1)}
+    finalists = [
+        Finalist(HeldOutDirections(one, [one], [0]), 0.2, (-5.0, 5.0))
+        for one in (make_direction(1, 1.0, (block,)) for block in (0, 1))
+    ]
+    work = tune(NoGap(), finalists, Sheet(curves))
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            doses = end.value
+            break
+    assert [one.sign for one in doses] == [-1.0, 1.0]
+    assert tuple(one.directions.full.blocks[0] for one in doses) == chosen

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -102,6 +103,17 @@ def test_vectors_of_another_model_are_refused_by_name() -> None:
     assert "5f" * 7 not in refused.value.message
 
 
+BY_SIGN = msgspec.structs.replace(VECTORS, up_blocks=(1,), down_blocks=(1, 2))
+
+
+def test_the_signs_may_steer_different_blocks(tmp_path: Any) -> None:
+    metadata = metadata_of(written(BY_SIGN), tmp_path)
+    assert (metadata["version"], metadata["up_blocks"], metadata["down_blocks"]) == ("2", "[1]", "[1,2]")
+    given = read(written(BY_SIGN))
+    assert (given.up_blocks, given.down_blocks) == ((1,), (1, 2))
+    assert given.values == read(written()).values
+
+
 def test_the_name_of_the_model_may_differ() -> None:
     renamed = ServedModel("tiny-2", "5f" * 32, hidden_size=8, num_layers=4)
     assert read(written(), renamed) == read(written())
@@ -109,8 +121,11 @@ def test_the_name_of_the_model_may_differ() -> None:
 
 BLOCKS = [{"block": 1, "norm": 8, "added": 5, "dose": 1}, {"block": 2, "norm": 8, "added": 5, "dose": 1}]
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "another version": ({"version": "2"}, "version 1"),
-    "no version": ({"version": None}, "version 1"),
+    "another version": ({"version": "3"}, "versions 1 and 2"),
+    "no version": ({"version": None}, "versions 1 and 2"),
+    "blocks of a sign that are others": ({"up_blocks": "[1, 3]"}, "some of its blocks"),
+    "no blocks of a sign": ({"down_blocks": "[]"}, "some of its blocks"),
+    "blocks of a sign that are no list": ({"down_blocks": "1"}, "down_blocks"),
     "no digest": ({"weights_digest": None}, "weights_digest"),
     "no blocks": ({"blocks": None}, "blocks"),
     "blocks that are no JSON": ({"blocks": "{"}, "metadata cannot be used"),
