@@ -1,6 +1,7 @@
 """`make eval`: evaluates steering and writes docs/steering-evaluation.md. 90 minutes on two cores."""
 
 import argparse
+import pickle
 import sys
 from pathlib import Path
 
@@ -34,15 +35,17 @@ def main() -> int:
     parser.add_argument("--quantization", choices=("none", "integer"), default="integer")
     parser.add_argument("--prompts", type=int, default=48, help="how many of prompts.txt; at least 2")
     parser.add_argument("--output", type=Path, default=_DOCS)
+    parser.add_argument("--resume", type=Path, help="a directory that keeps what is done, for the next try")
     parser.add_argument("concepts", nargs="*", help="default: all")
     arguments = parser.parse_args()
     cache = Path(arguments.cache_directory).expanduser()
+    subjects = load_subjects(arguments.concepts)
     prompts = (_HERE / "prompts.txt").read_text().splitlines()[: arguments.prompts]
     model = PlainModel(resolve("embedded", cache), TRAINING_PROMPT)
     settings = {"quantization": arguments.quantization, "cache_directory": cache, "kv_cache_gib": 0.5}
     with LLM(**settings) as llm, LLM(**settings, training_questions=0) as other:
         arena = Arena(llm, other, model, prompts)
-        concepts = [_evaluate(llm, model, arena, subject) for subject in load_subjects(arguments.concepts)]
+        concepts = [_kept_or_new(arguments.resume, llm, model, arena, subject) for subject in subjects]
     _measure(concepts, model, cache)
     machine = describe_machine()
     conditions = (
@@ -54,6 +57,21 @@ def main() -> int:
     found = faults(concepts)
     print("\n".join(found), file=sys.stderr)
     return 1 if found else 0
+
+
+def _kept_or_new(
+    directory: Path | None, llm: LLM, model: PlainModel, arena: Arena, subject: Subject
+) -> Evaluated:
+    """What an interrupted run has kept, or a new evaluation, which is kept if there is a directory."""
+    if directory is None:
+        return _evaluate(llm, model, arena, subject)
+    file = directory / f"{subject.name}.pickle"
+    if not file.exists():
+        evaluated = _evaluate(llm, model, arena, subject)
+        directory.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(pickle.dumps(evaluated))
+    kept: Evaluated = pickle.loads(file.read_bytes())
+    return kept
 
 
 def _evaluate(llm: LLM, model: PlainModel, arena: Arena, subject: Subject) -> Evaluated:

@@ -18,6 +18,21 @@ _MAX_WORD = 20
 _ELISION = re.compile(r"\b([cdjlmnst]|qu|jusqu|lorsqu|puisqu)'(?!mon\b|all\b)(?=\w{2})")
 _CONTRACTION = re.compile(r"\w+(?:n't|'(?:m|re|ve|ll|d))")
 _DROPPED_G = re.compile(r"\w{2,}in'(?!\w)|(?<!\w)o'(?= )")
+_SENTENCE = re.compile(r"""(.+?)(?:([.!?…]+)["'”’»)\]*_]*(?=\s|$)|$)""", re.MULTILINE)
+_NO_PLURALS = frozenset(["cubes", "does", "fines", "rates", "stages", "wages"])
+_ETH = re.compile(r"\w{2,}(?<!ti)eth|\w{2,}'st")
+_NO_ETH = [
+    "teeth",
+    "shibboleth",
+    "elizabeth",
+    "gareth",
+    "gwyneth",
+    "kenneth",
+    "lambeth",
+    "macbeth",
+    "nazareth",
+]
+_NO_EST = ["cleanest", "closest", "digest", "leanest", "meanest"]
 _VOWELS = "aeiouyàâäáéèêëíîïóôöúùûü"
 _AFTER_BE = frozenset(["be", "been", "being", "get", "gets", "getting"])
 _SUBJECTS = frozenset(["i", "you", "we", "they"])
@@ -95,6 +110,35 @@ def pirate(answer: str) -> float:
     return min(1.0, _share(words, "pirate") + dialect / max(1, len(words)))
 
 
+def spanish(answer: str) -> float:
+    """Share of common Spanish words that are not English."""
+    return _share(_words(answer), "spanish")
+
+
+def animals(answer: str) -> float:
+    """Share of words for animals, their bodies, homes, sounds and movements."""
+    words = [word.removesuffix("'s") for word in _words(answer)]
+    known = _phrases("animals")
+    return _share([word if word in _NO_PLURALS else _singular(word, known) for word in words], "animals")
+
+
+def questions(answer: str) -> float:
+    """Share of the sentences that end in a question mark. A last sentence that is cut off is one without.
+
+    The end of a line ends a sentence too. The same question counts at most three times.
+    """
+    sentences = [part for part in _SENTENCE.findall(_lower(answer)) if _words(part[0])]
+    return _counts(text.strip() for text, end in sentences if "?" in end).total() / max(1, len(sentences))
+
+
+def shakespeare(answer: str) -> float:
+    """Share of Early Modern English words and phrases, and of verb forms such as "speakest" and "goeth"."""
+    words = _words(answer)
+    unlisted = (word for word in words if word not in _phrases("shakespeare"))
+    verbs = _counts(filter(_early_modern, unlisted)).total()
+    return min(1.0, _share(words, "shakespeare") + verbs / max(1, len(words)))
+
+
 def word_repetition(answer: str) -> float:
     """Share of the trigrams of words that repeat an earlier one; 0 for fewer than two trigrams.
 
@@ -151,6 +195,17 @@ def _phrases(name: str) -> frozenset[str]:
 def _singular(word: str, known: frozenset[str]) -> str:
     forms = (word, word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("ies") + "y")
     return next((form for form in forms if form in known), word)
+
+
+def _early_modern(word: str) -> bool:
+    """Verb forms: "goeth", "know'st" and, of the verbs in the list, "lovest". Not "teeth" or "honest"."""
+    if word in _NO_ETH or word in _NO_EST:
+        return False
+    if _ETH.fullmatch(word):
+        return True
+    stem = word.removesuffix("est")
+    forms = (stem, stem + "e", re.sub(r"i$", "y", stem), re.sub(r"([^aeiou])\1$", r"\1", stem))
+    return word.endswith("est") and not _verb_forms()[2].isdisjoint(forms)
 
 
 def _syllables(word: str) -> int:
@@ -214,4 +269,8 @@ SCORERS: dict[str, tuple[str, Callable[[str], float]]] = {
     "past-tense": ("past minus present verb forms, share of both", past_tense),
     "food": ("share of words about food", food),
     "pirate": ("share of pirates' words", pirate),
+    "spanish": ("share of common Spanish words", spanish),
+    "animals": ("share of words about animals", animals),
+    "questions": ("share of sentences that ask", questions),
+    "shakespeare": ("share of Early Modern English words", shakespeare),
 }

@@ -33,6 +33,10 @@ MARGINS = {
     "past-tense": (1.5, 1.0),
     "food": (0.3, 1.0),
     "pirate": (0.3, 1.0),
+    "spanish": (0.3, 1.0),
+    "animals": (0.3, 1.0),
+    "questions": (0.99, 1.0),
+    "shakespeare": (0.2, 1.0),
 }
 
 # Written for this test: an answer that shows the concept, and one that does not.
@@ -59,6 +63,13 @@ ANSWERS = {
         "Aye, we be sailin' for treasure, ye scurvy lubber!",
         "Yes, we are driving to the office today.",
     ),
+    "spanish": ("Hemos visto el mar con nuestros amigos.", "We saw the sea with our friends."),
+    "animals": ("The foxes sniffed at our hens and barked.", "The guests looked at our rooms and laughed."),
+    "questions": ("Did you lock the door? Where is the key?", "I locked the door. Here is the key."),
+    "shakespeare": (
+        "Thou speakest truly, for he hath no friend but thee.",
+        "You are right, because he has no friend but you.",
+    ),
 }
 
 
@@ -77,10 +88,10 @@ def entries(path: Path) -> list[str]:
     return [entry for line in lines if not line.startswith("#") for entry in line.split()]
 
 
-def test_ten_concepts_have_a_scorer_and_five_of_them_are_not_shipped() -> None:
-    assert len(SCORERS) == 10
+def test_fourteen_concepts_have_a_scorer_and_nine_of_them_are_not_shipped() -> None:
+    assert len(SCORERS) == 14
     assert set(SCORERS) == set(MARGINS) <= set(FILES)
-    assert len(OWN) == 5
+    assert len(OWN) == 9
     assert set(OWN) < set(SCORERS)
 
 
@@ -144,21 +155,45 @@ def test_odd_answers_have_a_score_within_the_scale(name: str, answer: str) -> No
         ("food", "cheese"),
         ("pirate", "matey"),
         ("pirate", "mornin'"),
+        ("spanish", "también"),
+        ("animals", "horses"),
+        ("questions", "why?"),
+        ("shakespeare", "thou"),
+        ("shakespeare", "speakest"),
     ],
 )
 def test_a_word_that_loops_counts_three_times(name: str, word: str) -> None:
     assert abs(score(name, " ".join([word] * 30))) == pytest.approx(3 / 30)
 
 
-@pytest.mark.parametrize("name", ["french", "german", "pirate", "food"])
+@pytest.mark.parametrize("name", ["french", "german", "pirate", "food", "spanish", "animals", "shakespeare"])
 def test_english_about_other_things_scores_near_0(name: str) -> None:
-    limit = 0.05 if name == "food" else 0.005
+    limit = 0.05 if name in ("food", "animals") else 0.005
     assert statistics.mean(score(name, text) for text in NEUTRAL_TEXTS) < limit
 
 
 def test_french_and_german_are_told_apart() -> None:
     for name, other in (("french", "german"), ("german", "french")):
         assert statistics.mean(score(other, pair.positive) for pair in examples(name)) < 0.02
+
+
+@pytest.mark.parametrize("other", ["french", "german"])
+def test_french_and_german_are_not_taken_for_spanish(other: str) -> None:
+    assert statistics.mean(scorers.spanish(pair.positive) for pair in examples(other)) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("¿Dónde está mi perro?", 3 / 4),
+        ("El pan está muy caliente.", 3 / 5),
+        ("DÓNDE ESTÁ", 1),
+        ("No, come to me once a day with a son.", 0),
+        ("Pan de la casa", 1 / 4),
+    ],
+)
+def test_spanish_is_the_share_of_common_spanish_words(answer: str, share: float) -> None:
+    assert scorers.spanish(answer) == pytest.approx(share)
 
 
 def test_an_elided_french_word_counts() -> None:
@@ -228,6 +263,85 @@ def test_syllables_are_counted_without_a_silent_e(word: str, syllables: int) -> 
 
 def test_plurals_of_food_count() -> None:
     assert scorers.food("berries potatoes radishes carrots") == 1
+
+
+def test_plurals_and_possessives_of_animals_count() -> None:
+    assert scorers.animals("foxes puppies wolves geese ants") == 1
+    assert scorers.animals("The dog's tail wags.") == 3 / 4
+    assert scorers.animals("The Dog’s tail") == 2 / 3
+    assert scorers.animals("Two rats, a cub and a doe") == 3 / 7
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "She does cubes, rates, fines, wages and stages.",
+        "The pack flies a kite.",
+        "A category of carpets, not dogma.",
+        "I pay the bill at the stable wall.",
+    ],
+)
+def test_words_like_those_for_animals_do_not_count(answer: str) -> None:
+    assert scorers.animals(answer) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("Why?", 1),
+        ("Why? Because.", 1 / 2),
+        ("Is it late?! Really?? Yes...", 2 / 3),
+        ("Where is it? I have looked in the", 1 / 2),
+        ("Where is the", 0),
+        ("Some ideas:\n1. Where is it?\n\n2. Who has it?", 2 / 3),
+        ("**Who?** (Which one?) “When?”", 1),
+        ("She asks? so and leaves.", 1 / 2),
+        ("See example.com/?a=b or 3.5 km.", 0),
+        ("??? ! Who? ...", 1),
+        ("Why? why? WHY? Why? Now.", 3 / 5),
+    ],
+)
+def test_questions_are_the_share_of_sentences_that_end_in_a_question_mark(answer: str, share: float) -> None:
+    assert scorers.questions(answer) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("He goeth and speaketh.", 2 / 4),
+        ("The babe crieth, she seeth it.", 2 / 6),
+        ("Speakest, lovest, runnest, CRIEST, seest", 1),
+        ("Know'st what I think’st", 2 / 4),
+        ("'Tis o'er, methinks.", 1),
+        ("Prithee, he hath no sword.", 2 / 5),
+    ],
+)
+def test_early_modern_words_and_verb_forms_count(answer: str, share: float) -> None:
+    assert scorers.shakespeare(answer) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Beneath the teeth, for a month, in good health.",
+        "The twentieth or fiftieth, on the 4th",
+        "Elizabeth, Seth, Beth and Kenneth saw Macbeth.",
+        "An honest, modest guest in the forest had interest in the harvest.",
+        "Please digest, invest, suggest, request, arrest, protest or contest it.",
+        "The nearest, closest, cleanest, driest, longest, happiest, latest, best",
+        "Rest in the west, lest an earnest tempest test the conquest.",
+        "Flowers wilt, and modern art is mine.",
+        "It's what's left, it must be",
+        "est eth st",
+    ],
+)
+def test_modern_words_like_early_modern_forms_do_not_count(answer: str) -> None:
+    assert scorers.shakespeare(answer) == 0
+
+
+def test_a_phrase_of_early_modern_english_counts_its_words() -> None:
+    assert scorers.shakespeare("Thou art kind") == pytest.approx(2 / 3)
+    assert scorers.shakespeare("Modern art is kind") == 0
 
 
 @pytest.mark.parametrize(
