@@ -1,4 +1,4 @@
-"""`make eval`: evaluates steering and writes docs/steering-evaluation.md. 90 minutes on two cores."""
+"""`make eval`: evaluates steering and writes docs/steering-evaluation.md. Two hours on two cores."""
 
 import argparse
 import pickle

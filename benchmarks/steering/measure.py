@@ -101,11 +101,11 @@ class Laboratory:
         for _ in range(_NUM_RANDOM):
             units = {
                 block: torch.nn.functional.normalize(torch.randn(vector.shape, generator=generator), dim=0)
-                for block, vector in vectors[1.0].items()
+                for block, vector in sorted((vectors[-1.0] | vectors[1.0]).items())
             }
             odds = []
             for sign, added in vectors.items():
-                with self._model.steered({b: sign * added[b].norm() * unit for b, unit in units.items()}):
+                with self._model.steered({b: sign * v.norm() * units[b] for b, v in added.items()}):
                     odds.append(self._log_odds(concept))
             shifts.append(abs(float((odds[0] - odds[1]).mean())) / 2)
         return sum(shifts) / len(shifts)

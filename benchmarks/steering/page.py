@@ -34,6 +34,9 @@ def render(concepts: list[Evaluated], prompts: list[str], conditions: str) -> st
         "difference includes the errors of the costs.",
         _equal_table(comparisons),
         "Scores: " + "; ".join(f"{concept.name}: {SCORERS[concept.name][0]}" for concept in concepts) + ".",
+        "The number of goals for which Tiller is ahead of each other way, or behind it, by more than one "
+        "standard error:",
+        _duel_table(comparisons),
         "## At the limit of fluency",
         "Gain at the best coefficient whose answers are fluent, whatever its cost; in brackets the "
         "coefficient, which for Tiller is the strength. A dash: no coefficient is fluent.",
@@ -79,6 +82,16 @@ def _equal_table(comparisons: list[Comparison]) -> str:
             )
         )
     return _table(("goal", OURS, "cost", *others, "Tiller - best other way", PROMPT), rows)
+
+
+def _duel_table(comparisons: list[Comparison]) -> str:
+    rows = []
+    for way in rivals(comparisons[0]):
+        duels = [advantage(comparison, way) for comparison in comparisons]
+        ahead = sum(difference > error for difference, error in duels)
+        behind = sum(difference < -error for difference, error in duels)
+        rows.append((way, ahead, len(duels) - ahead - behind, behind))
+    return _table(("other way", "Tiller is ahead", "within the error", "Tiller is behind"), rows)
 
 
 def _cost(trial: Trial) -> str:

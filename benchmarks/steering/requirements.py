@@ -60,21 +60,23 @@ def our_best(comparison: Comparison) -> Trial:
     return comparison.best(OURS) or min(comparison.of(OURS), key=comparison.cost)
 
 
-def advantage(comparison: Comparison) -> tuple[float, float]:
-    """By how much our best gain exceeds that of the best other way at the same cost. Its standard error.
+def advantage(comparison: Comparison, way: str | None = None) -> tuple[float, float]:
+    """By how much our best gain exceeds that of another way at the same cost. Its standard error.
 
-    The costs are estimates, too, and the best trial of many is chosen by chance. So the error is that of the
-    whole procedure: its standard deviation if the prompts are drawn again, with replacement (bootstrap).
+    `way`: None compares with the best of all other ways. The costs are estimates, too, and the best trial of
+    many is chosen by chance. So the error is that of the whole procedure: its standard deviation if the
+    prompts are drawn again, with replacement (bootstrap).
     """
+    ways = rivals(comparison) if way is None else [way]
     random = np.random.default_rng(0)
-    again = [_advantage(comparison.resampled(random)) for _ in range(NUM_RESAMPLES)]
-    return _advantage(comparison), float(np.std(again, ddof=1))
+    again = [_advantage(comparison.resampled(random), ways) for _ in range(NUM_RESAMPLES)]
+    return _advantage(comparison, ways), float(np.std(again, ddof=1))
 
 
-def _advantage(comparison: Comparison) -> float:
+def _advantage(comparison: Comparison, ways: list[str]) -> float:
     ours = our_best(comparison)
     cost = comparison.cost(ours)
-    return ours.gain - max(float(comparison.gains_at(way, cost).mean()) for way in rivals(comparison))
+    return ours.gain - max(float(comparison.gains_at(way, cost).mean()) for way in ways)
 
 
 def rank(concept: Evaluated) -> float:

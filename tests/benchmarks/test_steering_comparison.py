@@ -196,6 +196,7 @@ def test_the_page_names_what_is_not_met(tmp_path: Path) -> None:
     assert "| food +1 | +4.000 ± 1.000 at 1 | 0.00 | +1.000 | +3.000 ± " in page
     assert "| food +1 | +4.000 ± 1.000 (1) | +1.000 ± 0.000 (1) | +8.000" in page
     assert "| 1, 2; negative: 2, 3 |" in page
+    assert "| a | 1 | 0 | 0 |" in page  # ahead of the way "a" for the one goal
     assert faults([concept]) == [fault]
     concept.comparisons[0].trials.pop(1)
     fluent = render([concept], ["Hello?", "And now?"], "a machine")
