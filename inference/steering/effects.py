@@ -19,9 +19,9 @@ STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _MAX_PAIRS = 16
 _NUM_RANDOM_DIRECTIONS = 32
 _PAIRS_PER_RANDOM_DIRECTION = 2
-_ANSWERS = 20
+_ANSWERS = 26
 """About how many times training asks all questions."""
-_TOKENS_PER_ANSWER = 45
+_TOKENS_PER_ANSWER = 48
 
 
 def measured_pairs(examples: Examples) -> list[int]:
@@ -84,7 +84,7 @@ def estimate_tokens(command: TrainConcept) -> int:
     neutral = sum(map(len, command.neutral))
     per_pair = texts / count
     pairs = min(_MAX_PAIRS, count)
-    searched = 16 * min(8, count)
+    searched = 20 * min(8, count)
     measured = (len(STRENGTHS) - 1) * pairs
     compared = 2 * _NUM_RANDOM_DIRECTIONS * min(_PAIRS_PER_RANDOM_DIRECTION, count)
     return round(texts + 5 * neutral + (searched + measured + compared) * per_pair + answers)
