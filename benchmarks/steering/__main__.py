@@ -35,7 +35,11 @@ def main() -> int:
     parser.add_argument("--quantization", choices=("none", "integer"), default="integer")
     parser.add_argument("--prompts", type=int, default=48, help="how many of prompts.txt; at least 2")
     parser.add_argument("--output", type=Path, default=_DOCS)
-    parser.add_argument("--resume", type=Path, help="a directory that keeps what is done, for the next try")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        help="a directory that keeps what is done, for another try with the same code and arguments",
+    )
     parser.add_argument("concepts", nargs="*", help="default: all")
     arguments = parser.parse_args()
     cache = Path(arguments.cache_directory).expanduser()

@@ -21,18 +21,8 @@ _DROPPED_G = re.compile(r"\w{2,}in'(?!\w)|(?<!\w)o'(?= )")
 _SENTENCE = re.compile(r"""(.+?)(?:([.!?…]+)["'”’»)\]*_]*(?=\s|$)|$)""", re.MULTILINE)
 _NO_PLURALS = frozenset(["cubes", "does", "fines", "rates", "stages", "wages"])
 _ETH = re.compile(r"\w{2,}(?<!ti)eth|\w{2,}'st")
-_NO_ETH = [
-    "teeth",
-    "shibboleth",
-    "elizabeth",
-    "gareth",
-    "gwyneth",
-    "kenneth",
-    "lambeth",
-    "macbeth",
-    "nazareth",
-]
-_NO_EST = ["cleanest", "closest", "digest", "leanest", "meanest"]
+_NO_ETH = re.compile("teeth|shibboleth|elizabeth|gareth|gwyneth|kenneth|lambeth|macbeth|nazareth")
+_NO_EST = re.compile("cleanest|closest|digest|leanest|meanest")
 _VOWELS = "aeiouyàâäáéèêëíîïóôöúùûü"
 _AFTER_BE = frozenset(["be", "been", "being", "get", "gets", "getting"])
 _SUBJECTS = frozenset(["i", "you", "we", "they"])
@@ -199,7 +189,7 @@ def _singular(word: str, known: frozenset[str]) -> str:
 
 def _early_modern(word: str) -> bool:
     """Verb forms: "goeth", "know'st" and, of the verbs in the list, "lovest". Not "teeth" or "honest"."""
-    if word in _NO_ETH or word in _NO_EST:
+    if _NO_ETH.fullmatch(word) or _NO_EST.fullmatch(word):
         return False
     if _ETH.fullmatch(word):
         return True

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def keeping_all() -> Iterator[None]:
-    """For a block whose objects stay, such as imports of much code. It is not for threads.
+    """For a block whose objects stay, such as imports of much code. Pauses the collector of all threads.
 
     Importing torch and transformers makes 600,000 objects. The collector would look at them again and again
     meanwhile, which takes a third of the time to import them, and afterwards while requests run: 0.2 seconds

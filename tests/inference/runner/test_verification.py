@@ -155,7 +155,10 @@ def test_a_cache_directory_that_cannot_be_written_does_no_harm(
 ) -> None:
     attend_as_torch(monkeypatch)
     (tmp_path / "verified").write_text("a file where the directory should be")
-    adapt_with_record(make_model("llama"), tmp_path)
+    references = count_references(monkeypatch)
+    for _ in range(2):
+        assert adapt_with_record(make_model("llama"), tmp_path).fuse is fuse
+    assert len(references) == 2
 
 
 def fuse(_: torch.nn.Module) -> None:
