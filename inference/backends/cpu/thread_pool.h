@@ -15,6 +15,8 @@
 #include <immintrin.h>
 #endif
 
+#include "time_slice.h"
+
 namespace tiller {
 
 class ThreadPool {
@@ -33,6 +35,8 @@ class ThreadPool {
   bool run(int64_t count, int64_t range_size, int helpers, Act act, const void* context) {
     const std::unique_lock lock(busy_, std::try_to_lock);
     if (!lock.owns_lock() || count >= kClosed) return false;
+    static thread_local const bool asked = (ask_for_short_turns(), true);
+    static_cast<void>(asked);
     for (; started_ < helpers; started_++) std::thread([this, own = started_ + 1] { serve(own); }).detach();
     publish({count, range_size, std::min(helpers + 1, kMostParts), act, context});
     take_ranges(epoch_.load(std::memory_order_relaxed), 0);
@@ -134,6 +138,7 @@ class ThreadPool {
 
   // The loop of a helper thread. own: the part it begins with.
   [[noreturn]] void serve(int own) {
+    ask_for_short_turns();
     for (uint32_t seen = 0;;) {
       uint32_t epoch = epoch_.load(std::memory_order_acquire);
       for (int spins = 0; epoch == seen && spins < kSpins; spins++) {
