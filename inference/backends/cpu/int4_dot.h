@@ -84,7 +84,9 @@ inline __m512i load_levels(const Weights& w, int quad) {
 
 template <int kRows>
 void dot(const Activations* x, int64_t groups, const Weights* weights, float (&out)[kRows][kPanel]) {
+  // The compiler must know all indices into `totals`. Else it keeps a copy of them in memory.
   __m512 totals[kRows];
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; r++) totals[r] = _mm512_setzero_ps();
   for (int64_t g = 0; g < groups; g++) {
     const Weights& w = weights[g];
@@ -112,6 +114,7 @@ void dot(const Activations* x, int64_t groups, const Weights* weights, float (&o
       totals[r] = _mm512_fmadd_ps(level_products, steps, totals[r]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; r++) _mm512_storeu_ps(out[r], totals[r]);
 }
 

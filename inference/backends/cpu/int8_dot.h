@@ -60,7 +60,9 @@ inline __m512i add_products(__m512i sum, __m512i a, __m512i b) {
 template <int kRows>
 void dot(const Activations* x, int64_t groups, const Weights* weights, float (&out)[kRows][kPanel]) {
   constexpr int kChains = kRows <= 4 ? 2 : 1;  // independent sums per row: two hide the latency of additions
+  // The compiler must know all indices into `totals`. Else it keeps a copy of them in memory.
   __m512 totals[kRows];
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; r++) totals[r] = _mm512_setzero_ps();
   for (int64_t g = 0; g < groups; g++) {
     const Weights& w = weights[g];
@@ -88,6 +90,7 @@ void dot(const Activations* x, int64_t groups, const Weights* weights, float (&o
       totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, totals[r]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; r++) _mm512_storeu_ps(out[r], totals[r]);
 }
 

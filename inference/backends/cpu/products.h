@@ -57,18 +57,32 @@ inline void for_each_tile_and_panel(int64_t rows, int64_t panels, int64_t depth,
   });
 }
 
+// Calls act(c) for each column c of a panel below `width`. For a whole panel, the compiler knows the number.
+template <typename Act>
+inline void for_each_column(int64_t width, const Act& act) {
+  if (width >= kPanel) {
+#pragma omp simd
+    for (int c = 0; c < kPanel; c++) act(c);
+  } else {
+    for (int c = 0; c < width; c++) act(c);
+  }
+}
+
 // out [rows, outputs] = x [rows, inputs] times the weights, plus the bias if there is one.
 template <int kTile, typename Weights, typename Rows>
 inline void multiply(const Rows& x, int64_t rows, const Linear& w, float* out) {
   for_each_tile_and_panel<kTile>(rows, w.panels(), w.inputs, [&]<int kRows>(int64_t row, int64_t panel) {
     float products[kRows][kPanel];
     multiply<kRows>(x, row, w.panel<Weights>(panel), products);
-    const int64_t column = panel * kPanel, width = std::min<int64_t>(kPanel, w.outputs - column);
+    const int64_t column = panel * kPanel, width = w.outputs - column;
     const float* bias = w.bias();
     for (int r = 0; r < kRows; r++) {
       float* to = out + (row + r) * w.outputs + column;
-      for (int64_t c = 0; c < width; c++)
-        to[c] = products[r][c] + (bias == nullptr ? 0.0f : bias[column + c]);
+      if (bias == nullptr) {
+        for_each_column(width, [&](int c) { to[c] = products[r][c]; });
+      } else {
+        for_each_column(width, [&](int c) { to[c] = products[r][c] + bias[column + c]; });
+      }
     }
   });
 }
@@ -96,11 +110,10 @@ inline void multiply_gated(const Rows& x, int64_t rows, const Linear& gate, cons
         float gates[kRows][kPanel], ups[kRows][kPanel];
         multiply<kRows>(x, row, gate.panel<Weights>(panel), gates);
         multiply<kRows>(x, row, up.panel<Weights>(panel), ups);
-        const int64_t column = panel * kPanel, width = std::min<int64_t>(kPanel, gate.outputs - column);
+        const int64_t column = panel * kPanel;
         for (int r = 0; r < kRows; r++) {
           float* to = out + (row + r) * gate.outputs + column;
-#pragma omp simd
-          for (int64_t c = 0; c < width; c++) to[c] = silu(gates[r][c]) * ups[r][c];
+          for_each_column(gate.outputs - column, [&](int c) { to[c] = silu(gates[r][c]) * ups[r][c]; });
         }
       });
 }

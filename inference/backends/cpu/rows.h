@@ -4,21 +4,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <vector>
 
-#if defined(__AVX512BW__)
-#include <immintrin.h>
-#endif
-
 #include "int4_dot.h"
+#include "int4_rounding.h"
 #include "int8_dot.h"
 #include "parallel.h"
 
 namespace tiller {
 
-// Smaller magnitudes or ranges count as zero, since their inverse might not be finite.
+// Smaller magnitudes count as zero, since their inverse might not be finite.
 constexpr float kSmallest = 1e-30f;
 
 // Number of groups of `group` elements that hold `size` elements. The last one may be partly filled.
@@ -86,73 +82,16 @@ struct Rows {
   Rows(const float* x, int64_t rows, int64_t size)
       : groups(size / kGroup), values(std::make_unique_for_overwrite<Activations[]>(rows * groups)) {
     share(rows, kRoundingCost * size, [&](int64_t r) {
-      for (int64_t g = 0; g < groups; g++) round_group(x + r * size + g * kGroup, values[r * groups + g]);
+      const float* from = x + r * size;
+      Activations* to = values.get() + r * groups;
+      int64_t g = 0;
+      for (; g + kBatch <= groups; g += kBatch) round_groups<kBatch>(from + g * kGroup, to + g);
+      for (; g < groups; g++) round_groups<1>(from + g * kGroup, to + g);
     });
   }
 
-  // Rounds x [kGroup] to the nearest values.
-  static void round_group(const float* x, Activations& rounded) {
-    constexpr int kSteps = 254;  // from -127 to 127
-    const auto [least, most, poison] = find_extremes(x);
-    const float range = most - least;
-    const float middle = least + range * 0.5f, inverse = range > kSmallest ? kSteps / range : 0.0f;
-    const int32_t sum = round_all(x, middle, inverse, rounded.values);
-    rounded.scale = range > kSmallest ? range / kSteps : 0.0f;
-    rounded.middle = middle;
-    rounded.sum = kGroup * middle + rounded.scale * static_cast<float>(sum) + poison;
-  }
-
  private:
-  struct Extremes {
-    float least, most, poison;  // poison: 0 if all elements are finite, else nan
-  };
-
-#if defined(__AVX512BW__)
-  static Extremes find_extremes(const float* x) {
-    const __m512 first = _mm512_loadu_ps(x), second = _mm512_loadu_ps(x + 16);
-    // inf - inf is nan
-    const __mmask16 broken =
-        _mm512_cmp_ps_mask(_mm512_sub_ps(first, first), _mm512_sub_ps(second, second), _CMP_UNORD_Q);
-    return {_mm512_reduce_min_ps(_mm512_min_ps(first, second)),
-            _mm512_reduce_max_ps(_mm512_max_ps(first, second)),
-            broken ? std::numeric_limits<float>::quiet_NaN() : 0.0f};
-  }
-
-  // values = (x - middle) * inverse, rounded. Returns their sum.
-  static int32_t round_all(const float* x, float middle, float inverse, int8_t* values) {
-    __m512i sum = _mm512_setzero_si512();
-    for (int i = 0; i < kGroup; i += 16) {
-      const __m512 shifted = _mm512_sub_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(middle));
-      const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(shifted, _mm512_set1_ps(inverse)));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(values + i), _mm512_cvtepi32_epi8(integers));
-      sum = _mm512_add_epi32(sum, integers);
-    }
-    return _mm512_reduce_add_epi32(sum);
-  }
-#else
-  static Extremes find_extremes(const float* x) {
-    float most = x[0], least = x[0], poison = 0;
-#pragma omp simd reduction(max : most) reduction(min : least) reduction(+ : poison)
-    for (int i = 0; i < kGroup; i++) {
-      most = x[i] > most ? x[i] : most;
-      least = x[i] < least ? x[i] : least;
-      poison += x[i] * 0.0f;
-    }
-    return {least, most, poison};
-  }
-
-  // values = (x - middle) * inverse, rounded. Returns their sum.
-  static int32_t round_all(const float* x, float middle, float inverse, int8_t* values) {
-    int32_t sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < kGroup; i++) {
-      const int32_t value = static_cast<int32_t>(std::nearbyint((x[i] - middle) * inverse));
-      values[i] = static_cast<int8_t>(value);
-      sum += value;
-    }
-    return sum;
-  }
-#endif
+  static constexpr int kBatch = 4;  // groups that are rounded together: what is left after them one by one
 };
 
 // out[r][c] = row (row + r) of x times column c of the panel.

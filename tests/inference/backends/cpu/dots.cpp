@@ -1,12 +1,15 @@
-// Compares int8::dot and int4::dot with plain sums in float64, for each number of rows from 1 to kTile. The
-// exit status is 1 if they differ.
+// Compares int8::dot and int4::dot with plain sums in float64, for each number of rows from 1 to kTile, and
+// checks how int4::round_groups rounds. The exit status is 1 if something is wrong.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "int4_dot.h"
+#include "int4_rounding.h"
 #include "int8_dot.h"
 
 namespace {
@@ -127,10 +130,50 @@ bool is_int4_right() {
   return right;
 }
 
+// Whether each number of a group is rounded to the nearest step, and the largest ones to +-127.
+bool is_near(const float* x, const tiller::int4::Activations& rounded) {
+  const auto [least, most] = std::minmax_element(x, x + kGroup);
+  const double step = (static_cast<double>(*most) - *least) / 254;
+  double sum = 0;
+  bool right = std::fabs(rounded.scale - step) <= 1e-6 * step;
+  for (int i = 0; i < kGroup; i++) {
+    const double number = rounded.middle + static_cast<double>(rounded.scale) * rounded.values[i];
+    right &= std::fabs(number - x[i]) <= 0.5001 * step + 1e-6 * std::fabs(x[i]);
+    sum += number;
+  }
+  return right && std::fabs(sum - rounded.sum) <= 1e-4;
+}
+
+// Rounds four groups at once, and one by one.
+bool is_rounding_right() {
+  using namespace tiller::int4;
+  constexpr int kCount = 4;
+  bool right = true;
+  for (int broken = -1; broken < kCount * kGroup; broken++) {
+    float x[kCount * kGroup];
+    for (float& number : x) number = 10 * random_float();
+    std::fill(x, x + kGroup, 0.25f);  // all numbers of a group are the same
+    if (broken >= 0) x[broken] = broken % 2 ? std::nanf("") : -INFINITY;
+    Activations all[kCount], one;
+    round_groups<kCount>(x, all);
+    for (int g = 0; g < kCount; g++) {
+      const float* group = x + g * kGroup;
+      round_groups<1>(group, &one);
+      if (broken >= 0 && g == broken / kGroup) {
+        right &= std::isnan(all[g].sum) && std::isnan(one.sum);
+      } else {
+        right &= is_near(group, all[g]) && std::memcmp(&all[g], &one, sizeof one) == 0;
+      }
+    }
+  }
+  if (!right) std::printf("rounding: wrong\n");
+  return right;
+}
+
 }  // namespace
 
 int main() {
   const bool int8_right = is_int8_right<tiller::int8::kTile>(),
-             int4_right = is_int4_right<tiller::int4::kTile>();
-  return int8_right && int4_right ? 0 : 1;
+             int4_right = is_int4_right<tiller::int4::kTile>(), rounding_right = is_rounding_right();
+  return int8_right && int4_right && rounding_right ? 0 : 1;
 }

@@ -1,12 +1,19 @@
-// The AVX-512 instructions that int8_dot.h and int4_dot.h use, in plain C++ by Intel's description of each.
-// With them, the code for such processors can be tested on any processor.
+// The AVX-512 instructions that int8_dot.h, int4_dot.h and int4_rounding.h use, in plain C++ by Intel's
+// description of each. With them, the code for such processors can be tested on any processor.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
+struct __m128i {
+  int8_t bytes[16];
+};
+struct __m128 {
+  float lanes[4];
+};
 struct __m256i {
   int8_t bytes[32];
 };
@@ -179,4 +186,81 @@ inline __m512 _mm512_mul_ps(__m512 a, __m512 b) {
 inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
   for (int i = 0; i < 16; i++) a.lanes[i] = a.lanes[i] * b.lanes[i] + c.lanes[i];
   return a;
+}
+
+inline __m512 _mm512_sub_ps(__m512 a, __m512 b) {
+  for (int i = 0; i < 16; i++) a.lanes[i] -= b.lanes[i];
+  return a;
+}
+
+inline __m512 _mm512_min_ps(__m512 a, __m512 b) {
+  for (int i = 0; i < 16; i++) a.lanes[i] = a.lanes[i] < b.lanes[i] ? a.lanes[i] : b.lanes[i];
+  return a;
+}
+
+inline __m512 _mm512_max_ps(__m512 a, __m512 b) {
+  for (int i = 0; i < 16; i++) a.lanes[i] = a.lanes[i] > b.lanes[i] ? a.lanes[i] : b.lanes[i];
+  return a;
+}
+
+inline __m512i _mm512_cvtps_epi32(__m512 value) {
+  __m512i result;
+  for (int i = 0; i < 16; i++) result.lanes[i] = static_cast<int32_t>(std::nearbyint(value.lanes[i]));
+  return result;
+}
+
+inline __m128i _mm512_cvtepi32_epi8(__m512i value) {
+  __m128i result;
+  for (int i = 0; i < 16; i++) result.bytes[i] = static_cast<int8_t>(value.lanes[i]);
+  return result;
+}
+
+inline void _mm_storeu_si128(__m128i* to, __m128i value) { std::memcpy(to, &value, sizeof value); }
+
+inline __m512 _mm512_castsi512_ps(__m512i value) { return std::bit_cast<__m512>(value); }
+inline __m512i _mm512_castps_si512(__m512 value) { return std::bit_cast<__m512i>(value); }
+
+inline __m128 _mm512_castps512_ps128(__m512 value) {
+  __m128 result;
+  std::memcpy(&result, &value, sizeof result);
+  return result;
+}
+
+// The categories of numbers in all lanes, of which only nan (0x81) and infinity (0x18) are here.
+inline uint16_t _mm512_fpclass_ps_mask(__m512 value, int categories) {
+  uint16_t mask = 0;
+  for (int i = 0; i < 16; i++) {
+    const float lane = value.lanes[i];
+    const int category = std::isnan(lane) ? 0x81 : std::isinf(lane) ? 0x18 : 0;
+    mask = static_cast<uint16_t>(mask | ((category & categories) != 0) << i);
+  }
+  return mask;
+}
+
+// The next four take each 128 bits, or four lanes, on their own.
+inline __m512 _mm512_unpacklo_ps(__m512 a, __m512 b) {
+  __m512 result;
+  for (int i = 0; i < 16; i++) result.lanes[i] = (i % 2 ? b : a).lanes[i / 4 * 4 + i % 4 / 2];
+  return result;
+}
+
+inline __m512 _mm512_unpackhi_ps(__m512 a, __m512 b) {
+  __m512 result;
+  for (int i = 0; i < 16; i++) result.lanes[i] = (i % 2 ? b : a).lanes[i / 4 * 4 + 2 + i % 4 / 2];
+  return result;
+}
+
+inline __m512 _mm512_shuffle_ps(__m512 a, __m512 b, int which) {
+  __m512 result;
+  for (int i = 0; i < 16; i++)
+    result.lanes[i] = (i % 4 < 2 ? a : b).lanes[i / 4 * 4 + (which >> i % 4 * 2 & 3)];
+  return result;
+}
+
+inline __m512 _mm512_permute_ps(__m512 a, int which) { return _mm512_shuffle_ps(a, a, which); }
+
+inline __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int which) {
+  __m512 result;
+  for (int i = 0; i < 16; i++) result.lanes[i] = (i < 8 ? a : b).lanes[(which >> i / 4 * 2 & 3) * 4 + i % 4];
+  return result;
 }
