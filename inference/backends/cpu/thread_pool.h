@@ -35,7 +35,7 @@ class ThreadPool {
   bool run(int64_t count, int64_t range_size, int helpers, Act act, const void* context) {
     const std::unique_lock lock(busy_, std::try_to_lock);
     if (!lock.owns_lock() || count >= kClosed) return false;
-    static thread_local const bool asked = (ask_for_short_turns(), true);
+    static thread_local const bool asked = (ask_for_short_turns(), true);  // once per calling thread
     static_cast<void>(asked);
     for (; started_ < helpers; started_++) std::thread([this, own = started_ + 1] { serve(own); }).detach();
     publish({count, range_size, std::min(helpers + 1, kMostParts), act, context});
