@@ -140,6 +140,15 @@ def mood(server: Server, exported: bytes) -> Iterator[dict]:
     server.delete("/steering_concepts/mood")
 
 
+def steered_blocks(concept: dict) -> set[int]:
+    """Those of both signs: each sign may have its own."""
+    return {*concept["report"]["blocks"], *concept["report"]["down_blocks"]}
+
+
+def file_blocks(content: bytes) -> set[int]:
+    return {entry["block"] for entry in json.loads(file_metadata(content)["blocks"])}
+
+
 def steered_alike(server: Server, first: str, second: str, error: float) -> None:
     for strength in (-1, 0.5, 1):
         original, other = (
@@ -150,12 +159,10 @@ def steered_alike(server: Server, first: str, second: str, error: float) -> None
 
 
 def test_a_trained_concept_can_be_exported_and_imported(quantized_server: Server, exported: bytes) -> None:
-    blocks = json.loads(file_metadata(exported)["blocks"])
     for tensor in load(exported).values():
         assert np.linalg.norm(tensor) == pytest.approx(1, abs=1e-5)
     copy = given(quantized_server, exported, name="copy")
-    steered = {*copy["report"]["blocks"], *copy["report"]["down_blocks"]}
-    assert steered == {entry["block"] for entry in blocks}
+    assert steered_blocks(copy) == file_blocks(exported)
     # The copy's vectors differ in their last bits, and then activations are rounded to other integers.
     steered_alike(quantized_server, "mood", "copy", error=0.3)
     unsteered = log_probabilities(quantized_server)
@@ -169,9 +176,7 @@ def test_an_imported_concept_can_be_exported_and_imported(
     server: Server, mood: dict, exported: bytes
 ) -> None:
     again = server.get("/steering_concepts/mood/vectors").content
-    assert mood["report"]["blocks"] == [
-        entry["block"] for entry in json.loads(file_metadata(again)["blocks"])
-    ]
+    assert steered_blocks(mood) == file_blocks(again)
     for name, tensor in load(exported).items():
         assert load(again)[name] == pytest.approx(tensor, abs=1e-6)
     given(server, again, name="copy")

@@ -128,7 +128,7 @@ inline void round_groups(const float* x, Activations* rounded) {
   for (int g = 0; g < kCount; g++) {
     const float range = extremes.most[g] - extremes.least[g];
     middles[g] = extremes.least[g] + range * 0.5f;
-    scales[g] = range > kSmallestRange ? range * (1.0f / kSteps) : 0.0f;
+    scales[g] = range > kSmallestRange ? range / kSteps : 0.0f;
     inverses[g] = range > kSmallestRange ? kSteps / range : 0.0f;
   }
   int32_t sums[kCount];
