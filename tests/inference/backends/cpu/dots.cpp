@@ -130,12 +130,13 @@ bool is_int4_right() {
   return right;
 }
 
-// Whether each number of a group is rounded to the nearest step, and the largest ones to +-127.
+// Whether each number of a group is rounded to the nearest step, and the largest ones to +-127. The step is
+// right to its last bit, since the choice between two tokens that are almost equally likely depends on it.
 bool is_near(const float* x, const tiller::int4::Activations& rounded) {
   const auto [least, most] = std::minmax_element(x, x + kGroup);
-  const double step = (static_cast<double>(*most) - *least) / 254;
+  const float step = (*most - *least) / 254;
   double sum = 0;
-  bool right = std::fabs(rounded.scale - step) <= 1e-6 * step;
+  bool right = rounded.scale == step;
   for (int i = 0; i < kGroup; i++) {
     const double number = rounded.middle + static_cast<double>(rounded.scale) * rounded.values[i];
     right &= std::fabs(number - x[i]) <= 0.5001 * step + 1e-6 * std::fabs(x[i]);
