@@ -112,15 +112,18 @@ class PlainModel:
         return _mean_chosen(self._predict(batch), batch.ids[:, start:], batch.mask[:, start:])
 
     def _score_after(self, prompt: list[int], rows: list[list[int]]) -> torch.Tensor:
-        """Computes the prompt only once."""
+        """Computes the prompt only once, and logits only where a token of a row follows."""
         batch = _Batch.of(rows)
         cache = DynamicCache()
-        first = self.model(torch.tensor([prompt]), past_key_values=cache, logits_to_keep=1).logits
+        first = self.model.model(torch.tensor([prompt]), past_key_values=cache).last_hidden_state[:, -1:]
         cache.batch_repeat_interleave(len(rows))
         mask = torch.cat([torch.ones(len(rows), len(prompt), dtype=torch.long), batch.mask.long()], 1)
-        rest = self.model(batch.ids, past_key_values=cache, attention_mask=mask).logits
-        logits = torch.cat([first.expand(len(rows), -1, -1), rest[:, :-1]], 1)
-        return _mean_chosen(logits.log_softmax(-1), batch.ids, batch.mask)
+        rest = self.model.model(batch.ids, past_key_values=cache, attention_mask=mask).last_hidden_state
+        hidden = torch.cat([first.expand(len(rows), -1, -1), rest[:, :-1]], 1)
+        logits = self.model.lm_head(hidden[batch.mask])  # [number of tokens, vocab_size]
+        chosen = logits.gather(-1, batch.ids[batch.mask][:, None])[:, 0]
+        logprobs = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, chosen - logits.logsumexp(-1))
+        return logprobs.sum(1) / batch.mask.sum(1)
 
 
 def _mean_chosen(logprobs: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
