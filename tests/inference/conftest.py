@@ -55,7 +55,7 @@ ARCHITECTURES = {
 
 def make_model(architecture: str = "llama", seed: int = 0, **overrides: object) -> PreTrainedModel:
     torch.manual_seed(seed)
-    options = {**COMMON, **ARCHITECTURES[architecture], **overrides}
+    options = {**COMMON, **ARCHITECTURES.get(architecture, {}), **overrides}
     config = AutoConfig.for_model(architecture, **options)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     model.to(torch.get_default_device())

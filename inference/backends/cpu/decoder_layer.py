@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference.backends.comparison import are_close
+from inference.backends.comparison import compute_the_same
 from inference.backends.cpu.modules import QuantizedGatedMLP, RMSNorm
 from inference.backends.cpu.paged_attention import attend
 from inference.backends.cpu.quantized_attention import QuantizedAttention
 from inference.backends.trial import Trial
-from inference.compute.attention import ForwardContext
 
 _PARTS: dict[str, type[nn.Module]] = {  # in Llama and models like it
     "input_layernorm": RMSNorm,
@@ -35,19 +34,16 @@ def fuse_decoder_layer(layer: nn.Module) -> None:
         *parts["input_layernorm"].arguments,
         *parts["post_attention_layernorm"].arguments,
     )
-    forward = _forward(operation, attention.layer, layer.forward)
+    forward = _forward(operation, attention, layer.forward)
     trial = Trial(attention.kv_heads, attention.head_dim, attend, like=torch.empty(0))
-    expected, actual = (trial.run(act, attention.hidden_size) for act in (layer.forward, forward))
-    if isinstance(expected, torch.Tensor) and are_close(expected, actual):
+    size, original = attention.hidden_size, layer.forward
+    if compute_the_same(lambda: trial.run(original, size), lambda: trial.run(forward, size)):
         layer.forward = forward
 
 
-def _forward(operation: Any, index: int, original: Any) -> Any:
+def _forward(operation: Any, attention: QuantizedAttention, original: Any) -> Any:
     def forward(hidden_states: torch.Tensor, *others: Any, **arguments: Any) -> Any:
-        forward_context = arguments.get("forward_context")
-        inputs = None
-        if isinstance(forward_context, ForwardContext):  # something else while the layers are examined
-            inputs = forward_context.paged_inputs(index)
+        inputs = attention.inputs_of(arguments)
         if inputs is None:
             return original(hidden_states, *others, **arguments)
         return operation.forward(hidden_states, *arguments["position_embeddings"], *inputs)

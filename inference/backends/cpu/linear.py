@@ -26,6 +26,15 @@ class QuantizedLinear(nn.Module):
         self.has_bias = bias is not None
         self.weights: Any = torch.classes.tiller_cpu.Linear(linear.weight.detach().float(), bias)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """[out_features, in_features] float32: what the packed weights stand for, computed at each access.
+
+        The routers of some models multiply with it themselves.
+        """
+        weight: torch.Tensor = self.weights.weight()
+        return weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x`: [..., in_features] float32. Returns [..., out_features] float32."""
         output: torch.Tensor = torch.ops.tiller_cpu.linear(x, self.weights)

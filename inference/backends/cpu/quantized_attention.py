@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference.backends.comparison import are_close, has_untestable_options
+from inference.backends.comparison import compute_the_same, has_untestable_options
 from inference.backends.cpu.linear import QuantizedLinear
 from inference.backends.cpu.paged_attention import attend
 from inference.backends.trial import Trial
-from inference.compute.attention import ForwardContext
+from inference.compute.attention import ForwardContext, PagedInputs
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -35,13 +35,22 @@ class QuantizedAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> Any:
         """`hidden_states`: [1, T, hidden_size]. Returns the same shape and None."""
-        forward_context = arguments.get("forward_context")
-        inputs = None
-        if isinstance(forward_context, ForwardContext):  # something else while the layers are examined
-            inputs = forward_context.paged_inputs(self.layer)
+        inputs = self.inputs_of(arguments)
         if inputs is None:
             return self._attention(hidden_states=hidden_states, **arguments)
         return self.operation.forward(hidden_states, *arguments["position_embeddings"], *inputs), None
+
+    def inputs_of(self, arguments: dict[str, Any]) -> PagedInputs | None:
+        """What the operation needs of a call's arguments. None if only the original can compute the call:
+        without a KV cache, or if the model rotates no heads, or only a part of each.
+        """
+        forward_context = arguments.get("forward_context")
+        if not isinstance(forward_context, ForwardContext):  # something else while the layers are examined
+            return None
+        angles = arguments.get("position_embeddings")
+        if angles is None or angles[0].shape[-1] != self.head_dim:
+            return None
+        return forward_context.paged_inputs(self.layer)
 
 
 def fused_attention(module: nn.Module) -> QuantizedAttention | None:
@@ -74,4 +83,5 @@ def _join(linears: list[QuantizedLinear]) -> Any:
 def _is_same_attention(module: Any, fused: QuantizedAttention) -> bool:
     """Compares both on a few tokens of two sequences over a small KV cache."""
     trial = Trial(fused.kv_heads, fused.head_dim, attend, like=torch.empty(0))
-    return are_close(*(trial.run(layer, fused.hidden_size)[0] for layer in (module, fused)))
+    size = fused.hidden_size
+    return compute_the_same(lambda: trial.run(module, size)[0], lambda: trial.run(fused, size)[0])
