@@ -1,11 +1,13 @@
 """Loads and checks a transformers model, and runs it on a batch. Knows no requests."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -24,6 +26,8 @@ from inference.models.fp8 import loading as fp8
 from inference.models.layers import decoder_blocks, examine_layers
 from inference.models.loading_progress import following_transformers
 from inference.tensor_parallel.group import ALONE, Group
+
+_log = logging.getLogger(__name__)
 
 LayerHook = Callable[[torch.Tensor, Batch], None]
 """Is called with a decoder block's output [T, hidden_size] and the batch."""
@@ -121,7 +125,7 @@ def load(
     """
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     is_pharia = config.get("model_type") == pharia.MODEL_TYPE
-    _check_needs_no_code(directory, config)
+    _check_model_type(directory, config)
     if rotary and not is_pharia:
         raise ConfigError(
             f"model.rotary is set, but a model of type {config.get('model_type')} has one form only"
@@ -173,27 +177,42 @@ def _check_tensors(directory: Path, model: PreTrainedModel, loading: dict[str, A
         for name, found, expected in sorted(loading["mismatched_keys"])
     ]
     problems += fp8.find_problems(model, set(loading["unexpected_keys"]))
-    if is_pharia:  # other models may bring parts that a chat does not need
-        problems += [f"{name} is unknown" for name in sorted(loading["unexpected_keys"])]
+    unknown = sorted(loading["unexpected_keys"])
+    if is_pharia:
+        problems += [f"{name} is unknown" for name in unknown]
         problems = [pharia.restore_names(problem) for problem in problems]
     if problems:
         raise UnsupportedModelError(
             f"{directory}: {len(problems)} of the model's tensors are missing or do not fit, "
             f"for example: {problems[0]}"
         )
+    if unknown:  # a chat does not need all parts of all models
+        _log.warning(
+            "the model does not use %d tensors of its checkpoint, for example %s; if it should, check the "
+            "model_type, num_hidden_layers and the biases in config.json",
+            len(unknown),
+            unknown[0],
+        )
 
 
-def _check_needs_no_code(directory: Path, config: dict[str, Any]) -> None:
-    """Raises UnsupportedModelError if the model needs code from its directory.
+def _check_model_type(directory: Path, config: dict[str, Any]) -> None:
+    """Raises UnsupportedModelError if there is no code for the model, or only in its directory.
 
     If transformers has a class for the model type, or Tiller maps it to one, the code in the directory is not
     needed and not read.
     """
-    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, pharia.MODEL_TYPE}
-    if config.get("auto_map") and config.get("model_type") not in known:
+    model_type = config.get("model_type")
+    if model_type in {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, pharia.MODEL_TYPE}:
+        return
+    if config.get("auto_map"):
         raise UnsupportedModelError(
-            f"{directory}: the model type {config.get('model_type')} needs the model's own code (auto_map), "
+            f"{directory}: the model type {model_type} needs the model's own code (auto_map), "
             "and Tiller never runs code from a model directory"
+        )
+    if model_type:
+        raise UnsupportedModelError(
+            f"{directory}: models of type {model_type} are not supported, only language models that "
+            f"continue a text, and that the installed transformers {transformers.__version__} knows"
         )
 
 
@@ -207,3 +226,7 @@ def _check_config(config: Any) -> None:
     text = config.get_text_config()
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
         raise UnsupportedModelError("chunked attention is not supported")
+    if getattr(text, "attn_temperature_tuning", None) and text.model_type.startswith("llama4"):
+        raise UnsupportedModelError("attn_temperature_tuning is not supported")  # by rows, not by positions
+    if getattr(text, "keep_window_size", None):
+        raise UnsupportedModelError("attention to a choice of the tokens (keep_window_size) is not supported")

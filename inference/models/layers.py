@@ -1,5 +1,6 @@
 """Finds a model's attention layers and decoder blocks, and the shapes of what the layers store."""
 
+import sys
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from inference.compute.kv_cache import LayerShape
 from inference.models.errors import UnsupportedModelError
 
 _RECORDER_NAME = "tiller_recorder"
+_WINDOW_MASK = "create_sliding_window_causal_mask"  # the function's name in transformers' models
 
 
 class _LayerRecorder:
@@ -82,13 +84,30 @@ def examine_layers(model: PreTrainedModel) -> tuple[list[LayerShape], list[nn.Mo
     text = model.config.get_text_config()
     layers = range(text.num_hidden_layers)
     if sorted(recorder.shapes) != list(layers):
-        raise UnsupportedModelError("not all of the model's layers use transformers' attention interface")
-    for layer, kind in enumerate(getattr(text, "layer_types", None) or ()):
-        if kind == "sliding_attention" and recorder.windows[layer] is None:
-            raise UnsupportedModelError(
-                "the model applies its sliding windows only in its attention mask, which is not supported"
-            )
+        raise UnsupportedModelError(
+            f"models of type {text.model_type} are not supported: not all of the model's layers use "
+            "transformers' attention interface"
+        )
+    if _has_windows_in_mask_only(model, text, recorder.windows):
+        raise UnsupportedModelError(
+            "the model applies its sliding windows only in its attention mask, which is not supported"
+        )
     return [recorder.shapes[layer] for layer in layers], [recorder.modules[layer] for layer in layers]
+
+
+def _has_windows_in_mask_only(model: PreTrainedModel, text: Any, windows: dict[int, int | None]) -> bool:
+    """Whether some layer has a sliding window that it does not pass on to its attention.
+
+    `windows`: those that the layers pass on. Without `layer_types` in the configuration, all layers of a
+    model have the same mask. A window as long as the context has no effect.
+    """
+    if kinds := getattr(text, "layer_types", None):
+        return any(kind == "sliding_attention" and windows[i] is None for i, kind in enumerate(kinds))
+    window = getattr(text, "sliding_window", None)
+    makes_masks = _WINDOW_MASK in vars(sys.modules[type(model).__module__])
+    return (
+        bool(window) and window < text.max_position_embeddings and makes_masks and not any(windows.values())
+    )
 
 
 def decoder_blocks(model: PreTrainedModel, attentions: list[nn.Module]) -> list[nn.Module]:

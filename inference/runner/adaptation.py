@@ -15,25 +15,42 @@ _log = logging.getLogger(__name__)
 
 
 def adapt(model: CausalLM, config: EngineConfig, record: VerificationRecord | None = None) -> Backend:
-    """Returns the back end. Raises UnsupportedModelError, or KernelError if quantization is not available.
+    """Returns the back end. Raises UnsupportedModelError, or KernelError if quantization is not available or
+    does not work for this model.
 
     `record`: of this model, if it may be verified only once. If several processes share the model, all of
     them must call this, and all get the same back end.
     """
     backend = selection.choose_backend(model, config)
-    if record and record.exists() and backend.fuse:
+    known = record is not None and record.exists() and backend.fuse is not None
+    if known and backend.fuse:
         model.transform(backend.fuse)
     else:
-        backend = _verify(model, backend, record)
+        backend = _verify(model, backend)
     if config.quantization != "none":
         if backend.quantize is None:
             raise KernelError(f"engine.quantization {config.quantization} is not available on this device")
         with follow("quantizing the weights"):
             quantize(model, backend)
+        if not known:
+            _try_quantized(model, backend, config.quantization)
+    if record and not known and backend.fuse:
+        record.write()
     return backend
 
 
-def _verify(model: CausalLM, backend: Backend, record: VerificationRecord | None) -> Backend:
+def _try_quantized(model: CausalLM, backend: Backend, quantization: str) -> None:
+    """Raises KernelError if the quantized model cannot compute, which would otherwise fail each request."""
+    try:
+        verification.check_runs(model, backend)
+    except Exception as error:  # any kind: a kernel's error, or the model's own
+        raise KernelError(
+            f"engine.quantization {quantization} does not work for this model, so set it to none: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _verify(model: CausalLM, backend: Backend) -> Backend:
     """Fuses the model's parts. Returns the back end with which the model computes what it computes alone."""
     expectation = verification.compute_reference(model)
     if model.group.size > 1:
@@ -42,8 +59,6 @@ def _verify(model: CausalLM, backend: Backend, record: VerificationRecord | None
         model.transform(backend.fuse)
     error = _find_error(model, backend, expectation)
     if model.group.all(error is None):
-        if record and backend != TORCH:
-            record.write()
         return backend
     # Either the kernels do not support this model, or the model itself is not supported.
     verification.check(model, TORCH, expectation)

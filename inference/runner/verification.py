@@ -31,15 +31,28 @@ Expectation = list[tuple[list[int], torch.Tensor]]
 
 @torch.inference_mode()
 def compute_reference(model: CausalLM) -> Expectation:
-    """The output of the model's own code. To be called before anything in the model is replaced."""
-    rng = random.Random(0)  # noqa: S311 - any tokens will do
-    longest = model.context_length or max(_LENGTHS)
-    prompts = [[rng.randrange(model.vocab_size) for _ in range(min(length, longest))] for length in _LENGTHS]
+    """The output of the model's own code. To be called before anything in the model is replaced.
+
+    Raises UnsupportedModelError if the output is not a number.
+    """
+    prompts = _prompts(model)
     tensors = [torch.tensor(prompt, device=model.device) for prompt in prompts]
-    return [
+    expectation = [
         (prompt, model.reference_logits(tensor)[-1].log_softmax(-1))
         for prompt, tensor in zip(prompts, tensors, strict=True)
     ]
+    if any(logprobs.isnan().any() for _, logprobs in expectation):
+        raise UnsupportedModelError(
+            "the model's output is not a number: some of its weights are not finite, or its numbers are too "
+            f"large for {str(model.dtype).removeprefix('torch.')}; another engine.dtype may help"
+        )
+    return expectation
+
+
+def _prompts(model: CausalLM) -> list[list[int]]:
+    rng = random.Random(0)  # noqa: S311 - any tokens will do
+    longest = model.context_length or max(_LENGTHS)
+    return [[rng.randrange(model.vocab_size) for _ in range(min(length, longest))] for length in _LENGTHS]
 
 
 @torch.inference_mode()
@@ -52,6 +65,17 @@ def check(model: CausalLM, backend: Backend, expectation: Expectation) -> None:
         raise UnsupportedModelError(
             "the model's layers keep state outside of attention, or use an attention mask of their own"
         )
+
+
+@torch.inference_mode()
+def check_runs(model: CausalLM, backend: Backend) -> None:
+    """Raises UnsupportedModelError if the engine's output is not a number, or whatever the model raises.
+
+    For a model whose weights were rounded: its output has no limits of error.
+    """
+    outputs = _run_paged(model, _prompts(model)[-2:], backend)
+    if any(logits.isnan().any() for logits in outputs):
+        raise UnsupportedModelError("the output is not a number")
 
 
 def _error(logits: torch.Tensor, expected: torch.Tensor) -> float:

@@ -28,7 +28,7 @@ class VerificationRecord:
             weights_digest,
             model.config.to_json_string(use_diff=False),
             str(model.dtype),
-            str((config.rotary, config.context_length)),
+            str((config.rotary, config.context_length, config.quantization)),
             build.library(cache).name,
             torch.__version__,
             transformers.__version__,

@@ -109,6 +109,27 @@ def test_tensors_that_are_missing_or_have_another_shape_are_named(tmp_path: Path
         load(tmp_path, torch.float32, torch.device("cpu"))
 
 
+def test_tensors_that_the_model_does_not_use_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_model("llama", attention_bias=True).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"attention_bias": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    load(tmp_path, torch.float32, torch.device("cpu"))
+    assert "does not use 12 tensors of its checkpoint, for example model.layers.0.self_attn.k_proj.bias" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize("model_type", ["llava", "t5", "qwen2_vl", "nothing"])
+def test_a_model_of_another_kind_is_refused_by_name(tmp_path: Path, model_type: str) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": model_type}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=f"models of type {model_type} are not supported"):
+        load(tmp_path, torch.float32, torch.device("cpu"))
+
+
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     make_model("llama").save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
@@ -134,7 +155,7 @@ def test_a_model_that_does_not_use_the_attention_interface_is_refused() -> None:
     from transformers import BloomConfig, BloomForCausalLM
 
     model = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)).eval()
-    with pytest.raises(UnsupportedModelError):
+    with pytest.raises(UnsupportedModelError, match="models of type bloom are not supported"):
         CausalLM(model)
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from inference.backends import selection
-from inference.backends.backend import TORCH, Backend
+from inference.backends.backend import TORCH, Backend, KernelError
 from inference.backends.cpu import build
 from inference.interface.config import EngineConfig
 from inference.models.causal_lm import CausalLM
@@ -64,6 +64,68 @@ def test_a_model_that_would_answer_wrongly_is_refused(architecture: str, options
         check(CausalLM(model))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "options", "reason"),
+    [
+        (
+            "phimoe",
+            {"num_local_experts": 4, "sliding_window": 200},
+            "sliding windows only in its attention mask",
+        ),
+        ("doge", {"keep_window_size": 200}, "keep_window_size"),
+        (
+            "llama4_text",
+            {
+                "layer_types": ["full_attention"] * 3,
+                "no_rope_layers": [1, 1, 0],
+                "attn_temperature_tuning": True,
+                "num_local_experts": 2,
+                "intermediate_size_mlp": 32,
+            },
+            "attn_temperature_tuning",
+        ),
+    ],
+)
+def test_a_model_that_would_answer_wrongly_in_long_contexts_is_refused(
+    architecture: str, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        check(CausalLM(make_model(architecture, **options)))
+
+
+def test_a_window_as_long_as_the_context_has_no_effect() -> None:
+    check(
+        CausalLM(make_model("phimoe", num_local_experts=4, sliding_window=COMMON["max_position_embeddings"]))
+    )
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_as_the_reason(wrong: float) -> None:
+    model = make_model("llama")
+    model.model.layers[1].self_attn.q_proj.weight.data[0, 3] = wrong
+    with pytest.raises(UnsupportedModelError, match=r"not a number.* float32"):
+        check(CausalLM(model))
+
+
+@pytest.mark.parametrize("wrong", ["raises", "is not a number"])
+def test_a_quantized_model_that_cannot_compute_is_refused(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would start, and fail all requests."""
+
+    def quantize(model: PreTrainedModel) -> None:
+        if wrong == "raises":
+            del model.model.layers[1].mlp.up_proj
+        else:
+            model.lm_head.weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(selection, "choose_backend", lambda *_: Backend(quantize=quantize))
+    with pytest.raises(
+        KernelError, match=r"engine.quantization integer does not work .*(up_proj|not a number)"
+    ):
+        adapt(CausalLM(make_model("llama")), EngineConfig(quantization="integer"))
+
+
 def test_kernels_that_fail_for_a_model_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def attend(*_: Any) -> torch.Tensor:
         raise RuntimeError("out of resource: shared memory")
@@ -93,7 +155,12 @@ def test_a_model_is_verified_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "settings",
-    [{"cache_directory": "other"}, {"rotary": "half"}, {"context_length": 64}],
+    [
+        {"cache_directory": "other"},
+        {"rotary": "half"},
+        {"context_length": 64},
+        {"quantization": "integer"},
+    ],
     ids=lambda settings: next(iter(settings)),
 )
 def test_a_model_is_verified_again_if_the_configuration_differs(
@@ -167,7 +234,7 @@ def fuse(_: torch.nn.Module) -> None:
 
 def attend_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts a back end in place that differs from torch's by name only."""
-    monkeypatch.setattr(selection, "choose_backend", lambda *_: Backend(fuse=fuse))
+    monkeypatch.setattr(selection, "choose_backend", lambda *_: Backend(fuse=fuse, quantize=fuse))
 
 
 def count_references(monkeypatch: pytest.MonkeyPatch) -> list[CausalLM]:
