@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import ApiError, ErrorCode, InvalidRequest, QueueFull
 from app.http.errors import STATUS, for_caller, raw_error
+from app.http.unchunked import without_chunks
 from app.settings import ServerSettings
 
 _VERSIONS = ("1.1", "1.0")  # The parser also accepts other versions.
@@ -148,6 +149,8 @@ class Connection(HttpToolsProtocol):
         self._enter(_Part.BODY)  # Not earlier: until here, `cycle` is that of the request before.
         if self._is_excess:
             self.cycle.keep_alive = False
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.send = without_chunks(self.cycle)  # type: ignore[method-assign, assignment]
         if is_plain:
             self.door.accept(self.scope)
         self._body_is_left = self.parser.should_upgrade() and bool(self._framing())

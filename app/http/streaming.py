@@ -24,7 +24,7 @@ from app.telemetry.observation import Observation
 from app.text.transcript import Progress, Transcript
 from app.workers.engine import Generation
 
-_HEADERS = {"cache-control": "no-store", "connection": "keep-alive", "x-accel-buffering": "no"}
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 _DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
 _JSON = msgspec.json.Encoder()

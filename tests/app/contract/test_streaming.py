@@ -55,7 +55,6 @@ async def test_the_headers_tell_caches_and_proxies_not_to_buffer(
     assert {name: value for name, value in headers.items() if name not in every} == {
         "content-type": "text/event-stream; charset=utf-8",
         "cache-control": "no-store",
-        "connection": "keep-alive",
         "x-accel-buffering": "no",
     }
 

@@ -161,6 +161,16 @@ def assert_refused(answer: bytes, status: int, code: str, *words: str) -> None:
     assert_error_payload(body, code, *words)
 
 
+@pytest.mark.parametrize("header", ["X: y", "Connection: keep-alive"])
+async def test_http_1_0_gets_no_chunks(connect: Callable[..., Any], header: str) -> None:
+    client = await connect()
+    await client.send(post(header, "Content-Length: 5", body="hello").replace(b"HTTP/1.1", b"HTTP/1.0"))
+    head, _, body = (await client.read()).partition(b"\r\n\r\n")
+    assert body == b"5"
+    assert head.lower().count(b"connection:") == head.lower().count(b"connection: close") == 1
+    assert b"transfer-encoding" not in head.lower()
+
+
 async def test_requests_within_the_limits_are_served(connect: Callable[..., Any]) -> None:
     client = await connect(max_headers=4, max_header_bytes=300)
     for _ in range(3):
