@@ -16,9 +16,9 @@ class GivenVectors(msgspec.Struct, frozen=True):
     """Indices of the decoder blocks, ascending."""
     values: bytes
     """float32, little-endian, [len(blocks), hidden_size]: what strength 1 adds to each block's output, or
-    would add if positive strengths steered the block."""
+    would add if positive strengths steered the block. Unit vectors if there are `lengths`."""
     down_scale: float = 1.0
-    """Strength -1 subtracts `values` times this number, at the blocks that negative strengths steer."""
+    """Strength -1 subtracts this times what strength 1 adds, at the blocks that negative strengths steer."""
     max_strength: float = 2.0
     """The largest strength that is used."""
     max_down_strength: float = 2.0
@@ -33,6 +33,9 @@ class GivenVectors(msgspec.Struct, frozen=True):
     """Those of `blocks` that positive strengths steer. None: all."""
     down_blocks: tuple[int, ...] | None = None
     """The same for negative strengths."""
+    lengths: tuple[float, ...] | None = None
+    """Per block: what to multiply its unit vector with, so that a direction leaves the process and comes back
+    bit for bit. None: the values have their own lengths."""
 
 
 class TrainConcept(msgspec.Struct, frozen=True, tag="train"):

@@ -101,7 +101,8 @@ def to_given_vectors(direction: Direction) -> GivenVectors:
     """The direction as data that can leave the process."""
     return GivenVectors(
         blocks=direction.blocks,
-        values=(direction.units * np.array(direction.lengths, np.float32)[:, None]).astype("<f4").tobytes(),
+        values=direction.units.astype("<f4").tobytes(),
+        lengths=direction.lengths,
         down_scale=direction.down_scale,
         max_strength=direction.max_strength,
         max_down_strength=direction.max_down_strength,

@@ -28,8 +28,8 @@ def given_direction(vectors: GivenVectors, examples: Examples) -> Direction:
     block = vectors.reading_block if vectors.reading_block is not None else reading_block(vectors.blocks)
     direction = Direction(
         blocks=vectors.blocks,
-        units=unit_vectors(values),
-        lengths=tuple(lengths.tolist()),
+        units=unit_vectors(values) if vectors.lengths is None else values,
+        lengths=tuple(lengths.tolist()) if vectors.lengths is None else vectors.lengths,
         down_scale=vectors.down_scale,
         max_strength=vectors.max_strength,
         max_down_strength=vectors.max_down_strength,

@@ -93,6 +93,8 @@ def digest_of(given: GivenVectors, weights_digest: str, examples_digest: str) ->
     ]
     if given.up_blocks is not None or given.down_blocks is not None:
         facts += [given.up_blocks, given.down_blocks]
+    if given.lengths is not None:
+        facts.append({"lengths": given.lengths})
     return hashlib.sha256(json.dumps(facts).encode() + b"\n" + given.values).hexdigest()
 
 

@@ -22,6 +22,8 @@ FORMAT = "tiller-vectors"
 VERSION = "1"
 VERSION_BY_SIGN = "2"
 """Of a file whose positive and negative strengths steer different blocks."""
+_ROUNDING = 1e-6
+"""Of a float32 vector's length."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def write_tiller_file(result: VectorsResult, provenance: Provenance, served: Ser
     """The file's content. `result.vectors` must not be None."""
     given = result.vectors
     assert given is not None  # noqa: S101 - for the type checker
-    added = np.frombuffer(given.values, "<f4").reshape(len(given.blocks), -1)
-    lengths = [norm(vector) for vector in added]
+    rows = np.frombuffer(given.values, "<f4").reshape(len(given.blocks), -1)
+    lengths = given.lengths or [norm(row) for row in rows]
     blocks = [
         _Block(block, mean, length, length / mean if mean else 0.0)
         for block, mean, length in zip(given.blocks, result.norms, lengths, strict=True)
@@ -107,8 +109,8 @@ def write_tiller_file(result: VectorsResult, provenance: Provenance, served: Ser
     if given.reading_block is not None and given.reading_range is not None:
         metadata["reading"] = _json(_Reading(given.reading_block, *given.reading_range))
     tensors = {
-        f"direction.{block}": (vector / length).astype(np.float32)
-        for block, vector, length in zip(given.blocks, added, lengths, strict=True)
+        f"direction.{block}": row if given.lengths else (row / length).astype(np.float32)
+        for block, row, length in zip(given.blocks, rows, lengths, strict=True)
     }
     return save(tensors, metadata)
 
@@ -136,10 +138,11 @@ def read_tiller_file(metadata: dict[str, str], directions: dict[int, Vector]) ->
     for some in (found.up_blocks, found.down_blocks):
         if some is not None and not (some and set(some) <= added.keys()):
             raise _invalid("up_blocks and down_blocks must list some of its blocks")
-    vectors = [_scaled(block, direction, added[block]) for block, direction in directions.items()]
+    for block, direction in directions.items():
+        _check_length(block, direction, added[block])
     return GivenVectors(
         blocks=tuple(directions),
-        values=np.concatenate(vectors).astype("<f4").tobytes(),
+        values=np.concatenate([_unit(one) for one in directions.values()]).astype("<f4").tobytes(),
         down_scale=found.down_scale,
         max_strength=found.max_strength,
         max_down_strength=found.max_down_strength,
@@ -148,6 +151,7 @@ def read_tiller_file(metadata: dict[str, str], directions: dict[int, Vector]) ->
         pairs_digest=found.examples_digest,
         up_blocks=_sorted(found.up_blocks),
         down_blocks=_sorted(found.down_blocks),
+        lengths=tuple(added[block] for block in directions),
     )
 
 
@@ -155,10 +159,16 @@ def _sorted(blocks: list[int] | None) -> tuple[int, ...] | None:
     return None if blocks is None else tuple(sorted(set(blocks)))
 
 
-def _scaled(block: int, direction: Vector, length: float) -> Vector:
+def _check_length(block: int, direction: Vector, length: float) -> None:
     with np.errstate(over="ignore"):
-        scaled = (direction.astype(np.float64) / norm(direction) * length).astype(np.float32)
-    return checked(f"what strength 1 adds at block {block}", scaled)
+        added = (direction.astype(np.float64) / norm(direction) * length).astype(np.float32)
+    checked(f"what strength 1 adds at block {block}", added)
+
+
+def _unit(direction: Vector) -> Vector:
+    """The direction itself if it has unit length, so that it comes back bit for bit."""
+    length = norm(direction)
+    return direction if math.isclose(length, 1, rel_tol=_ROUNDING) else direction / np.float32(length)
 
 
 def _decode(metadata: dict[str, str]) -> _Metadata:

@@ -19,6 +19,7 @@ from inference.interface.concepts import TrainingState
 from tests.app.concepts.vectors.files import raw_gguf, vector, write_gguf, write_safetensors
 from tests.app.contract.support import CONCEPTS, assert_error, chat, pieces, post, until
 from tests.app.fakes import HANG, VECTORS, FakeEngine, pausing, train_badly, train_well
+from tests.given_vectors import added_by
 
 PATH = "/steering_concepts"
 IMPORT = f"{PATH}/import"
@@ -178,9 +179,7 @@ async def test_an_export_can_be_imported(fresh: httpx.AsyncClient, engine: FakeE
     assert copy["description"] == "Kind words"
     vectors = engine.trainings[-1].vectors
     assert vectors is not None
-    assert np.frombuffer(vectors.values, np.float32) == pytest.approx(
-        np.frombuffer(VECTORS.values, np.float32)
-    )
+    assert added_by(vectors) == pytest.approx(added_by(VECTORS))
     assert (vectors.down_scale, vectors.max_strength, vectors.max_down_strength) == (0.5, 1.75, 1.25)
     assert (vectors.reading_block, vectors.reading_range) == (1, (-2.0, 6.0))
     await fresh.delete(f"{PATH}/kind")

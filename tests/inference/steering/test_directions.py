@@ -1,11 +1,14 @@
 """A direction: which values fit together, what a strength adds, and which strengths are used."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from inference.steering.directions import Direction, relative_dose, to_given_vectors, unit_vectors
+from inference.steering.given import given_direction
+from tests.given_vectors import added_by
 from tests.inference.steering.conftest import HIDDEN_SIZE, NORMS, NUM_LAYERS, make_direction
 
 BLOCKS = (0, 2)
@@ -121,9 +124,8 @@ def test_a_direction_leaves_the_process_as_what_strength_one_adds() -> None:
         1, 0.3, BLOCKS, down_scale=0.5, max_strength=1.5, max_down_strength=1.25, reading_block=2
     )
     given = to_given_vectors(direction)
-    values = np.frombuffer(given.values, "<f4").reshape(len(BLOCKS), HIDDEN_SIZE)
     assert given.blocks == BLOCKS
-    np.testing.assert_array_equal(values, direction.vectors(1.0))
+    np.testing.assert_array_equal(added_by(given), direction.vectors(1.0))
     assert (given.down_scale, given.max_strength, given.max_down_strength) == (0.5, 1.5, 1.25)
     assert (given.reading_block, given.reading_range) == (2, direction.reading_range)
     assert given.pairs_digest == ""
@@ -134,7 +136,7 @@ def test_a_direction_leaves_the_process_as_what_strength_one_adds() -> None:
 def test_a_direction_whose_signs_steer_different_blocks_leaves_with_all_its_vectors() -> None:
     direction = make_direction(1, 0.3, (0, 1, 2), down_scale=0.5, up_blocks=(0, 1), down_blocks=(1, 2))
     given = to_given_vectors(direction)
-    values = np.frombuffer(given.values, "<f4").reshape(3, HIDDEN_SIZE)
+    values = added_by(given)
     np.testing.assert_array_equal(values[:2], direction.vectors(1.0)[:2])
     np.testing.assert_allclose(-0.5 * values[1:], direction.vectors(-1.0)[1:], rtol=1e-6)
     assert (given.up_blocks, given.down_blocks) == ((0, 1), (1, 2))
@@ -147,3 +149,12 @@ def test_a_sign_changes_only_its_own_blocks(strength: float, steered: tuple[int,
     changed = np.flatnonzero(np.linalg.norm(direction.vectors(strength), axis=1))
     assert tuple(changed) == steered
     assert relative_dose(direction, NORMS, strength) == pytest.approx(0.3)
+
+
+def test_a_direction_that_leaves_the_process_comes_back_bit_for_bit() -> None:
+    direction = make_direction(1, 0.3, BLOCKS, down_scale=0.5, max_strength=1.5, reading_block=2)
+    examples = SimpleNamespace(norms=NORMS, hidden_size=HIDDEN_SIZE)
+    again = given_direction(to_given_vectors(direction), examples)
+    np.testing.assert_array_equal(again.units, direction.units)
+    for name in Direction.__dataclass_fields__.keys() - {"units"}:
+        assert getattr(again, name) == getattr(direction, name), name

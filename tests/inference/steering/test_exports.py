@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from inference.interface.concepts import ExportVectors, VectorsResult
 from inference.steering.direction_files import DirectionFiles
 from inference.steering.directions import Calibration
+from tests.given_vectors import added_by
 from tests.inference.conftest import Driver, build_driver, generate, request
 from tests.inference.steering.conftest import (
-    HIDDEN_SIZE,
     NORMS,
     added_vectors,
     make_direction,
@@ -40,8 +40,7 @@ def test_the_vectors_are_what_strength_one_adds(driver: Driver) -> None:
     assert (result.request_id, result.report, result.norms) == ("a", REPORT, [NORMS[0], NORMS[2]])
     vectors = result.vectors
     assert vectors is not None
-    values = np.frombuffer(vectors.values, "<f4").reshape(2, HIDDEN_SIZE)
-    np.testing.assert_array_equal(values, DIRECTION.vectors(1.0))
+    np.testing.assert_array_equal(added_by(vectors), DIRECTION.vectors(1.0))
     assert (vectors.blocks, vectors.down_scale) == ((0, 2), 0.5)
     assert (vectors.max_strength, vectors.max_down_strength) == (1.75, 2.0)
     assert (vectors.reading_block, vectors.reading_range) == (2, (-3.0, 4.0))
@@ -53,11 +52,10 @@ def test_plain_transformers_with_the_vectors_generate_the_same(
 ) -> None:
     vectors = driver.export(ExportVectors("a", "kind")).vectors
     assert vectors is not None
-    values = np.frombuffer(vectors.values, "<f4").reshape(2, HIDDEN_SIZE)
     known = added_vectors(["kind"], 1.0, {"kind": DIRECTION})
     prompt = random_tokens(0, 20)
     result = driver.run(steered(request("b", prompt, 16), "kind"))["b", 0]
-    for block, row in zip(vectors.blocks, values, strict=True):
+    for block, row in zip(vectors.blocks, added_by(vectors), strict=True):
         np.testing.assert_allclose(row, known[block].numpy(), atol=1e-5)
     with steering_plainly(llama, known):
         assert result.token_ids == generate(llama, prompt, 16)

@@ -203,6 +203,7 @@ def test_the_digest_covers_all_that_decides_about_effect_and_report() -> None:
         {"pairs_digest": "ab"},
         {"up_blocks": (1,)},
         {"down_blocks": (1,)},
+        {"lengths": (1.0, 2.0)},
     ]
     given = [VECTORS, *(msgspec.structs.replace(VECTORS, **change) for change in changes)]
     assert {field for change in changes for field in change} == set(GivenVectors.__struct_fields__)
