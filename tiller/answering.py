@@ -9,7 +9,7 @@ from typing import Any
 from app.concepts.concept import Concept as Definition
 from app.concepts.readings import TextEncoder, present_readings
 from app.concepts.texts import ConceptTexts
-from app.errors import InternalError, InvalidRequest
+from app.errors import InternalError, InvalidRequest, shorten
 from app.schemas.chat import ChatRequest
 from app.schemas.readings import ReadRequest, TextReadings
 from app.text.generation_request import digests_in, generation_request
@@ -37,9 +37,12 @@ class Answering:
     def prepare(self, request: Mapping[str, Any], n: int | None = None, prefix: str = "") -> Generation:
         """Checks a request. `prefix`: stands before the names of its options in error messages.
 
-        Raises TypeError for an unknown option.
+        Raises TypeError for an unknown option, and for a request that is no dictionary.
         """
         model = self._model
+        if not isinstance(request, Mapping):
+            given = f"{type(request).__name__} {shorten(request)}"
+            raise TypeError(f"{prefix.rstrip('.')} must be a dictionary of messages and options, got {given}")
         with as_python_errors(prefix):
             chat = chat_request(request, n, model.settings)
             named = _NamedConcepts(self._library, chat)

@@ -18,7 +18,7 @@ from app.concepts.vectors.imported import ServedModel
 from app.concepts.vectors.importing import import_vectors
 from app.concepts.vectors.tiller_file import Provenance, write_tiller_file
 from app.errors import ApiError, ErrorCode, InternalError, InvalidRequest, shorten
-from app.schemas.concepts import ID_PREFIX, ConceptRequest, full_id
+from app.schemas.concepts import ID_PREFIX, NAME_PATTERN, ConceptRequest, full_id
 from app.schemas.reports import ConceptReport
 from inference.interface.concepts import ExportVectors, TrainingState, TrainingUpdate
 from tiller.concept import Concept
@@ -95,6 +95,9 @@ class Library:
 
     def define_imported(self, concept: Concept, examples: Collection[Any]) -> definitions.Concept:
         """A concept whose vectors are in its content, to be measured with the examples if there are some."""
+        if not definitions.is_id(full_id(concept.name)):
+            rule = f"must match {NAME_PATTERN}"
+            raise InvalidRequest(f"the name of the concept {rule}, got {shorten(concept.name)}", "name")
         file = read_vector_file(concept.content)
         pairs: tuple[Example, ...] = ()
         if examples:
@@ -162,6 +165,9 @@ def _as_example(pair: Any, path: str) -> dict[str, Any]:
             fields = {"positive": pair.positive, "negative": pair.negative, "prompt": pair.prompt}
         case Mapping():
             fields = dict(pair)
+            if unknown := fields.keys() - set(Example.__struct_fields__):
+                rule = "must have the keys positive, negative and perhaps prompt"
+                raise InvalidRequest(f"{path} {rule}, got {shorten(min(unknown, key=str))}", path)
         case (positive, negative):
             fields = {"positive": positive, "negative": negative}
         case _:

@@ -1,6 +1,7 @@
 """What a caller may ask for, and how it becomes a ChatRequest. The ChatRequest checks it."""
 
 import inspect
+import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, Required, TypeAlias, TypedDict, TypeVar
 
@@ -94,7 +95,7 @@ def chat_request(request: Mapping[str, Any], n: int | None, settings: Settings) 
         raise TypeError(
             f"{min(unknown)!r} is not an option; the options are {', '.join(Options.__annotations__)}"
         )
-    given = {name: value for name, value in request.items() if value is not None}
+    given = {name: _plain(value) for name, value in request.items() if value is not None}
     fields: dict[str, Any] = {_FIELDS.get(name, name): value for name, value in given.items()}
     fields["model"] = settings.model.name
     fields["n"] = n
@@ -107,6 +108,15 @@ def chat_request(request: Mapping[str, Any], n: int | None, settings: Settings) 
 
 _FIELDS = {"scope": "steering_scope", "mode": "steering_mode"}
 """The options that only have another name in a ChatRequest."""
+
+
+def _plain(given: Any) -> Any:
+    """A number of NumPy, for example, as one of Python's own; in a mapping, too."""
+    if isinstance(given, Mapping):
+        return {key: _plain(value) for key, value in given.items()}
+    if isinstance(given, bool) or not isinstance(given, numbers.Real):
+        return given
+    return int(given) if isinstance(given, numbers.Integral) else float(given)
 
 
 def _messages(given: Any) -> Any:

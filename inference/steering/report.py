@@ -159,6 +159,11 @@ def _faults_of_answers(findings: Findings) -> Iterator[str]:
         share = findings.moved(sign)
         if findings.has_room(sign) and share < MIN_MOVED:
             yield f"strength {sign:g} visibly changes only {share:.0%} of the generated answers"
+    yield from _faults_of_fluency(findings)
+
+
+def _faults_of_fluency(findings: Findings) -> Iterator[str]:
+    for sign in (1.0, -1.0) if findings.answers else ():
         if not findings.is_fluent(sign):
             yield f"answers at strength {sign:g} are not fluent"
 
@@ -189,8 +194,10 @@ def _warnings(findings: Findings) -> Iterator[str]:
             f"{MAX_AGREEMENT}), so they may show one sentence or topic instead of the concept: add pairs on "
             "other topics"
         )
+    if not findings.num_distinct:
+        yield from _faults_of_fluency(findings)
     for sign, word in ((1.0, "positive"), (-1.0, "negative")):
-        if findings.answers and not findings.has_room(sign):
+        if findings.num_distinct and findings.answers and not findings.has_room(sign):
             yield (
                 f"answers without steering are already like the {word} examples, so strength {sign:g} can "
                 "hardly change them"
@@ -225,7 +232,7 @@ def _measured(findings: Findings) -> Iterator[str]:
             f"{_shown(up.shift, up.shift_error)} nats per token, and strength -1 by "
             f"{_shown(down.shift, down.shift_error)}."
         )
-    if findings.answers:
+    if findings.answers and findings.num_distinct:
         yield (
             f"Of {len(findings.answers[0.0].token_ids)} generated answers, strength 1 visibly changes "
             f"{_shown_share(findings, 1.0)} and strength -1 {_shown_share(findings, -1.0)}."

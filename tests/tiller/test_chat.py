@@ -11,8 +11,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -292,6 +294,23 @@ def test_an_unknown_option_is_a_type_error(llm: LLM) -> None:
         llm.chat("hi", temprature=0)
     with pytest.raises(TypeError, match="'stream' is not an option"):
         llm.generate_many([{"messages": "hi", "stream": True}])
+
+
+@pytest.mark.parametrize("requests", [["hi"], {"messages": "hi"}])
+def test_a_request_that_is_no_dictionary_is_a_type_error(llm: LLM, requests: Any) -> None:
+    with pytest.raises(TypeError, match=r"^requests\[0\] must be a dictionary .*, got str"):
+        llm.generate_many(requests)
+
+
+def test_numbers_of_numpy_count_as_numbers(llm: LLM) -> None:
+    options = {"max_tokens": 3, "temperature": 0, "logprobs": 2, "logit_bias": {5: 1.5}}
+    theirs = {
+        "max_tokens": np.int64(3),
+        "temperature": np.float32(0),
+        "logprobs": np.int8(2),
+        "logit_bias": {np.int64(5): np.float32(1.5)},
+    }
+    assert llm.chat("hi", **theirs) == llm.chat("hi", **options)
 
 
 def test_a_bad_request_among_many_is_named_and_none_runs(llm: LLM) -> None:

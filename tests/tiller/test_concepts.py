@@ -113,6 +113,11 @@ def test_an_interrupted_training_leaves_no_concept(make_llm: MakeLLM, cache: Pat
         (["ab"], {}, "pairs[0] must be a pair (positive, negative), a dictionary or an Example, got 'ab'"),
         ([{"positive": "a"}], {}, "pairs[0].negative is required"),
         (
+            [{"positive": "a", "negative": "b", "promt": "c"}],
+            {},
+            "pairs[0] must have the keys positive, negative and perhaps prompt, got 'promt'",
+        ),
+        (
             [("a", "b")],
             {"prompts": ["hi", "how"]},
             "prompts must have as many entries as there are pairs, 1, got 2",
@@ -218,7 +223,11 @@ def test_a_saved_concept_steers_another_llm_in_the_same_way(
         assert added.report is not None
         assert added.report.works is None
         answers = [other.chat(QUESTION, **GREEDY, **way) for way in ways]
+        steerer = other._loaded().driver.engine.steerer
+        steered = steerer.get(digest_of(other, "mine")).vectors(1.0)
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
+    original = llm._loaded().driver.engine.steerer.get(digest_of(llm, "mine")).vectors(1.0)
+    np.testing.assert_array_equal(steered, original)
     for answer, one in zip(answers, expected, strict=True):
         assert answer.readings["mine"] == pytest.approx(one.readings["mine"], abs=1e-3)
 
@@ -268,6 +277,13 @@ def test_vectors_of_other_tools_are_used_with_their_own_scale(llm: LLM, tmp_path
     assert added.name == "theirs"
     direction = llm._loaded().driver.engine.steerer.get(digest_of(llm, "theirs"))
     assert direction.vectors(1.0) == pytest.approx(vector[None], abs=1e-6)
+
+
+def test_a_name_that_requests_could_not_give_is_a_value_error(llm: LLM, tmp_path: Path) -> None:
+    save_file({"direction.1": np.ones(32, np.float32)}, tmp_path / "my vectors.safetensors")
+    with pytest.raises(InvalidRequestError, match=r"name of the concept must match .*, got 'my vectors'"):
+        llm.add(Concept.load(tmp_path / "my vectors.safetensors"))
+    assert "my vectors" not in llm.concepts
 
 
 def test_vectors_of_another_model_are_a_value_error(llm: LLM, make_llm: MakeLLM, tmp_path: Path) -> None:

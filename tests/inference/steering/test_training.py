@@ -240,6 +240,14 @@ def test_given_vectors_keep_their_own_scale() -> None:
     assert report.summary.startswith("The vectors were not measured, because no examples came with them.")
     assert (report.effects, report.num_examples) == ([], 0)
     assert len(report.answers) == 3
+    assert "visibly changes" not in report.summary  # there are no examples that answers could be like
+    assert report.warnings == []
+
+
+def test_given_vectors_whose_answers_loop_have_a_warning() -> None:
+    model = LinearModel(loops_from=0.5)
+    _, report = run(model, make_command(0, vectors=given()))
+    assert report.warnings == [f"answers at strength {sign} are not fluent" for sign in (1, -1)]
 
 
 def test_without_pairs_a_reading_of_one_is_what_strength_one_adds_to_neutral_texts() -> None:
