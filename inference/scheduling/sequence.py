@@ -261,6 +261,9 @@ def _build_bias(logit_bias: dict[int, float]) -> LogitBias | None:
         return None
     token_ids = np.fromiter(logit_bias.keys(), np.int64, len(logit_bias))
     given = np.fromiter(logit_bias.values(), np.float64, len(logit_bias))
-    # A bias beyond +-100 has the same effect as +-100, and may be too large for a float32.
-    values = np.where(given <= BAN, -np.inf, np.minimum(given, SELECT)).astype(np.float32)
-    return LogitBias(token_ids, values, token_ids[given >= SELECT])
+    selected = given >= SELECT
+    values = np.where(given <= BAN, -np.inf, given)
+    if selected.any():  # Only their differences matter. Large numbers would absorb the logits in a float32.
+        values[selected] += SELECT - given[selected].max()
+    with np.errstate(over="ignore"):
+        return LogitBias(token_ids, values.astype(np.float32), token_ids[selected])

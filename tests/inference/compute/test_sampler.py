@@ -177,7 +177,10 @@ def test_several_selected_tokens_compete_with_each_other() -> None:
     selected = LOGITS.clone()
     selected[[0, 1, 2, 4, 5, 7]] = float("-inf")
     expect(distribution(logit_bias={3: 100.0, 6: 100.0}), selected.softmax(-1))
-    expect(distribution(logit_bias={3: 1e300, 6: 100.0}), selected.softmax(-1))
+    expect(distribution(logit_bias={3: 1e6, 6: 1e6}), selected.softmax(-1))
+    selected[3] += 2
+    expect(distribution(logit_bias={3: 102.0, 6: 100.0}), selected.softmax(-1))
+    assert distribution(draws=500, logit_bias={3: 100.0, 6: 1e300})[6] == 500
 
 
 def test_each_row_has_its_own_parameters() -> None:
