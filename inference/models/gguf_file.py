@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import os
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,28 @@ def convert(file: Path, directory: Path, end_token_ids: Sequence[int] = ()) -> P
         Path(os.devnull).open("w") as nowhere,
         redirect_stderr(nowhere),
         follow(f"converting {file.name}"),
+        _with_suffix(file) as named,
     ):
         reader = _read(file)
-        _save_tokenizer(file, reader, directory)
-        model = _load_model(file, reader)
+        _save_tokenizer(file, named, reader, directory)
+        model = _load_model(file, named, reader)
         gguf_config.complete(model.config, reader, str(file))
         model.generation_config.eos_token_id = list(end_token_ids) or _read_end_tokens(reader)
         model.save_pretrained(directory)
     _log.info("converted %s in %.0f seconds", file.name, time.monotonic() - start)
     return directory
+
+
+@contextmanager
+def _with_suffix(file: Path) -> Iterator[Path]:
+    """A name of the file that ends with `.gguf`. transformers takes other files for pickles."""
+    if file.suffix == ".gguf":
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        link = Path(directory) / "model.gguf"
+        link.symlink_to(file.resolve())
+        yield link
 
 
 def _read(file: Path) -> GGUFReader:
@@ -87,11 +101,12 @@ def _read(file: Path) -> GGUFReader:
     return reader
 
 
-def _load_model(file: Path, reader: GGUFReader) -> PreTrainedModel:
+def _load_model(file: Path, named: Path, reader: GGUFReader) -> PreTrainedModel:
+    """`named`: see _with_suffix."""
     refusal = _refusal(file, reader)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, output_loading_info=True
+            named.parent, gguf_file=named.name, output_loading_info=True
         )
     except Exception as error:  # transformers raises nothing more precise
         raise SourceError(f"{refusal}: {_line(error)}") from error
@@ -115,9 +130,10 @@ def _read_end_tokens(reader: GGUFReader) -> list[int] | None:
     return list(dict.fromkeys(token_id for token_id in ids if token_id is not None)) or None
 
 
-def _save_tokenizer(file: Path, reader: GGUFReader, directory: Path) -> None:
+def _save_tokenizer(file: Path, named: Path, reader: GGUFReader, directory: Path) -> None:
+    """`named`: see _with_suffix."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(named.parent, gguf_file=named.name)
     except Exception as error:  # transformers raises nothing more precise
         raise SourceError(f"{_refusal(file, reader)}: {_line(error)}") from error
     _check_tokenizer(file, reader, tokenizer)

@@ -62,6 +62,14 @@ def test_a_converted_file_is_a_whole_model(tmp_path: Path, is_tied: bool) -> Non
     assert (directory / "model.safetensors").stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("name", ["tiny.GGUF", "sha256-abc", "a name.bin"])
+def test_a_file_needs_no_suffix(tmp_path: Path, name: str) -> None:
+    """Ollama keeps its files without one."""
+    model = model_of()
+    directory = prepare(write_gguf(tmp_path / name, model), tmp_path / "cache")
+    assert torch.allclose(logits(directory), expected(model), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("rope", "metadata"),
     [
