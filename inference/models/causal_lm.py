@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def load(
     options = pharia.loading_options(config) if is_pharia else {}
     if quantization := _read_quantization(directory, config, device):
         model_class, options["config"] = fp8.model_class(directory, quantization)
-    with following_transformers(f"loading {directory.name}"):
+    with following_transformers(f"loading {directory.name}"), _naming_faults(directory):
         model, loading = model_class.from_pretrained(
             directory,
             **options,
@@ -151,7 +152,22 @@ def load(
         fp8.finish(model, quantization)
     if is_pharia:
         pharia.set_rotary(model, rotary or "interleaved")
-    return CausalLM(model.eval(), context_length, group)
+    with _naming_faults(directory):
+        return CausalLM(model.eval(), context_length, group)
+
+
+@contextmanager
+def _naming_faults(directory: Path) -> Iterator[None]:
+    """Raises UnsupportedModelError for the errors that transformers' code ends with if the values in the
+    model's files do not fit together. They name neither the file nor the value."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UnsupportedModelError(
+            f"{directory}: transformers {transformers.__version__} cannot run this model, or the values in "
+            f"its JSON files are wrong: {reason}"
+        ) from error
 
 
 def _read_quantization(

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from inference.interface.errors import SourceError
+
 _FILES = ("generation_config.json", "config.json")
 
 
 def read_end_token_ids(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Maps each file that names end tokens to their ids.
+    """Maps each file that names end tokens to their ids. Raises SourceError for a broken file.
 
     Reads the files themselves: a config object of transformers also has its class's default ids, which may be
     ordinary tokens of this model.
@@ -18,8 +20,11 @@ def read_end_token_ids(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none. The model does not load with a broken file."""
-    content = json.loads(file.read_bytes()) if file.is_file() else {}
+    """The JSON object in a file; empty if there is none. Raises SourceError if it is not JSON."""
+    try:
+        content = json.loads(file.read_bytes()) if file.is_file() else {}
+    except ValueError as error:
+        raise SourceError(f"{file} cannot be read: {error}") from None
     return content if isinstance(content, dict) else {}
 
 

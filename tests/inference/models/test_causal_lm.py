@@ -121,6 +121,27 @@ def test_tensors_that_the_model_does_not_use_are_named(
     )
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("generation_config.json", "[1]", "TypeError: 'list' object is not a mapping"),
+        ("config.json", {"hidden_act": "foo"}, "KeyError: 'foo'"),
+        ("config.json", {"num_attention_heads": 0, "head_dim": None}, "ZeroDivisionError"),
+        ("config.json", {"quantization_config": "int4"}, "AttributeError: 'str'"),
+    ],
+)
+def test_values_that_transformers_fails_on_are_an_error_that_names_the_model(
+    tmp_path: Path, file: str, content: Any, reason: str
+) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((tmp_path / file).read_text()) | content)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UnsupportedModelError, match=reason) as caught:
+        load(tmp_path, torch.float32, torch.device("cpu"))
+    assert str(caught.value).startswith(f"{tmp_path}: transformers ")
+
+
 @pytest.mark.parametrize("model_type", ["llava", "t5", "qwen2_vl", "nothing"])
 def test_a_model_of_another_kind_is_refused_by_name(tmp_path: Path, model_type: str) -> None:
     make_model("llama").save_pretrained(tmp_path)

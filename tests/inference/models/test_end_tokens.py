@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from inference.interface.errors import SourceError
 from inference.models.end_tokens import read_end_token_ids
 
 
@@ -30,3 +31,9 @@ def test_each_file_is_read(
     if generation_config is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation_config))
     assert read_end_token_ids(tmp_path) == expected
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(SourceError, match=r"generation_config\.json cannot be read: Expecting property name"):
+        read_end_token_ids(tmp_path)
