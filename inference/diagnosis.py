@@ -18,7 +18,7 @@ from inference.backends.backend import KernelError
 from inference.backends.cpu import build
 from inference.interface.config import ConfigError, EngineConfig
 from inference.interface.diagnosis import Diagnosis, Gpu, ModelFiles
-from inference.interface.errors import SourceError
+from inference.interface.errors import SourceError, in_one_line
 from inference.models.inspection import inspect
 from inference.runner.devices import choose_device
 
@@ -54,7 +54,7 @@ def _try(find: Callable[[], _Found], nothing: _Found) -> tuple[_Found, str]:
     except (ConfigError, KernelError, SourceError) as error:
         return nothing, str(error)
     except Exception as error:  # any library may fail on a machine that is not well
-        return nothing, " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        return nothing, in_one_line(error)
 
 
 def _find_gpus() -> list[Gpu]:

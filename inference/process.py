@@ -14,7 +14,7 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 
 from inference.backends.backend import KernelError
 from inference.interface.config import ConfigError
-from inference.interface.errors import SourceError
+from inference.interface.errors import SourceError, in_one_line
 from inference.models.errors import UnsupportedModelError
 from inference.tensor_parallel.errors import BrokenGroupError
 
@@ -64,4 +64,4 @@ def one_line(error: Exception) -> str:
     own = ConfigError | SourceError | UnsupportedModelError | KernelError | BrokenGroupError
     if isinstance(error, own):
         return str(error)
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    return in_one_line(error)

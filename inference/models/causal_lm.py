@@ -18,7 +18,7 @@ from inference.compute import attention
 from inference.compute.attention import ForwardContext
 from inference.compute.batch import Batch
 from inference.interface.config import ConfigError, Rotary
-from inference.interface.errors import SourceError
+from inference.interface.errors import SourceError, in_one_line
 from inference.interface.quantization import Fp8Quantization, read_quantization
 from inference.models import pharia, rope, shards
 from inference.models.digest import digest_of
@@ -163,10 +163,9 @@ def _naming_faults(directory: Path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UnsupportedModelError(
             f"{directory}: transformers {transformers.__version__} cannot run this model, or the values in "
-            f"its JSON files are wrong: {reason}"
+            f"its JSON files are wrong: {in_one_line(error)}"
         ) from error
 
 

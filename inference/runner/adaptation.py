@@ -6,6 +6,7 @@ from dataclasses import replace
 from inference.backends import selection
 from inference.backends.backend import TORCH, Backend, KernelError
 from inference.interface.config import EngineConfig
+from inference.interface.errors import in_one_line
 from inference.interface.progress import follow
 from inference.models.causal_lm import CausalLM
 from inference.runner import verification
@@ -46,7 +47,7 @@ def _try_quantized(model: CausalLM, backend: Backend, quantization: str) -> None
     except Exception as error:  # any kind: a kernel's error, or the model's own
         raise KernelError(
             f"engine.quantization {quantization} does not work for this model, so set it to none: "
-            f"{type(error).__name__}: {error}"
+            f"{in_one_line(error)}"
         ) from error
 
 

@@ -14,6 +14,7 @@ import zmq
 from inference.compute.batch import Batch
 from inference.compute.host_batch import HostBatch
 from inference.interface.config import EngineConfig
+from inference.interface.errors import in_one_line
 from inference.scheduling.steering import BlockVectors
 from inference.tensor_parallel.errors import BrokenGroupError
 from inference.tensor_parallel.messages import BankRow, Start, encode_forward, encode_start
@@ -95,8 +96,7 @@ class Leader:
         try:
             yield
         except Exception as error:  # any kind
-            one_line = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            raise BrokenGroupError(self.find_fault() or one_line) from error
+            raise BrokenGroupError(self.find_fault() or in_one_line(error)) from error
 
     def find_fault(self) -> str | None:
         """What has happened to a follower, if an operation has failed for this reason."""

@@ -14,6 +14,7 @@ from inference.backends.cuda.layers import HeadNorms, add_rms_norm, gate, rms_no
 from inference.backends.cuda.paged_attention import attend, attend_stored
 from inference.backends.trial import Trial
 from inference.compute.attention import ForwardContext, PagedInputs
+from inference.interface.errors import in_one_line
 from inference.models.shards import RowParallelLinear
 
 _log = logging.getLogger(__name__)
@@ -163,11 +164,7 @@ def _try_to_fuse(layer: Any) -> None:
     except torch.AcceleratorError:
         raise  # The device is unusable for the rest of the process's life.
     except Exception as error:  # any kind: the layer's own code, or a kernel
-        _log.warning("a decoder layer is not fused, so the server will be slower: %s", _one_line(error))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        _log.warning("a decoder layer is not fused, so the server will be slower: %s", in_one_line(error))
 
 
 def _fuse_layer(layer: Any) -> None:
