@@ -58,12 +58,15 @@ def _direction_files(
 ) -> DirectionFiles:
     """The cache of directions.
 
-    Each combination of weights, dtype, configured blocks and training has its own. Directions are trained on
-    what the model computes, which depends on the dtype, though the weights' digest does not.
+    Each combination of weights, dtype, configured blocks and way of training has its own. Directions are
+    trained on what the model computes, which depends on the dtype, though the weights' digest does not.
     """
     rounding = [] if config.quantization == "none" else [config.quantization]
     blocks = map(str, config.steering_blocks or ())
-    name = "-".join([weights_digest[:32], _name(dtype), *blocks, *rounding, f"q{config.training_questions}"])
+    refined = ["refined"] if config.refine_directions else []
+    name = "-".join(
+        [weights_digest[:32], _name(dtype), *blocks, *rounding, f"q{config.training_questions}", *refined]
+    )
     return DirectionFiles(cache / "steering" / f"v{TRAINING_VERSION}" / name)
 
 

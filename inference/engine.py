@@ -57,6 +57,7 @@ class Engine:
             max_tokens=self.context_length,
             shape=(len(runner.model.layers), runner.model.hidden_size),
             blocks=config.steering_blocks,
+            refines=config.refine_directions,
         )
         self._numbers = itertools.count()
         self.measuring = Measuring(
@@ -141,6 +142,7 @@ class Engine:
         """
         self.measuring.queue_work(serving=bool(self._sequences))
         sequences, step = self._take_ahead() or self._launch()
+        self._differentiate()
         report = StepReport()
         if sequences:
             self._ahead = self._launch_ahead(step) if step else None
@@ -199,6 +201,13 @@ class Engine:
         """How many more sequences of requests can run or wait."""
         taken = sum(map(len, self._sequences.values()))
         return self.scheduler.max_running + self._max_queued - taken
+
+    def _differentiate(self) -> None:
+        """Computes a derivative for a training, if it is time for one."""
+        derivative = self.measuring.next_derivative(serving=bool(self._sequences))
+        if derivative is not None:
+            fault = self._steps.differentiate(derivative)
+            self.measuring.complete_derivative(derivative, fault)
 
     def _launch(self) -> tuple[list[Sequence], Step | None]:
         scheduled = self.scheduler.schedule()

@@ -1,9 +1,11 @@
 """The sequences that belong to no request: they measure texts for trainings and for readings of texts.
 
-Passes the work of the trainer and of the text reading to the scheduler, and the results back.
+Passes the work of the trainer and of the text reading to the scheduler, and the results back. Keeps the
+derivatives that a training needs until it is time for the next one.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 from inference.events import finish_reason
@@ -14,6 +16,7 @@ from inference.scheduling.probe import (
     MAX_TOKENS_BESIDE_REQUESTS,
     MAX_TOKENS_IN_FLIGHT,
     Answer,
+    Derivative,
     Probe,
     TrainingWork,
 )
@@ -44,6 +47,10 @@ class Measuring:
         self._max_tokens = max_tokens
         self._vocab_size = vocab_size
         self._sequences: set[Sequence] = set()
+        self._derivatives: deque[Derivative] = deque()
+        self._handed_out = 0.0
+        self._resume = 0.0
+        """When the last derivative was handed out, and when requests have had as much time as it took."""
 
     @property
     def is_idle(self) -> bool:
@@ -97,6 +104,23 @@ class Measuring:
             self._end(sequence)
             self.trainer.complete(sequence.answer)
 
+    def next_derivative(self, serving: bool) -> Derivative | None:
+        """What to differentiate next. `serving`: requests run, and get half of the time."""
+        now = self._scheduler.clock()
+        if not self._derivatives or (serving and now < self._resume):
+            return None
+        self._handed_out = now
+        return self._derivatives.popleft()
+
+    def complete_derivative(self, derivative: Derivative, fault: str | None) -> None:
+        """Hands over a derivative that is computed. `fault`: why it cannot be."""
+        now = self._scheduler.clock()
+        self._resume = now + (now - self._handed_out)
+        if fault is None:
+            self.trainer.complete(derivative)
+        else:
+            self.trainer.fail(derivative, f"the directions cannot be refined: {fault}")
+
     def fail(self, sequence: Sequence) -> None:
         """Ends the measurement of a sequence that cannot be computed."""
         self._block_manager.discard(sequence)
@@ -119,6 +143,9 @@ class Measuring:
     def _add(self, works: Iterable[TrainingWork]) -> None:
         now = self._scheduler.clock()
         for work in works:
+            if isinstance(work, Derivative):
+                self._derivatives.append(work)
+                continue
             number = next(self._numbers)
             if isinstance(work, Answer):
                 sequence = build_answer_sequence(work, now, number)

@@ -47,6 +47,7 @@ class LLM:
         max_running: int | None = None,
         steering_blocks: tuple[int, ...] | None = None,
         training_questions: int | None = None,
+        refine: bool = False,
         seed: int | None = None,
         concepts: str | Path | None = None,
         cache_directory: str | Path = "~/.cache/tiller",
@@ -68,6 +69,8 @@ class LLM:
         - `steering_blocks`: the only decoder blocks to steer, from 0. Default: each concept has its own.
         - `training_questions`: how many neutral questions the model answers in a training, up to 20. Fewer
           are faster, and make the strengths less exact. Default: 20.
+        - `refine`: whether trainings refine the directions of concepts by gradients. Most concepts become
+          stronger at the same fluency, and trainings longer.
         - `seed`: makes sampling repeatable, as long as the calls are the same. Default: random.
         - `concepts`: directory with concept files, which are like those in configs/concepts. Default: that
           folder in the checkout of Tiller, or in the working directory.
@@ -87,7 +90,7 @@ class LLM:
             "steering_blocks": steering_blocks,
             "seed": seed,
         }
-        steering = {"questions": training_questions}
+        steering = {"questions": training_questions, "refine": refine}
         self._model: LoadedModel | None = load(
             make_settings(source, chat_template, revision, cache_directory, engine, steering)
         )

@@ -106,7 +106,7 @@ def _worker(settings: Settings, model: ServedModelSettings, registry: str, has_g
         "server": {"drain_seconds": settings.server.drain_seconds},
         "model": {**own, "name": model.name, "source": _source(model.source)},
         "engine": model.engine.model_dump(mode="json", exclude_unset=True),
-        "steering": {"questions": settings.steering.questions},
+        "steering": settings.steering.model_dump(include={"questions", "refine"}),
     }
     return Task(
         "worker",

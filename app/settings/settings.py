@@ -148,6 +148,7 @@ class Settings(BaseSettings):
             "rotary": model.rotary,
             "cache_directory": self.cache_directory,
             "training_questions": self.steering.questions,
+            "refine_directions": self.steering.refine,
         }
         fields |= {"device_index": sum(processes[:first]), "device_processes": sum(processes)}
         config = msgspec.convert(fields, EngineConfig)

@@ -17,3 +17,6 @@ class SteeringSettings(Section):
     questions: Annotated[int, Field(ge=0, le=20)] = 20
     """How many neutral questions the model answers in a training. Fewer are faster, and make the strengths
     less exact. 0: no answers, so the strengths depend on the examples only."""
+    refine: bool = False
+    """True: trainings refine the directions of concepts by gradients. Most concepts become stronger at the
+    same fluency, and trainings longer."""

@@ -33,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache-directory", default="~/.cache/tiller")
     parser.add_argument("--quantization", choices=("none", "integer"), default="integer")
+    parser.add_argument("--refine", action="store_true", help="trainings refine directions by gradients")
     parser.add_argument("--prompts", type=int, default=48, help="how many of prompts.txt; at least 2")
     parser.add_argument("--output", type=Path, default=_DOCS)
     parser.add_argument(
@@ -47,14 +48,15 @@ def main() -> int:
     prompts = (_HERE / "prompts.txt").read_text().splitlines()[: arguments.prompts]
     model = PlainModel(resolve("embedded", cache), TRAINING_PROMPT)
     settings = {"quantization": arguments.quantization, "cache_directory": cache, "kv_cache_gib": 0.5}
-    with LLM(**settings) as llm, LLM(**settings, training_questions=0) as other:
+    with LLM(**settings, refine=arguments.refine) as llm, LLM(**settings, training_questions=0) as other:
         arena = Arena(llm, other, model, prompts)
         concepts = [_kept_or_new(arguments.resume, llm, model, arena, subject) for subject in subjects]
     _measure(concepts, model, cache)
     machine = describe_machine()
     conditions = (
         f"{machine['processor']}, {machine['cores']} cores; torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; quantization {arguments.quantization}."
+        f"{transformers.__version__}; quantization {arguments.quantization}"
+        f"{', refined directions' if arguments.refine else ''}."
     )
     (arguments.output / "steering-evaluation.md").write_text(render(concepts, prompts, conditions))
     draw(concepts, arguments.output / "steering-evaluation.svg")

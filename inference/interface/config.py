@@ -93,6 +93,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """Indices of the decoder blocks whose output is steered, from 0. None: each training chooses."""
     training_questions: int = 20
     """How many questions trainings ask. Directions that were trained with other numbers are not used."""
+    refine_directions: bool = False
+    """Whether trainings refine the directions of concepts by gradients."""
     seed: int | None = None
     """Makes sampling repeatable, for tests. None: a seed from the operating system."""
     log: LogConfig = LogConfig()

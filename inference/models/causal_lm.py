@@ -50,7 +50,7 @@ class CausalLM:
         self.context_length = rope.prepare(model, context_length)
         """The model's own limit in tokens, or None if its configuration has none."""
         self.group = group
-        self._model = model
+        self._model = model.requires_grad_(False)
         self._own_attention = model.config._attn_implementation
         self.layer_shapes, attentions = examine_layers(model)
         self.layers = decoder_blocks(model, attentions)
@@ -87,10 +87,24 @@ class CausalLM:
 
     def reference_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The float32 logits [T, vocab_size] of one sequence [T], computed with the model's own attention."""
+        return self.plain_logits(token_ids[None])[0]
+
+    def plain_logits(
+        self, token_ids: torch.Tensor, mask: torch.Tensor | None = None, keep: int = 0
+    ) -> torch.Tensor:
+        """The float32 logits [N, keep, vocab_size] at the last `keep` positions (0: at all positions).
+
+        Computed with the model's own attention. Outside of inference mode, gradients flow through them.
+        `token_ids`: N sequences [N, T]. `mask`: the same shape, 0 for padding on the right.
+        """
         self._model.set_attn_implementation(self._own_attention)
-        logits: torch.Tensor = self._model(input_ids=token_ids[None], use_cache=False).logits
-        self._model.set_attn_implementation(attention.NAME)
-        return logits[0].float()
+        try:
+            logits: torch.Tensor = self._model(
+                input_ids=token_ids, attention_mask=mask, use_cache=False, logits_to_keep=keep
+            ).logits
+        finally:
+            self._model.set_attn_implementation(attention.NAME)
+        return logits.float()
 
     def transform(self, act: Callable[[nn.Module], None]) -> None:
         """Calls `act` with the transformers model, so that it can replace parts of the model in place."""

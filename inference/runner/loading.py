@@ -39,6 +39,8 @@ def check_group(config: EngineConfig, directory: Path) -> None:
     size = config.tensor_parallel
     if not dist.is_available():
         raise ConfigError(f"engine.tensor_parallel is {size}, but torch is built without torch.distributed")
+    if config.refine_directions:
+        raise ConfigError("steering.refine and engine.tensor_parallel cannot be used together")
     if config.quantization != "none":
         raise ConfigError(
             f"engine.quantization {config.quantization} and engine.tensor_parallel cannot be used together"

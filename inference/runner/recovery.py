@@ -8,8 +8,11 @@ from typing import TypeVar
 
 import torch
 
+from inference.interface.errors import in_one_line
+from inference.runner.differentiation import differentiate
 from inference.runner.model_runner import ModelRunner, SampledToken, Step
 from inference.runner.step_watch import StepWatch
+from inference.scheduling.probe import Derivative
 from inference.scheduling.sequence import Sequence
 from inference.tensor_parallel.errors import BrokenGroupError
 
@@ -65,6 +68,18 @@ class StepRunner:
             outcome.sampled.extend(sampled)
         self._count_lost_steps(lost=len(outcome.failed) == len(scheduled))
         return outcome
+
+    def differentiate(self, derivative: Derivative) -> str | None:
+        """Returns why the derivative could not be computed, or None. Raises torch.AcceleratorError."""
+        try:
+            with self._watch.computing(derivative.num_tokens):
+                differentiate(self._runner.model, derivative)
+        except torch.AcceleratorError:
+            raise  # as in `_try`
+        except Exception as error:  # any kind: out of memory, an operation without a derivative
+            _log.exception("a training's derivatives cannot be computed")
+            return in_one_line(error)
+        return None
 
     def _try_parts(self, scheduled: list[Sequence], outcome: StepOutcome) -> None:
         failed, attempts = [scheduled], 1

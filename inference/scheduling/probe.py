@@ -1,5 +1,5 @@
-"""What trainings and readings ask the engine for: probes, which the model reads, and answers, which it
-generates. Knows no tensors.
+"""What trainings and readings ask the engine for: probes, which the model reads, answers, which it generates,
+and derivatives of texts' log probabilities. Knows no tensors.
 """
 
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from inference.scheduling.arrays import Array64
-from inference.scheduling.steering import Reader, Steering
+from inference.scheduling.arrays import Array32, Array64
+from inference.scheduling.steering import BlockVectors, Reader, Steering
 
 MAX_TOKENS_IN_FLIGHT = 256
 """Limit for the content tokens that trainings and readings add to a step. A longer text exceeds it: like a
@@ -108,8 +108,33 @@ class Answer:
         return _TOKENS_PER_ANSWER
 
 
-TrainingWork = Probe | Answer
-Work = Sequence[Probe] | Sequence[Answer]
+@dataclass(eq=False)
+class Derivative:
+    """Texts whose log probabilities are differentiated by vectors that steer them, all in one batch.
+
+    So the results do not depend on what else the engine computes. When they are computed, the derivative has
+    the log probability of each text, and its gradient.
+    """
+
+    texts: list[tuple[list[int], list[int]]]
+    """N times a prompt, and the content that it precedes."""
+    added: BlockVectors
+    """What is added to the output of decoder blocks, at every position but the first."""
+    logprobs: Array64 = field(init=False)  # [N], mean over the content tokens, in nats
+    gradients: Array32 = field(init=False)  # [N, *added.vectors.shape], of `logprobs` by these vectors
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens are computed. Prompts count, since they are steered, too."""
+        return sum(len(prompt) + len(content) for prompt, content in self.texts)
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self.logprobs).all() and np.isfinite(self.gradients).all())
+
+
+TrainingWork = Probe | Answer | Derivative
+Work = Sequence[Probe] | Sequence[Answer] | Sequence[Derivative]
 """What a training needs next."""
 
 

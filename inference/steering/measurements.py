@@ -16,8 +16,6 @@ from inference.scheduling.probe import Probe
 from inference.scheduling.steering import BlockVectors, Steering
 from inference.steering.directions import Direction, unit_vectors
 
-_MAX_FOLDS = 4
-
 Groups = NDArray[np.int64]
 
 
@@ -65,6 +63,10 @@ class ProbeFactory:
     def num_pairs(self) -> int:
         return len(self._positive)
 
+    def texts(self, pairs: list[int]) -> list[tuple[list[int], list[int]]]:
+        """The positive and the negative text of each of `pairs` in turn, each after its prompt."""
+        return [texts[pair] for pair in pairs for texts in (self._positive, self._negative)]
+
     def capture(self) -> Measurement:
         """Probes for all texts, without steering. They also capture hidden states."""
         return Measurement(
@@ -95,7 +97,9 @@ class ProbeFactory:
 class Examples:
     """What a concept's pairs look like in the model without steering."""
 
-    def __init__(self, factory: ProbeFactory, plain: Measurement, norms: Iterable[float]) -> None:
+    def __init__(
+        self, factory: ProbeFactory, plain: Measurement, norms: Iterable[float], max_folds: int = 4
+    ) -> None:
         """`plain`: the result of `factory.capture`, computed. `norms`: mean norms of all blocks' output."""
         self.factory = factory
         self.plain = plain
@@ -109,8 +113,9 @@ class Examples:
         )
         # Each group counts once.
         _, numbers, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
-        self._weights = 1.0 / (sizes[numbers] * np.maximum(len(sizes), 1))
-        self.num_folds = min(_MAX_FOLDS, self.num_groups)
+        self.weights: Array64 = 1.0 / (sizes[numbers] * np.maximum(len(sizes), 1))
+        """[number of pairs]: the weight of each pair in a mean."""
+        self.num_folds = min(max_folds, self.num_groups)
         self.folds = (numbers % max(self.num_folds, 1)).tolist()
         """The fold of each pair. Pairs of one group are in one fold."""
 
@@ -127,7 +132,7 @@ class Examples:
         """The mean difference over the pairs of all folds but one. Strength 1 adds the mean norm."""
         chosen = list(blocks)
         inside = np.array(self.folds) != without_fold
-        weights = np.where(inside, self._weights, 0.0)[:, None, None]
+        weights = np.where(inside, self.weights, 0.0)[:, None, None]
         differences = (weights * (self._positive[:, chosen] - self._negative[:, chosen])).sum(0)
         units = unit_vectors(differences)
         block = reading_block(blocks)
@@ -154,7 +159,7 @@ class Examples:
     def lengths(self, blocks: tuple[int, ...], without_fold: int | None = None) -> Array64:
         """[len(blocks)]: norms of the mean difference over the pairs of all folds but one."""
         inside = np.array(self.folds) != without_fold
-        weights = np.where(inside, self._weights, 0.0)[:, None, None]
+        weights = np.where(inside, self.weights, 0.0)[:, None, None]
         chosen = list(blocks)
         difference = (weights * (self._positive[:, chosen] - self._negative[:, chosen])).sum(0)
         lengths: Array64 = np.linalg.norm(difference, axis=1)
@@ -163,7 +168,7 @@ class Examples:
     def reading_range(self, block: int, unit: Array32) -> tuple[float, float]:
         """The mean projections of negative and of positive texts on a unit direction."""
         zero, one = (
-            float(self._weights @ (side[:, block] @ unit)) for side in (self._negative, self._positive)
+            float(self.weights @ (side[:, block] @ unit)) for side in (self._negative, self._positive)
         )
         return zero, one
 
@@ -171,9 +176,15 @@ class Examples:
         """The mean projection of the neutral texts on a unit direction."""
         return float((self._neutral[:, block] @ unit).mean())
 
+    @cached_property
+    def log_odds(self) -> Array64:
+        """[num_pairs]: how much more likely each positive text is than its opposite, in nats per token."""
+        odds: Array64 = self.plain.positive_logprobs - self.plain.negative_logprobs
+        return odds
+
     def logprob_gap(self) -> float:
         """How much less likely positive texts are than negative ones, in nats per token."""
-        return float(self._weights @ (self.plain.negative_logprobs - self.plain.positive_logprobs))
+        return float(self.weights @ -self.log_odds)
 
     def sample(self, count: int) -> list[int]:
         """Up to `count` pairs, first one of each group."""

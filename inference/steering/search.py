@@ -9,6 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,9 @@ _COST = 0.3
 """Loss of fluency at which the candidates are compared, in nats per token. See `_cost`."""
 _LEAST_COST = 0.01
 _MAX_PAIRS = 8
+_ROUNDS = 2
+_REFINED_STEP = 2
+"""Of the blocks of a group. At equal fluency, half of them do as well, and are less to differentiate."""
 _NUM_RIVALS = 1
 _CLEARLY_BETTER = 1.1
 """Another candidate must have at least this many times the effect of the default."""
@@ -42,6 +46,12 @@ class Finalist:
     """The dose at which the candidates were compared: about the largest fluent one."""
     shift_per_dose: tuple[float, float]
     """Shift of the log odds per dose at this dose, for negative and for positive strengths."""
+
+
+class RefinedBlocks(NamedTuple):
+    steered: tuple[int, ...]
+    read: int
+    """Another block, near the middle of them: what is read is a mean difference, which is not refined."""
 
 
 def candidates(num_layers: int, configured: tuple[int, ...] | None) -> list[tuple[int, ...]]:
@@ -62,6 +72,18 @@ def candidates(num_layers: int, configured: tuple[int, ...] | None) -> list[tupl
     return [tuple(sorted(configured))]
 
 
+def refined_blocks(sets: list[tuple[int, ...]], num_layers: int) -> RefinedBlocks | None:
+    """Where refined directions steer: every second block of the middle group, or the configured blocks.
+
+    None if no other block is left to be read.
+    """
+    groups = [blocks for blocks in sets if len(blocks) > 1]
+    blocks = groups[0][::_REFINED_STEP] if len(sets) > 1 and groups else sets[0]
+    middle = blocks[len(blocks) // 2]
+    others = sorted(set(range(num_layers)) - set(blocks), key=lambda block: (abs(block - middle), -block))
+    return RefinedBlocks(blocks, others[0]) if others else None
+
+
 def first_dose(blocks: tuple[int, ...]) -> float:
     """A dose to begin with. Several blocks need less each."""
     return _FIRST_DOSE * float(len(blocks) ** (-2 / 3))
@@ -75,10 +97,10 @@ def search(examples: Examples, sets: list[tuple[int, ...]]) -> Generator[Work, N
     the default; another one is better only if it is so clearly.
     """
     pairs = examples.sample(_MAX_PAIRS)
-    trials = [_Trial(examples, blocks, pairs) for blocks in sets]
+    trials = [_Trial(examples, examples.held_out(blocks), first_dose(blocks), pairs) for blocks in sets]
     yield from _measure(trials)
-    singles = [trial for trial in trials if len(trial.blocks) == 1]
-    groups = [trial for trial in trials if len(trial.blocks) > 1]
+    singles = [trial for trial in trials if len(trial.directions.full.blocks) == 1]
+    groups = [trial for trial in trials if len(trial.directions.full.blocks) > 1]
     # At the second dose, which is about right. The default and the best others are enough.
     by_effect = sorted(singles[1:], key=lambda trial: -trial.effects.mean())
     singles = singles[:1] + by_effect[:_NUM_RIVALS]
@@ -88,22 +110,37 @@ def search(examples: Examples, sets: list[tuple[int, ...]]) -> Generator[Work, N
         single = best if _is_clearly_better(examples, best, singles[0], pairs) else singles[0]
         if all(_is_clearly_better(examples, single, group, pairs) for group in groups):
             groups.insert(0, single)
-    return [Finalist(trial.directions, trial.dose, trial.shift_per_dose) for trial in groups]
+    return [trial.finalist for trial in groups]
+
+
+def find_dose(
+    examples: Examples, directions: HeldOutDirections, dose: float
+) -> Generator[Work, None, Finalist]:
+    """The directions at the dose at which candidates are compared. `dose`: one to begin with."""
+    trial = _Trial(examples, directions, dose, examples.sample(_MAX_PAIRS))
+    for _ in range(_ROUNDS):
+        yield from _measure([trial])
+    return trial.finalist
 
 
 class _Trial:
     """The effect and the cost of steering at some blocks, with strengths of both signs."""
 
-    def __init__(self, examples: Examples, blocks: tuple[int, ...], pairs: list[int]) -> None:
-        self.blocks = blocks
-        self.directions = examples.held_out(blocks)
-        self.dose = first_dose(blocks)
+    def __init__(
+        self, examples: Examples, directions: HeldOutDirections, dose: float, pairs: list[int]
+    ) -> None:
+        self.directions = directions
+        self.dose = dose
         self.shift_per_dose = (0.0, 0.0)
         self.effects: Array64 = np.zeros(len(pairs))
         """[len(pairs)]: shift of the log odds from the negative to the positive strength, at _COST."""
         self._examples = examples
         self._pairs = pairs
         self._readings: list[Measurement] = []
+
+    @property
+    def finalist(self) -> Finalist:
+        return Finalist(self.directions, self.dose, self.shift_per_dose)
 
     def probes(self) -> list[Probe]:
         self._readings = [

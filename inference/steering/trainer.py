@@ -27,7 +27,7 @@ from inference.steering.checks import find_fault
 from inference.steering.direction_files import DirectionFiles, decode_direction, encode_direction
 from inference.steering.directions import Calibration, Direction, to_given_vectors
 from inference.steering.measurements import ProbeFactory
-from inference.steering.search import candidates
+from inference.steering.search import candidates, refined_blocks
 from inference.steering.steerer import Steerer
 from inference.steering.training import UntrainableError, train
 from inference.steering.training_job import TrainingJob
@@ -45,13 +45,15 @@ class Trainer:
         max_tokens: int,
         shape: tuple[int, int],
         blocks: tuple[int, ...] | None = None,
+        refines: bool = False,
     ) -> None:
         """`max_tokens`: limit for a prompt and a text together. `shape`: (number of layers, hidden size).
 
         `blocks`: the only decoder blocks to steer. None: the training chooses. Raises ConfigError if the
-        model does not have them.
+        model does not have them. `refines`: whether trainings refine directions, if there are blocks for it.
         """
         self._candidates = candidates(shape[0], blocks)
+        self._refined = refined_blocks(self._candidates, shape[0]) if refines else None
         self._steerer = steerer
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
@@ -81,7 +83,9 @@ class Trainer:
             self._post(TrainingUpdate(command.concept, TrainingState.FAILED))
             return
         if command.concept not in self._jobs:
-            self._jobs[command.concept] = TrainingJob(command, self._work(command))
+            self._jobs[command.concept] = TrainingJob(
+                command, self._work(command), refines=self._refined is not None
+            )
         if not command.background:
             self.prioritize(command.concept)
         self._post_progress(self._jobs[command.concept])
@@ -131,11 +135,11 @@ class Trainer:
         else:
             self._post_progress(job)
 
-    def fail(self, work: TrainingWork) -> None:
-        """Ends the training that needs this work, because it cannot be computed."""
+    def fail(self, work: TrainingWork, detail: str = "") -> None:
+        """Ends the training that needs this work, because it cannot be computed. `detail`: why, if known."""
         job = self._owners.pop(work)
         if self._jobs.get(job.concept) is job:
-            self._fail(job)
+            self._fail(job, detail)
 
     def knows(self, concept: str) -> bool:
         """Whether requests can name the concept, because this process or another one has trained it."""
@@ -223,7 +227,8 @@ class Trainer:
                 self._files.save_calibration(calibration)
         publish = self._publisher(command.concept)
         calibration = self._steerer.calibration
-        return (yield from train(command, calibration, self._candidates, self._max_tokens, publish))
+        where = self._candidates, self._max_tokens, publish, self._refined
+        return (yield from train(command, calibration, *where))
 
     def _publisher(self, concept: str) -> Callable[[Direction], None]:
         def publish(direction: Direction) -> None:

@@ -11,14 +11,15 @@ import numpy as np
 
 from inference.interface.concepts import ConceptReport, TrainConcept
 from inference.scheduling.probe import Work
-from inference.steering import effects, report
+from inference.steering import effects, refinement, report
 from inference.steering.answers import AnswerSheet
 from inference.steering.directions import Calibration, Direction
 from inference.steering.given import given_direction
 from inference.steering.limits import limit
 from inference.steering.measurements import Examples, HeldOutDirections, ProbeFactory
+from inference.steering.refinement import refine
 from inference.steering.report import Findings
-from inference.steering.search import search
+from inference.steering.search import RefinedBlocks, find_dose, search
 from inference.steering.tuning import tune
 
 TRAINING_VERSION = 10
@@ -26,6 +27,9 @@ TRAINING_VERSION = 10
 
 Publish = Callable[[Direction], None]
 
+_FOLDS = 4
+_REFINED_FOLDS = 2
+"""Fewer, because each fold refines directions of its own, and most of the time goes into that."""
 _ROUNDING = 1e-4
 """A smaller difference, relative to the activations' norm, may be rounding alone."""
 
@@ -40,17 +44,19 @@ def train(
     candidates: list[tuple[int, ...]],
     max_tokens: int,
     publish: Publish,
+    refined: RefinedBlocks | None = None,
 ) -> Generator[Work, None, ConceptReport]:
     """Returns the report. Calls `publish` with the direction before it measures the direction's effects.
 
     `candidates`: sets of decoder blocks to choose from. `max_tokens`: limit for a prompt and an answer
-    together. Raises UntrainableError if the examples give no direction, or if given vectors do not fit.
+    together. `refined`: where to steer by refined directions, instead of the candidates. Raises
+    UntrainableError if the examples give no direction, or if given vectors do not fit.
     """
     factory = ProbeFactory(command)
     sheet = AnswerSheet(command.questions, command.stop_token_ids, max_tokens, command.continuations)
     plain = factory.capture()
     yield plain.probes
-    examples = Examples(factory, plain, calibration.norms)
+    examples = Examples(factory, plain, calibration.norms, max_folds=_REFINED_FOLDS if refined else _FOLDS)
     plain_down = None
     if command.vectors is not None:
         try:
@@ -61,9 +67,12 @@ def train(
         publish(direction)
         answers = (yield from sheet.ask(direction, [-1.0, 0.0, 1.0])) if sheet.questions else {}
     else:
-        for blocks in candidates:
+        for blocks in [(*refined.steered, refined.read)] if refined else candidates:
             _check(examples, blocks)
-        finalists = yield from search(examples, candidates)
+        if refined:
+            finalists = [(yield from find_dose(examples, *(yield from refine(examples, refined))))]
+        else:
+            finalists = yield from search(examples, candidates)
         if sheet.questions:
             down, up = yield from tune(examples, finalists, sheet)
             limited = yield from limit(down, up, examples.logprob_gap(), sheet)
@@ -99,9 +108,10 @@ def _describe(command: TrainConcept, examples: Examples, direction: Direction) -
     )
 
 
-def estimate_tokens(command: TrainConcept) -> int:
+def estimate_tokens(command: TrainConcept, refines: bool = False) -> int:
     """About how many tokens `train` reads and generates. The progress is relative to this number."""
-    return effects.estimate_tokens(command)
+    refined = refinement.estimate_tokens(command, _REFINED_FOLDS) if refines else 0
+    return effects.estimate_tokens(command) + refined
 
 
 def _check(examples: Examples, blocks: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Generator
 
 from inference.interface.concepts import ConceptReport, TrainConcept, TrainingState
-from inference.scheduling.probe import Probe, TrainingWork, Work
+from inference.scheduling.probe import Answer, TrainingWork, Work
 from inference.steering.directions import Direction
 from inference.steering.training import UntrainableError, estimate_tokens
 
@@ -12,13 +12,15 @@ from inference.steering.training import UntrainableError, estimate_tokens
 class TrainingJob:
     """One concept's training."""
 
-    def __init__(self, command: TrainConcept, work: Generator[Work, None, ConceptReport]) -> None:
+    def __init__(
+        self, command: TrainConcept, work: Generator[Work, None, ConceptReport], refines: bool
+    ) -> None:
         self.concept = command.concept
         self.background = command.background
         self.state = TrainingState.TRAINING
         self.direction: Direction | None = None
         self._work = work
-        self._total = estimate_tokens(command)
+        self._total = estimate_tokens(command, refines)
         self._done = 0
         self._due: deque[TrainingWork] = deque()
         self._out: set[TrainingWork] = set()
@@ -49,5 +51,5 @@ class TrainingJob:
     def complete(self, work: TrainingWork) -> None:
         self._out.remove(work)
         self._done += work.num_tokens
-        if isinstance(work, Probe) and not work.is_finite:
+        if not isinstance(work, Answer) and not work.is_finite:
             raise UntrainableError("the model's output for these examples is not finite")

@@ -36,9 +36,15 @@ def write(directory: Path, text: str) -> Path:
 def test_the_defaults_equal_those_of_the_worker() -> None:
     config = EngineConfig()
     assert Settings().engine_config(Settings().served_models[0]) == config
-    not_settings = {"source", "revision", "rotary", "cache_directory", "replica", "log", "training_questions"}
-    not_settings |= {"device_index", "device_processes"}
+    not_settings = {"source", "revision", "rotary", "cache_directory", "replica", "log"}
+    not_settings |= {"device_index", "device_processes", "training_questions", "refine_directions"}
     assert set(EngineSettings.model_fields) == {*config.__struct_fields__} - not_settings
+
+
+def test_trainings_are_settings_of_steering(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, "steering: {questions: 3, refine: true}"))
+    config = settings.engine_config(settings.served_models[0])
+    assert (config.training_questions, config.refine_directions) == (3, True)
 
 
 def test_the_command_line_beats_the_environment_beats_the_file(

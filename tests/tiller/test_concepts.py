@@ -63,6 +63,19 @@ def test_a_training_asks_as_many_questions_as_given(make_llm: MakeLLM, cache: Pa
     assert bool(report.answers) == bool(count)
 
 
+def test_refined_directions_are_others_and_kept_apart(make_llm: MakeLLM, cache: Path) -> None:
+    vectors = []
+    for refine in (False, True, False):
+        with make_llm(cache_directory=cache, refine=refine) as llm:
+            file = cache / f"{refine}.safetensors"
+            llm.train(PAIRS, "mine").save(file)
+            vectors.append(load_file(file))
+    plain, refined, again = vectors
+    assert plain.keys() == again.keys()
+    assert all((plain[name] == again[name]).all() for name in plain)
+    assert plain.keys() != refined.keys()
+
+
 def test_too_many_questions_are_a_value_error(make_llm: MakeLLM) -> None:
     with pytest.raises(
         InvalidRequestError, match="training_questions must be less than or equal to 20, got 21"

@@ -50,7 +50,7 @@ def _fused_norm(module: nn.Module) -> nn.Module | None:
     weight = getattr(module, "weight", None)
     if epsilon is None or not isinstance(weight, nn.Parameter):
         return None
-    return _if_same(module, RMSNorm(weight, epsilon), weight.shape[0])
+    return _if_same(module, RMSNorm(module, weight, epsilon), weight.shape[0])
 
 
 def _fused_mlp(module: nn.Module) -> nn.Module | None:
@@ -63,7 +63,7 @@ def _fused_mlp(module: nn.Module) -> nn.Module | None:
         return None
     if any(linear.has_bias for linear in (gate, up, down)) or not up.weights.can_join(gate.weights):
         return None
-    return _if_same(module, QuantizedGatedMLP(gate, up, down), gate.in_features)
+    return _if_same(module, QuantizedGatedMLP(module, gate, up, down), gate.in_features)
 
 
 def _if_same(module: nn.Module, replacement: nn.Module, size: int) -> nn.Module | None:
@@ -93,7 +93,7 @@ def _replace_rotary(module: nn.Module) -> None:
 def _rotary_or(original: Callable[..., Any]) -> Callable[..., Any]:
     def rotary(queries: Any, keys: Any, cosines: Any, sines: Any, *others: Any, **options: Any) -> Any:
         whole = cosines.shape[-1] == queries.shape[-1] and cosines.shape[0] == queries.shape[0] == 1
-        if whole and not others and not options:
+        if whole and not others and not options and not torch.is_grad_enabled():
             return torch.ops.tiller_cpu.rotary(queries, keys, cosines, sines)
         return original(queries, keys, cosines, sines, *others, **options)
 

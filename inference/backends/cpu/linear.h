@@ -151,9 +151,15 @@ class Linear : public torch::CustomClassHolder {
   at::Tensor weight() const {
     const at::Tensor weight = at::empty({outputs, inputs}, at::kFloat);
     float* to = weight.mutable_data_ptr<float>();
-    for (int64_t o = 0; o < outputs; o++) {
-      for (int64_t i = 0; i < inputs; i++) to[o * inputs + i] = exact_ ? exact_at(o, i) : rounded_at(o, i);
-    }
+    at::parallel_for(0, outputs, kPanel, [&](int64_t begin, int64_t end) {
+      for (int64_t o = begin; o < end; o++) {
+        if (exact_) {
+          unpack<int4::Weights>(o, int4::kGroup, to + o * inputs);
+        } else {
+          unpack<int8::Weights>(o, int8::kGroup, to + o * inputs);
+        }
+      }
+    });
     return weight;
   }
 
@@ -221,19 +227,30 @@ class Linear : public torch::CustomClassHolder {
     return exact ? packed : at::Tensor();
   }
 
-  float exact_at(int64_t output, int64_t input) const {
-    const int column = static_cast<int>(output % kPanel), i = static_cast<int>(input % int4::kGroup);
-    const auto& w = panel<int4::Weights>(output / kPanel)[input / int4::kGroup];
-    const int both = w.levels[i / int4::kQuad][column % (kPanel / 2)][i % int4::kQuad];
-    const int level = column < kPanel / 2 ? both & 15 : both >> 4;
-    return float(c10::Half(w.minima[column], c10::Half::from_bits())) +
-           float(c10::Half(w.steps[column], c10::Half::from_bits())) * static_cast<float>(level);
+  // Writes the weights of an output to to[inputs].
+  template <typename Weights>
+  void unpack(int64_t output, int64_t group_size, float* to) const {
+    const Weights* groups = panel<Weights>(output / kPanel);
+    for (int64_t start = 0; start < inputs; start += group_size) {
+      unpack_group(groups[start / group_size], static_cast<int>(output % kPanel),
+                   std::min(group_size, inputs - start), to + start);
+    }
   }
 
-  float rounded_at(int64_t output, int64_t input) const {
-    const int64_t column = output % kPanel, i = input % int8::kGroup;
-    const auto& w = panel<int8::Weights>(output / kPanel)[input / int8::kGroup];
-    return static_cast<float>(w.values[i / int8::kPair][column][i % int8::kPair]) * w.scales[column];
+  static void unpack_group(const int4::Weights& w, int column, int64_t count, float* to) {
+    const float minimum = c10::Half(w.minima[column], c10::Half::from_bits());
+    const float step = c10::Half(w.steps[column], c10::Half::from_bits());
+    const int shift = column < kPanel / 2 ? 0 : 4;
+    for (int64_t i = 0; i < count; i++) {
+      const int both = w.levels[i / int4::kQuad][column % (kPanel / 2)][i % int4::kQuad];
+      to[i] = minimum + step * static_cast<float>(both >> shift & 15);
+    }
+  }
+
+  static void unpack_group(const int8::Weights& w, int column, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i++) {
+      to[i] = static_cast<float>(w.values[i / int8::kPair][column][i % int8::kPair]) * w.scales[column];
+    }
   }
 
   std::optional<at::Tensor> bias_;

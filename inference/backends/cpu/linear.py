@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from inference.compute.gradients import multiply
+
 
 class QuantizedLinear(nn.Module):
     """Replaces an nn.Linear on the CPU."""
@@ -37,6 +39,11 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x`: [..., in_features] float32. Returns [..., out_features] float32."""
+        if torch.is_grad_enabled():
+            return multiply(x, self._product, self.weights.weight)
+        return self._product(x)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = torch.ops.tiller_cpu.linear(x, self.weights)
         return output
 

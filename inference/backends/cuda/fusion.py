@@ -28,7 +28,7 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines [1, T, head_dim]."""
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: gradients have to flow through the weights that this joins
 def fuse(model: nn.Module) -> None:
     """Makes the decoder layers of a CUDA model compute the same in fewer launches. They keep their hooks.
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from inference.compute.gradients import multiply
 from inference.interface.quantization import BLOCK, Fp8Scheme
 from inference.models.fp8.operations import FP8, TORCH, Operations, dequantize_blocks
 
@@ -93,9 +94,13 @@ class Fp8Linear(nn.Module):
         return [self.get_parameter(self._names.input)] if self.scheme.activations == "tensor" else []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self._multiply(x.reshape(-1, self.in_features))
+        rows = x.reshape(-1, self.in_features)
+        if torch.is_grad_enabled():
+            out = multiply(rows, self._multiply, self.dequantize)
+        else:
+            out = self._multiply(rows)
         if self.bias is not None:
-            out += self.bias
+            out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:

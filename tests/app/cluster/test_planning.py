@@ -64,6 +64,14 @@ def test_each_process_gets_what_it_needs_and_no_more(config: dict[str, Any], tmp
     assert (plan.models["a"].least, plan.models["a"].most, plan.models["b"].most) == (2, 4, 1)
 
 
+def test_the_workers_train_as_they_are_told(config: dict[str, Any], tmp_path: Path) -> None:
+    before = plan_of(config, tmp_path)
+    config["steering"] |= {"questions": 3, "refine": True}
+    after = plan_of(config, tmp_path)
+    assert after.models["a"].task.config["steering"] == {"questions": 3, "refine": True}
+    assert changed(before, after) >= {"a", "b"}
+
+
 @pytest.mark.parametrize("kind", ["gateway", "a", "b"])
 def test_the_settings_are_valid_on_the_node(
     config: dict[str, Any],

@@ -293,6 +293,20 @@ def test_layers_of_other_sizes_compute(name: str, shape: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+@torch.inference_mode(mode=False)
+def test_the_derivative_of_a_layer_is_that_of_the_dequantized_one(name: str, tmp_path: Path) -> None:
+    model = load(make_checkpoint(tmp_path, LAYOUTS[name], "qwen3"))
+    layer = next(module for module in model._model.modules() if isinstance(module, Fp8Linear))
+    x = normal(5, layer.in_features).to(DTYPE).requires_grad_()
+    slopes = normal(5, layer.out_features, seed=1).to(DTYPE)
+    output = layer(x)
+    with torch.inference_mode():
+        assert torch.equal(output, layer(x))
+    [gradient] = torch.autograd.grad(output, x, slopes)
+    torch.testing.assert_close(gradient, slopes @ layer.dequantize().to(DTYPE))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_the_model_computes_as_the_dequantized_one(name: str, tmp_path: Path) -> None:
     """Numbers that differ in the last bits may round to different FP8 numbers, so some texts differ more."""
     checkpoint = make_checkpoint(tmp_path, LAYOUTS[name], "qwen3")

@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 
 from inference.interface.concepts import TrainConcept
-from inference.scheduling.probe import Answer, Probe, Work
+from inference.scheduling.probe import Answer, Derivative, Probe, Work
 from inference.scheduling.steering import Steering
 from tests.inference.steering.conftest import make_texts
 
@@ -53,6 +53,8 @@ class LinearModel:
         for item in work:
             if isinstance(item, Probe):
                 self.compute(item)
+            elif isinstance(item, Derivative):
+                self.differentiate(item)
             else:
                 self.answer(item)
 
@@ -84,6 +86,20 @@ class LinearModel:
             if self._dose(answer.steering) >= self._loops_from:
                 tokens[:] = tokens[0]
         answer.token_ids[:] = tokens.tolist()
+
+    def differentiate(self, derivative: Derivative) -> None:
+        """The log probabilities are those of `compute`, and the gradients are theirs."""
+        probes = [Probe(*text, Steering(derivative.added)) for text in derivative.texts]
+        for probe in probes:
+            self.compute(probe)
+        derivative.logprobs = np.array([probe.mean_logprob for probe in probes])
+        blocks, vectors = derivative.added.blocks, derivative.added.vectors
+        norms = np.array(NORMS)[list(blocks)]
+        weights = np.array([1.0 if self._best_block in (None, block) else 0.5 for block in blocks])
+        pushes = (weights * self._effect / norms / HIDDEN_SIZE)[:, None]
+        costs = 2 * self._cost * vectors / norms[:, None] ** 2
+        means = [self.embed(content).mean(0) for _, content in derivative.texts]
+        derivative.gradients = np.array([pushes * mean - costs for mean in means], np.float32)
 
     def _push(self, steering: Steering) -> np.ndarray:
         """[hidden_size]: how much more likely a token gets per unit of its embedding."""

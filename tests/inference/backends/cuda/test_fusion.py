@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -15,11 +16,14 @@ from inference.backends.trial import Trial
 from inference.compute.attention import PagedInputs
 from inference.models import shards
 from inference.models.causal_lm import CausalLM, load
+from inference.runner.differentiation import differentiate
+from inference.scheduling.probe import Derivative
 from inference.steering.bank import SteeringBank
 from inference.steering.injection import SteeringOperations, inject
 from tests.inference.conftest import ARCHITECTURES, build_driver, generate, make_model, request
 from tests.inference.models.pharia_checkpoint import make_weights, reference_greedy, write_checkpoint
 from tests.inference.recorder import Recorder
+from tests.inference.runner.test_differentiation import ADDED
 from tests.inference.steering.conftest import added_vectors, steered, steered_driver
 from tests.inference.test_exactness import random_prompt
 
@@ -53,6 +57,20 @@ def test_layers_with_other_operations_are_not_fused(architecture: str, options: 
     model = make_model(architecture, **options)
     CausalLM(model).transform(fusion.fuse)
     assert count_fused(model) == 0
+
+
+@pytest.mark.parametrize("architecture", sorted(FUSED))
+def test_a_fused_model_can_be_differentiated(architecture: str) -> None:
+    derivatives = [Derivative([(random_prompt(0, 9), random_prompt(1, 12))], ADDED) for _ in range(2)]
+    for derivative, is_fused in zip(derivatives, (False, True), strict=True):
+        model = make_model(architecture)
+        causal_lm = CausalLM(model)
+        if is_fused:
+            causal_lm.transform(fusion.fuse)
+            assert count_fused(model)
+        differentiate(causal_lm, derivative)
+    plain, fused = (derivative.gradients for derivative in derivatives)
+    np.testing.assert_allclose(fused, plain, rtol=1e-3, atol=1e-4 * np.abs(plain).max())
 
 
 def test_a_layer_that_fails_in_the_trial_stays_as_it_is(
