@@ -63,10 +63,6 @@ class ProbeFactory:
     def num_pairs(self) -> int:
         return len(self._positive)
 
-    def texts(self, pairs: list[int]) -> list[tuple[list[int], list[int]]]:
-        """The positive and the negative text of each of `pairs` in turn, each after its prompt."""
-        return [texts[pair] for pair in pairs for texts in (self._positive, self._negative)]
-
     def capture(self) -> Measurement:
         """Probes for all texts, without steering. They also capture hidden states."""
         return Measurement(
@@ -176,15 +172,9 @@ class Examples:
         """The mean projection of the neutral texts on a unit direction."""
         return float((self._neutral[:, block] @ unit).mean())
 
-    @cached_property
-    def log_odds(self) -> Array64:
-        """[num_pairs]: how much more likely each positive text is than its opposite, in nats per token."""
-        odds: Array64 = self.plain.positive_logprobs - self.plain.negative_logprobs
-        return odds
-
     def logprob_gap(self) -> float:
         """How much less likely positive texts are than negative ones, in nats per token."""
-        return float(self.weights @ -self.log_odds)
+        return float(self.weights @ (self.plain.negative_logprobs - self.plain.positive_logprobs))
 
     def sample(self, count: int) -> list[int]:
         """Up to `count` pairs, first one of each group."""

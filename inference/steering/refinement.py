@@ -9,12 +9,13 @@ nothing to the gradient, so the vectors stay small.
 
 import math
 from collections.abc import Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import numpy as np
 
 from inference.interface.concepts import TrainConcept
+from inference.scheduling.arrays import Array32, Array64
 from inference.scheduling.probe import Derivative, Work
 from inference.scheduling.steering import BlockVectors
 from inference.steering.adam import Adam
@@ -27,8 +28,13 @@ _PART = 4
 """Each step takes a fourth of the pairs."""
 _MAX_PAIRS = 9
 """Limit for the pairs of a step."""
-_PAIRS_PER_BATCH = 2
-"""Few, because requests wait while a batch is computed."""
+_BATCH_TOKENS = 256
+"""Limit for the texts of a derivative, unless it is one text alone: requests wait until it is computed, and
+the activations of all blocks need memory at once."""
+_MAX_CONTENT = 256
+"""Only so many tokens of a text count, for the same reasons."""
+_MAX_PROMPT = 256
+"""Pairs with a longer prompt do not count."""
 _START = 0.03
 """Norm of the vector at each block that the first step changes, relative to the block's output."""
 _STEP = 0.0072
@@ -42,7 +48,8 @@ def refine(
 ) -> Generator[Work, None, tuple[HeldOutDirections, float]]:
     """The refined directions, also those made without each fold, and the dose that the vectors have."""
     folds = range(examples.num_folds) if examples.num_folds > 1 else ()
-    refinements = [_Refinement(examples, blocks.steered, fold) for fold in (None, *folds)]
+    texts = _Texts(examples)
+    refinements = [_Refinement(examples, texts, blocks.steered, fold) for fold in (None, *folds)]
     for step in range(_NUM_STEPS):
         yield [*chain.from_iterable(one.derivatives() for one in refinements)]
         for one in refinements:
@@ -57,7 +64,8 @@ def estimate_tokens(command: TrainConcept, num_folds: int) -> int:
     if not count or command.vectors is not None:
         return 0
     texts = [*command.positive, *command.negative]
-    per_pair = sum(map(len, texts + 2 * command.pair_prompts)) / count
+    tokens = sum(min(len(text), _MAX_CONTENT) for text in texts) + 2 * sum(map(len, command.pair_prompts))
+    per_pair = tokens / count
     parts = [count, *[count - count // num_folds] * num_folds]
     pairs = sum(_pairs_per_step(part) for part in parts)
     return round(2 * _NUM_STEPS * pairs * per_pair)
@@ -67,21 +75,73 @@ def _pairs_per_step(num_pairs: int) -> int:
     return min(math.ceil(num_pairs / _PART), _MAX_PAIRS)
 
 
+class _Texts:
+    """What is used of the pairs' texts."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.pairs = [
+            pair
+            for pair, probe in enumerate(examples.plain.positive)
+            if len(probe.prompt_token_ids) <= _MAX_PROMPT
+        ]
+        self._sides = examples.plain.positive, examples.plain.negative
+        positive, negative = (
+            np.array([probe.logprobs[:_MAX_CONTENT].mean() for probe in side]) for side in self._sides
+        )
+        self.log_odds: Array64 = positive - negative
+        """[number of pairs]: how much more likely the positive text is than the negative one, without
+        steering, in nats per token."""
+
+    def differentiate(self, pairs: list[int], added: BlockVectors) -> list[Derivative]:
+        """The derivatives of the positive and the negative text of each pair in turn."""
+        batches: list[list[tuple[list[int], list[int]]]] = []
+        room = 0
+        for probe in (side[pair] for pair in pairs for side in self._sides):
+            text = probe.prompt_token_ids, probe.content_token_ids[:_MAX_CONTENT]
+            room -= (size := sum(map(len, text)))
+            if room < 0:
+                batches.append([])
+                room = _BATCH_TOKENS - size
+            batches[-1].append(text)
+        return [Derivative(batch, added) for batch in batches]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a step asks for at one strength."""
+
+    strength: float
+    derivatives: list[Derivative]
+
+    @property
+    def logprobs(self) -> Array64:
+        """[2 * number of pairs]"""
+        return np.concatenate([one.logprobs for one in self.derivatives])
+
+    @property
+    def gradients(self) -> Array32:
+        """[2 * number of pairs, number of blocks, hidden_size]"""
+        return np.concatenate([one.gradients for one in self.derivatives])
+
+
 class _Refinement:
     """The vectors that are made from the pairs of all folds but one."""
 
-    def __init__(self, examples: Examples, blocks: tuple[int, ...], without_fold: int | None) -> None:
+    def __init__(
+        self, examples: Examples, texts: _Texts, blocks: tuple[int, ...], without_fold: int | None
+    ) -> None:
+        self._texts = texts
         self._examples = examples
         self._without_fold = without_fold
         self._blocks = blocks
         self._norms = examples.norms[list(blocks)][:, None]
         self._vectors = _START * examples.direction(blocks, without_fold).units.astype(np.float64)
         self._adam = Adam(self._vectors.shape, _STEP / math.sqrt(examples.hidden_size))
-        pairs = [pair for pair, fold in enumerate(examples.folds) if fold != without_fold]
+        pairs = [pair for pair in texts.pairs if examples.folds[pair] != without_fold]
         self._order = _shuffled(pairs)
         self._num_pairs = _pairs_per_step(len(pairs))
-        self._due: list[tuple[float, list[int], Derivative]] = []
-        """What the step has asked for: a strength, pairs, and their derivative."""
+        self._chosen: list[int] = []
+        self._tasks: list[_Task] = []
 
     @property
     def dose(self) -> float:
@@ -90,27 +150,26 @@ class _Refinement:
 
     def derivatives(self) -> list[Derivative]:
         """What the next step needs."""
-        chosen = list(islice(self._order, self._num_pairs))
-        starts = range(0, len(chosen), _PAIRS_PER_BATCH)
-        batches = [chosen[start : start + _PAIRS_PER_BATCH] for start in starts]
+        self._chosen = list(islice(self._order, self._num_pairs))
         vectors = (self._norms * self._vectors).astype(np.float32)
-        self._due = [
-            (strength, pairs, Derivative(self._examples.factory.texts(pairs), added))
+        self._tasks = [
+            _Task(
+                strength,
+                self._texts.differentiate(self._chosen, BlockVectors(self._blocks, strength * vectors)),
+            )
             for strength in (-1.0, 1.0)
-            for added in [BlockVectors(self._blocks, np.float32(strength) * vectors)]
-            for pairs in batches
+            if self._chosen
         ]
-        return [derivative for _, _, derivative in self._due]
+        return [derivative for task in self._tasks for derivative in task.derivatives]
 
     def update(self, rate: float) -> None:
         """Moves the vectors by what was computed. `rate`: relative to the first step's."""
         gradient = np.zeros_like(self._vectors)
-        for strength, pairs, derivative in self._due:
-            odds = derivative.logprobs[0::2] - derivative.logprobs[1::2]
-            changes = odds - self._examples.log_odds[pairs]  # [len(pairs)]
-            slopes = derivative.gradients[0::2] - derivative.gradients[1::2]  # [len(pairs), blocks, size]
-            decided = np.minimum(strength * changes, _DECIDED)
-            weights = self._examples.weights[pairs] / (1 + np.exp(decided))
+        for task in self._tasks:
+            odds = task.logprobs[0::2] - task.logprobs[1::2]
+            changes = task.strength * (odds - self._texts.log_odds[self._chosen])  # [number of pairs]
+            slopes = task.gradients[0::2] - task.gradients[1::2]
+            weights = self._examples.weights[self._chosen] / (1 + np.exp(np.minimum(changes, _DECIDED)))
             gradient -= np.tensordot(weights, slopes, 1) * self._norms
         self._vectors += rate * self._adam.step(gradient)
 
@@ -137,7 +196,10 @@ class _Refinement:
 
 
 def _shuffled(pairs: list[int]) -> Iterator[int]:
-    """All pairs in a random order, and then again in another one, without an end. Always the same."""
+    """All pairs in a random order, and then again in another one, without an end. Always the same.
+
+    Nothing if there are no pairs.
+    """
     rng = np.random.default_rng(0)
-    while True:
+    while pairs:
         yield from rng.permutation(pairs).tolist()

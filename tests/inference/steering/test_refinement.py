@@ -10,10 +10,18 @@ from inference.steering import refinement
 from inference.steering.adam import Adam
 from inference.steering.directions import Calibration, Direction
 from inference.steering.measurements import Examples, HeldOutDirections, ProbeFactory
-from inference.steering.refinement import estimate_tokens, refine
+from inference.steering.refinement import _Texts, estimate_tokens, refine
 from inference.steering.search import RefinedBlocks, candidates, refined_blocks
 from inference.steering.training import train
-from tests.inference.steering.linear_model import NORMS, NUM_LAYERS, LinearModel, make_command
+from tests.inference.steering.linear_model import (
+    NEUTRAL,
+    NORMS,
+    NUM_LAYERS,
+    POSITIVE,
+    PROMPT,
+    LinearModel,
+    make_command,
+)
 
 BLOCKS = RefinedBlocks((2, 4, 6), 5)
 
@@ -31,13 +39,14 @@ def refined(model: LinearModel, examples: Examples) -> tuple[HeldOutDirections, 
 
 def loss(model: LinearModel, examples: Examples, vectors: np.ndarray) -> float:
     """The mean of -log sigmoid(m) over all pairs, at strength -1 and at 1, added."""
-    pairs = list(range(examples.factory.num_pairs))
+    texts = _Texts(examples)
     total = 0.0
     for strength in (-1.0, 1.0):
         added = BlockVectors(BLOCKS.steered, (strength * vectors).astype(np.float32))
-        derivative = Derivative(examples.factory.texts(pairs), added)
-        model.differentiate(derivative)
-        odds = derivative.logprobs[0::2] - derivative.logprobs[1::2] - examples.log_odds
+        derivatives = texts.differentiate(texts.pairs, added)
+        model.compute_all(derivatives)
+        logprobs = np.concatenate([one.logprobs for one in derivatives])
+        odds = logprobs[0::2] - logprobs[1::2] - texts.log_odds
         total += float(np.log1p(np.exp(-strength * odds)) @ examples.weights)
     return total
 
@@ -146,8 +155,43 @@ def test_any_number_of_pairs_is_enough(count: int) -> None:
     directions, dose = refined(model, capture(model, count=count))
     assert dose > 0
     assert np.isfinite(directions.full.units).all()
-    largest = max(len(one.texts) for work in model.rounds for one in work)
-    assert largest <= 4  # so that requests do not wait long
+    largest = max(one.num_tokens for work in model.rounds for one in work)
+    assert largest <= 256  # so that requests do not wait long
+
+
+def test_long_texts_count_with_their_first_tokens_and_are_computed_alone() -> None:
+    """What comes later does not matter."""
+    odds = []
+    for last in (POSITIVE, NEUTRAL):
+        model, command = LinearModel(), make_command(4)
+        positive = [list(text[:1]) * 256 + [last[0]] * 100 for text in command.positive]
+        examples = capture(model, 1, count=4, positive=positive)
+        work = refine(examples, BLOCKS)
+        derivatives = next(work)
+        assert max(one.num_tokens for one in derivatives) == 256 + len(PROMPT)
+        assert all(len(one.texts) == 1 or one.num_tokens <= 256 for one in derivatives)
+        model.compute_all(derivatives)
+        odds.append(_Texts(examples).log_odds)
+    np.testing.assert_array_equal(*odds)
+
+
+def test_pairs_with_a_long_prompt_do_not_count() -> None:
+    model = LinearModel()
+    prompts = [[1] * 257, [1] * 256, [1] * 300, [1] * 3]
+    examples = capture(model, 1, count=4, pair_prompts=prompts)
+    refined(model, examples)
+    seen = {len(prompt) for work in model.rounds for one in work for prompt, _ in one.texts}
+    assert seen == {3, 256}
+
+
+def test_without_a_pair_that_counts_the_mean_differences_stay() -> None:
+    model = LinearModel()
+    examples = capture(model, 1, count=4, pair_prompts=[[1] * 257] * 4)
+    directions, dose = refined(model, examples)
+    assert dose == pytest.approx(0.03)
+    np.testing.assert_allclose(
+        directions.full.units, examples.direction((2, 4, 5, 6)).units, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_a_pair_that_is_decided_beyond_all_numbers_has_no_weight() -> None:
