@@ -100,7 +100,7 @@ class Fp8Linear(nn.Module):
         else:
             out = self._multiply(rows)
         if self.bias is not None:
-            out = out + self.bias
+            out += self.bias
         return out.view(*x.shape[:-1], self.out_features)
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
