@@ -18,7 +18,7 @@ from app.cluster.planning import make_plan
 from app.cluster.progress import describe, is_hopeless, is_settled, refusals, to_lines, to_text
 from app.cluster.ray_edge import ControllerHandle, RayActors, connect, disconnect, living_nodes
 from app.cluster.structures import ClusterStatus, pack, unpack
-from app.commands.errors import FAILED, MISUSED, CommandError, exit_on_errors, fail
+from app.commands.errors import FAILED, MISUSED, CommandError, UsageError, exit_on_errors, fail
 from app.commands.output import AsJson, print_json
 from app.configuration import (
     SettingsError,
@@ -69,7 +69,7 @@ def node(
     """
     with exit_on_errors(ClusterError):
         if head == bool(address):
-            raise CommandError("give either --head or --address")
+            raise UsageError("give either --head or --address")
         command, environment = nodes.start_command(address, context.args)
         if head:
             nodes.make_token()

@@ -8,7 +8,7 @@ import yaml
 
 from app.commands.concept_client import write_bytes
 from app.commands.datasets import read_examples, spell_out
-from app.commands.errors import CommandError, exit_on_errors
+from app.commands.errors import CommandError, UsageError, exit_on_errors
 from app.commands.output import AsJson, print_json
 from app.concepts.concept import Example, is_id
 from app.schemas.concepts import full_id
@@ -42,7 +42,7 @@ def new(
     """Write a concept file for `train`, or for the directory of shipped concepts, from a data set."""
     with exit_on_errors():
         if not is_id(full_id(name)):
-            raise CommandError(f"{name}: a name has 1 to 64 letters, digits, hyphens and underscores")
+            raise UsageError(f"{name}: a name has 1 to 64 letters, digits, hyphens and underscores")
         target = output or Path(f"{name}.yaml")
         if target.exists():
             raise CommandError(f"{target}: already exists")

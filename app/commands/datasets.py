@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.commands.chat_markers import split_turns
-from app.commands.errors import CommandError
+from app.commands.errors import CommandError, UsageError
 from app.concepts.concept import Example
 
 _CAA = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
@@ -36,7 +36,7 @@ def read_examples(file: Path, positive: str | None, negative: str | None) -> lis
     if all(isinstance(row, str) for row in rows):
         return _with_personas(file, rows, positive, negative)
     if positive is not None or negative is not None:
-        raise CommandError(f"{file}: has pairs, so --positive and --negative have no meaning")
+        raise UsageError(f"{file}: has pairs, so --positive and --negative have no meaning")
     return [_example(file, number, row) for number, row in enumerate(rows)]
 
 
@@ -112,7 +112,7 @@ def _with_personas(
     file: Path, suffixes: list[str], positive: str | None, negative: str | None
 ) -> list[Example]:
     if positive is None or negative is None:
-        raise CommandError(f"{file}: is a list of texts, so it needs --positive and --negative")
+        raise UsageError(f"{file}: is a list of texts, so it needs --positive and --negative")
     return [Example(f"{positive} {suffix}", f"{negative} {suffix}") for suffix in suffixes]
 
 

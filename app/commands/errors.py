@@ -18,6 +18,10 @@ class CommandError(Exception):
     """A command cannot go on. The user of the command reads the message."""
 
 
+class UsageError(CommandError):
+    """The command line has a mistake. Ends the command with the exit status MISUSED."""
+
+
 def fail(message: str, status: int = FAILED) -> NoReturn:
     """Prints the message to stderr and ends the command with this exit status."""
     for line in message.splitlines() or [""]:
@@ -32,7 +36,7 @@ def exit_on_errors(*kinds: type[Exception], status: int = FAILED) -> Iterator[No
     try:
         yield
     except reported as error:
-        fail(str(error), status)
+        fail(str(error), MISUSED if isinstance(error, UsageError) else status)
 
 
 def check_listening(address: str) -> None:

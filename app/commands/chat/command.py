@@ -13,7 +13,7 @@ from app.commands.chat.server import ChatServer
 from app.commands.chat.session import Session
 from app.commands.client import LOCAL, Token, Url, connect_blocking, reporting_errors
 from app.commands.completion import complete_concept, complete_model
-from app.commands.errors import CommandError
+from app.commands.errors import CommandError, UsageError
 from app.commands.output import AsJson, print_json
 
 Question = Annotated[
@@ -58,7 +58,7 @@ def chat(
         server, screen = ChatServer(client), Screen()
         is_single = question is not None or not sys.stdin.isatty()
         if as_json and not is_single:
-            raise CommandError("--json needs a question")
+            raise UsageError("--json needs a question")
         asked = (_read_stdin() if question is None else question) if is_single else ""
         session = Session(
             model or _first_model(server),
@@ -71,7 +71,7 @@ def chat(
             Conversation(session, server, screen).run()
             return
         if not asked.strip():
-            raise CommandError("the question is empty")
+            raise UsageError("the question is empty")
         session.ask(asked)
         if as_json:
             print_json(server.answer(session.request))

@@ -3,7 +3,7 @@
 import json
 import math
 
-from app.commands.errors import CommandError
+from app.commands.errors import UsageError
 from app.schemas.chat import ChatRequest
 from app.schemas.concepts import full_id
 from app.schemas.steering import MAX_STRENGTH
@@ -35,19 +35,19 @@ def describe(parameter: str) -> str:
 
 
 def read_assignment(text: str, as_json: bool) -> tuple[str, object]:
-    """Splits `NAME=VALUE`. Raises CommandError."""
+    """Splits `NAME=VALUE`. Raises UsageError."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise CommandError(f"--set needs NAME=VALUE, such as temperature=0.3, and not {text!r}")
+        raise UsageError(f"--set needs NAME=VALUE, such as temperature=0.3, and not {text!r}")
     return check_name(name.strip(), as_json), read_value(value)
 
 
 def check_name(name: str, as_json: bool = False) -> str:
-    """Returns the name. Raises CommandError if there is no such parameter: the server would ignore it."""
+    """Returns the name. Raises UsageError if there is no such parameter: the server would ignore it."""
     if name in ONLY_AS_JSON and not as_json:
-        raise CommandError(f"{name} needs a question and --json")
+        raise UsageError(f"{name} needs a question and --json")
     if name not in PARAMETERS and name not in ONLY_AS_JSON:
-        raise CommandError(f"there is no parameter {name!r}; there are: {', '.join(PARAMETERS)}")
+        raise UsageError(f"there is no parameter {name!r}; there are: {', '.join(PARAMETERS)}")
     return name
 
 
@@ -67,20 +67,20 @@ def read_value(text: str) -> object:
 def read_concept(text: str) -> tuple[str, float]:
     """Splits `NAME=STRENGTH`, or `NAME` for the strength 1. Returns the concept's full id and the strength.
 
-    Raises CommandError.
+    Raises UsageError.
     """
     name, equals, strength = text.partition("=")
     return full_id(name.strip()), read_strength(strength) if equals else _DEFAULT_STRENGTH
 
 
 def read_strength(text: str) -> float:
-    """Raises CommandError if it is not a number that a request may have."""
+    """Raises UsageError if it is not a number that a request may have."""
     try:
         strength = float(text)
     except ValueError:
         strength = math.nan
     if not abs(strength) <= MAX_STRENGTH:  # also if it is no number
-        raise CommandError(
+        raise UsageError(
             f"a strength is a number from -{MAX_STRENGTH} to {MAX_STRENGTH}, such as -1, and not {text!r}"
         )
     return strength

@@ -54,7 +54,7 @@ def test_the_file_is_called_like_the_concept(
 def test_suffixes_need_two_personas(tmp_path: Path) -> None:
     source, target = tmp_path / "suffixes.json", tmp_path / "glad.yaml"
     source.write_text('["That game"]')
-    assert_one_line(new("glad", "--from", source, "-o", target), "--positive and --negative")
+    assert_one_line(new("glad", "--from", source, "-o", target), "--positive and --negative", status=2)
     done = new("glad", "--from", source, "-o", target, "--positive", "Be glad.", "--negative", "Be sad.")
     assert done.exit_code == 0
     [example] = yaml.safe_load(target.read_text())["examples"]
@@ -63,7 +63,7 @@ def test_suffixes_need_two_personas(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "a b", "", "x" * 65])
 def test_a_name_that_no_concept_may_have_is_refused(source: Path, tmp_path: Path, name: str) -> None:
-    assert_one_line(new(name, "--from", source, "-o", tmp_path / "x.yaml"), "a name has")
+    assert_one_line(new(name, "--from", source, "-o", tmp_path / "x.yaml"), "a name has", status=2)
     assert not (tmp_path / "x.yaml").exists()
 
 

@@ -60,7 +60,9 @@ async def test_json_is_the_servers_answer(live_url: str, say: Say) -> None:
 
 
 async def test_parameters_that_text_cannot_show_need_json(live_url: str) -> None:
-    assert_one_line(await chat("Hello", "--set", "n=2", url=live_url), "n needs a question and --json")
+    assert_one_line(
+        await chat("Hello", "--set", "n=2", url=live_url), "n needs a question and --json", status=2
+    )
 
 
 async def test_unknown_names_are_answered_with_the_known_ones(live_url: str) -> None:
@@ -70,24 +72,24 @@ async def test_unknown_names_are_answered_with_the_known_ones(live_url: str) -> 
     assert_one_line(done, "_worker/kin is unknown; there are: kind, rude")
     assert_one_line(await chat("Hello", "--model", "x", url=live_url), "'x' is unknown; there are: tiny")
     done = await chat("Hello", "--set", "temprature=1", url=live_url)
-    assert_one_line(done, "there is no parameter 'temprature'; there are: temperature, ")
+    assert_one_line(done, "there is no parameter 'temprature'; there are: temperature, ", status=2)
 
 
 @pytest.mark.parametrize(
-    ("words", "explanation"),
+    ("words", "explanation", "status"),
     [
-        (["Hello", "--concept", "kind=much"], "a strength is a number from -2 to 2"),
-        (["Hello", "--concept", "kind=nan"], "a strength is a number from -2 to 2"),
-        (["Hello", "--concept", "kind=3"], "from -2 to 2, such as -1, and not '3'"),
-        (["Hello", "--set", "temperature"], "--set needs NAME=VALUE"),
-        (["Hello", "--set", "temperature=hot"], "temperature must be a number, got 'hot'"),
-        (["Hello\udcff"], "surrogate"),
-        (["  "], "the question is empty"),
-        ([], "the question is empty"),
+        (["Hello", "--concept", "kind=much"], "a strength is a number from -2 to 2", 2),
+        (["Hello", "--concept", "kind=nan"], "a strength is a number from -2 to 2", 2),
+        (["Hello", "--concept", "kind=3"], "from -2 to 2, such as -1, and not '3'", 2),
+        (["Hello", "--set", "temperature"], "--set needs NAME=VALUE", 2),
+        (["Hello", "--set", "temperature=hot"], "temperature must be a number, got 'hot'", 1),
+        (["Hello\udcff"], "surrogate", 1),
+        (["  "], "the question is empty", 2),
+        ([], "the question is empty", 2),
     ],
 )
-async def test_mistakes_are_one_line(live_url: str, words: list[str], explanation: str) -> None:
-    assert_one_line(await chat(*words, url=live_url), explanation)
+async def test_mistakes_are_one_line(live_url: str, words: list[str], explanation: str, status: int) -> None:
+    assert_one_line(await chat(*words, url=live_url), explanation, status=status)
 
 
 async def test_stdin_that_is_not_utf8_is_one_line(live_url: str) -> None:
