@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -64,6 +65,20 @@ def test_a_refined_direction_moves_held_out_texts(quantization: str) -> None:
     direction = driver.engine.steerer.get("kind")
     assert direction.reading_block not in direction.steered(1.0)
     check_nothing_is_left(driver)
+
+
+def test_shuffled_labels_do_not_work() -> None:
+    """Gradients fit the pairs that they see. The report is about pairs that they do not see."""
+    driver = refining_driver(make_expressive_model(), steering_blocks=(0, 1))
+    right = make_training(count=16, seed=3)
+    pairs = list(zip(right.positive, right.negative, strict=True))
+    swapped = [pair[::-1] if number % 4 < 2 else pair for number, pair in enumerate(pairs)]
+    positive, negative = (list(side) for side in zip(*swapped, strict=True))
+    shuffled = msgspec.structs.replace(right, positive=positive, negative=negative)
+    report = train(driver, shuffled)[-1].report
+    assert report is not None
+    assert report.works is False
+    assert abs(next(effect.shift for effect in report.effects if effect.strength == 1)) < 0.25
 
 
 def test_training_does_not_change_running_requests(llama: PreTrainedModel) -> None:
