@@ -12,7 +12,8 @@ from inference.models.causal_lm import CausalLM
 from inference.scheduling.probe import Derivative
 
 _SCALE = 1024.0
-"""Of what is differentiated, so that float16 can represent the small derivatives. A power of two is exact."""
+"""Log probabilities are multiplied by it first: float16 would round small derivatives to zero. Dividing
+by a power of two is exact."""
 
 
 @torch.enable_grad()
