@@ -113,13 +113,11 @@ class Measuring:
         return self._derivatives.popleft()
 
     def complete_derivative(self, derivative: Derivative, fault: str | None) -> None:
-        """Hands over a derivative that is computed. `fault`: why it cannot be."""
+        """Hands over a derivative. `fault`: why it could not be computed, or None."""
         now = self._scheduler.clock()
         self._resume = now + (now - self._handed_out)
-        if fault is None:
-            self.trainer.complete(derivative)
-        else:
-            self.trainer.fail(derivative, f"the directions cannot be refined: {fault}")
+        derivative.fault = fault or ""
+        self.trainer.complete(derivative)
 
     def fail(self, sequence: Sequence) -> None:
         """Ends the measurement of a sequence that cannot be computed."""

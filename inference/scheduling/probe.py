@@ -113,7 +113,7 @@ class Derivative:
     """Texts whose log probabilities are differentiated by vectors that steer them, all in one batch.
 
     So the results do not depend on what else the engine computes. When they are computed, the derivative has
-    the log probability of each text, and its gradient.
+    the log probability of each text, and its gradient. Or it has a fault.
     """
 
     texts: list[tuple[list[int], list[int]]]
@@ -122,15 +122,19 @@ class Derivative:
     """What is added to the output of decoder blocks, at every position but the first."""
     logprobs: Array64 = field(init=False)  # [N], mean over the content tokens, in nats
     gradients: Array32 = field(init=False)  # [N, *added.vectors.shape], of `logprobs` by these vectors
+    fault: str = ""
+    """Why they could not be computed. Empty: they could."""
 
     @property
     def num_tokens(self) -> int:
         """How many tokens are computed. Prompts count, since they are steered, too."""
         return sum(len(prompt) + len(content) for prompt, content in self.texts)
 
-    @property
-    def is_finite(self) -> bool:
-        return bool(np.isfinite(self.logprobs).all() and np.isfinite(self.gradients).all())
+    def find_fault(self) -> str:
+        """Why the results cannot be used. Empty: they can."""
+        if not self.fault and not (np.isfinite(self.logprobs).all() and np.isfinite(self.gradients).all()):
+            return "the derivatives are not finite"
+        return self.fault
 
 
 TrainingWork = Probe | Answer | Derivative

@@ -43,15 +43,25 @@ _DECIDED = 50.0
 """Nats per token. A pair with more has no weight, and the exponential function would overflow."""
 
 
+class RefinementError(Exception):
+    """The model cannot be differentiated. The message says why."""
+
+
 def refine(
     examples: Examples, blocks: RefinedBlocks
 ) -> Generator[Work, None, tuple[HeldOutDirections, float]]:
-    """The refined directions, also those made without each fold, and the dose that the vectors have."""
+    """The refined directions, also those made without each fold, and the dose that the vectors have.
+
+    Raises RefinementError.
+    """
     folds = range(examples.num_folds) if examples.num_folds > 1 else ()
     texts = _Texts(examples)
     refinements = [_Refinement(examples, texts, blocks.steered, fold) for fold in (None, *folds)]
     for step in range(_NUM_STEPS):
-        yield [*chain.from_iterable(one.derivatives() for one in refinements)]
+        derivatives = [*chain.from_iterable(one.derivatives() for one in refinements)]
+        yield derivatives
+        if fault := next(filter(None, (one.find_fault() for one in derivatives)), None):
+            raise RefinementError(fault)
         for one in refinements:
             one.update(1 - step / _NUM_STEPS)
     full, *by_fold = (one.direction(blocks.read) for one in refinements)

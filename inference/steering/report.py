@@ -53,6 +53,8 @@ class Findings:
     """At the strengths -1, 0 and 1. Empty if there are no questions."""
     plain_down: Answers | None = None
     """The answers at strength 0, read as those at -1 are. None: all are read in the same way."""
+    refinement_fault: str = ""
+    """Why the direction could not be refined. Empty: it was, or was not meant to be."""
 
     @property
     def spearman(self) -> float | None:
@@ -194,6 +196,8 @@ def _warnings(findings: Findings) -> Iterator[str]:
             f"{MAX_AGREEMENT}), so they may show one sentence or topic instead of the concept: add pairs on "
             "other topics"
         )
+    if findings.refinement_fault:
+        yield f"its direction was not refined: {findings.refinement_fault}"
     if not findings.num_distinct:
         yield from _faults_of_fluency(findings)
     for sign, word in ((1.0, "positive"), (-1.0, "negative")):

@@ -135,11 +135,11 @@ class Trainer:
         else:
             self._post_progress(job)
 
-    def fail(self, work: TrainingWork, detail: str = "") -> None:
-        """Ends the training that needs this work, because it cannot be computed. `detail`: why, if known."""
+    def fail(self, work: TrainingWork) -> None:
+        """Ends the training that needs this work, because it cannot be computed."""
         job = self._owners.pop(work)
         if self._jobs.get(job.concept) is job:
-            self._fail(job, detail)
+            self._fail(job)
 
     def knows(self, concept: str) -> bool:
         """Whether requests can name the concept, because this process or another one has trained it."""

@@ -6,6 +6,7 @@ continues when they are computed. They do not know how the engine computes them,
 
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,10 +17,10 @@ from inference.steering.answers import AnswerSheet
 from inference.steering.directions import Calibration, Direction
 from inference.steering.given import given_direction
 from inference.steering.limits import limit
-from inference.steering.measurements import Examples, HeldOutDirections, ProbeFactory
-from inference.steering.refinement import refine
+from inference.steering.measurements import Examples, HeldOutDirections, Measurement, ProbeFactory
+from inference.steering.refinement import RefinementError, refine
 from inference.steering.report import Findings
-from inference.steering.search import RefinedBlocks, find_dose, search
+from inference.steering.search import Finalist, RefinedBlocks, find_dose, search
 from inference.steering.tuning import tune
 
 TRAINING_VERSION = 10
@@ -27,9 +28,8 @@ TRAINING_VERSION = 10
 
 Publish = Callable[[Direction], None]
 
-_FOLDS = 4
 _REFINED_FOLDS = 2
-"""Fewer, because each fold refines directions of its own, and most of the time goes into that."""
+"""Fewer than usual, because each fold refines directions of its own, and most of the time goes into that."""
 _ROUNDING = 1e-4
 """A smaller difference, relative to the activations' norm, may be rounding alone."""
 
@@ -49,16 +49,17 @@ def train(
     """Returns the report. Calls `publish` with the direction before it measures the direction's effects.
 
     `candidates`: sets of decoder blocks to choose from. `max_tokens`: limit for a prompt and an answer
-    together. `refined`: where to steer by refined directions, instead of the candidates. Raises
-    UntrainableError if the examples give no direction, or if given vectors do not fit.
+    together. `refined`: where to steer by refined directions, instead of the candidates. None, or if the
+    model cannot be differentiated: the directions are the mean differences. Raises UntrainableError if the
+    examples give no direction, or if given vectors do not fit.
     """
     factory = ProbeFactory(command)
     sheet = AnswerSheet(command.questions, command.stop_token_ids, max_tokens, command.continuations)
     plain = factory.capture()
     yield plain.probes
-    examples = Examples(factory, plain, calibration.norms, max_folds=_REFINED_FOLDS if refined else _FOLDS)
-    plain_down = None
+    plain_down, fault = None, ""
     if command.vectors is not None:
+        examples = Examples(factory, plain, calibration.norms)
         try:
             direction = given_direction(command.vectors, examples)
         except ValueError as error:
@@ -67,12 +68,7 @@ def train(
         publish(direction)
         answers = (yield from sheet.ask(direction, [-1.0, 0.0, 1.0])) if sheet.questions else {}
     else:
-        for blocks in [(*refined.steered, refined.read)] if refined else candidates:
-            _check(examples, blocks)
-        if refined:
-            finalists = [(yield from find_dose(examples, *(yield from refine(examples, refined))))]
-        else:
-            finalists = yield from search(examples, candidates)
+        examples, finalists, fault = yield from _find(factory, plain, calibration.norms, candidates, refined)
         if sheet.questions:
             down, up = yield from tune(examples, finalists, sheet)
             limited = yield from limit(down, up, examples.logprob_gap(), sheet)
@@ -81,7 +77,12 @@ def train(
             dose = finalists[0].dose
             directions, answers = finalists[0].directions.rescaled(dose, dose), {}
         publish(directions.full)
-    findings = replace(_describe(command, examples, directions.full), answers=answers, plain_down=plain_down)
+    findings = replace(
+        _describe(command, examples, directions.full),
+        answers=answers,
+        plain_down=plain_down,
+        refinement_fault=fault,
+    )
     if factory.num_pairs and (examples.num_groups > 1 or command.vectors is not None):
         measured, change = yield from effects.measure(examples, directions)
         specificity = yield from effects.measure_specificity(examples, directions.full, change)
@@ -92,6 +93,39 @@ def train(
             specificity=specificity,
         )
     return report.judge(findings)
+
+
+class _Found(NamedTuple):
+    """The directions that may be chosen."""
+
+    examples: Examples
+    finalists: list[Finalist]
+    fault: str = ""
+    """Why they could not be refined."""
+
+
+def _find(
+    factory: ProbeFactory,
+    plain: Measurement,
+    norms: tuple[float, ...],
+    candidates: list[tuple[int, ...]],
+    refined: RefinedBlocks | None,
+) -> Generator[Work, None, _Found]:
+    """The refined directions, or else the mean differences at the best candidates."""
+    fault = ""
+    if refined:
+        examples = Examples(factory, plain, norms, _REFINED_FOLDS)
+        _check(examples, (*refined.steered, refined.read))
+        try:
+            directions, dose = yield from refine(examples, refined)
+        except RefinementError as error:
+            fault = str(error)
+        else:
+            return _Found(examples, [(yield from find_dose(examples, directions, dose))])
+    examples = Examples(factory, plain, norms)
+    for blocks in candidates:
+        _check(examples, blocks)
+    return _Found(examples, (yield from search(examples, candidates)), fault)
 
 
 def _describe(command: TrainConcept, examples: Examples, direction: Direction) -> Findings:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Generator
 
 from inference.interface.concepts import ConceptReport, TrainConcept, TrainingState
-from inference.scheduling.probe import Answer, TrainingWork, Work
+from inference.scheduling.probe import Probe, TrainingWork, Work
 from inference.steering.directions import Direction
 from inference.steering.training import UntrainableError, estimate_tokens
 
@@ -51,5 +51,5 @@ class TrainingJob:
     def complete(self, work: TrainingWork) -> None:
         self._out.remove(work)
         self._done += work.num_tokens
-        if not isinstance(work, Answer) and not work.is_finite:
+        if isinstance(work, Probe) and not work.is_finite:
             raise UntrainableError("the model's output for these examples is not finite")

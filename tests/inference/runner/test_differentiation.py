@@ -74,7 +74,7 @@ def round_weights(model: PreTrainedModel, bits: int) -> PreTrainedModel:
 def differentiate_in(driver: Driver) -> Derivative:
     derivative = Derivative(TEXTS, ADDED)
     differentiate(driver.engine.runner.model, derivative)
-    assert derivative.is_finite
+    assert not derivative.find_fault()
     return derivative
 
 
@@ -132,4 +132,4 @@ def test_a_text_whose_output_is_not_finite_is_noticed() -> None:
     model = build_driver(make_model("llama")).engine.runner.model
     derivative = Derivative(TEXTS, BlockVectors(BLOCKS, np.full_like(ADDED.vectors, np.inf)))
     differentiate(model, derivative)
-    assert not derivative.is_finite
+    assert derivative.find_fault() == "the derivatives are not finite"
