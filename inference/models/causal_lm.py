@@ -21,6 +21,7 @@ from inference.interface.config import ConfigError, Rotary
 from inference.interface.errors import SourceError, in_one_line
 from inference.interface.quantization import Fp8Quantization, read_quantization
 from inference.models import pharia, rope, shards
+from inference.models.block_output import BlockOutput
 from inference.models.digest import digest_of
 from inference.models.errors import UnsupportedModelError
 from inference.models.fp8 import loading as fp8
@@ -55,6 +56,7 @@ class CausalLM:
         self.layer_shapes, attentions = examine_layers(model)
         self.layers = decoder_blocks(model, attentions)
         """The decoder blocks. The model calls each one, and its attention, with `forward_context`."""
+        self.block_output = BlockOutput(self.config)
         attention.register()
         model.set_attn_implementation(attention.NAME)
 
@@ -80,8 +82,7 @@ class CausalLM:
 
         def hook(block: nn.Module, args: Any, arguments: dict[str, Any], output: Any) -> None:  # noqa: ARG001
             if "forward_context" in arguments:  # missing when the model runs with its own attention
-                hidden = output[0] if isinstance(output, tuple) else output
-                act(hidden[0], arguments["forward_context"].batch)
+                act(self.block_output.hidden(output)[0], arguments["forward_context"].batch)
 
         return self.layers[index].register_forward_hook(hook, with_kwargs=True)
 

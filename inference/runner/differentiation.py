@@ -34,10 +34,9 @@ def _adding(model: CausalLM, blocks: tuple[int, ...], added: torch.Tensor) -> It
 
     def hook(vectors: torch.Tensor) -> Any:  # [N, hidden_size]
         def add(block: nn.Module, args: Any, output: Any) -> Any:  # noqa: ARG001
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = model.block_output.hidden(output)
             changed = hidden[:, 1:] + vectors[:, None].to(hidden.dtype)
-            hidden = torch.cat([hidden[:, :1], changed], 1)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            return model.block_output.replaced(output, torch.cat([hidden[:, :1], changed], 1))
 
         return add
 

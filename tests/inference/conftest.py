@@ -49,6 +49,17 @@ ARCHITECTURES = {
     "phi3": {},
     "granite": {"logits_scaling": 3.0},
     "starcoder2": {"hidden_act": "gelu"},  # Pharia is loaded into it
+    "gemma3n_text": {  # its blocks return several versions of the hidden states
+        "sliding_window": 9,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "intermediate_size": [48] * 3,
+        "activation_sparsity_pattern": [0.0] * 3,
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": VOCAB_SIZE,
+        "hidden_size_per_layer_input": 8,
+        "altup_num_inputs": 2,
+        "laurel_rank": 4,
+    },
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 

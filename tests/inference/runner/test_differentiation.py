@@ -22,7 +22,7 @@ from tests.inference.conftest import (
     make_model,
     request,
 )
-from tests.inference.steering.conftest import random_tokens
+from tests.inference.steering.conftest import copied, random_tokens
 
 CACHE_DIRECTORY = Path(EngineConfig().cache_directory).expanduser()
 TEXTS = [
@@ -43,10 +43,10 @@ def expected(model: PreTrainedModel, prompt: list[int], content: list[int]) -> t
     vectors = torch.from_numpy(ADDED.vectors).requires_grad_()
 
     def add(vector: torch.Tensor) -> object:
-        def hook(block: object, args: object, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
-            hidden = output[0] if isinstance(output, tuple) else output
-            changed = hidden + vector * (torch.arange(hidden.shape[1]) > 0)[:, None]
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        def hook(block: object, args: object, output: object) -> object:
+            output, hidden = copied(output)
+            hidden += vector * (torch.arange(hidden.shape[1]) > 0)[:, None]
+            return output
 
         return hook
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -124,6 +125,15 @@ def added_vectors(
     return added
 
 
+def copied(output: Any) -> tuple[Any, torch.Tensor]:
+    """A copy of what a decoder block returned, and the hidden states in it: [N, T, hidden_size]."""
+    if isinstance(output, tuple):
+        first, hidden = copied(output[0])
+        return (first, *output[1:]), hidden
+    output = output.clone()
+    return output, output[0] if output.dim() == 4 else output  # Gemma 3n returns several versions
+
+
 @contextmanager
 def steering_plainly(model: PreTrainedModel, vectors: dict[int, torch.Tensor]) -> Iterator[None]:
     """Adds the vectors to all positions but the first, for one forward pass or one generation."""
@@ -133,11 +143,10 @@ def steering_plainly(model: PreTrainedModel, vectors: dict[int, torch.Tensor]) -
 
         def hook(block: nn.Module, args: object, output: object) -> object:
             nonlocal is_first_call
-            hidden = output[0] if isinstance(output, tuple) else output
             skipped, is_first_call = int(is_first_call), False
-            hidden = hidden.clone()
+            output, hidden = copied(output)
             hidden[:, skipped:] += vector.to(hidden)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            return output
 
         return hook
 
@@ -165,7 +174,7 @@ def plain_hidden(
     outputs: list[torch.Tensor] = []
 
     def record(block: nn.Module, args: object, output: object) -> None:
-        outputs.append((output[0] if isinstance(output, tuple) else output)[0].double().cpu())
+        outputs.append(copied(output)[1][0].double().cpu())
 
     with plain_attention(model), torch.inference_mode(), steering_plainly(model, vectors):
         handles = [block.register_forward_hook(record) for block in model.model.layers]

@@ -16,6 +16,7 @@ from tests.inference.conftest import (
 )
 from tests.inference.steering.conftest import (
     added_vectors,
+    copied,
     make_direction,
     random_tokens,
     steered_driver,
@@ -54,12 +55,12 @@ def _change_at(change: Change, steered: Callable[[int], bool]) -> Callable[..., 
 
     def hook(block: nn.Module, args: object, output: object) -> object:
         nonlocal start
-        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        output, hidden = copied(output)
         count = hidden.shape[1]
         positions = [i for i in range(count) if start + i > 0 and steered(start + i)]
         hidden[:, positions] = change(hidden[:, positions].double().cpu()).to(hidden)
         start += count
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return output
 
     return hook
 

@@ -6,8 +6,11 @@ import torch
 def in_four_bits(weight: torch.Tensor) -> torch.Tensor:
     """Rounds weights [out, in] so that each 32 of a row lie on 16 even steps, as in GGUF's Q4_1.
 
-    The minimum and the step of each 32 are float16 numbers.
+    The minimum and the step of each 32 are float16 numbers. Layers without 32 in a row keep their weights, as
+    in such files.
     """
+    if weight.shape[1] % 32:
+        return weight
     groups = weight.view(len(weight), -1, 32)
     least = groups.amin(-1, keepdim=True).half().float()
     steps = ((groups.amax(-1, keepdim=True) - least) / 15).half().float()
