@@ -9,8 +9,8 @@ from inference.steering.directions import Direction
 from inference.steering.measurements import HeldOutDirections
 
 _CAP_STRENGTHS = (1.125, 1.25, 1.5, 1.75, 2.0)
-_PART = 0.85
-_CAP_PART = 0.7
+STRENGTH_PART = 0.85
+CAP_PART = 0.7
 """Of the limits of fluency that strength 1, and that larger strengths may use. The largest dose that passes
 has often passed by chance, and questions that training does not ask may lead to more repetition."""
 _LOWER = 0.6
@@ -34,6 +34,8 @@ class TunedDose:
     """At the dose, read along the direction."""
     too_much: float
     """The smallest dose that is known to be too much. Infinite if there is none."""
+    rough: float | None = None
+    """A part of the dose at which answers are not fluent, though they are at the dose. None: not known."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Limited:
     """At the strengths -1, 0 and 1."""
     plain_down: Answers
     """Those at 0, read as those at -1 are. All others are read as those at 1 are."""
+    rough: tuple[float, ...]
+    """Smaller strengths at which answers are not fluent, though they are at 1 or -1."""
 
 
 def limit(
@@ -57,7 +61,8 @@ def limit(
     dosed = up.directions.with_down(down.directions).rescaled(upper.dose, lower.dose)
     yield from _find_caps(dosed.full, signs, sheet)
     answers = {-1.0: lower.answers, 0.0: up.plain, 1.0: upper.answers}
-    return Limited(dosed.limited(lower.cap, upper.cap), answers, down.plain)
+    rough = tuple(tuned.sign * tuned.rough for tuned in (down, up) if tuned.rough is not None)
+    return Limited(dosed.limited(lower.cap, upper.cap), answers, down.plain, rough)
 
 
 class _Sign:
@@ -91,7 +96,7 @@ class _Sign:
 
 def _lower(sign: _Sign, sheet: AnswerSheet) -> Generator[Work, None, None]:
     for _ in range(_MAX_LOWERINGS):
-        if sign.is_fluent(sign.answers, _PART):
+        if sign.is_fluent(sign.answers, STRENGTH_PART):
             return
         sign.lower()
         [sign.answers] = yield from sheet.ask_all([Setting(sign.direction, sign.sign * sign.dose)])
@@ -100,15 +105,15 @@ def _lower(sign: _Sign, sheet: AnswerSheet) -> Generator[Work, None, None]:
 def _find_caps(
     direction: Direction, signs: Sequence[_Sign], sheet: AnswerSheet
 ) -> Generator[Work, None, None]:
-    """Sets `cap` to the largest of _CAP_STRENGTHS up to which all answers keep to _CAP_PART of the limits.
+    """Sets `cap` to the largest of _CAP_STRENGTHS up to which all answers keep to CAP_PART of the limits.
 
     It stays 1 if there is none.
     """
-    growing = [sign for sign in signs if sign.is_fluent(sign.answers, _PART)]
+    growing = [sign for sign in signs if sign.is_fluent(sign.answers, STRENGTH_PART)]
     for strength in _CAP_STRENGTHS:
         growing = [sign for sign in growing if sign.may_allow(strength)]
         answers = yield from sheet.ask_all([Setting(direction, sign.sign * strength) for sign in growing])
         answered = zip(growing, answers, strict=True)
-        growing = [sign for sign, answer in answered if sign.is_fluent(answer, _CAP_PART)]
+        growing = [sign for sign, answer in answered if sign.is_fluent(answer, CAP_PART)]
         for sign in growing:
             sign.cap = strength

@@ -53,6 +53,8 @@ class Findings:
     """At the strengths -1, 0 and 1. Empty if there are no questions."""
     plain_down: Answers | None = None
     """The answers at strength 0, read as those at -1 are. None: all are read in the same way."""
+    rough_strengths: tuple[float, ...] = ()
+    """Strengths below 1 or above -1 at which answers are not fluent, though they are at 1 or -1."""
     refinement_fault: str = ""
     """Why the direction could not be refined. Empty: it was, or was not meant to be."""
 
@@ -196,6 +198,8 @@ def _warnings(findings: Findings) -> Iterator[str]:
             f"{MAX_AGREEMENT}), so they may show one sentence or topic instead of the concept: add pairs on "
             "other topics"
         )
+    for strength in findings.rough_strengths:
+        yield f"answers at strength {strength:.2g} are not fluent, but those at {np.sign(strength):g} are"
     if findings.refinement_fault:
         yield f"its direction was not refined: {findings.refinement_fault}"
     if not findings.num_distinct:

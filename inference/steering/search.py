@@ -6,7 +6,7 @@ and a single block that is clearly better: their effect on generated answers dec
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
@@ -46,6 +46,8 @@ class Finalist:
     """The dose at which the candidates were compared: about the largest fluent one."""
     shift_per_dose: tuple[float, float]
     """Shift of the log odds per dose at this dose, for negative and for positive strengths."""
+    learned_dose: float | None = None
+    """The dose that refined vectors came out with. None: the directions are mean differences."""
 
 
 class RefinedBlocks(NamedTuple):
@@ -116,11 +118,11 @@ def search(examples: Examples, sets: list[tuple[int, ...]]) -> Generator[Work, N
 def find_dose(
     examples: Examples, directions: HeldOutDirections, dose: float
 ) -> Generator[Work, None, Finalist]:
-    """The directions at the dose at which candidates are compared. `dose`: one to begin with."""
+    """The refined directions at the dose at which candidates are compared. `dose`: that of the vectors."""
     trial = _Trial(examples, directions, dose, examples.sample(_MAX_PAIRS))
     for _ in range(_ROUNDS):
         yield from _measure([trial])
-    return trial.finalist
+    return replace(trial.finalist, learned_dose=dose)
 
 
 class _Trial:

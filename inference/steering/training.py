@@ -23,7 +23,7 @@ from inference.steering.report import Findings
 from inference.steering.search import Finalist, RefinedBlocks, find_dose, search
 from inference.steering.tuning import tune
 
-TRAINING_VERSION = 10
+TRAINING_VERSION = 11
 """Increase it when a change of the code gives another direction, dose or report for the same examples."""
 
 Publish = Callable[[Direction], None]
@@ -57,7 +57,7 @@ def train(
     sheet = AnswerSheet(command.questions, command.stop_token_ids, max_tokens, command.continuations)
     plain = factory.capture()
     yield plain.probes
-    plain_down, fault = None, ""
+    plain_down, fault, rough = None, "", ()
     if command.vectors is not None:
         examples = Examples(factory, plain, calibration.norms)
         try:
@@ -73,6 +73,7 @@ def train(
             down, up = yield from tune(examples, finalists, sheet)
             limited = yield from limit(down, up, examples.logprob_gap(), sheet)
             directions, answers, plain_down = limited.directions, limited.answers, limited.plain_down
+            rough = limited.rough
         else:
             dose = finalists[0].dose
             directions, answers = finalists[0].directions.rescaled(dose, dose), {}
@@ -82,6 +83,7 @@ def train(
         answers=answers,
         plain_down=plain_down,
         refinement_fault=fault,
+        rough_strengths=rough,
     )
     if factory.num_pairs and (examples.num_groups > 1 or command.vectors is not None):
         measured, change = yield from effects.measure(examples, directions)

@@ -21,7 +21,7 @@ from inference.steering.answers import (
     has_room,
     moved,
 )
-from inference.steering.limits import TunedDose
+from inference.steering.limits import CAP_PART, STRENGTH_PART, TunedDose
 from inference.steering.measurements import Examples
 from inference.steering.search import Finalist
 
@@ -43,6 +43,8 @@ _ROUNDS_OF_ALL = 2
 _ROUNDS_OF_BEST = 2
 """Only the best finalist goes on to these rounds."""
 _MAX_FACTOR = 4.0
+_LEARNED = (0.5, 0.7, 1.0)
+"""What to try of the learned dose."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ class Tuner:
         self._trials: list[Trial] = []
         self._larger: list[Trial] = []
         """Trials that only show how far the sign reaches."""
+        self._learned: list[Trial] = []
+        """Trials near the learned dose, beyond doses that are too much."""
         self._first = finalist.dose
+        self._learned_dose = finalist.learned_dose or 0.0
 
     @property
     def usefulness(self) -> float:
@@ -120,10 +125,27 @@ class Tuner:
         fluent, too_much = self._split()
         return [] if too_much < math.inf else self._limited(factor * fluent[-1].dose for factor in _HIGHER)
 
+    def learned_doses(self) -> list[float]:
+        """What to try if hardly more than the best dose is fluent: doses up to that of the refined vectors.
+
+        Answers can be more fluent there than below. French is an example: with a third of its learned dose,
+        answers mix languages and repeat themselves.
+        """
+        _, too_much = self._split()
+        best = self._best()
+        if not self.has_room or (best.cost <= CAP_PART and too_much == math.inf):
+            return []
+        least = best.dose if too_much == math.inf else too_much
+        return [dose for part in _LEARNED if (dose := part * self._learned_dose) > least]
+
     def add(self, dose: float, answers: Answers) -> None:
         """Takes the answers at one of `doses`."""
         self._trials.append(self._trial(dose, answers))
         self._trials.sort(key=lambda trial: trial.dose)
+
+    def add_learned(self, dose: float, answers: Answers) -> None:
+        """Takes the answers at one of `learned_doses`."""
+        self._learned.append(self._trial(dose, answers))
 
     def add_larger(self, dose: float, answers: Answers) -> None:
         """Takes the answers at one of `larger_doses`, in the same order."""
@@ -138,11 +160,25 @@ class Tuner:
     def tuned(self) -> TunedDose:
         """The fluent dose that moves closest to the wanted share of answers.
 
-        If there is none, the smallest dose that was tried.
+        If there is none, the smallest dose that was tried. Beyond doses that are too much, the one that costs
+        least, if it is better: it moves more answers, and costs less or is the first that moves enough.
         """
-        fluent, too_much = self._split()
-        best = self._closest(fluent) if fluent else self._trials[0]
-        return TunedDose(self.sign, self.directions, best.dose, self._plain, best.answers, too_much)
+        _, too_much = self._split()
+        best = self._best()
+        beyond = min(self._learned, key=lambda trial: trial.cost, default=best)
+        enough = best.moved > _WANTED_SHARE - _ABOUT
+        is_better = beyond.moved > best.moved and not (enough and beyond.cost >= best.cost)
+        rough = None
+        if is_better and beyond.cost <= STRENGTH_PART:
+            smaller = (trial for trial in (*self._trials, *self._learned) if trial.dose < beyond.dose)
+            roughest = max(smaller, key=lambda trial: trial.cost)
+            rough = roughest.dose / beyond.dose if roughest.cost > 1 else None
+            best, too_much = beyond, math.inf
+        return TunedDose(self.sign, self.directions, best.dose, self._plain, best.answers, too_much, rough)
+
+    def _best(self) -> Trial:
+        fluent, _ = self._split()
+        return self._closest(fluent) if fluent else self._trials[0]
 
     def _closest(self, fluent: list[Trial]) -> Trial:
         def distance(trial: Trial) -> tuple[float, float]:
@@ -183,6 +219,7 @@ def tune(
     best = [_best(rivals) for rivals in by_sign]
     for _ in range(_ROUNDS_OF_BEST):
         yield from _try_doses(best, sheet, Tuner.doses, Tuner.add)
+    yield from _try_doses(best, sheet, Tuner.learned_doses, Tuner.add_learned)
     return [tuner.tuned() for tuner in best]
 
 

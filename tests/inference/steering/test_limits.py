@@ -45,15 +45,22 @@ def limited(
     up: float = 0.3,
     too_much: float = INFINITE,
     blocks: tuple[tuple[int, ...], tuple[int, ...]] = (STEERED_BLOCKS, STEERED_BLOCKS),
+    rough: float | None = None,
 ) -> Limited:
-    """`blocks`: of negative and of positive strengths."""
+    """`blocks`: of negative and of positive strengths. `rough`: of both."""
     lower, upper = (HeldOutDirections(one, [one], [0]) for one in (make_direction(1, 1.0, b) for b in blocks))
     plain = sheet.answers(0.0)
     work = limit(
         TunedDose(
-            -1.0, lower, down, replace(plain, readings=plain.readings + 7), sheet.answers(-down), INFINITE
+            -1.0,
+            lower,
+            down,
+            replace(plain, readings=plain.readings + 7),
+            sheet.answers(-down),
+            INFINITE,
+            rough,
         ),
-        TunedDose(1.0, upper, up, plain, sheet.answers(up), too_much),
+        TunedDose(1.0, upper, up, plain, sheet.answers(up), too_much, rough),
         0.0,
         sheet,
     )
@@ -82,6 +89,13 @@ def test_fluent_doses_are_kept_with_the_largest_strengths() -> None:
     assert answers.keys() == {-1.0, 0.0, 1.0}
     assert answers[0.0].readings.mean() == 0.0
     assert answers[1.0].readings.mean() > 0.0 > answers[-1.0].readings.mean()
+
+
+@pytest.mark.parametrize(("rough", "strengths"), [(None, ()), (0.4, (-0.4, 0.4))])
+def test_smaller_strengths_that_are_not_fluent_are_named(
+    rough: float | None, strengths: tuple[float, ...]
+) -> None:
+    assert limited(Sheet(Curve(0.2, INFINITE), Curve(0.3, INFINITE)), rough=rough).rough == strengths
 
 
 def test_a_dose_is_lowered_until_its_answers_are_fluent() -> None:

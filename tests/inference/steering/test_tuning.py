@@ -8,6 +8,7 @@ import pytest
 
 from inference.scheduling.probe import Work
 from inference.steering.answers import Answers, Setting
+from inference.steering.limits import TunedDose
 from inference.steering.measurements import HeldOutDirections
 from inference.steering.search import Finalist
 from inference.steering.tuning import Tuner, tune
@@ -21,10 +22,10 @@ LIMIT = math.log(3.3)
 
 
 class Curve:
-    """How answers depend on the dose: `half` moves half of them, from `loops` on they repeat themselves."""
+    """How answers depend on the dose: `half` moves half of them, from `loops` to `end` they loop."""
 
-    def __init__(self, half: float, loops: float, plain: float = 0.0) -> None:
-        self._half, self._loops, self._plain = half, loops, plain
+    def __init__(self, half: float, loops: float, plain: float = 0.0, end: float = INFINITE) -> None:
+        self._half, self._loops, self._plain, self._end = half, loops, plain, end
 
     def answers(self, dose: float, sign: float = 1.0) -> Answers:
         share = min(1.0, dose / (2 * self._half))
@@ -34,7 +35,7 @@ class Curve:
             [[1]] * COUNT,
             self._plain + moved,
             np.full(COUNT, -1.0),
-            np.full(COUNT, 0.6 if dose >= self._loops else 0.0),
+            np.full(COUNT, 0.6 if self._loops <= dose < self._end else 0.0),
         )
 
 
@@ -120,6 +121,49 @@ def test_that_dose_is_limited_by_fluency_as_well() -> None:
     tuner, _ = run_rounds(Curve(0.1, 0.1, plain=0.8), shift_per_dose=5.0)
     assert 0 < tuner.tuned().dose < 0.1
     assert tuner.tuned().too_much < np.inf
+
+
+def tuned_with(learned_dose: float | None, curve: Curve) -> TunedDose:
+    """The dose of strength 1 after all rounds. The search has found 0.05."""
+    one = make_direction(1, 1.0, (0,))
+    finalist = Finalist(HeldOutDirections(one, [one], [0]), 0.05, (-5.0, 5.0), learned_dose)
+    return tuned([finalist], Sheet({0: (curve, curve)}))[1]
+
+
+def test_the_learned_dose_is_used_if_answers_are_fluent_again() -> None:
+    found = tuned_with(0.5, Curve(0.3, 0.04, end=0.2))
+    assert found.dose == 0.25
+    assert found.too_much == np.inf
+    assert found.answers.repetition == 0
+    assert found.rough is not None
+    assert 0.04 < found.rough * found.dose < 0.2
+
+
+@pytest.mark.parametrize("end", [0.45, INFINITE])
+def test_only_a_fluent_one_of_the_learned_doses_is_used(end: float) -> None:
+    """0.7 times the dose is not."""
+    found = tuned_with(0.5, Curve(0.3, 0.04, end=end))
+    assert found.dose == (0.5 if end < INFINITE else pytest.approx(0.03, rel=0.5))
+    assert (found.rough is None) == (end == INFINITE)
+
+
+@pytest.mark.parametrize(
+    ("learned_dose", "curve"),
+    [
+        (None, Curve(0.3, 0.04, end=0.2)),  # the directions are not refined
+        (0.03, Curve(0.3, 0.04, end=0.2)),  # it is not beyond the doses that are too much
+        (0.5, Curve(0.3, INFINITE)),  # no dose is too much
+        (0.5, Curve(0.02, 0.04, end=0.2)),  # a smaller dose moves enough, and costs nothing
+    ],
+)
+def test_the_learned_dose_changes_nothing_otherwise(learned_dose: float | None, curve: Curve) -> None:
+    found, expected = tuned_with(learned_dose, curve), tuned_with(None, curve)
+    assert (found.dose, found.too_much, found.rough) == (expected.dose, expected.too_much, None)
+
+
+def test_the_learned_dose_means_nothing_if_answers_cannot_move() -> None:
+    curve = Curve(0.3, 0.04, plain=0.8, end=0.2)
+    assert tuned_with(0.5, curve).dose == tuned_with(None, curve).dose < 0.04
 
 
 def test_no_dose_is_tried_twice_in_a_round() -> None:
@@ -215,6 +259,16 @@ class Sheet:
         ]
 
 
+def tuned(finalists: list[Finalist], sheet: Sheet) -> list[TunedDose]:
+    work = tune(NoGap(), finalists, sheet)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            found: list[TunedDose] = end.value
+            return found
+
+
 @pytest.mark.parametrize(
     ("down", "up", "chosen"),
     [
@@ -234,12 +288,6 @@ def test_each_sign_has_its_own_blocks(
         Finalist(HeldOutDirections(one, [one], [0]), 0.2, (-5.0, 5.0))
         for one in (make_direction(1, 1.0, (block,)) for block in (0, 1))
     ]
-    work = tune(NoGap(), finalists, Sheet(curves))
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            doses = end.value
-            break
+    doses = tuned(finalists, Sheet(curves))
     assert [one.sign for one in doses] == [-1.0, 1.0]
     assert tuple(one.directions.full.blocks[0] for one in doses) == chosen
