@@ -57,12 +57,21 @@ def weight_files(directory: Path) -> list[str]:
     if (directory / SINGLE_FILE).is_file():
         return [SINGLE_FILE]
     if not (directory / INDEX).is_file():
+        _check_link(directory / SINGLE_FILE)
+        _check_link(directory / INDEX)
         raise SourceError(describe_missing_weights(str(directory), os.listdir(directory)))
     names = shards(directory / INDEX)
     for name in names:
         if not (directory / name).is_file():
+            _check_link(directory / name)
             raise SourceError(f"{directory} has no {name}, which {INDEX} names")
     return names
+
+
+def _check_link(file: Path) -> None:
+    """Raises SourceError for a link to a file that is not there."""
+    if file.is_symlink():
+        raise SourceError(f"{file} is a link to {os.readlink(file)}, which is not a file")
 
 
 def describe_missing_weights(place: str, names: list[str]) -> str:

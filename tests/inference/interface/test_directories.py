@@ -58,6 +58,14 @@ def write(name: str, content: str | bytes = "") -> Callable[[Path], None]:
     return lambda directory: (directory / name).write_bytes(data) and None
 
 
+def link_nowhere(name: str) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        (directory / "model.safetensors").unlink()
+        (directory / name).symlink_to("blobs/gone")
+
+    return change
+
+
 def remove(name: str) -> Callable[[Path], None]:
     return lambda directory: (directory / name).unlink()
 
@@ -94,6 +102,8 @@ WEIGHTS = "model.safetensors"
         (truncate(WEIGHTS, 40), "model.safetensors is truncated: it ends within its header"),
         (truncate(WEIGHTS, -1), r"model.safetensors is truncated: it has \d+ of \d+ bytes"),
         (without_weights(), "has no weights: neither model.safetensors nor model.safetensors.index.json"),
+        (link_nowhere(WEIGHTS), "model.safetensors is a link to blobs/gone, which is not a file$"),
+        (link_nowhere(f"{WEIGHTS}.index.json"), "index.json is a link to blobs/gone, which is not a file$"),
         (without_weights("pytorch_model.bin"), r"pickled files only \(pytorch_model.bin\).*save_pretrained"),
         (
             without_weights("consolidated.00.pth", "params.json"),
@@ -167,6 +177,9 @@ def test_broken_shards_are_named(directory: Path) -> None:
     assert f"{second} is a Git LFS pointer" in refusal(directory)
     second.unlink()
     assert refusal(directory) == f"{directory} has no {second.name}, which {index.name} names"
+    second.symlink_to("blobs/gone")
+    assert refusal(directory) == f"{second} is a link to blobs/gone, which is not a file"
+    second.unlink()
     maps: list[object] = [
         {},
         {"a": 1},
