@@ -81,6 +81,6 @@ def write_answer(session: Session, server: ChatServer, screen: Screen, pieces: l
     with closing(server.stream(session.request, ending)) as stream, closing(screen.answer(stream)) as shown:
         pieces.extend(shown)
     for concept, strength in ending.applied.items():
-        screen.note(f"[{short_name(concept)} steers with {strength:g}, the most that keeps the text fluent]")
+        screen.note(f"[{short_name(concept)} steers with {strength:g}, the most that is allowed]")
     if ending.finish_reason == "length":
         screen.note("[the answer has reached its limit of tokens]")
