@@ -266,7 +266,8 @@ def test_a_saved_concept_is_a_safetensors_file_with_unit_vectors(llm: LLM, tmp_p
     concept.save(tmp_path / "file")
     vectors = load_file(tmp_path / "file")
     assert concept.report is not None
-    assert set(vectors) == {f"direction.{block}" for block in concept.report.blocks}
+    blocks = {*concept.report.blocks, concept.report.reading_block}
+    assert set(vectors) == {f"direction.{block}" for block in blocks}
     assert [np.linalg.norm(vector) for vector in vectors.values()] == pytest.approx(
         [1] * len(vectors), abs=1e-5
     )
