@@ -3,7 +3,10 @@
 import argparse
 import pickle
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import transformers
@@ -12,7 +15,7 @@ import yaml
 from app.concepts.concept import Example, digest_of
 from app.concepts.neutral_texts import TRAINING_PROMPT
 from benchmarks.peers.machine import describe_machine
-from benchmarks.steering.compare import Arena, Comparison
+from benchmarks.steering.compare import Arena, Comparison, Rated
 from benchmarks.steering.measure import Evaluated, Laboratory
 from benchmarks.steering.page import render
 from benchmarks.steering.plain import PlainModel
@@ -24,6 +27,8 @@ from benchmarks.steering.ways import all_ways
 from inference.models.sources import resolve
 from inference.steering.direction_files import DirectionFiles
 from tiller import LLM, Concept
+
+_Result = TypeVar("_Result")
 
 _HERE = Path(__file__).parent
 _DOCS = _HERE.parents[1] / "docs"
@@ -39,7 +44,8 @@ def main() -> int:
     parser.add_argument(
         "--resume",
         type=Path,
-        help="a directory that keeps what is done, for another try with the same code and arguments",
+        help="a directory that keeps what is done, for another try with the same code and arguments. After a "
+        "change of trainings, delete its files, but not its folder others",
     )
     parser.add_argument("concepts", nargs="*", help="default: all")
     arguments = parser.parse_args()
@@ -50,7 +56,8 @@ def main() -> int:
     settings = {"quantization": arguments.quantization, "cache_directory": cache, "kv_cache_gib": 0.5}
     with LLM(**settings, refine=arguments.refine) as llm, LLM(**settings, training_questions=0) as other:
         arena = Arena(llm, other, model, prompts)
-        concepts = [_kept_or_new(arguments.resume, llm, model, arena, subject) for subject in subjects]
+        evaluation = Evaluation(llm, model, arena, arguments.resume)
+        concepts = [evaluation.evaluate(subject) for subject in subjects]
     _measure(concepts, model, cache)
     machine = describe_machine()
     conditions = (
@@ -65,45 +72,56 @@ def main() -> int:
     return 1 if found else 0
 
 
-def _kept_or_new(
-    directory: Path | None, llm: LLM, model: PlainModel, arena: Arena, subject: Subject
-) -> Evaluated:
-    """What an interrupted run has kept, or a new evaluation, which is kept if there is a directory."""
-    if directory is None:
-        return _evaluate(llm, model, arena, subject)
-    file = directory / f"{subject.name}.pickle"
-    if not file.exists():
-        evaluated = _evaluate(llm, model, arena, subject)
-        directory.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(pickle.dumps(evaluated))
-    kept: Evaluated = pickle.loads(file.read_bytes())
-    return kept
+@dataclass(frozen=True)
+class Evaluation:
+    """Trains concepts, and compares them with the other ways."""
 
+    llm: LLM
+    model: PlainModel
+    arena: Arena
+    directory: Path | None
+    """Keeps what is done."""
 
-def _evaluate(llm: LLM, model: PlainModel, arena: Arena, subject: Subject) -> Evaluated:
-    """Trains a concept without its held-out pairs, and compares it with the other ways."""
-    concept = llm.train(subject.shown, subject.name)
-    assert concept.report is not None
-    print(f"{subject.name}: {concept.report.summary}", flush=True)
-    digest = digest_of(tuple(Example(**pair) for pair in subject.shown))
-    evaluated = Evaluated(subject.name, digest, subject.held_out, concept.report)
-    evaluated.comparisons = list(_compare(model, arena, concept, subject))
-    return evaluated
+    def evaluate(self, subject: Subject) -> Evaluated:
+        """Trains a concept without its held-out pairs, and compares it."""
+        return self._kept(f"{subject.name}.pickle", lambda: self._evaluate(subject))
 
+    def _evaluate(self, subject: Subject) -> Evaluated:
+        concept = self.llm.train(subject.shown, subject.name)
+        assert concept.report is not None
+        print(f"{subject.name}: {concept.report.summary}", flush=True)
+        digest = digest_of(tuple(Example(**pair) for pair in subject.shown))
+        evaluated = Evaluated(subject.name, digest, subject.held_out, concept.report)
+        positive, negative = (
+            self.model.logprobs([pair[side] for pair in subject.shown]) for side in ("positive", "negative")
+        )
+        gap = float((negative - positive).mean())
+        evaluated.comparisons = [self._compare(concept, subject, sign, sign * gap) for sign in subject.goals]
+        return evaluated
 
-def _compare(model: PlainModel, arena: Arena, concept: Concept, subject: Subject) -> list[Comparison]:
-    positive, negative = (
-        model.logprobs([pair[side] for pair in subject.shown]) for side in ("positive", "negative")
-    )
-    gap = float((negative - positive).mean())
-    ways = all_ways(model, subject.shown)
-    _, score = SCORERS[subject.name]
-    comparisons = []
-    for sign, instruction in subject.goals.items():
-        comparison = arena.compare(concept, sign, instruction, ways, score, sign * gap)
+    def _compare(self, concept: Concept, subject: Subject, sign: int, own_loss: float) -> Comparison:
+        def score(text: str) -> float:
+            return sign * SCORERS[subject.name][1](text)
+
+        def others() -> Rated:
+            return self.arena.others(sign, subject.goals[sign], all_ways(self.model, subject.shown), score)
+
+        kept = self._kept(f"others/{subject.name}{sign:+d}.pickle", others)
+        comparison = self.arena.compare(concept, sign, kept, score, own_loss)
         print(f"{comparison.goal}: {_summary(comparison)}", flush=True)
-        comparisons.append(comparison)
-    return comparisons
+        return comparison
+
+    def _kept(self, name: str, make: Callable[[], _Result]) -> _Result:
+        """What an interrupted run has kept, or a new result, which is kept if there is a directory."""
+        if self.directory is None:
+            return make()
+        file = self.directory / name
+        if not file.exists():
+            made = make()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(pickle.dumps(made))
+        kept: _Result = pickle.loads(file.read_bytes())
+        return kept
 
 
 def _summary(comparison: Comparison) -> str:

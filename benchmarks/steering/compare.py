@@ -34,6 +34,9 @@ MAX_LOSS = 1.3
 _MAX_STRENGTH = 2.0
 
 Array = NDArray[np.float64]
+Score = Callable[[str], float]
+PLAIN = ("", 0.0)
+"""The key of the answers without steering."""
 
 
 @dataclass(frozen=True)
@@ -190,26 +193,25 @@ class Arena:
         self._model = model
         self._prompts = prompts
 
-    def compare(
-        self,
-        concept: Concept,
-        sign: int,
-        instruction: str,
-        ways: Iterable[Way],
-        score: Callable[[str], float],
-        own_loss: float,
-    ) -> Comparison:
-        """`own_loss`: as in Comparison."""
-        texts = {("", 0.0): self._ask(), (PROMPT, 1.0): self._ask(instruction)}
-        strengths = allowed_strengths(concept, sign)
-        texts |= self._steer(OURS, self._llm, concept, {strength: sign * strength for strength in strengths})
+    def others(self, sign: int, instruction: str, ways: Iterable[Way], score: Score) -> "Rated":
+        """What does not depend on Tiller's training: the answers without steering, of a prompt, and of the
+        other ways. `score`: higher for more of the goal."""
+        texts = {PLAIN: self._ask(), (PROMPT, 1.0): self._ask(instruction)}
         for way in ways:
             largest = way.coefficients[-1]
             other = self._other.add(_as_concept(way, largest / _MAX_STRENGTH))
             strengths_of = {c: sign * _MAX_STRENGTH * c / largest for c in way.coefficients}
             texts |= self._steer(way.name, self._other, other, strengths_of)
-        answers = self._rate(texts, lambda text: sign * score(text))
-        plain = answers.pop(("", 0.0))
+        return self._rate(texts, score)
+
+    def compare(
+        self, concept: Concept, sign: int, others: "Rated", score: Score, own_loss: float
+    ) -> Comparison:
+        """`own_loss`: as in Comparison."""
+        plain = others[PLAIN]
+        strengths = {strength: sign * strength for strength in allowed_strengths(concept, sign)}
+        ours = self._rate(self._steer(OURS, self._llm, concept, strengths), score, plain)
+        answers = ours | {key: one for key, one in others.items() if key != PLAIN}
         trials = [_trial(*key, one, plain, own_loss) for key, one in answers.items()]
         return Comparison(concept.name, sign, plain, trials, own_loss)
 
@@ -228,11 +230,12 @@ class Arena:
             for number, coefficient in enumerate(strengths)
         }
 
-    def _rate(self, texts: "Texts", score: Callable[[str], float]) -> dict["Key", Answers]:
+    def _rate(self, texts: "Texts", score: Score, plain: Answers | None = None) -> "Rated":
+        """`plain`: the answers without steering. None: they are among the texts."""
         rated = {
             key: Answers(found, np.array([score(text) for text in found])) for key, found in texts.items()
         }
-        plain = rated["", 0.0]
+        plain = plain or rated[PLAIN]
         kept = {k: one for k, one in rated.items() if k[0] == OURS or not repeats_too_much(one, plain)}
         columns = [
             self._model.answer_logprobs(prompt, [one.texts[number] for one in kept.values()]).numpy()
@@ -256,6 +259,7 @@ def _texts(llm: LLM, requests: list[Request]) -> list[str]:
 Key = tuple[str, float]
 """A way and a coefficient."""
 Texts = dict[Key, list[str]]
+Rated = dict[Key, Answers]
 
 
 def allowed_strengths(concept: Concept, sign: int) -> list[float]:
