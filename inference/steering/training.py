@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inference.interface.concepts import ConceptReport, TrainConcept
+from inference.interface.concepts import ConceptReport, GivenVectors, TrainConcept
 from inference.scheduling.probe import Work
 from inference.steering import effects, refinement, report
-from inference.steering.answers import AnswerSheet
+from inference.steering.answers import Answers, AnswerSheet
 from inference.steering.directions import Calibration, Direction
 from inference.steering.given import given_direction
 from inference.steering.limits import limit
@@ -57,33 +57,20 @@ def train(
     sheet = AnswerSheet(command.questions, command.stop_token_ids, max_tokens, command.continuations)
     plain = factory.capture()
     yield plain.probes
-    plain_down, fault, rough = None, "", ()
     if command.vectors is not None:
         examples = Examples(factory, plain, calibration.norms)
-        try:
-            direction = given_direction(command.vectors, examples)
-        except ValueError as error:
-            raise UntrainableError(str(error)) from None
-        directions = HeldOutDirections(direction, [direction], [0] * factory.num_pairs)
-        publish(direction)
-        answers = (yield from sheet.ask(direction, [-1.0, 0.0, 1.0])) if sheet.questions else {}
+        made = yield from _use(command.vectors, examples, sheet, publish)
     else:
-        examples, finalists, fault = yield from _find(factory, plain, calibration.norms, candidates, refined)
-        if sheet.questions:
-            down, up = yield from tune(examples, finalists, sheet)
-            limited = yield from limit(down, up, examples.logprob_gap(), sheet)
-            directions, answers, plain_down = limited.directions, limited.answers, limited.plain_down
-            rough = limited.rough
-        else:
-            dose = finalists[0].dose
-            directions, answers = finalists[0].directions.rescaled(dose, dose), {}
-        publish(directions.full)
+        found = yield from _find(factory, plain, calibration.norms, candidates, refined)
+        made = yield from _tune(found, sheet)
+        publish(made.directions.full)
+    examples, directions = made.examples, made.directions
     findings = replace(
         _describe(command, examples, directions.full),
-        answers=answers,
-        plain_down=plain_down,
-        refinement_fault=fault,
-        rough_strengths=rough,
+        answers=made.answers,
+        plain_down=made.plain_down,
+        rough_strengths=made.rough_strengths,
+        refinement_fault=made.refinement_fault,
     )
     if factory.num_pairs and (examples.num_groups > 1 or command.vectors is not None):
         measured, change = yield from effects.measure(examples, directions)
@@ -95,6 +82,32 @@ def train(
             specificity=specificity,
         )
     return report.judge(findings)
+
+
+class _Made(NamedTuple):
+    """Directions with their doses."""
+
+    examples: Examples
+    directions: HeldOutDirections
+    answers: dict[float, Answers]
+    """At the strengths -1, 0 and 1. Empty if there are no questions."""
+    plain_down: Answers | None = None
+    rough_strengths: tuple[float, ...] = ()
+    refinement_fault: str = ""
+
+
+def _use(
+    vectors: GivenVectors, examples: Examples, sheet: AnswerSheet, publish: Publish
+) -> Generator[Work, None, _Made]:
+    """Vectors that were made elsewhere, in their own scale."""
+    try:
+        direction = given_direction(vectors, examples)
+    except ValueError as error:
+        raise UntrainableError(str(error)) from None
+    directions = HeldOutDirections(direction, [direction], [0] * examples.factory.num_pairs)
+    publish(direction)
+    answers = (yield from sheet.ask(direction, [-1.0, 0.0, 1.0])) if sheet.questions else {}
+    return _Made(examples, directions, answers)
 
 
 class _Found(NamedTuple):
@@ -128,6 +141,17 @@ def _find(
     for blocks in candidates:
         _check(examples, blocks)
     return _Found(examples, (yield from search(examples, candidates)), fault)
+
+
+def _tune(found: _Found, sheet: AnswerSheet) -> Generator[Work, None, _Made]:
+    """The best of the directions that were found, with doses for both signs."""
+    examples, finalists, fault = found
+    if not sheet.questions:
+        dose = finalists[0].dose
+        return _Made(examples, finalists[0].directions.rescaled(dose, dose), {}, refinement_fault=fault)
+    down, up = yield from tune(examples, finalists, sheet)
+    limited = yield from limit(down, up, examples.logprob_gap(), sheet)
+    return _Made(examples, limited.directions, limited.answers, limited.plain_down, limited.rough, fault)
 
 
 def _describe(command: TrainConcept, examples: Examples, direction: Direction) -> Findings:
