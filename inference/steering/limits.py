@@ -10,7 +10,7 @@ from inference.steering.measurements import HeldOutDirections
 
 _CAP_STRENGTHS = (1.125, 1.25, 1.5, 1.75, 2.0)
 STRENGTH_PART = 0.85
-CAP_PART = 0.7
+_CAP_PART = 0.7
 """Of the limits of fluency that strength 1, and that larger strengths may use. The largest dose that passes
 has often passed by chance, and questions that training does not ask may lead to more repetition."""
 _LOWER = 0.6
@@ -105,7 +105,7 @@ def _lower(sign: _Sign, sheet: AnswerSheet) -> Generator[Work, None, None]:
 def _find_caps(
     direction: Direction, signs: Sequence[_Sign], sheet: AnswerSheet
 ) -> Generator[Work, None, None]:
-    """Sets `cap` to the largest of _CAP_STRENGTHS up to which all answers keep to CAP_PART of the limits.
+    """Sets `cap` to the largest of _CAP_STRENGTHS up to which all answers keep to _CAP_PART of the limits.
 
     It stays 1 if there is none.
     """
@@ -114,6 +114,6 @@ def _find_caps(
         growing = [sign for sign in growing if sign.may_allow(strength)]
         answers = yield from sheet.ask_all([Setting(direction, sign.sign * strength) for sign in growing])
         answered = zip(growing, answers, strict=True)
-        growing = [sign for sign, answer in answered if sign.is_fluent(answer, CAP_PART)]
+        growing = [sign for sign, answer in answered if sign.is_fluent(answer, _CAP_PART)]
         for sign in growing:
             sign.cap = strength

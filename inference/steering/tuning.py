@@ -1,6 +1,7 @@
 """Finds what strengths 1 and -1 add, by the answers that the model generates.
 
-Strength 1 moves about half of the answers, if they stay fluent. docs/steering.md says why.
+Strength 1 moves about half of the answers, if they stay fluent, or has the larger dose for which the vectors
+were refined. docs/steering.md says why.
 """
 
 import itertools
@@ -21,7 +22,7 @@ from inference.steering.answers import (
     has_room,
     moved,
 )
-from inference.steering.limits import CAP_PART, STRENGTH_PART, TunedDose
+from inference.steering.limits import STRENGTH_PART, TunedDose
 from inference.steering.measurements import Examples
 from inference.steering.search import Finalist
 
@@ -43,8 +44,8 @@ _ROUNDS_OF_ALL = 2
 _ROUNDS_OF_BEST = 2
 """Only the best finalist goes on to these rounds."""
 _MAX_FACTOR = 4.0
-_LEARNED = (0.5, 0.7, 1.0)
-"""What to try of the learned dose."""
+_LEARNED = (0.55, 0.7, 0.85, 1.0)
+"""Which parts of the learned dose to try."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Tuner:
         self._larger: list[Trial] = []
         """Trials that only show how far the sign reaches."""
         self._learned: list[Trial] = []
-        """Trials near the learned dose, beyond doses that are too much."""
+        """Trials of `learned_doses`."""
         self._first = finalist.dose
         self._learned_dose = finalist.learned_dose or 0.0
 
@@ -126,17 +127,9 @@ class Tuner:
         return [] if too_much < math.inf else self._limited(factor * fluent[-1].dose for factor in _HIGHER)
 
     def learned_doses(self) -> list[float]:
-        """What to try if hardly more than the best dose is fluent: doses up to that of the refined vectors.
-
-        Answers can be more fluent there than below. French is an example: with a third of its learned dose,
-        answers mix languages and repeat themselves.
-        """
-        _, too_much = self._split()
-        best = self._best()
-        if not self.has_room or (best.cost <= CAP_PART and too_much == math.inf):
-            return []
-        least = best.dose if too_much == math.inf else too_much
-        return [dose for part in _LEARNED if (dose := part * self._learned_dose) > least]
+        """The learned dose and parts of it, if they are larger than the best dose so far."""
+        doses = [part * self._learned_dose for part in _LEARNED]
+        return [dose for dose in doses if dose > self._best().dose] if self.has_room else []
 
     def add(self, dose: float, answers: Answers) -> None:
         """Takes the answers at one of `doses`."""
@@ -160,20 +153,16 @@ class Tuner:
     def tuned(self) -> TunedDose:
         """The fluent dose that moves closest to the wanted share of answers.
 
-        If there is none, the smallest dose that was tried. Beyond doses that are too much, the one that costs
-        least, if it is better: it moves more answers, and costs less or is the first that moves enough.
+        If there is none, the smallest dose that was tried. But the largest of `learned_doses` that is fluent
+        enough, if there is one, also if smaller doses are not fluent.
         """
-        _, too_much = self._split()
-        best = self._best()
-        beyond = min(self._learned, key=lambda trial: trial.cost, default=best)
-        enough = best.moved > _WANTED_SHARE - _ABOUT
-        is_better = beyond.moved > best.moved and not (enough and beyond.cost >= best.cost)
-        rough = None
-        if is_better and beyond.cost <= STRENGTH_PART:
-            smaller = (trial for trial in (*self._trials, *self._learned) if trial.dose < beyond.dose)
-            roughest = max(smaller, key=lambda trial: trial.cost)
-            rough = roughest.dose / beyond.dose if roughest.cost > 1 else None
-            best, too_much = beyond, math.inf
+        best, rough, too_much = self._best(), None, self._split()[1]
+        if learned := [trial for trial in self._learned if trial.cost <= STRENGTH_PART]:
+            best = max(learned, key=lambda trial: trial.dose)
+            failed = [trial for trial in (*self._trials, *self._learned) if trial.cost > 1]
+            too_much = min((trial.dose for trial in failed if trial.dose > best.dose), default=math.inf)
+            below = [trial for trial in failed if trial.dose < best.dose]
+            rough = max(below, key=lambda trial: trial.cost).dose / best.dose if below else None
         return TunedDose(self.sign, self.directions, best.dose, self._plain, best.answers, too_much, rough)
 
     def _best(self) -> Trial:

@@ -130,40 +130,46 @@ def tuned_with(learned_dose: float | None, curve: Curve) -> TunedDose:
     return tuned([finalist], Sheet({0: (curve, curve)}))[1]
 
 
-def test_the_learned_dose_is_used_if_answers_are_fluent_again() -> None:
-    found = tuned_with(0.5, Curve(0.3, 0.04, end=0.2))
-    assert found.dose == 0.25
-    assert found.too_much == np.inf
-    assert found.answers.repetition == 0
-    assert found.rough is not None
-    assert 0.04 < found.rough * found.dose < 0.2
-
-
-@pytest.mark.parametrize("end", [0.45, INFINITE])
-def test_only_a_fluent_one_of_the_learned_doses_is_used(end: float) -> None:
-    """0.7 times the dose is not."""
-    found = tuned_with(0.5, Curve(0.3, 0.04, end=end))
-    assert found.dose == (0.5 if end < INFINITE else pytest.approx(0.03, rel=0.5))
-    assert (found.rough is None) == (end == INFINITE)
-
-
 @pytest.mark.parametrize(
-    ("learned_dose", "curve"),
+    ("loops", "dose", "too_much"),
     [
-        (None, Curve(0.3, 0.04, end=0.2)),  # the directions are not refined
-        (0.03, Curve(0.3, 0.04, end=0.2)),  # it is not beyond the doses that are too much
-        (0.5, Curve(0.3, INFINITE)),  # no dose is too much
-        (0.5, Curve(0.02, 0.04, end=0.2)),  # a smaller dose moves enough, and costs nothing
+        (INFINITE, 0.4, INFINITE),
+        (0.39, 0.34, 0.4),
+        (0.33, 0.28, 0.34),
+        (0.25, 0.22, 0.28),
     ],
 )
-def test_the_learned_dose_changes_nothing_otherwise(learned_dose: float | None, curve: Curve) -> None:
-    found, expected = tuned_with(learned_dose, curve), tuned_with(None, curve)
-    assert (found.dose, found.too_much, found.rough) == (expected.dose, expected.too_much, None)
+def test_the_largest_fluent_part_of_the_learned_dose_is_used(
+    loops: float, dose: float, too_much: float
+) -> None:
+    """Half of the answers move at 0.1."""
+    found = tuned_with(0.4, Curve(0.1, loops))
+    assert (found.dose, found.too_much) == pytest.approx((dose, too_much))
+    assert found.rough is None
+    assert found.answers.repetition == 0
+
+
+def test_without_a_fluent_part_the_dose_that_moves_half_of_the_answers_remains() -> None:
+    assert tuned_with(0.4, Curve(0.1, 0.21)).dose == tuned_with(None, Curve(0.1, 0.21)).dose
+
+
+@pytest.mark.parametrize("learned_dose", [None, 0.05])
+def test_a_larger_dose_is_used_if_it_is_needed_to_move_half_of_the_answers(
+    learned_dose: float | None,
+) -> None:
+    assert tuned_with(learned_dose, Curve(0.1, INFINITE)).dose == pytest.approx(0.1, rel=0.3)
+
+
+def test_smaller_doses_need_not_be_fluent() -> None:
+    found = tuned_with(0.4, Curve(0.1, 0.05, end=0.3))
+    assert (found.dose, found.too_much) == (0.4, INFINITE)
+    assert found.rough is not None
+    assert 0.05 <= found.rough * found.dose < 0.3
 
 
 def test_the_learned_dose_means_nothing_if_answers_cannot_move() -> None:
-    curve = Curve(0.3, 0.04, plain=0.8, end=0.2)
-    assert tuned_with(0.5, curve).dose == tuned_with(None, curve).dose < 0.04
+    curve = Curve(0.3, INFINITE, plain=0.8)
+    assert tuned_with(0.4, curve).dose == tuned_with(None, curve).dose
 
 
 def test_no_dose_is_tried_twice_in_a_round() -> None:
