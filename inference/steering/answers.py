@@ -21,6 +21,8 @@ from inference.steering.measurements import adding
 _MAX_TOKENS = 40
 MOVED = 0.5
 """An answer has moved if its reading changed by this share of the distance between the examples."""
+MIN_MOVED = 0.35
+"""Share of the answers that strength 1 must move: about half, with room for chance among twenty."""
 _LOOP = 0.5
 """An answer loops if this share of its trigrams repeats."""
 _MAX_REPETITION = 0.17

@@ -4,7 +4,15 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from inference.scheduling.probe import Work
-from inference.steering.answers import Answers, AnswerSheet, Setting, is_fluent
+from inference.steering.answers import (
+    MIN_MOVED,
+    Answers,
+    AnswerSheet,
+    Setting,
+    has_room,
+    is_fluent,
+    moved,
+)
 from inference.steering.directions import Direction
 from inference.steering.measurements import HeldOutDirections
 
@@ -34,8 +42,8 @@ class TunedDose:
     """At the dose, read along the direction."""
     too_much: float
     """The smallest dose that is known to be too much. Infinite if there is none."""
-    rough: float | None = None
-    """A part of the dose at which answers are not fluent, though they are at the dose. None: not known."""
+    rough: bool = False
+    """Whether a larger dose is fluent, but could not be used because half of it or more is not."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,16 @@ class Limited:
     """At the strengths -1, 0 and 1."""
     plain_down: Answers
     """Those at 0, read as those at -1 are. All others are read as those at 1 are."""
-    rough: tuple[float, ...]
-    """Smaller strengths at which answers are not fluent, though they are at 1 or -1."""
+
+    @property
+    def unmoved(self) -> tuple[float, ...]:
+        """The signs whose strength moves too few answers, though they could be moved."""
+        plain = {-1.0: self.plain_down, 1.0: self.answers[0.0]}
+        return tuple(
+            sign
+            for sign in plain
+            if has_room(plain[sign], sign) and moved(plain[sign], self.answers[sign], sign).mean() < MIN_MOVED
+        )
 
 
 def limit(
@@ -61,8 +77,7 @@ def limit(
     dosed = up.directions.with_down(down.directions).rescaled(upper.dose, lower.dose)
     yield from _find_caps(dosed.full, signs, sheet)
     answers = {-1.0: lower.answers, 0.0: up.plain, 1.0: upper.answers}
-    rough = tuple(tuned.sign * tuned.rough for tuned in (down, up) if tuned.rough is not None)
-    return Limited(dosed.limited(lower.cap, upper.cap), answers, down.plain, rough)
+    return Limited(dosed.limited(lower.cap, upper.cap), answers, down.plain)
 
 
 class _Sign:

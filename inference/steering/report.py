@@ -8,7 +8,7 @@ import numpy as np
 
 from inference.interface.concepts import AnswerEffect, ConceptReport, Effect, SampleAnswer
 from inference.scheduling.arrays import Array64
-from inference.steering.answers import Answers, has_room, is_fluent, moved
+from inference.steering.answers import MIN_MOVED, Answers, has_room, is_fluent, moved
 from inference.steering.directions import Direction, relative_dose
 from inference.steering.measurements import Estimate
 
@@ -17,8 +17,6 @@ MIN_SHIFT = 0.25
 MIN_SPEARMAN = 0.95
 MIN_SPECIFICITY = 3.0
 """The specificity, less twice its standard error, must be at least this."""
-MIN_MOVED = 0.35
-"""Share of the answers: about half, with room for chance among twenty."""
 MIN_AGREEMENT = 0.15
 MAX_AGREEMENT = 0.85
 MIN_GROUPS = 8
@@ -53,10 +51,8 @@ class Findings:
     """At the strengths -1, 0 and 1. Empty if there are no questions."""
     plain_down: Answers | None = None
     """The answers at strength 0, read as those at -1 are. None: all are read in the same way."""
-    rough_strengths: tuple[float, ...] = ()
-    """Strengths below 1 or above -1 at which answers are not fluent, though they are at 1 or -1."""
     refinement_fault: str = ""
-    """Why the direction could not be refined. Empty: it was, or was not meant to be."""
+    """Why the direction was not refined, though it was meant to be."""
 
     @property
     def spearman(self) -> float | None:
@@ -198,8 +194,6 @@ def _warnings(findings: Findings) -> Iterator[str]:
             f"{MAX_AGREEMENT}), so they may show one sentence or topic instead of the concept: add pairs on "
             "other topics"
         )
-    for strength in findings.rough_strengths:
-        yield f"answers at strength {strength:.2g} are not fluent, but those at {np.sign(strength):g} are"
     if findings.refinement_fault:
         yield f"its direction was not refined: {findings.refinement_fault}"
     if not findings.num_distinct:

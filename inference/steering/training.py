@@ -23,7 +23,7 @@ from inference.steering.report import Findings
 from inference.steering.search import Finalist, RefinedBlocks, find_dose, search
 from inference.steering.tuning import tune
 
-TRAINING_VERSION = 11
+TRAINING_VERSION = 12
 """Increase it when a change of the code gives another direction, dose or report for the same examples."""
 
 Publish = Callable[[Direction], None]
@@ -50,8 +50,8 @@ def train(
 
     `candidates`: sets of decoder blocks to choose from. `max_tokens`: limit for a prompt and an answer
     together. `refined`: where to steer by refined directions, instead of the candidates. None, or if the
-    model cannot be differentiated: the directions are the mean differences. Raises UntrainableError if the
-    examples give no direction, or if given vectors do not fit.
+    model cannot be differentiated, or if refined directions fall short: the directions are the mean
+    differences. Raises UntrainableError if the examples give no direction, or if given vectors do not fit.
     """
     factory = ProbeFactory(command)
     sheet = AnswerSheet(command.questions, command.stop_token_ids, max_tokens, command.continuations)
@@ -61,15 +61,13 @@ def train(
         examples = Examples(factory, plain, calibration.norms)
         made = yield from _use(command.vectors, examples, sheet, publish)
     else:
-        found = yield from _find(factory, plain, calibration.norms, candidates, refined)
-        made = yield from _tune(found, sheet)
+        made = yield from _make(factory, plain, calibration.norms, candidates, refined, sheet)
         publish(made.directions.full)
     examples, directions = made.examples, made.directions
     findings = replace(
         _describe(command, examples, directions.full),
         answers=made.answers,
         plain_down=made.plain_down,
-        rough_strengths=made.rough_strengths,
         refinement_fault=made.refinement_fault,
     )
     if factory.num_pairs and (examples.num_groups > 1 or command.vectors is not None):
@@ -92,7 +90,6 @@ class _Made(NamedTuple):
     answers: dict[float, Answers]
     """At the strengths -1, 0 and 1. Empty if there are no questions."""
     plain_down: Answers | None = None
-    rough_strengths: tuple[float, ...] = ()
     refinement_fault: str = ""
 
 
@@ -110,24 +107,16 @@ def _use(
     return _Made(examples, directions, answers)
 
 
-class _Found(NamedTuple):
-    """The directions that may be chosen."""
-
-    examples: Examples
-    finalists: list[Finalist]
-    fault: str = ""
-    """Why they could not be refined."""
-
-
-def _find(
+def _make(
     factory: ProbeFactory,
     plain: Measurement,
     norms: tuple[float, ...],
     candidates: list[tuple[int, ...]],
     refined: RefinedBlocks | None,
-) -> Generator[Work, None, _Found]:
-    """The refined directions, or else the mean differences at the best candidates."""
-    fault = ""
+    sheet: AnswerSheet,
+) -> Generator[Work, None, _Made]:
+    """Refined directions, unless they fall short. Then the mean differences, unless these do so, too."""
+    attempt, fault = None, ""
     if refined:
         examples = Examples(factory, plain, norms, _REFINED_FOLDS)
         _check(examples, (*refined.steered, refined.read))
@@ -136,22 +125,33 @@ def _find(
         except RefinementError as error:
             fault = str(error)
         else:
-            return _Found(examples, [(yield from find_dose(examples, directions, dose))])
+            finalist = yield from find_dose(examples, directions, dose)
+            attempt, fault = yield from _tune(examples, [finalist], sheet)
+            if not fault:
+                return attempt
     examples = Examples(factory, plain, norms)
     for blocks in candidates:
         _check(examples, blocks)
-    return _Found(examples, (yield from search(examples, candidates)), fault)
+    finalists = yield from search(examples, candidates)
+    made, shortcoming = yield from _tune(examples, finalists, sheet)
+    return attempt if attempt and shortcoming else made._replace(refinement_fault=fault)
 
 
-def _tune(found: _Found, sheet: AnswerSheet) -> Generator[Work, None, _Made]:
-    """The best of the directions that were found, with doses for both signs."""
-    examples, finalists, fault = found
+def _tune(
+    examples: Examples, finalists: list[Finalist], sheet: AnswerSheet
+) -> Generator[Work, None, tuple[_Made, str]]:
+    """The best of the directions, with doses for both signs, and how they fall short. Empty: they do not."""
     if not sheet.questions:
         dose = finalists[0].dose
-        return _Made(examples, finalists[0].directions.rescaled(dose, dose), {}, refinement_fault=fault)
-    down, up = yield from tune(examples, finalists, sheet)
+        return _Made(examples, finalists[0].directions.rescaled(dose, dose), {}), ""
+    tuned = down, up = yield from tune(examples, finalists, sheet)
     limited = yield from limit(down, up, examples.logprob_gap(), sheet)
-    return _Made(examples, limited.directions, limited.answers, limited.plain_down, limited.rough, fault)
+    made = _Made(examples, limited.directions, limited.answers, limited.plain_down)
+    if any(one.rough for one in tuned):
+        return made, "with refinement, answers would be fluent at strength 1, but not at smaller ones"
+    if limited.unmoved:
+        return made, f"with refinement, strength {limited.unmoved[0]:g} would change too few answers"
+    return made, ""
 
 
 def _describe(command: TrainConcept, examples: Examples, direction: Direction) -> Findings:

@@ -1,7 +1,7 @@
 """Finds what strengths 1 and -1 add, by the answers that the model generates.
 
 Strength 1 moves about half of the answers, if they stay fluent, or has the larger dose for which the vectors
-were refined. docs/steering.md says why.
+were refined, if smaller strengths are fluent as well. docs/steering.md says why.
 """
 
 import itertools
@@ -46,6 +46,8 @@ _ROUNDS_OF_BEST = 2
 _MAX_FACTOR = 4.0
 _LEARNED = (0.55, 0.7, 0.85, 1.0)
 """Which parts of the learned dose to try."""
+_FLUENT_FROM = 0.5
+"""Answers at this strength and more must be fluent if strength 1 has such a part."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +156,20 @@ class Tuner:
         """The fluent dose that moves closest to the wanted share of answers.
 
         If there is none, the smallest dose that was tried. But the largest of `learned_doses` that is fluent
-        enough, if there is one, also if smaller doses are not fluent.
+        enough, if there is one that can be used.
         """
-        best, rough, too_much = self._best(), None, self._split()[1]
-        if learned := [trial for trial in self._learned if trial.cost <= STRENGTH_PART]:
-            best = max(learned, key=lambda trial: trial.dose)
-            failed = [trial for trial in (*self._trials, *self._learned) if trial.cost > 1]
-            too_much = min((trial.dose for trial in failed if trial.dose > best.dose), default=math.inf)
-            below = [trial for trial in failed if trial.dose < best.dose]
-            rough = max(below, key=lambda trial: trial.cost).dose / best.dose if below else None
+        best, too_much = self._best(), self._split()[1]
+        learned = [trial for trial in self._learned if trial.cost <= STRENGTH_PART]
+        failed = [trial.dose for trial in (*self._trials, *self._learned) if trial.cost > 1]
+        smooth = [
+            trial
+            for trial in learned
+            if not any(_FLUENT_FROM * trial.dose <= dose < trial.dose for dose in failed)
+        ]
+        if smooth:
+            best = max(smooth, key=lambda trial: trial.dose)
+            too_much = min((dose for dose in failed if dose > best.dose), default=math.inf)
+        rough = bool(learned) and not smooth
         return TunedDose(self.sign, self.directions, best.dose, self._plain, best.answers, too_much, rough)
 
     def _best(self) -> Trial:

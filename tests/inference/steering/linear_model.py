@@ -22,8 +22,8 @@ class LinearModel:
     """A token's hidden states are its embedding. Vectors make tokens with similar embeddings more likely.
 
     `cost`: every token's log probability falls by this, times the square of the dose that steering adds.
-    `best_block`: steering at other blocks has only half the effect. `loops_from`: from this dose on, answers
-    repeat one token.
+    `best_block`: steering at other blocks has only half the effect. `deaf_blocks`: steering there does not
+    change answers. `loops_from`: from this dose on, answers repeat one token.
     """
 
     def __init__(
@@ -31,11 +31,13 @@ class LinearModel:
         effect: float = 4.0,
         cost: float = 0.0,
         best_block: int | None = None,
+        deaf_blocks: tuple[int, ...] = (),
         loops_from: float = np.inf,
     ) -> None:
         self.embeddings = np.random.default_rng(0).standard_normal((200, HIDDEN_SIZE))
         self._effect, self._cost = effect, cost
         self._best_block, self._loops_from = best_block, loops_from
+        self._deaf_blocks = set(deaf_blocks)
         self.rounds: list[Work] = []
 
     def embed(self, text: list[int]) -> np.ndarray:
@@ -76,7 +78,7 @@ class LinearModel:
         """Random neutral tokens. Steering replaces some by the tokens that it makes most likely."""
         rng = np.random.default_rng(answer.prompt_token_ids[-1])
         tokens = rng.choice(list(NEUTRAL), answer.max_tokens)
-        if answer.steering is not None:
+        if answer.steering is not None and not self._deaf_blocks.issuperset(answer.steering.added.blocks):
             candidates = [*POSITIVE, *NEGATIVE]
             scores = self.embeddings[candidates] @ self._push(answer.steering)
             chosen = np.argsort(-scores)[:4]

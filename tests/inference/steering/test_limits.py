@@ -12,7 +12,7 @@ from inference.steering.directions import Direction
 from inference.steering.limits import Limited, TunedDose, limit
 from inference.steering.measurements import HeldOutDirections
 from tests.inference.steering.conftest import NORMS, STEERED_BLOCKS, make_direction
-from tests.inference.steering.test_tuning import Curve
+from tests.inference.steering.test_tuning import COUNT, Curve
 
 INFINITE = float("inf")
 
@@ -45,22 +45,14 @@ def limited(
     up: float = 0.3,
     too_much: float = INFINITE,
     blocks: tuple[tuple[int, ...], tuple[int, ...]] = (STEERED_BLOCKS, STEERED_BLOCKS),
-    rough: float | None = None,
 ) -> Limited:
-    """`blocks`: of negative and of positive strengths. `rough`: of both."""
+    """`blocks`: of negative and of positive strengths."""
     lower, upper = (HeldOutDirections(one, [one], [0]) for one in (make_direction(1, 1.0, b) for b in blocks))
     plain = sheet.answers(0.0)
+    read_elsewhere = replace(plain, readings=plain.readings + 7)
     work = limit(
-        TunedDose(
-            -1.0,
-            lower,
-            down,
-            replace(plain, readings=plain.readings + 7),
-            sheet.answers(-down),
-            INFINITE,
-            rough,
-        ),
-        TunedDose(1.0, upper, up, plain, sheet.answers(up), too_much, rough),
+        TunedDose(-1.0, lower, down, read_elsewhere, sheet.answers(-down), INFINITE),
+        TunedDose(1.0, upper, up, plain, sheet.answers(up), too_much),
         0.0,
         sheet,
     )
@@ -91,11 +83,30 @@ def test_fluent_doses_are_kept_with_the_largest_strengths() -> None:
     assert answers[1.0].readings.mean() > 0.0 > answers[-1.0].readings.mean()
 
 
-@pytest.mark.parametrize(("rough", "strengths"), [(None, ()), (0.4, (-0.4, 0.4))])
-def test_smaller_strengths_that_are_not_fluent_are_named(
-    rough: float | None, strengths: tuple[float, ...]
+@pytest.mark.parametrize(
+    ("down", "up", "plain_down", "unmoved"),
+    [
+        (0.6, 0.6, 1.0, ()),
+        (0.6, 0.3, 1.0, (1.0,)),
+        (0.3, 0.3, 1.0, (-1.0, 1.0)),
+        (0.0, 0.6, 0.2, ()),  # these cannot move
+    ],
+)
+def test_strengths_that_move_too_few_answers_are_known(
+    down: float, up: float, plain_down: float, unmoved: tuple[float, ...]
 ) -> None:
-    assert limited(Sheet(Curve(0.2, INFINITE), Curve(0.3, INFINITE)), rough=rough).rough == strengths
+    """`down` and `up`: which share of the answers moves at strengths -1 and 1."""
+
+    def answers(plain: float, share: float, change: float) -> Answers:
+        readings = np.where(np.arange(COUNT) < share * COUNT, plain + change, plain)
+        return replace(Curve(1.0, INFINITE).answers(0.0), readings=readings)
+
+    result = Limited(
+        HeldOutDirections(None, [], []),
+        {-1.0: answers(plain_down, down, -0.6), 0.0: answers(0.0, 0.0, 0.0), 1.0: answers(0.0, up, 0.6)},
+        answers(plain_down, 0.0, 0.0),
+    )
+    assert result.unmoved == unmoved
 
 
 def test_a_dose_is_lowered_until_its_answers_are_fluent() -> None:

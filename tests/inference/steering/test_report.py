@@ -83,15 +83,6 @@ def answers(**changes: Answers) -> dict[float, Answers]:
     return {strength: given[strength] or good[strength] for strength in good}
 
 
-def test_smaller_strengths_that_are_not_fluent_are_a_warning() -> None:
-    report = make_report(rough_strengths=(-0.5, 0.3125))
-    assert report.works
-    assert report.warnings == [
-        "answers at strength -0.5 are not fluent, but those at -1 are",
-        "answers at strength 0.31 are not fluent, but those at 1 are",
-    ]
-
-
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_agreement_is_the_mean_cosine_of_all_pairs(count: int) -> None:
     rows = np.random.default_rng(count).standard_normal((count, 7)) + 0.5

@@ -1,15 +1,21 @@
 """What training asks for and what it makes of the results, with a linear model: no engine, no torch."""
 
 import random
+from collections.abc import Generator
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
 
 from inference.interface.concepts import ConceptReport, GivenVectors, TrainConcept
-from inference.scheduling.probe import Probe
+from inference.scheduling.probe import Probe, Work
+from inference.steering import training
+from inference.steering.answers import AnswerSheet
 from inference.steering.directions import Calibration, Direction
-from inference.steering.search import candidates
+from inference.steering.limits import TunedDose
+from inference.steering.measurements import Examples
+from inference.steering.search import Finalist, RefinedBlocks, candidates
 from inference.steering.training import UntrainableError, estimate_tokens, train
 from tests.inference.steering.linear_model import (
     HIDDEN_SIZE,
@@ -20,13 +26,19 @@ from tests.inference.steering.linear_model import (
 )
 
 BLOCKS = candidates(NUM_LAYERS, None)
+REFINED = RefinedBlocks((1, 2, 3), 0)
+Tuning = Generator[Work, None, list[TunedDose]]
 
 
 def run(
-    model: LinearModel, command: TrainConcept, blocks: tuple[int, ...] | None = None
+    model: LinearModel,
+    command: TrainConcept,
+    blocks: tuple[int, ...] | None = None,
+    refined: RefinedBlocks | None = None,
 ) -> tuple[Direction, ConceptReport]:
     published: list[Direction] = []
-    work = train(command, Calibration(NORMS, 0.6), candidates(NUM_LAYERS, blocks), 500, published.append)
+    sets = candidates(NUM_LAYERS, blocks)
+    work = train(command, Calibration(NORMS, 0.6), sets, 500, published.append, refined)
     report = model.run(work)
     [direction] = published
     return direction, report
@@ -86,6 +98,49 @@ def test_without_a_difference_the_default_block_is_chosen() -> None:
     published: list[Direction] = []
     LinearModel(cost=1.0).run(train(make_command(24), Calibration(NORMS, 0.6), sets, 500, published.append))
     assert published[0].blocks == (6,)
+
+
+def test_refined_directions_are_kept_if_they_move_answers() -> None:
+    _, report = run(LinearModel(), make_command(24), refined=REFINED)
+    assert report.blocks == list(REFINED.steered)
+    assert not any("refine" in warning for warning in report.warnings)
+
+
+def test_refined_directions_that_move_too_few_answers_are_not_used() -> None:
+    model = LinearModel(deaf_blocks=REFINED.steered)
+    _, expected = run(model, make_command(24))
+    direction, report = run(model, make_command(24), refined=REFINED)
+    assert REFINED.read not in direction.blocks
+    warning = "its direction was not refined: with refinement, strength -1 would change too few answers"
+    assert warning in report.warnings
+    warnings = [one for one in report.warnings if one != warning]
+    assert msgspec.structs.replace(report, warnings=warnings) == expected
+
+
+def test_refined_directions_that_are_not_fluent_at_smaller_strengths_are_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tune = training.tune
+
+    def find_rough(examples: Examples, finalists: list[Finalist], sheet: AnswerSheet) -> Tuning:
+        tuned = yield from tune(examples, finalists, sheet)
+        return [replace(one, rough=finalists[0].learned_dose is not None) for one in tuned]
+
+    _, expected = run(LinearModel(), make_command(24))
+    monkeypatch.setattr(training, "tune", find_rough)
+    _, report = run(LinearModel(), make_command(24), refined=REFINED)
+    assert report.blocks == expected.blocks
+    warning = (
+        "its direction was not refined: with refinement, answers would be fluent at strength 1, but not at "
+        "smaller ones"
+    )
+    assert warning in report.warnings
+
+
+def test_refined_directions_are_kept_if_the_mean_differences_move_too_few_answers_as_well() -> None:
+    _, report = run(LinearModel(deaf_blocks=tuple(range(NUM_LAYERS))), make_command(24), refined=REFINED)
+    assert report.blocks == list(REFINED.steered)
+    assert report.works is False
 
 
 @pytest.mark.parametrize("seed", range(3))

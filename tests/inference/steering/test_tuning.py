@@ -145,12 +145,14 @@ def test_the_largest_fluent_part_of_the_learned_dose_is_used(
     """Half of the answers move at 0.1."""
     found = tuned_with(0.4, Curve(0.1, loops))
     assert (found.dose, found.too_much) == pytest.approx((dose, too_much))
-    assert found.rough is None
+    assert not found.rough
     assert found.answers.repetition == 0
 
 
 def test_without_a_fluent_part_the_dose_that_moves_half_of_the_answers_remains() -> None:
-    assert tuned_with(0.4, Curve(0.1, 0.21)).dose == tuned_with(None, Curve(0.1, 0.21)).dose
+    found = tuned_with(0.4, Curve(0.1, 0.21))
+    assert found.dose == tuned_with(None, Curve(0.1, 0.21)).dose
+    assert not found.rough
 
 
 @pytest.mark.parametrize("learned_dose", [None, 0.05])
@@ -160,11 +162,17 @@ def test_a_larger_dose_is_used_if_it_is_needed_to_move_half_of_the_answers(
     assert tuned_with(learned_dose, Curve(0.1, INFINITE)).dose == pytest.approx(0.1, rel=0.3)
 
 
-def test_smaller_doses_need_not_be_fluent() -> None:
-    found = tuned_with(0.4, Curve(0.1, 0.05, end=0.3))
+def test_a_learned_dose_is_not_used_if_answers_at_smaller_strengths_are_not_fluent() -> None:
+    curve = Curve(0.1, 0.05, end=0.3)
+    found = tuned_with(0.4, curve)
+    assert found.rough
+    assert found.dose == tuned_with(None, curve).dose < 0.3
+
+
+def test_strengths_below_a_half_need_not_be_fluent() -> None:
+    found = tuned_with(0.4, Curve(0.1, 0.05, end=0.19))
+    assert not found.rough
     assert (found.dose, found.too_much) == (0.4, INFINITE)
-    assert found.rough is not None
-    assert 0.05 <= found.rough * found.dose < 0.3
 
 
 def test_the_learned_dose_means_nothing_if_answers_cannot_move() -> None:
