@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from app.errors import EngineUnavailable, QueueFull
+from app.errors import EngineUnavailable, InvalidRequest, QueueFull
 from app.limits.accounts import Accounts, Charge
 from app.settings import AccessToken
 from app.workers.engine import Engine
@@ -66,9 +66,11 @@ class AdmissionController:
             raise QueueFull
 
     def assign(self, engine: Engine, choices: int) -> None:
-        """Reserves room for the choices of a request. Raises UNAVAILABLE or QUEUE_FULL."""
+        """Reserves room for the choices of a request. Raises INVALID_REQUEST, UNAVAILABLE or QUEUE_FULL."""
         if not engine.available:
             raise EngineUnavailable
+        if choices > engine.capacity:
+            raise InvalidRequest(f"n must be at most {engine.capacity} for this model", "n")
         if choices > self._room(engine):
             raise QueueFull
         self._reserved[engine] += choices
@@ -95,7 +97,10 @@ class Reservation:
         self._choices = 1
 
     def assign(self, engine: Engine, choices: int) -> None:
-        """Moves the reservation to an engine, for so many choices. Raises UNAVAILABLE or QUEUE_FULL."""
+        """Moves the reservation to an engine, for so many choices.
+
+        Raises INVALID_REQUEST, UNAVAILABLE or QUEUE_FULL.
+        """
         self.release()
         self._admission.assign(engine, choices)
         self._engine, self._choices = engine, choices
@@ -116,7 +121,7 @@ class AdmittedRequest:
     async def reserve(self, engine: Engine, choices: int, max_tokens: int | None) -> None:
         """Reserves room for the choices in the engine, and tokens for their answers.
 
-        Raises UNAVAILABLE, QUEUE_FULL or RATE_LIMITED.
+        Raises INVALID_REQUEST, UNAVAILABLE, QUEUE_FULL or RATE_LIMITED.
         """
         self._reservation.assign(engine, choices)
         wanted = _TYPICAL_ANSWER if max_tokens is None else min(max_tokens, _LONGEST_ANSWER)

@@ -43,6 +43,10 @@ class Engine(Protocol):
         """The latest known state of each worker."""
 
     @property
+    def capacity(self) -> int:
+        """The largest number of choices that a request can have, at any time."""
+
+    @property
     def free_capacity(self) -> int:
         """How many more choices the engine can take, to run or to wait."""
 

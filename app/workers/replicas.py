@@ -147,6 +147,11 @@ class Replicas:
         return not self._draining and any(replica.available for replica in self._replicas)
 
     @property
+    def capacity(self) -> int:
+        """That of the largest replica, because one replica takes all choices of a request."""
+        return max((replica.capacity for replica in self._replicas), default=0)
+
+    @property
     def free_capacity(self) -> int:
         """The sum over the available replicas, or over all replicas if all are down."""
         available = [replica for replica in self._replicas if replica.available]

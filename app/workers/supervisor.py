@@ -100,10 +100,14 @@ class SupervisedEngine:
         return not self._draining and self._worker is not None and self._worker.available
 
     @property
+    def capacity(self) -> int:
+        return self._source.capacity
+
+    @property
     def free_capacity(self) -> int:
         """The full capacity while there is no worker."""
         if self._worker is None:
-            return self._source.capacity
+            return self.capacity
         return self._worker.free_capacity
 
     @property

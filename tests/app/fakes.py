@@ -290,6 +290,7 @@ class FakeEngine:
     """`submit` raises it: an app.errors.ApiError, like the real engine."""
     clipped: dict[str, float] = field(default_factory=dict)
     """The strengths that each request's generation reports as reduced, by digest."""
+    capacity: int = 1280
     free_capacity: int = 1280
     stats: EngineStats = field(default_factory=EngineStats)
     start: "asyncio.Future[None] | None" = None

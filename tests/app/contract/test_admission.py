@@ -101,6 +101,18 @@ async def test_every_choice_needs_a_slot(client: httpx.AsyncClient, engine: Fake
     assert engine.free_capacity == 3
 
 
+async def test_more_choices_than_ever_fit_are_the_callers_mistake(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.capacity = engine.free_capacity = 3
+    answer = await chat(client, n=4)
+    assert_error(answer, 400, "INVALID_REQUEST")
+    assert answer.json()["error"]["param"] == "n"
+    assert answer.json()["error"]["message"] == "n must be at most 3 for this model"
+    assert engine.free_capacity == 3
+    assert (await chat(client, n=3)).status_code == 200
+
+
 @pytest.mark.parametrize("fields", [{"temperature": 3}, {"logit_bias": {"300": 1}}, {"max_tokens": 10**6}])
 async def test_a_refused_request_releases_its_slot(
     client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any]

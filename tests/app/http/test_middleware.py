@@ -159,7 +159,7 @@ async def test_a_refusal_by_the_connection_is_recorded_instead_of_the_apps_answe
 
 class Engine:
     def __init__(self, room: int) -> None:
-        self.free_capacity = room
+        self.capacity = self.free_capacity = room
         self.available = True
 
 

@@ -35,6 +35,7 @@ class FakeReplica:
 
     load: int = 0
     name: str = ""
+    capacity: int = 100
     free_capacity: int = 100
     restarts: int = 0
     available: bool = True
@@ -379,6 +380,10 @@ async def test_the_room_is_the_sum_over_available_replicas() -> None:
     assert replicas.free_capacity == 4
     other.available = False
     assert replicas.free_capacity == 7, "new requests get UNAVAILABLE, not QUEUE_FULL"
+
+
+def test_a_request_has_room_in_one_replica() -> None:
+    assert Replicas([FakeReplica(capacity=3), FakeReplica(capacity=4)]).capacity == 4
 
 
 async def test_workers_that_have_not_started_yet_are_left_out() -> None:
