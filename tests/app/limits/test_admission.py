@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import ApiError, EngineUnavailable, QueueFull, RateLimited
+from app.errors import ApiError, EngineUnavailable, InvalidRequest, QueueFull, RateLimited
 from app.limits.accounts import LocalAccounts
 from app.limits.admission import AdmissionController, AdmittedRequest
 from app.limits.budget import TokenBucket
@@ -16,6 +16,7 @@ from app.settings import AccessToken, LimitSettings
 class Engine:
     free_capacity: int = 10
     available: bool = True
+    capacity: int = 10
 
 
 class Clock:
@@ -67,6 +68,13 @@ async def test_capacity_is_reserved_only_once(engine: Engine, clock: Clock) -> N
         await admit(admission, None, False)
     first.end()
     await (await admit(admission, None, False)).reserve(engine, 7, 1)
+
+
+async def test_choices_that_never_fit_are_refused_and_take_nothing(engine: Engine, clock: Clock) -> None:
+    admission = build(engine, clock)
+    with pytest.raises(InvalidRequest, match="n must be at most 10 for this model"):
+        await (await admit(admission, None, False)).reserve(engine, 11, 1)
+    await (await admit(admission, None, False)).reserve(engine, 10, 1)
 
 
 async def test_an_engine_that_is_down_takes_precedence_over_a_full_queue(
